@@ -1,0 +1,1 @@
+"""The offline side: data, networks, training, evaluation, and weights on disk."""

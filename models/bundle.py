@@ -1,0 +1,293 @@
+"""Writes and reads weights on disk; refuses what does not verify.
+
+A bundle is a folder: `manifest.json`, `generator.safetensors`, `discriminator.safetensors`, `samples.png`. Data only:
+no pickle, no class paths. It is written beside its place, synced and renamed, so that a reader finds the old one or
+the new one and never a mixture. A reader takes every byte once: what was hashed is what is used.
+"""
+
+import ctypes
+import hashlib
+import io
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from models.networks import MaxoutDiscriminator, MLPGenerator, build_networks
+from models.sampler import UInt8
+from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec
+
+FORMAT: Literal[1] = 1
+MANIFEST = "manifest.json"
+GENERATOR = "generator.safetensors"
+DISCRIMINATOR = "discriminator.safetensors"
+SAMPLES = "samples.png"
+MAX_MANIFEST_BYTES = 1 << 20
+_VERSIONED = ("format", "network", "image", "latent", "labels", "calibration")
+
+
+class BundleError(ValueError):
+    """The folder is not a bundle that can be trusted; the message says which file and why, in one line."""
+
+
+class FileRecord(Spec):
+    """What a file of the bundle must be."""
+
+    sha256: str = Field(pattern="^[0-9a-f]{64}$")
+    bytes: int = Field(ge=0)
+
+
+class Manifest(Spec):
+    """Everything about a bundle but the numbers themselves.
+
+    `training` and `evaluation` are facts for people and dashboards; nothing is rebuilt from them, so they may grow.
+    """
+
+    format: Literal[1] = 1
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    created: AwareDatetime
+    network: NetworkSpec
+    image: ImageSpec
+    latent: LatentSpec
+    labels: tuple[str, ...] | None = Field(None, min_length=1)
+    calibration: Calibration | None = None
+    files: dict[str, FileRecord]
+    training: dict[str, JsonValue]
+    evaluation: dict[str, JsonValue]
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> "Manifest":
+        if set(self.files) != {GENERATOR, DISCRIMINATOR, SAMPLES}:
+            raise ValueError(f"files must be {GENERATOR}, {DISCRIMINATOR} and {SAMPLES}")
+        if self.labels is not None and len(set(self.labels)) != len(self.labels):
+            raise ValueError("labels must differ from one another")
+        frequencies = self.latent.label_frequencies
+        if (frequencies is None) != (self.labels is None):
+            raise ValueError("latent.label_frequencies go with labels")
+        if self.labels is not None and frequencies is not None:
+            if len(frequencies) != len(self.labels):
+                raise ValueError("latent.label_frequencies must be as many as labels")
+            if abs(sum(frequencies) - 1) > 1e-6:
+                raise ValueError("latent.label_frequencies must sum to 1")
+        return self
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle in memory: both nets in eval mode, without gradients, on one device."""
+
+    folder: Path
+    manifest: Manifest
+    version: str
+    generator: MLPGenerator
+    discriminator: MaxoutDiscriminator
+
+    @property
+    def name(self) -> str:
+        """The manifest's name."""
+        return self.manifest.name
+
+
+def version_of(manifest: Mapping[str, Any]) -> str:
+    """First 12 hex digits of the sha256 over the canonical JSON of all that decides what a bundle computes.
+
+    `manifest` is the parsed JSON. Covered are `format`, `network`, `image`, `latent`, `labels`, `calibration`, and
+    `weights`: the sha256 of both weight files by name. Keys sorted, no spaces, ASCII.
+    """
+    covered = {key: manifest[key] for key in _VERSIONED}
+    covered["weights"] = {name: manifest["files"][name]["sha256"] for name in (DISCRIMINATOR, GENERATOR)}
+    canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+
+
+def read_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
+    """Verify a folder and rebuild its nets on the device.
+
+    Raises:
+        BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
+            types, NaN or Inf, or a file that is missing or not what its name says.
+    """
+    raw = _read_manifest(folder)
+    try:
+        manifest = Manifest.model_validate_json(json.dumps(raw))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{folder / MANIFEST}: {where or 'manifest'}: {first['msg']}") from None
+    contents = {name: _read_verified(folder / name, record) for name, record in manifest.files.items()}
+    generator, discriminator = build_networks(
+        manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
+    )
+    for net, name in ((generator, GENERATOR), (discriminator, DISCRIMINATOR)):
+        _fill(net, contents[name], folder / name)
+        net.to(device)
+    return Bundle(folder, manifest, version_of(raw), generator, discriminator)
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_MANIFEST_BYTES + 1)
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from None
+    if len(content) > MAX_MANIFEST_BYTES:
+        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
+    try:
+        raw = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path}: not JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise BundleError(f"{path}: not a JSON object")
+    if raw.get("format") != FORMAT:
+        raise BundleError(f"{path}: format {raw.get('format')!r}; this program reads format {FORMAT}")
+    return raw
+
+
+def _read_verified(path: Path, record: FileRecord) -> bytes:
+    """The file's bytes, once its size and checksum are those of the manifest."""
+    try:
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if size != record.bytes:  # before reading: a wrong file may be of any size
+                raise BundleError(f"{path}: {size} bytes, the manifest says {record.bytes}")
+            content = file.read()
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror}") from None
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != record.sha256:
+        raise BundleError(f"{path}: sha256 {digest[:12]}…, the manifest says {record.sha256[:12]}…")
+    return content
+
+
+def _fill(net: nn.Module, content: bytes, path: Path) -> None:
+    """Give a net on the meta device the file's tensors, after checking each."""
+    try:
+        tensors = load_tensors(content)
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise BundleError(f"{path}: not a safetensors file: {error}") from None
+    expected = net.state_dict()
+    if missing := sorted(expected.keys() - tensors.keys()):
+        raise BundleError(f"{path}: tensors missing: {', '.join(missing)}")
+    if surplus := sorted(tensors.keys() - expected.keys()):
+        raise BundleError(f"{path}: surplus tensors: {', '.join(surplus)}")
+    for name, tensor in tensors.items():
+        shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
+        if shape != wanted:
+            raise BundleError(f"{path}: {name} has shape {shape}, the network needs {wanted}")
+        if tensor.dtype != torch.float32:
+            raise BundleError(f"{path}: {name} is {tensor.dtype}, the network needs torch.float32")
+        if not torch.isfinite(tensor).all():
+            raise BundleError(f"{path}: {name} holds NaN or Inf")
+    net.load_state_dict(tensors, assign=True)
+    net.requires_grad_(requires_grad=False).eval()
+
+
+def write_bundle(
+    folder: Path,
+    facts: Mapping[str, Any],
+    generator: Mapping[str, Tensor],
+    discriminator: Mapping[str, Tensor],
+    samples: UInt8,
+) -> Bundle:
+    """Write a bundle at `folder`, replacing one that is there, and read it back.
+
+    Args:
+        folder: Where the bundle will be; its parent is made.
+        facts: The manifest's fields but `format` and `files`.
+        generator, discriminator: State dictionaries of the nets that the facts describe, float32.
+        samples: A picture of what G makes, uint8 (h, w, c).
+
+    Raises:
+        BundleError: What was handed in would be refused by a reader. Nothing has changed at `folder`.
+        OSError: The disk. Nothing has changed at `folder`.
+    """
+    picture = io.BytesIO()
+    Image.fromarray(samples.squeeze(2) if samples.shape[2] == 1 else samples).save(picture, "png", optimize=True)
+    contents = {
+        GENERATOR: _tensor_bytes(generator),
+        DISCRIMINATOR: _tensor_bytes(discriminator),
+        SAMPLES: picture.getvalue(),
+    }
+    files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
+    manifest = Manifest.model_validate({**facts, "format": FORMAT, "files": files})
+    contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        for name, content in contents.items():
+            write_synced(temporary / name, content)
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out the server's user
+        sync_folder(temporary)
+        read_bundle(temporary)
+        _put_in_place(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return read_bundle(folder)
+
+
+def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return save_tensors({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the disk has the folder's names."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file so that a reader, even after a crash, finds the old content or the new, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_synced(temporary, content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename a folder onto its place; one that is there already ends up under the temporary name."""
+    if folder.exists():
+        if not _exchange(temporary, folder):
+            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.replace(aside)
+            temporary.replace(folder)
+            aside.replace(temporary)
+    else:
+        temporary.replace(folder)
+    sync_folder(folder.parent)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, where the system can: Linux' renameat2 with RENAME_EXCHANGE."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    return renameat2 is not None and renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0

@@ -1,0 +1,154 @@
+"""The record of a run, a folder that people and later commands read:
+
+    options.json              what was asked for: options, data set and its checksum, environment
+    stats.jsonl               one JSON object a line, with at least `step` and `seconds`
+    samples/step-000500.png   images from the same noise every time
+    checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
+    bundle/                   the end product
+
+A checkpoint is written beside its place, synced and renamed: after a kill at any moment the newest one that reads whole
+is where the run goes on.
+"""  # noqa: D400, D415
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from models.bundle import replace_file
+from models.sampler import UInt8, grid
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunError(ValueError):
+    """The run folder and the command do not fit together; the message is one line for a person."""
+
+
+class RunDir:
+    """One run's folder. Nothing is created before the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bundle = path / "bundle"
+        self._options = path / "options.json"
+        self._stats = path / "stats.jsonl"
+        self._checkpoints = path / "checkpoints"
+        self._samples = path / "samples"
+
+    def is_used(self) -> bool:
+        """Whether a run has begun here, or anything else lies here."""
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Write options.json, atomically, and sweep out what a kill left half written."""
+        for folder in (self._checkpoints, self._samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        for rest in (*self._checkpoints.glob(".*.tmp"), *self.path.glob(".*.tmp")):
+            rest.unlink()
+        for rest in self.path.glob(".bundle-*"):
+            shutil.rmtree(rest)
+        replace_file(self._options, (json.dumps(record, indent=1) + "\n").encode())
+
+    def record(self) -> dict[str, Any] | None:
+        """What options.json says, or None where no run has begun.
+
+        Raises:
+            RunError: The file is there and cannot be read.
+        """
+        try:
+            record = json.loads(self._options.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{self._options}: {error}") from None
+        if not isinstance(record, dict):
+            raise RunError(f"{self._options}: not a JSON object")
+        return record
+
+    def append_stats(self, row: dict[str, Any]) -> None:
+        """Add one line to stats.jsonl."""
+        with self._stats.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def truncate_stats(self, step: int) -> None:
+        """Forget the lines after a step: what came after the checkpoint will be computed again."""
+        if not self._stats.exists():
+            return
+        kept = [line for line in self._stats.read_text("utf-8").splitlines() if _step_of(line) <= step]
+        replace_file(self._stats, "".join(f"{line}\n" for line in kept).encode())
+
+    def save_samples(self, step: int, images: UInt8) -> None:
+        """Write images (n, h, w, c) as one square picture."""
+        picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
+        target = self._samples / f"step-{step:06d}.png"
+        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(target)
+
+    def save_checkpoint(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Write a checkpoint, then drop all but the newest two.
+
+        Raises:
+            OSError: The disk. Earlier checkpoints are untouched.
+        """
+        named = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+        replace_file(self._path_of(step), save_tensors(named, metadata={"facts": json.dumps(facts)}))
+        for old in self._newest_first()[KEPT_CHECKPOINTS:]:
+            old.unlink()
+
+    def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the newest checkpoint that reads whole, or None."""
+        for path in self._newest_first():
+            try:
+                with safe_open(path, framework="pt") as file:
+                    facts = json.loads(file.metadata()["facts"])
+                    return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 — not a dict
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+                continue  # cut off by a crash before the rename was synced: the one before it is whole
+        return None
+
+    def _path_of(self, step: int) -> Path:
+        return self._checkpoints / f"step-{step:06d}.safetensors"
+
+    def _newest_first(self) -> list[Path]:
+        found = [path for path in self._checkpoints.glob("step-*.safetensors") if path.stem[5:].isdigit()]
+        return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures of a run depend on beside its options."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "source_commit": _source_commit(),
+    }
+
+
+def _source_commit() -> str | None:
+    """The commit of this source tree, with `+` where files differ from it; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", os.fspath(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _step_of(line: str) -> float:
+    """The line's step; a line cut off by a crash counts as later than any."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

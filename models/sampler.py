@@ -1,0 +1,142 @@
+"""(seed, index) → latents and labels; padded, tiled inference to uint8: the one place that decides an image's bytes.
+
+Random numbers, `philox4x64-10/1`. Philox (Salmon et al. 2011) is a block function: key and counter in, four 64-bit
+words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels. Image `index` owns b = ⌈dim/4⌉
+blocks, whose counters are index·b … index·b + b − 1, so any range of images is one contiguous draw, and an image's
+noise depends on nothing else. A label takes the first word of block `index` of its stream. A word w becomes
+u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³ in (0, 1). Uniform latents are √3·(2u − 1). Normal ones are Box-Muller pairs:
+√(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to float32,
+so that other libraries' last bits hardly ever show.
+
+Bytes. The float result of a row of a matrix product may depend on how many rows there are: kernels differ in the order
+of their sums. So rows are computed in tiles: always one of few sizes, padded with zeros, and `Tiles.proven` admits a
+size only where it gives the reference tile's bits. A pixel is then a function of its latent alone, on one kind of
+device.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from models.spec import LatentSpec
+
+Float32 = NDArray[np.float32]
+Int64 = NDArray[np.int64]
+UInt8 = NDArray[np.uint8]
+
+LATENT_STREAM, LABEL_STREAM = 0, 1
+REFERENCE_TILE = 64
+TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
+
+
+def draw_latents(latent: LatentSpec, seed: int, first_index: int, count: int) -> Float32:
+    """Noise of images first_index … first_index + count − 1 of a seed: float32 (count, dim), mean 0, variance 1."""
+    blocks = math.ceil(latent.dim / 4)
+    words = 4 * blocks
+    u = _uniforms(seed, LATENT_STREAM, first_index * blocks, count * words).reshape(count, words)
+    if latent.distribution == "uniform":
+        z = math.sqrt(3) * (2 * u - 1)
+    else:
+        # Contiguous, because NumPy takes another path, with other last bits, through strided numbers.
+        radius = np.sqrt(-2 * np.log(np.ascontiguousarray(u[:, 0::2])))
+        angle = 2 * math.pi * np.ascontiguousarray(u[:, 1::2])
+        z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(count, words)
+    return np.ascontiguousarray(z[:, : latent.dim], dtype=np.float32)
+
+
+def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count: int) -> Int64:
+    """Labels of images first_index … of a seed, drawn at these frequencies (they sum to 1): int64 (count,)."""
+    u = _uniforms(seed, LABEL_STREAM, first_index, 4 * count)[::4]
+    edges = np.cumsum(np.asarray(frequencies, dtype=np.float64))
+    return np.searchsorted(edges[:-1], u, side="right").astype(np.int64)
+
+
+def _uniforms(seed: int, stream: int, first_block: int, words: int) -> NDArray[np.float64]:
+    """`words` numbers in (0, 1) from consecutive Philox blocks, the first with counter `first_block`."""
+    # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
+    bits = np.random.Philox(key=seed | stream << 64, counter=(first_block - 1) % 2**256).random_raw(words)
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+class Tiles:
+    """Run a net on any number of rows through batches of few, proven sizes.
+
+    Args:
+        run: float32 (n, *row) tensor and (n,) int64 labels or None → (n, *out) tensor, for n in `sizes`.
+        sizes: Batch sizes that may be run, rising. Each must give a row the same bits; `proven` finds them.
+    """
+
+    def __init__(self, run: Callable[[Tensor, Tensor | None], Tensor], sizes: Sequence[int]) -> None:
+        self.run = run
+        self.sizes = tuple(sizes)
+
+    @classmethod
+    def proven(
+        cls,
+        run: Callable[[Tensor, Tensor | None], Tensor],
+        example: Tensor,
+        labels: Tensor | None,
+        candidates: Sequence[int] = TILE_SIZES,
+    ) -> "Tiles":
+        """Tiles of those candidates whose every row has, on the example rows, the reference tile's bits.
+
+        Sums run in an order that depends on a batch's size and never on its numbers, so sizes that agree on a few
+        thousand random outputs agree. `example` has as many rows as the largest candidate, or more.
+        """
+        whole = example[: len(example) // REFERENCE_TILE * REFERENCE_TILE]
+        expected = cls(run, [REFERENCE_TILE])(whole, None if labels is None else labels[: len(whole)])
+        sizes = []
+        for size in candidates:
+            rows = len(whole) // size * size
+            got = cls(run, [size])(whole[:rows], None if labels is None else labels[:rows])
+            if rows and torch.equal(got, expected[:rows]):
+                sizes.append(size)
+        return cls(run, sizes)
+
+    def padded(self, rows: int) -> int:
+        """Rows that are really computed for this many."""
+        largest = self.sizes[-1]
+        rest = rows % largest
+        return rows - rest + (next(size for size in self.sizes if size >= rest) if rest else 0)
+
+    @torch.inference_mode()
+    def __call__(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(n, *row) → (n, *out), n ≥ 1, in order."""
+        n = len(rows)
+        out, start = [], 0
+        while start < n:
+            size = next((size for size in self.sizes if size >= n - start), self.sizes[-1])
+            stop = min(start + size, n)
+            result = self.run(_pad(rows[start:stop], size), None if labels is None else _pad(labels[start:stop], size))
+            out.append(result[: stop - start])
+            start = stop
+        return torch.cat(out)
+
+
+def _pad(rows: Tensor, size: int) -> Tensor:
+    if len(rows) == size:
+        return rows
+    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+
+
+def to_uint8(pixels: Tensor) -> UInt8:
+    """Pixels (n, c, h, w) in [0, 1] on any device → uint8 (n, h, w, c): 255·x, rounded half to even."""
+    return (pixels * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+
+
+def grid(images: UInt8, columns: int) -> UInt8:
+    """Images (n, h, w, c), in reading order, as one picture (rows·h, columns·w, c); what is left over is black."""
+    n, h, w, c = images.shape
+    rows = math.ceil(n / columns)
+    cells = np.zeros((rows * columns, h, w, c), dtype=np.uint8)
+    cells[:n] = images
+    return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def to_pixels(images: UInt8, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the device."""
+    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()

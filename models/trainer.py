@@ -1,0 +1,430 @@
+"""One training step, whole, in the order of the maths; an explicit state that saves and resumes; the loop around them.
+
+Every random number of a run is a function of (seed, step): at the start of a step its generator is seeded anew, the
+order of the images is a permutation for each (seed, epoch), and scoring draws from the sampler's own streams. So a
+checkpoint needs no generator's state, and a resumed run goes on where an uninterrupted one would be.
+
+The two updates differ as the paper and its published code do:
+
+- `alternating`, Algorithm 1: k times, m noise and m data samples, a step down D's loss; then m fresh noise samples and
+  a step down G's loss, through the D that has just moved.
+- `simultaneous`, the published code: one mini-batch of noise and data, one forward pass with one set of dropout masks,
+  both gradients from it, then both nets move at once. G's gradient sees D before its update and the same noise.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.bundle import Bundle, write_bundle
+from models.data import Dataset
+from models.evaluation import PAPER_SAMPLES, SigmaChoice, fit_calibration, validation_log_likelihood
+from models.losses import GENERATOR_LOSSES, discriminator_loss
+from models.networks import MaxoutDiscriminator, MLPGenerator, build_networks
+from models.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
+from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+
+Optimiser = torch.optim.SGD | torch.optim.Adam
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why, and the last checkpoint is still good."""
+
+
+@dataclass
+class Report:
+    """Means over the steps since the last report. D's means are of σ(logit), dropout on, as trained."""
+
+    step: int
+    seconds: float
+    d_loss: float
+    g_loss: float
+    d_real: float
+    d_fake: float
+    images_per_s: float
+
+
+@dataclass
+class Best:
+    """The weights that scored highest on the validation images so far: what the bundle will hold."""
+
+    step: int = 0
+    score: float = -math.inf
+    sigma: float = math.nan
+    generator: dict[str, Tensor] = field(default_factory=dict)
+    discriminator: dict[str, Tensor] = field(default_factory=dict)
+
+
+class State:
+    """All that a run has computed so far: both nets, the average of G, both optimisers, the step, and the best.
+
+    Raises:
+        TrainingError: The options need labels, and the data has none.
+    """
+
+    def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+        self.step = 0
+        self.seconds = 0.0
+        self.best = Best()
+        self.data = Resident(dataset, options, device)
+        self.image = image_spec(dataset)
+        self.classes = len(dataset.label_names or ()) if options.conditional else 0
+        self.generator, self.discriminator = self.empty_nets()
+        self.average = (
+            self.empty_nets()[0].requires_grad_(requires_grad=False) if options.ema_half_life_images else None
+        )
+        initialise(self.generator, self.discriminator, options, self.data.mean_image())
+        if self.average is not None:
+            self.average.load_state_dict(self.generator.state_dict())
+        self.g_optimiser = _optimiser(self.generator, options.generator_optimiser)
+        self.d_optimiser = _optimiser(self.discriminator, options.discriminator_optimiser)
+
+    def empty_nets(self) -> tuple[MLPGenerator, MaxoutDiscriminator]:
+        """Both nets of the options and data, with unspecified weights."""
+        nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
+        for net in nets:
+            net.to_empty(device=self.device)
+        return nets
+
+    @property
+    def shown_generator(self) -> MLPGenerator:
+        """The generator whose images count: the average where one is kept."""
+        return self.generator if self.average is None else self.average
+
+    def sample_labels(self, count: int) -> Tensor | None:
+        """Labels of images 0 … count − 1 of seed 0, at the training data's frequencies; None for nets without."""
+        frequencies = self.data.label_frequencies(self.classes)
+        return None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state under one flat set of names."""
+        named = {
+            **_prefixed("generator", self.generator.state_dict()),
+            **_prefixed("discriminator", self.discriminator.state_dict()),
+            **_prefixed("best.generator", self.best.generator),
+            **_prefixed("best.discriminator", self.best.discriminator),
+        }
+        if self.average is not None:
+            named |= _prefixed("average", self.average.state_dict())
+        for name, optimiser in (("g_optimiser", self.g_optimiser), ("d_optimiser", self.d_optimiser)):
+            for index, slots in optimiser.state_dict()["state"].items():
+                tensors = {f"{index}.{slot}": value for slot, value in slots.items() if value is not None}
+                named |= _prefixed(name, tensors)
+        return named
+
+    def facts(self) -> dict[str, float]:
+        """The state's numbers that are not tensors."""
+        best = self.best
+        return {"step": self.step, "seconds": self.seconds, "best_step": best.step, "best_score": best.score,
+                "best_sigma": best.sigma}  # fmt: skip
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, float]) -> None:
+        """Become the state that was saved. The options and data must be those of the saved run."""
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.generator.load_state_dict(_under("generator", tensors))
+        self.discriminator.load_state_dict(_under("discriminator", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_under("average", tensors))
+        for name, optimiser in (("g_optimiser", self.g_optimiser), ("d_optimiser", self.d_optimiser)):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in _under(name, tensors).items():
+                index, slot = key.split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+        self.step = int(facts["step"])
+        self.seconds = facts["seconds"]
+        self.best = Best(
+            int(facts["best_step"]),
+            facts["best_score"],
+            facts["best_sigma"],
+            _under("best.generator", tensors),
+            _under("best.discriminator", tensors),
+        )
+
+
+class Resident:
+    """The training images on the device as uint8, and the order in which a run takes them."""
+
+    def __init__(self, dataset: Dataset, options: TrainingOptions, device: torch.device) -> None:
+        self.images = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
+        labels = dataset.train.labels if options.conditional else None
+        if options.conditional and labels is None:
+            raise TrainingError(f"preset {options.preset} is class-conditional, and {dataset.name} has no labels")
+        self.labels = None if labels is None else torch.from_numpy(labels).to(device)
+        self.seed = options.seed
+        self._orders: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def mean_image(self) -> Tensor:
+        """Mean of every pixel over the training images, (c, h, w) in [0, 1]."""
+        return self.images.to(torch.float64).mean(dim=0).div_(255).to(torch.float32)
+
+    def label_frequencies(self, classes: int) -> tuple[float, ...] | None:
+        """Share of each label among the training images; None without labels."""
+        if self.labels is None:
+            return None
+        counts: list[int] = torch.bincount(self.labels, minlength=classes).tolist()
+        return tuple(count / len(self.labels) for count in counts)
+
+    def take(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at places start … start + count − 1 of the endless shuffled sequence of epochs."""
+        n = len(self.images)
+        places = torch.arange(start, start + count)
+        epochs = range(start // n, (start + count - 1) // n + 1)
+        rows = torch.cat([self._order(epoch)[places[places // n == epoch] % n] for epoch in epochs])
+        rows = rows.to(self.images.device)
+        pixels = self.images[rows].to(torch.float32).div_(255)
+        return pixels, None if self.labels is None else self.labels[rows]
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            rng = torch.Generator().manual_seed(_derived_seed(self.seed, "order", epoch))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = torch.randperm(len(self.images), generator=rng)
+        return self._orders[epoch]
+
+
+def image_spec(dataset: Dataset) -> ImageSpec:
+    """Shape of a data set's images."""
+    _, height, width, channels = dataset.train.images.shape
+    return ImageSpec(channels=1 if channels == 1 else 3, height=height, width=width)
+
+
+def initialise(generator: MLPGenerator, discriminator: nn.Module, options: TrainingOptions, mean: Tensor) -> None:
+    """Fill both nets: weights uniform in ±init, biases 0, G's last bias from the data's marginals.
+
+    With a bias of logit(mean pixel), G's first images have the data's mean brightness at every pixel.
+    """
+    rng = torch.Generator().manual_seed(_derived_seed(options.seed, "initialise", 0))
+    for net, bound in ((generator, options.generator_init), (discriminator, options.discriminator_init)):
+        for parameter in net.parameters():
+            numbers = torch.zeros(parameter.shape)
+            if parameter.dim() > 1:
+                numbers.uniform_(-bound, bound, generator=rng)
+            parameter.data.copy_(numbers)
+    if options.output_bias_from_data:
+        generator.output.bias.data.copy_(torch.logit(mean.flatten(), eps=1e-7))
+
+
+def train_step(state: State) -> Tensor:
+    """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z)))."""
+    options, data, m = state.options, state.data, state.options.batch_size
+    generator, discriminator = state.generator, state.discriminator
+    generator_loss = GENERATOR_LOSSES[options.generator_loss]
+    rng = torch.Generator(state.device).manual_seed(_derived_seed(options.seed, "step", state.step))
+    _schedule(state.g_optimiser, options.generator_optimiser, state)
+    _schedule(state.d_optimiser, options.discriminator_optimiser, state)
+
+    if options.update == "alternating":
+        for turn in range(options.d_steps):
+            images, labels = data.take((state.step * options.d_steps + turn) * m, m)
+            with torch.no_grad():
+                fake = generator(_noise(state, rng), labels)
+            real_logits = discriminator(images, labels, rng)
+            fake_logits = discriminator(fake, labels, rng)
+            d_loss = discriminator_loss(real_logits, fake_logits) * options.d_loss_scale
+            _descend(d_loss, discriminator, state.d_optimiser)
+        g_loss = generator_loss(discriminator(generator(_noise(state, rng), labels), labels, rng))
+        _descend(g_loss, generator, state.g_optimiser)
+    else:
+        images, labels = data.take(state.step * m, m)
+        real_logits = discriminator(images, labels, rng)
+        fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng)
+        d_loss = discriminator_loss(real_logits, fake_logits) * options.d_loss_scale
+        g_loss = generator_loss(fake_logits)
+        g_gradients = torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True)
+        d_gradients = torch.autograd.grad(d_loss, list(discriminator.parameters()))
+        _apply(g_gradients, generator, state.g_optimiser)
+        _apply(d_gradients, discriminator, state.d_optimiser)
+
+    state.step += 1
+    if state.average is not None:
+        keep = 0.5 ** (m / options.ema_half_life_images)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(state.average.parameters()), list(generator.parameters()), 1 - keep)
+    with torch.no_grad():
+        return torch.stack([d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()])
+
+
+def train(
+    state: State, steps: int, *, report_every: int = 50, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Report]:
+    """Step until `steps` generator updates are done or `stopped()`; report every `report_every` steps and at the end.
+
+    There is a report at every multiple of `score_every` too, so that whoever scores sees that very step.
+
+    Raises:
+        TrainingError: A loss is no longer a finite number.
+    """
+    sums, counted = torch.zeros(4, device=state.device), 0
+    started, seconds_before = time.perf_counter(), state.seconds
+    last_step, last_seconds = state.step, state.seconds
+    while state.step < steps:
+        sums += train_step(state)
+        counted += 1
+        stop = stopped() or state.step == steps
+        if not stop and state.step % report_every and state.step % state.options.score_every:
+            continue
+        d_loss, g_loss, d_real, d_fake = (sums / counted).tolist()
+        state.seconds = seconds_before + time.perf_counter() - started
+        if not math.isfinite(d_loss + g_loss):
+            raise TrainingError(f"a loss is not finite at step {state.step}: D {d_loss}, G {g_loss}")
+        images = (state.step - last_step) * state.options.batch_size
+        rate = images / max(state.seconds - last_seconds, 1e-9)
+        yield Report(state.step, round(state.seconds, 3), d_loss, g_loss, d_real, d_fake, rate)
+        sums.zero_()
+        counted, last_step, last_seconds = 0, state.step, state.seconds
+        if stop:
+            return
+
+
+def score(state: State, dataset: Dataset) -> SigmaChoice:
+    """Parzen log-likelihood of the validation images under what the shown generator makes, in nats.
+
+    As many samples as the paper's 10,000, or a fifth of the training images where that is fewer, from the sampler's
+    seed 0: nothing of the training is touched, and two scores differ by the weights alone.
+    """
+    count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
+    samples = generate(state.shown_generator, state.options.latent, count, state.sample_labels(count))
+    return validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
+
+
+def keep_if_best(state: State, choice: SigmaChoice) -> bool:
+    """Keep the present weights as the best if they scored highest so far."""
+    if choice.log_likelihood <= state.best.score:
+        return False
+    state.best = Best(
+        state.step,
+        choice.log_likelihood,
+        choice.sigma,
+        {name: tensor.clone() for name, tensor in state.shown_generator.state_dict().items()},
+        {name: tensor.clone() for name, tensor in state.discriminator.state_dict().items()},
+    )
+    return True
+
+
+def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any]) -> Bundle:
+    """Write the best weights as a bundle, with D's logit calibrated on images that it never saw.
+
+    `record` goes into the manifest's `training`. Errors are those of `write_bundle`.
+    """
+    options, best = state.options, state.best
+    generator, discriminator = state.empty_nets()
+    generator.load_state_dict(best.generator)
+    discriminator.load_state_dict(best.discriminator)
+    latent = options.latent.model_copy(update={"label_frequencies": state.data.label_frequencies(state.classes)})
+    count = len(dataset.validation.images)
+    labels = state.sample_labels(count)
+    images = to_uint8(generate(generator, latent, count, labels))
+    real_labels = None if labels is None else torch.from_numpy(dataset.validation.labels).to(state.device)
+    calibration = fit_calibration(
+        _logits(discriminator, dataset.validation.images, real_labels), _logits(discriminator, images, labels)
+    )
+    facts = {
+        "name": name,
+        "created": datetime.now(UTC),
+        "network": options.network,
+        "image": state.image,
+        "latent": latent,
+        "labels": dataset.label_names if options.conditional else None,
+        "calibration": calibration,
+        "training": record
+        | {
+            "steps": state.step,
+            "images_seen": state.step * options.batch_size * options.d_steps,
+            "wall_seconds": round(state.seconds, 1),
+            "seed": options.seed,
+            "selection": {"rule": "highest validation Parzen log-likelihood", "step": best.step},
+        },
+        "evaluation": {
+            "validation_parzen": {"log_likelihood": best.score, "sigma": best.sigma, "rows": count},
+        },
+    }
+    return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
+
+
+def draw(bundle: Bundle, count: int, first_index: int) -> Tensor:
+    """Images first_index … of a bundle's seed 0 as float pixels (count, c, h, w): what its scores are about."""
+    manifest = bundle.manifest
+    frequencies = manifest.latent.label_frequencies
+    labels = None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, first_index, count))
+    return generate(bundle.generator, manifest.latent, count, labels, first_index)
+
+
+@torch.inference_mode()
+def _logits(discriminator: MaxoutDiscriminator, images: UInt8, labels: Tensor | None) -> Tensor:
+    device = next(discriminator.parameters()).device
+    logits: Tensor = discriminator(to_pixels(images, device), None if labels is None else labels.to(device))
+    return logits
+
+
+@torch.inference_mode()
+def generate(
+    generator: MLPGenerator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
+) -> Tensor:
+    """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device."""
+    device = next(generator.parameters()).device
+    latents = torch.from_numpy(draw_latents(latent, 0, first_index, count)).to(device)
+    labels = None if labels is None else labels.to(device)
+    chunks = [slice(start, start + 1_000) for start in range(0, count, 1_000)]
+    return torch.cat([generator(latents[rows], None if labels is None else labels[rows]) for rows in chunks])
+
+
+def _noise(state: State, rng: torch.Generator) -> Tensor:
+    """(m, dim) numbers of mean 0 and variance 1 from the run's latent distribution."""
+    shape = (state.options.batch_size, state.options.latent.dim)
+    if state.options.latent.distribution == "normal":
+        return torch.randn(shape, generator=rng, device=state.device)
+    return torch.rand(shape, generator=rng, device=state.device).mul_(2).sub_(1).mul_(math.sqrt(3))
+
+
+def _descend(loss: Tensor, net: nn.Module, optimiser: Optimiser) -> None:
+    _apply(torch.autograd.grad(loss, list(net.parameters())), net, optimiser)
+
+
+def _apply(gradients: tuple[Tensor, ...], net: nn.Module, optimiser: Optimiser) -> None:
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        parameter.grad = gradient
+    optimiser.step()
+
+
+def _optimiser(net: nn.Module, spec: SGDSpec | AdamSpec) -> Optimiser:
+    if isinstance(spec, AdamSpec):
+        return torch.optim.Adam(net.parameters(), lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+    return torch.optim.SGD(net.parameters(), lr=spec.lr, momentum=spec.momentum, fused=True)
+
+
+def _schedule(optimiser: Optimiser, spec: SGDSpec | AdamSpec, state: State) -> None:
+    """Set the paper's learning rate and momentum for the step to come; Adam's stay."""
+    if isinstance(spec, AdamSpec):
+        return
+    group = optimiser.param_groups[0]
+    epoch = state.step * state.options.batch_size // len(state.data)
+    share = min(epoch / spec.momentum_epochs, 1.0) if spec.momentum_epochs else 0.0
+    group["momentum"] = spec.momentum + share * (spec.final_momentum - spec.momentum)
+    group["lr"] = max(spec.lr / spec.decay**state.step, spec.min_lr)
+
+
+def _derived_seed(seed: int, purpose: str, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}
