@@ -85,17 +85,16 @@ class Tiles:
         """Tiles of those candidates whose every row has, on the example rows, the reference tile's bits.
 
         Sums run in an order that depends on a batch's size and never on its numbers, so sizes that agree on a few
-        thousand random outputs agree. `example` has as many rows as the largest candidate, or more.
+        thousand random outputs agree. `example` has as many rows as the largest candidate.
         """
-        whole = example[: len(example) // REFERENCE_TILE * REFERENCE_TILE]
-        expected = cls(run, [REFERENCE_TILE])(whole, None if labels is None else labels[: len(whole)])
-        sizes = []
-        for size in candidates:
-            rows = len(whole) // size * size
-            got = cls(run, [size])(whole[:rows], None if labels is None else labels[:rows])
-            if rows and torch.equal(got, expected[:rows]):
-                sizes.append(size)
-        return cls(run, sizes)
+        expected = cls(run, [REFERENCE_TILE])(example, labels)
+
+        def agrees(size: int) -> bool:
+            rows = max(size, REFERENCE_TILE)
+            got = cls(run, [size])(example[:rows], None if labels is None else labels[:rows])
+            return torch.equal(got, expected[:rows])
+
+        return cls(run, [size for size in candidates if agrees(size)])
 
     def padded(self, rows: int) -> int:
         """Rows that are really computed for this many."""
