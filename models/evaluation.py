@@ -58,7 +58,7 @@ def parzen_log_likelihoods(samples: Tensor, data: Tensor, sigmas: Sequence[float
 
     Runs on the device of `samples`; `data` is brought there a chunk at a time. The work is one m x n x d matrix product
     and m x n exponentials for each sigma. Distances are float32 (float64 if `samples` are): on digits a row's error is
-    under 0.003 nats at sigma 0.1, falls as 1/sigma^2, and the mean over rows is ten times closer.
+    under 0.003 nats at sigma 0.1, falls as 1/sigma^2, and the mean over rows is five times closer.
 
     Args:
         samples: (m, ...) floating point, m >= 1.
@@ -303,20 +303,16 @@ def _sigmoid(values: Float64s) -> Float64s:
 
 
 def _platt(real: Float64s, fake: Float64s) -> tuple[float, float]:
-    """(scale, offset) of the cross-entropy's minimum, by Newton's method with step halving; (0, 0) for constants."""
+    """(scale, offset) at the cross-entropy's minimum, by Newton's method; (0, 0) where all logits are the same."""
     logits = np.concatenate([real, fake])
-    middle, spread = float(logits.mean()), float(logits.std())
-    if spread == 0.0:
+    if logits.min() == logits.max():
         return 0.0, 0.0
+    middle, spread = float(logits.mean()), float(logits.std())
     design = np.stack([(logits - middle) / spread, np.ones_like(logits)])
     sizes = np.array([len(real), len(fake)])
     weights = np.repeat(0.5 / sizes, sizes)
     # Platt's targets: the mean of a class seen n times under a uniform prior, not 1 and 0.
     targets = np.repeat([(len(real) + 1) / (len(real) + 2), 1 / (len(fake) + 2)], sizes)
-
-    def loss(theta: Float64s) -> float:
-        scores = theta @ design
-        return float(weights @ (np.logaddexp(0.0, scores) - targets * scores))
 
     theta = np.zeros(2)
     for _ in range(100):
@@ -324,8 +320,6 @@ def _platt(real: Float64s, fake: Float64s) -> tuple[float, float]:
         gradient = design @ (weights * (probabilities - targets))
         hessian = (design * (weights * probabilities * (1.0 - probabilities))) @ design.T
         step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        while np.abs(step).max() > 1e-10 and loss(theta - step) > loss(theta):
-            step = step / 2.0
         theta = theta - step
         if np.abs(step).max() <= 1e-10:
             break

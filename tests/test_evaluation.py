@@ -115,6 +115,13 @@ def test_chunks_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch, buffer
     np.testing.assert_allclose(parzen_log_likelihoods(samples, data, (0.1, 0.3)), in_one_pass, atol=1e-3)
 
 
+def test_no_row_is_nearer_than_itself(digits: Tensor) -> None:
+    """Rounding must not make a row's distance to itself negative: no likelihood passes the peak of its own window."""
+    samples = digits[:300]
+    peak = -digits[0].numel() / 2 * math.log(2 * math.pi * 0.1**2) - math.log(300)
+    assert parzen_log_likelihood(samples, samples, 0.1).max() <= peak + 1e-9
+
+
 def test_far_away_data_have_a_finite_likelihood() -> None:
     """A narrow window far from every sample gives a very low number, not minus infinity."""
     log_likelihood = parzen_log_likelihood(torch.zeros(3, 400), torch.ones(1, 400), 0.01)
@@ -389,6 +396,28 @@ def test_perfect_separation_is_finite(gap: float) -> None:
     assert fitted.offset < -2
 
 
+def test_nothing_is_surer_than_its_evidence() -> None:
+    """A logit seen a hundred times, always on a real image, means 101 in 102, as for any rate under a uniform prior."""
+    fitted = fit_calibration(torch.full((200,), 5.0), torch.full((200,), -3.0))
+    assert fitted is not None
+    assert fitted.scale * 5 + fitted.offset == pytest.approx(math.log(101))
+    assert fitted.scale * -3 + fitted.offset == pytest.approx(-math.log(101))
+    assert fitted.expected_calibration_error == pytest.approx(1 / 102)
+
+
+def test_the_error_is_measured_on_the_other_half() -> None:
+    """A line fits two values of the logit perfectly, so an error beyond the smoothing comes from unseen logits."""
+    random = np.random.default_rng(2)
+    real, fake = (torch.from_numpy(random.binomial(1, p, 2000).astype(np.float32)) for p in (0.7, 0.4))
+    errors = [
+        fitted.expected_calibration_error
+        for seed in range(5)
+        if (fitted := fit_calibration(real, fake, seed=seed)) is not None
+    ]
+    assert len(errors) == 5
+    assert max(errors) > 0.005
+
+
 @settings(deadline=None, max_examples=25)
 @given(factor=st.floats(1e-3, 1e3), shift=st.floats(-50, 50), seed=st.integers(0, 2**31))
 def test_calibration_does_not_depend_on_the_logits_units(factor: float, shift: float, seed: int) -> None:
@@ -414,12 +443,12 @@ def test_calibration_is_fixed_by_its_seed() -> None:
 
 @settings(deadline=None, max_examples=40)
 @given(
-    real=st.lists(st.integers(-3, 4), min_size=30, max_size=60),
-    fake=st.lists(st.integers(-4, 3), min_size=30, max_size=60),
+    real=st.lists(st.integers(-3, 4) | st.floats(-1e5, 1e6), min_size=30, max_size=60),
+    fake=st.lists(st.integers(-4, 3) | st.floats(-1e6, 1e5), min_size=30, max_size=60),
 )
-def test_any_calibration_is_a_sane_one(real: list[int], fake: list[int]) -> None:
+def test_any_calibration_is_a_sane_one(real: list[float], fake: list[float]) -> None:
     """Whatever the logits, the answer is None or a rising line whose AUC on unseen logits clears one half."""
-    fitted = fit_calibration(torch.tensor(real, dtype=torch.float32), torch.tensor(fake, dtype=torch.float32))
+    fitted = fit_calibration(torch.tensor(real, dtype=torch.float64), torch.tensor(fake, dtype=torch.float64))
     if fitted is not None:
         assert fitted.scale > 0
         assert math.isfinite(fitted.offset)
