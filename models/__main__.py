@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -16,14 +17,15 @@ import torch
 from pydantic import ValidationError
 
 from models import evaluation, trainer
-from models.bundle import MANIFEST, BundleError, read_bundle, replace_file
-from models.data import DataError, load_dataset
+from models.bundle import NAME_PATTERN, BundleError, read_bundle, record_evaluation
+from models.data import DataError, Dataset, load_dataset
 from models.rundir import RunDir, RunError, environment
 from models.sampler import to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
 
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 GRID_IMAGES = 64
+REPORT_EVERY = 50  # steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -35,8 +37,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {error.filename or ''}: {error.strerror or error}", file=sys.stderr)
+        print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"error: {error.name} is not installed: the train extra brings it", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return INTERRUPTED
     return code
 
 
@@ -49,7 +56,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--preset", required=True, choices=PRESETS)
     _add_data(train)
     train.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
-    train.add_argument("--name", help="the bundle's name (default: DATA-PRESET)")
+    train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N", help="steps (default 1000)")
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
@@ -84,9 +91,21 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--data", required=True, help="mnist, fashion-mnist, digits, a folder of images, or an .npz")
-    parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR"),
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR") or None,
                         help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
     parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize a folder's images to S×S pixels")
+
+
+def _bundle_name(text: str) -> str:
+    if not re.search(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"{text!r} must be 1 to 64 of a-z 0-9 . _ - and begin with a letter or digit")
+    return text
+
+
+def _default_name(data: str, preset: str) -> str:
+    """A valid bundle name from that of any folder or file."""
+    plain = re.sub("[^a-z0-9._-]+", "-", data.lower())[: 63 - len(preset)]
+    return f"{plain.rstrip('-')}-{preset}".lstrip(".-_")
 
 
 def _device(name: str) -> torch.device:
@@ -94,6 +113,8 @@ def _device(name: str) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(name)
+        if device.type not in ("cpu", "cuda"):
+            raise RunError(f"device {name}: choose auto, cpu, cuda or cuda:N")
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise RunError(f"device {name}: {str(error).splitlines()[0]}") from None
@@ -106,7 +127,7 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
     Raises:
         RunError: They contradict one another, or a number is out of range.
     """
-    options = PRESETS[arguments.preset].model_dump()
+    options = PRESETS[arguments.preset].model_dump(mode="json")
     if arguments.algorithm1:
         options |= {"update": "alternating", "generator_loss": "saturating", "d_loss_scale": 1.0}
     for field in ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss"):
@@ -115,15 +136,13 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
     if arguments.noise is not None:
         options["latent"]["distribution"] = arguments.noise
     try:
-        return TrainingOptions.model_validate(options)
+        return TrainingOptions.model_validate_json(json.dumps(options))
     except ValidationError as error:
         first = error.errors()[0]
         raise RunError(f"{'.'.join(map(str, first['loc'])) or 'options'}: {first['msg']}") from None
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    from models.display import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
-
     options = resolve(arguments)
     device = _device(arguments.device)
     if arguments.checkpoint_every < 1:
@@ -146,19 +165,37 @@ def _train(arguments: argparse.Namespace) -> int:
         print(f"Going on from step {state.step} of {run.path}.")
     elif arguments.resume:
         print(f"No checkpoint in {run.path} yet: starting from the beginning.")
-    if state.step >= options.steps and run.bundle.exists():
+    if state.step >= options.steps and _is_published(run, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
         return 0
     run.begin(record)
     run.truncate_stats(state.step)
+    _steps(state, dataset, run, arguments.checkpoint_every)
+    if state.step < options.steps:
+        print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
+        return INTERRUPTED
+    if not state.best.step:  # a --steps below the first score ended the run
+        trainer.keep_if_best(state, trainer.score(state, dataset))
+    name = arguments.name or _default_name(dataset.name, options.preset)
+    bundle = trainer.publish(state, dataset, run.bundle, name, record)
+    print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
+          f"validation log-likelihood {state.best.score:.1f} nats.")  # fmt: skip
+    return 0
 
+
+def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every: int) -> None:
+    """Train to the end or to the first signal; score, show and save on the way."""
+    from models.display import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
+
+    options = state.options
     labels = state.sample_labels(GRID_IMAGES)
     stop = _StopOnSignal()
     with stop, TrainingDisplay(options.steps, state.step) as display:
-        for report in trainer.train(state, options.steps, stopped=stop.is_set):
+        every = (REPORT_EVERY, checkpoint_every)
+        for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
             row = asdict(report)
             done = state.step == options.steps
-            if state.step % options.score_every == 0 or (done and not stop.is_set()):
+            if done or state.step % options.score_every == 0:
                 choice = trainer.score(state, dataset)
                 trainer.keep_if_best(state, choice)
                 row |= {"validation_log_likelihood": choice.log_likelihood, "sigma": choice.sigma}
@@ -166,16 +203,16 @@ def _train(arguments: argparse.Namespace) -> int:
                 run.save_samples(state.step, to_uint8(images))
             run.append_stats(row)
             display.show(report, state.best)
-            if done or stop.is_set() or state.step % arguments.checkpoint_every == 0:
+            if done or stop.is_set() or state.step % checkpoint_every == 0:
                 run.save_checkpoint(state.step, state.tensors(), state.facts())
-    if state.step < options.steps:
-        print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
-        return INTERRUPTED
-    name = arguments.name or f"{dataset.name}-{options.preset}"
-    bundle = trainer.publish(state, dataset, run.bundle, name, record)
-    print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
-          f"validation log-likelihood {state.best.score:.1f} nats.")  # fmt: skip
-    return 0
+
+
+def _is_published(run: RunDir, step: int) -> bool:
+    """Whether the run's bundle is there, whole, and of this step: a kill may have come between the two writes."""
+    try:
+        return read_bundle(run.bundle).manifest.training.get("steps") == step
+    except BundleError:
+        return False
 
 
 def _refuse_other_run(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
@@ -213,9 +250,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
 
     device = _device(arguments.device)
     bundle = read_bundle(arguments.bundle, device)
-    training = bundle.manifest.training
-    seed = arguments.seed if arguments.seed is not None else training.get("seed", 0)
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=int(str(seed)), image_size=arguments.image_size)
+    dataset = _load_as_trained(arguments, bundle.manifest.training)
     image = trainer.image_spec(dataset)
     if image != bundle.manifest.image:
         raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
@@ -226,17 +261,17 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         rows[name] = asdict(row)
     scores = {"parzen": rows, "data": {"name": dataset.name, "checksum": dataset.checksum}}
     if arguments.record:
-        _record_scores(arguments.bundle, scores)
+        record_evaluation(bundle, scores)
     print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
 
 
-def _record_scores(folder: Path, scores: dict[str, Any]) -> None:
-    """Put the scores into the manifest. They are not part of the version."""
-    manifest = json.loads((folder / MANIFEST).read_bytes())
-    manifest["evaluation"] |= scores
-    replace_file(folder / MANIFEST, (json.dumps(manifest, indent=1, ensure_ascii=False) + "\n").encode())
-    read_bundle(folder)
+def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) -> Dataset:
+    """The data set, divided by the seed of the command line or else the bundle's: its test images were never seen."""
+    seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
+    if not isinstance(seed, int) or seed < 0:
+        raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
+    return load_dataset(arguments.data, arguments.data_dir, seed=seed, image_size=arguments.image_size)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

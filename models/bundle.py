@@ -2,7 +2,8 @@
 
 A bundle is a folder: `manifest.json`, `generator.safetensors`, `discriminator.safetensors`, `samples.png`. Data only:
 no pickle, no class paths. It is written beside its place, synced and renamed, so that a reader finds the old one or
-the new one and never a mixture. A reader takes every byte once: what was hashed is what is used.
+the new one and never a mixture (where a system can't swap two folders in one step, for a moment neither). A reader
+takes every byte once: what was hashed is what is used.
 """
 
 import ctypes
@@ -16,11 +17,13 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, Literal
 
 import torch
 from PIL import Image
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
+from pydantic_core import to_json
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -36,11 +39,17 @@ GENERATOR = "generator.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 SAMPLES = "samples.png"
 MAX_MANIFEST_BYTES = 1 << 20
+NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
 _VERSIONED = ("format", "network", "image", "latent", "labels", "calibration")
 
 
 class BundleError(ValueError):
     """The folder is not a bundle that can be trusted; the message says which file and why, in one line."""
+
+    def __init__(self, message: str) -> None:
+        # A damaged file has a say in some messages: its control characters and its length stay out of the logs.
+        printable = "".join(character if character.isprintable() else " " for character in message)
+        super().__init__(shorten(printable, 600, placeholder=" …"))
 
 
 class FileRecord(Spec):
@@ -56,14 +65,14 @@ class Manifest(Spec):
     `training` and `evaluation` are facts for people and dashboards; nothing is rebuilt from them, so they may grow.
     """
 
-    format: Literal[1] = 1
-    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    format: Literal[1]
+    name: str = Field(pattern=NAME_PATTERN)
     created: AwareDatetime
     network: NetworkSpec
     image: ImageSpec
     latent: LatentSpec
-    labels: tuple[str, ...] | None = Field(None, min_length=1)
-    calibration: Calibration | None = None
+    labels: tuple[str, ...] | None = Field(min_length=1)
+    calibration: Calibration | None
     files: dict[str, FileRecord]
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
@@ -120,13 +129,7 @@ def read_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
         BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
             types, NaN or Inf, or a file that is missing or not what its name says.
     """
-    raw = _read_manifest(folder)
-    try:
-        manifest = Manifest.model_validate_json(json.dumps(raw))
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{folder / MANIFEST}: {where or 'manifest'}: {first['msg']}") from None
+    raw, manifest = _read_manifest(folder / MANIFEST)
     contents = {name: _read_verified(folder / name, record) for name, record in manifest.files.items()}
     generator, discriminator = build_networks(
         manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
@@ -137,24 +140,46 @@ def read_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
     return Bundle(folder, manifest, version_of(raw), generator, discriminator)
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
+def _read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
     try:
         with path.open("rb") as file:
-            content = file.read(MAX_MANIFEST_BYTES + 1)
+            return _parse_manifest(file.read(MAX_MANIFEST_BYTES + 1), path)
     except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
+        raise BundleError(f"{path}: {error.strerror or error}") from None
+
+
+def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifest]:
+    """The JSON as it stands, and what it says."""
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
     try:
-        raw = json.loads(content)
+        raw = json.loads(content, object_pairs_hook=_object)
+        text = json.dumps(raw, allow_nan=False)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise BundleError(f"{path}: not a JSON object")
-    if raw.get("format") != FORMAT:
-        raise BundleError(f"{path}: format {raw.get('format')!r}; this program reads format {FORMAT}")
-    return raw
+    found = json.dumps(raw.get("format"))
+    if found != json.dumps(FORMAT):  # compared as text, because True and 1.0 equal 1
+        raise BundleError(f"{path}: format {found:.40}; this program reads format {FORMAT}")
+    try:
+        return raw, Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise BundleError(f"{path}: {where or 'manifest'}: {first['msg']}") from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, refused where a key comes twice: readers differ in which of the two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key comes twice in one object")
+    return found
+
+
+def _manifest_bytes(raw: Mapping[str, Any]) -> bytes:
+    return (json.dumps(raw, indent=1, ensure_ascii=False) + "\n").encode()
 
 
 def _read_verified(path: Path, record: FileRecord) -> bytes:
@@ -166,7 +191,7 @@ def _read_verified(path: Path, record: FileRecord) -> bytes:
                 raise BundleError(f"{path}: {size} bytes, the manifest says {record.bytes}")
             content = file.read()
     except OSError as error:
-        raise BundleError(f"{path}: {error.strerror}") from None
+        raise BundleError(f"{path}: {error.strerror or error}") from None
     digest = hashlib.sha256(content).hexdigest()
     if digest != record.sha256:
         raise BundleError(f"{path}: sha256 {digest[:12]}…, the manifest says {record.sha256[:12]}…")
@@ -223,8 +248,8 @@ def write_bundle(
         SAMPLES: picture.getvalue(),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
-    manifest = Manifest.model_validate({**facts, "format": FORMAT, "files": files})
-    contents[MANIFEST] = (json.dumps(manifest.model_dump(mode="json"), indent=1, ensure_ascii=False) + "\n").encode()
+    _, manifest = _parse_manifest(to_json({**facts, "format": FORMAT, "files": files}), folder / MANIFEST)
+    contents[MANIFEST] = _manifest_bytes(manifest.model_dump(mode="json"))
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
@@ -239,16 +264,36 @@ def write_bundle(
     return read_bundle(folder)
 
 
+def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
+    """Put scores into the manifest at the bundle's folder, beside those that are there. The version stays.
+
+    Raises:
+        BundleError: The folder holds another version by now, or a reader would refuse the scores. Nothing has changed.
+        OSError: The disk. Nothing has changed.
+    """
+    path = bundle.folder / MANIFEST
+    raw, manifest = _read_manifest(path)
+    if version_of(raw) != bundle.version:
+        raise BundleError(f"{path}: was {bundle.version} when it was scored and is {version_of(raw)}")
+    content = _manifest_bytes(raw | {"evaluation": {**manifest.evaluation, **scores}})
+    _parse_manifest(content, path)
+    replace_file(path, content)
+
+
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save_tensors({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
 
 
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = os.fspath(path)  # a full disk doesn't say whose write it refused
+        raise
 
 
 def sync_folder(folder: Path) -> None:

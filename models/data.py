@@ -1,4 +1,4 @@
-"""Data sets -> checked splits of uint8 images, and batches of float32 (n, c, h, w).
+"""Data sets -> checked splits of uint8 images.
 
 A data set is one of the published sets (`mnist`, `fashion-mnist`, in IDX files), `digits` (scikit-learn's), a folder of
 images, or an `.npz` file. Whatever it came from, it ends as three `Split`s of uint8 (n, h, w, c) with c = 1 or 3.
@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 Images = npt.NDArray[np.uint8]
@@ -166,18 +165,6 @@ def load_dataset(data: str, data_dir: Path | None, *, seed: int, image_size: int
     except OSError as error:  # no permission, a full disk: the message names the path
         raise DataError(f"{data}: {error}") from error
     return _divide(name, whole, label_names, seed)
-
-
-def pixels(images: Images) -> torch.Tensor:
-    """uint8 (n, h, w, c) -> a new float32 tensor (n, c, h, w) in [0, 1] on the CPU: 255 becomes 1.
-
-    Raises:
-        ValueError: Another dtype or number of dimensions.
-    """
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"expected uint8 (n, h, w, c), got {images.dtype} {images.shape}")
-    planes = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)  # a copy: the source may be read-only
-    return torch.from_numpy(planes).div_(255)
 
 
 def _read_undivided(data: str, image_size: int | None) -> tuple[str, Split, tuple[str, ...] | None]:

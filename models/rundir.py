@@ -53,8 +53,9 @@ class RunDir:
         """Write options.json, atomically, and sweep out what a kill left half written."""
         for folder in (self._checkpoints, self._samples):
             folder.mkdir(parents=True, exist_ok=True)
-        for rest in (*self._checkpoints.glob(".*.tmp"), *self.path.glob(".*.tmp")):
-            rest.unlink()
+        for target in (self._options, self._stats, self._checkpoints / "step-*"):
+            for rest in target.parent.glob(f".{target.name}.*.tmp"):
+                rest.unlink()
         for rest in self.path.glob(".bundle-*"):
             shutil.rmtree(rest)
         replace_file(self._options, (json.dumps(record, indent=1) + "\n").encode())

@@ -4,14 +4,14 @@ Random numbers, `philox4x64-10/1`. Philox (Salmon et al. 2011) is a block functi
 words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels. Image `index` owns b = ⌈dim/4⌉
 blocks, whose counters are index·b … index·b + b − 1, so any range of images is one contiguous draw, and an image's
 noise depends on nothing else. A label takes the first word of block `index` of its stream. A word w becomes
-u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³ in (0, 1). Uniform latents are √3·(2u − 1). Normal ones are Box-Muller pairs:
-√(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to float32,
-so that other libraries' last bits hardly ever show.
+u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³, which float64 rounds into (0, 1]. Uniform latents are √3·(2u − 1). Normal ones are Box-Muller
+pairs: √(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to
+float32, so that other libraries' last bits hardly ever show.
 
 Bytes. The float result of a row of a matrix product may depend on how many rows there are: kernels differ in the order
-of their sums. So rows are computed in tiles: always one of few sizes, padded with zeros, and `Tiles.proven` admits a
-size only where it gives the reference tile's bits. A pixel is then a function of its latent alone, on one kind of
-device.
+of their sums, and some treat the rows of one batch differently. So rows are computed in tiles: always one of few
+sizes, padded with zeros, and `Tiles.proven` admits a size only where it gives the reference tile's bits, at every place
+in the tile. A pixel is then a function of its latent alone, on one kind of device.
 """
 
 import math
@@ -56,7 +56,7 @@ def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count
 
 
 def _uniforms(seed: int, stream: int, first_block: int, words: int) -> NDArray[np.float64]:
-    """`words` numbers in (0, 1) from consecutive Philox blocks, the first with counter `first_block`."""
+    """`words` numbers in (0, 1] from consecutive Philox blocks, the first with counter `first_block`."""
     # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
     bits = np.random.Philox(key=seed | stream << 64, counter=(first_block - 1) % 2**256).random_raw(words)
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
@@ -82,19 +82,23 @@ class Tiles:
         labels: Tensor | None,
         candidates: Sequence[int] = TILE_SIZES,
     ) -> "Tiles":
-        """Tiles of those candidates whose every row has, on the example rows, the reference tile's bits.
+        """Tiles of those candidates that give every example row the reference tile's bits, wherever it stands.
 
-        Sums run in an order that depends on a batch's size and never on its numbers, so sizes that agree on a few
-        thousand random outputs agree. `example` has as many rows as the largest candidate.
+        Sums run in an order that depends on a batch's size and a row's place in it and never on the numbers, so what
+        agrees on a few thousand random outputs agrees. Where no candidate passes, rows are run one at a time.
+        `example` has as many rows as the largest candidate, and at least the reference tile's.
         """
         expected = cls(run, [REFERENCE_TILE])(example, labels)
 
         def agrees(size: int) -> bool:
+            tile = cls(run, [size])
             rows = max(size, REFERENCE_TILE)
-            got = cls(run, [size])(example[:rows], None if labels is None else labels[:rows])
-            return torch.equal(got, expected[:rows])
+            got = tile(example[:rows], None if labels is None else labels[:rows])
+            first = torch.zeros(size, dtype=torch.int64, device=example.device)  # one row at every place
+            places = tile(example[first], None if labels is None else labels[first])
+            return torch.equal(got, expected[:rows]) and torch.equal(places, expected[first])
 
-        return cls(run, [size for size in candidates if agrees(size)])
+        return cls(run, [size for size in candidates if agrees(size)] or [1])
 
     def padded(self, rows: int) -> int:
         """Rows that are really computed for this many."""
@@ -138,4 +142,5 @@ def grid(images: UInt8, columns: int) -> UInt8:
 
 def to_pixels(images: UInt8, device: torch.device | str = "cpu") -> Tensor:
     """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the device."""
-    return torch.from_numpy(images).to(device).permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+    copy = torch.tensor(images, device=device)  # torch won't share arrays that can't be written, as decoders return
+    return copy.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()

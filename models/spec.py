@@ -12,7 +12,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 class Spec(BaseModel):
     """Base of everything that is written into a manifest: unknown fields and lax types are refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+Width = Annotated[int, Field(ge=1, le=65536)]  # numbers in one layer; bounded, so that no manifest overflows a shape
 
 
 class ImageSpec(Spec):
@@ -44,7 +47,7 @@ class LatentSpec(Spec):
     data's, in the order of the labels: what a conditional net's labels are drawn from where a request names none.
     """
 
-    dim: int = Field(ge=1, le=65536)
+    dim: Width
     distribution: Literal["normal", "uniform"]  # uniform on (−√3, √3)
     sampler: Sampler = "philox4x64-10/1"
     label_frequencies: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
@@ -53,7 +56,7 @@ class LatentSpec(Spec):
 class MLPGeneratorSpec(Spec):
     """z → ReLU layers → sigmoid pixels. The paper: hidden 1200, 1200."""
 
-    hidden: tuple[int, ...] = Field(min_length=1, max_length=16)
+    hidden: tuple[Width, ...] = Field(min_length=1, max_length=16)
 
 
 class MaxoutDiscriminatorSpec(Spec):
@@ -63,7 +66,7 @@ class MaxoutDiscriminatorSpec(Spec):
     `keep_hidden`, and divides what it keeps by that probability.
     """
 
-    units: tuple[int, ...] = Field(min_length=1, max_length=16)
+    units: tuple[Width, ...] = Field(min_length=1, max_length=16)
     pieces: int = Field(ge=1, le=64)
     keep_input: float = Field(0.8, gt=0, le=1)
     keep_hidden: float = Field(0.5, gt=0, le=1)
@@ -89,8 +92,8 @@ class Calibration(Spec):
 class SGDSpec(Spec):
     """Stochastic gradient descent with classical momentum and the paper's two schedules.
 
-    The learning rate is divided by `decay` after every update and never falls under `min_lr`. Momentum rises
-    linearly from `momentum` to `final_momentum` over the first `momentum_epochs` epochs.
+    The learning rate is divided by `decay` after every step of a run and never falls under `min_lr`. Momentum rises
+    linearly from `momentum` to `final_momentum` over the first `momentum_epochs` epochs, once an epoch.
     """
 
     kind: Literal["sgd"] = "sgd"

@@ -15,7 +15,7 @@ The two updates differ as the paper and its published code do:
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +41,10 @@ class TrainingError(RuntimeError):
 
 @dataclass
 class Report:
-    """Means over the steps since the last report. D's means are of σ(logit), dropout on, as trained."""
+    """Means over the steps since the last report. D's means are of σ(logit), dropout on, as trained.
+
+    `seconds` is the whole run's, scoring and saving included; `images_per_s` is real images while training.
+    """
 
     step: int
     seconds: float
@@ -105,6 +108,10 @@ class State:
         """Labels of images 0 … count − 1 of seed 0, at the training data's frequencies; None for nets without."""
         frequencies = self.data.label_frequencies(self.classes)
         return None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
+
+    def is_finite(self) -> bool:
+        """Whether every weight of both nets is a finite number: the last loss says nothing of the last update."""
+        return all(bool(p.isfinite().all()) for net in (self.generator, self.discriminator) for p in net.parameters())
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under one flat set of names."""
@@ -259,35 +266,35 @@ def train_step(state: State) -> Tensor:
 
 
 def train(
-    state: State, steps: int, *, report_every: int = 50, stopped: Callable[[], bool] = lambda: False
+    state: State, steps: int, *, report_every: Sequence[int] = (50,), stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Report]:
-    """Step until `steps` generator updates are done or `stopped()`; report every `report_every` steps and at the end.
+    """Step until `steps` generator updates are done or `stopped()`, with a report whenever there is something to do.
 
-    There is a report at every multiple of `score_every` too, so that whoever scores sees that very step.
+    That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end.
 
     Raises:
-        TrainingError: A loss is no longer a finite number.
+        TrainingError: A loss or a weight is no longer a finite number.
     """
     sums, counted = torch.zeros(4, device=state.device), 0
     started, seconds_before = time.perf_counter(), state.seconds
-    last_step, last_seconds = state.step, state.seconds
+    resumed = started
     while state.step < steps:
         sums += train_step(state)
         counted += 1
         stop = stopped() or state.step == steps
-        if not stop and state.step % report_every and state.step % state.options.score_every:
+        if not stop and all(state.step % every for every in (*report_every, state.options.score_every)):
             continue
         d_loss, g_loss, d_real, d_fake = (sums / counted).tolist()
-        state.seconds = seconds_before + time.perf_counter() - started
-        if not math.isfinite(d_loss + g_loss):
-            raise TrainingError(f"a loss is not finite at step {state.step}: D {d_loss}, G {g_loss}")
-        images = (state.step - last_step) * state.options.batch_size
-        rate = images / max(state.seconds - last_seconds, 1e-9)
+        if not (math.isfinite(d_loss + g_loss) and state.is_finite()):
+            raise TrainingError(f"training diverged by step {state.step}: loss of D {d_loss:.4g}, of G {g_loss:.4g}")
+        now = time.perf_counter()
+        state.seconds = seconds_before + now - started
+        rate = counted * state.options.batch_size * state.options.d_steps / (now - resumed)
         yield Report(state.step, round(state.seconds, 3), d_loss, g_loss, d_real, d_fake, rate)
-        sums.zero_()
-        counted, last_step, last_seconds = 0, state.step, state.seconds
         if stop:
             return
+        sums.zero_()
+        counted, resumed = 0, time.perf_counter()
 
 
 def score(state: State, dataset: Dataset) -> SigmaChoice:
@@ -295,6 +302,9 @@ def score(state: State, dataset: Dataset) -> SigmaChoice:
 
     As many samples as the paper's 10,000, or a fifth of the training images where that is fewer, from the sampler's
     seed 0: nothing of the training is touched, and two scores differ by the weights alone.
+
+    Raises:
+        TrainingError: The generator's pixels are not all numbers.
     """
     count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
     samples = generate(state.shown_generator, state.options.latent, count, state.sample_labels(count))
@@ -366,20 +376,36 @@ def draw(bundle: Bundle, count: int, first_index: int) -> Tensor:
 @torch.inference_mode()
 def _logits(discriminator: MaxoutDiscriminator, images: UInt8, labels: Tensor | None) -> Tensor:
     device = next(discriminator.parameters()).device
-    logits: Tensor = discriminator(to_pixels(images, device), None if labels is None else labels.to(device))
-    return logits
+    labels = None if labels is None else labels.to(device)
+    return torch.cat(
+        [
+            discriminator(to_pixels(images[rows], device), None if labels is None else labels[rows])
+            for rows in _chunks(len(images))
+        ]
+    )
 
 
 @torch.inference_mode()
 def generate(
     generator: MLPGenerator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
 ) -> Tensor:
-    """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device."""
+    """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device.
+
+    Raises:
+        TrainingError: Weights so large that pixels are not all numbers.
+    """
     device = next(generator.parameters()).device
     latents = torch.from_numpy(draw_latents(latent, 0, first_index, count)).to(device)
     labels = None if labels is None else labels.to(device)
-    chunks = [slice(start, start + 1_000) for start in range(0, count, 1_000)]
-    return torch.cat([generator(latents[rows], None if labels is None else labels[rows]) for rows in chunks])
+    pixels = torch.cat([generator(latents[rows], None if labels is None else labels[rows]) for rows in _chunks(count)])
+    if not pixels.isfinite().all():
+        raise TrainingError("the generator has diverged: some of its pixels are not numbers")
+    return pixels
+
+
+def _chunks(count: int) -> list[slice]:
+    """Rows a thousand at a time, so that a net's working memory is bounded."""
+    return [slice(start, start + 1_000) for start in range(0, count, 1_000)]
 
 
 def _noise(state: State, rng: torch.Generator) -> Tensor:
@@ -411,7 +437,7 @@ def _schedule(optimiser: Optimiser, spec: SGDSpec | AdamSpec, state: State) -> N
     if isinstance(spec, AdamSpec):
         return
     group = optimiser.param_groups[0]
-    epoch = state.step * state.options.batch_size // len(state.data)
+    epoch = state.step * state.options.d_steps * state.options.batch_size // len(state.data)
     share = min(epoch / spec.momentum_epochs, 1.0) if spec.momentum_epochs else 0.0
     group["momentum"] = spec.momentum + share * (spec.final_momentum - spec.momentum)
     group["lr"] = max(spec.lr / spec.decay**state.step, spec.min_lr)

@@ -1,4 +1,4 @@
-"""Data sets are read whole or refused in one line that names the file; splits and pixels are what they promise."""
+"""Data sets are read whole or refused in one line that names the file; splits are what they promise."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from models import data
-from models.data import DataError, Dataset, Images, PublishedSet, load_dataset, pixels, read_idx
+from models.data import DataError, Dataset, Images, PublishedSet, load_dataset, read_idx
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-2000.npz"
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -59,7 +59,7 @@ def noise(*shape: int) -> Images:
     return np.random.default_rng(5).integers(0, 256, shape, dtype=np.uint8)
 
 
-# --- The sample, splits and pixels -------------------------------------------------------------------------------
+# --- The sample and splits ----------------------------------------------------------------------------------------
 
 
 def test_the_sample_is_two_thousand_real_digits() -> None:
@@ -108,28 +108,6 @@ def test_the_checksum_is_of_the_content_not_of_the_file(tmp_path: Path) -> None:
     np.savez(tmp_path / "unlabelled.npz", images=images)
     names = ("arrays", "changed", "unlabelled")
     assert len({load(tmp_path / f"{name}.npz").checksum for name in names}) == 3
-
-
-@no_deadline
-@given(hnp.arrays(np.uint8, hnp.array_shapes(min_dims=4, max_dims=4, max_side=5)))
-def test_pixels_are_the_bytes_over_255(images: Images) -> None:
-    """Channels come first, 0 is 0 and 255 is 1, and every byte can be had back."""
-    images.setflags(write=False)  # as arrays over a file's bytes are
-    tensor = pixels(images)
-    n, h, w, c = images.shape
-    assert tuple(tensor.shape) == (n, c, h, w)
-    assert tensor.is_contiguous()
-    array = tensor.numpy()
-    assert array.dtype == np.float32
-    np.testing.assert_array_equal(array, np.moveaxis(images, 3, 1) / np.float32(255))
-    np.testing.assert_array_equal(np.rint(array * 255).astype(np.uint8), np.moveaxis(images, 3, 1))
-
-
-@pytest.mark.parametrize("wrong", [np.zeros((2, 3, 3), np.uint8), np.zeros((2, 3, 3, 1), np.float32)])
-def test_pixels_takes_only_uint8_images_with_channels(wrong: Images) -> None:
-    """A float image would be scaled twice, and a missing axis would be taken for another: both are refused."""
-    with pytest.raises(ValueError, match=r"expected uint8 \(n, h, w, c\)"):
-        pixels(wrong)
 
 
 def test_digits_come_with_scikit_learn() -> None:

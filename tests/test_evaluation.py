@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models import evaluation
-from models.data import load_dataset, pixels
+from models.data import load_dataset
 from models.evaluation import (
     FINE_SIGMAS,
     PAPER_SIGMAS,
@@ -27,6 +27,7 @@ from models.evaluation import (
     score_parzen,
     validation_log_likelihood,
 )
+from models.sampler import to_pixels
 
 FULL_SETS = Path(os.environ.get("GAN_DATA_DIR", ""))
 needs_full_mnist = pytest.mark.skipif(
@@ -44,7 +45,7 @@ def rows(n: int, *shape: int, seed: int = 0) -> Tensor:
 def digits() -> Tensor:
     """2,000 real digits, float32 (2000, 1, 28, 28)."""
     with np.load(Path(__file__).parent / "data" / "mnist-2000.npz") as sample:
-        return pixels(sample["images"][..., None])
+        return to_pixels(sample["images"][..., None])
 
 
 def naive_log_likelihood(samples: np.ndarray, data: np.ndarray, sigma: float) -> list[float]:
@@ -309,7 +310,7 @@ def test_the_table_refuses_what_it_cannot_score() -> None:
 def test_real_training_images_score_as_published() -> None:
     """10,000 training images as the samples, scored on all of MNIST, give the literature's 240 nats or so."""
     mnist = load_dataset("mnist", FULL_SETS, seed=0)
-    train, validation, test = (pixels(part.images) for part in (mnist.train, mnist.validation, mnist.test))
+    train, validation, test = (to_pixels(part.images) for part in (mnist.train, mnist.validation, mnist.test))
     shuffled = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(1))]
 
     name, score = next(parzen_table(lambda count, _: shuffled[:count], train, validation, test, seed=0))

@@ -1,0 +1,647 @@
+"""The offline commands as a person uses them: end to end on small data, interrupted, resumed, and given nonsense."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from models import __main__ as commands
+from models import trainer
+from models.__main__ import main
+from models.bundle import NAME_PATTERN, read_bundle
+from models.display import PLAIN_EVERY, TrainingDisplay
+from models.rundir import RunDir
+from models.spec import (
+    PRESETS,
+    AdamSpec,
+    LatentSpec,
+    MaxoutDiscriminatorSpec,
+    MLPGeneratorSpec,
+    NetworkSpec,
+    TrainingOptions,
+)
+from models.trainer import Best, Report, State
+
+ROOT = Path(__file__).parents[1]
+
+QUICK = TrainingOptions(
+    preset="quick",
+    network=NetworkSpec(
+        family="mlp",
+        generator=MLPGeneratorSpec(hidden=(16,)),
+        discriminator=MaxoutDiscriminatorSpec(units=(8,), pieces=2),
+    ),
+    latent=LatentSpec(dim=4, distribution="normal"),
+    steps=60,
+    batch_size=8,
+    update="alternating",
+    generator_loss="nonsaturating",
+    generator_optimiser=AdamSpec(lr=1e-3),
+    discriminator_optimiser=AdamSpec(lr=1e-3),
+    ema_half_life_images=100,
+    score_every=25,
+)
+
+# The same commands in a process of their own, with the quick preset beside the real ones.
+PROGRAM = f"""
+import sys, torch
+from models.spec import PRESETS, TrainingOptions
+from models.__main__ import main
+torch.set_num_threads(1)
+PRESETS["quick"] = TrainingOptions.model_validate_json({QUICK.model_dump_json()!r})
+PRESETS["classes"] = PRESETS["quick"].model_copy(update={{"preset": "classes", "conditional": True}})
+"""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _one_thread() -> Iterator[None]:
+    """Small products are not worth a second thread, which waits for the first on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _quick_presets(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PRESETS, "quick", QUICK)
+    monkeypatch.setitem(PRESETS, "classes", QUICK.model_copy(update={"preset": "classes", "conditional": True}))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """80 RGB images of 10 × 6 pixels with three labels."""
+    path = tmp_path_factory.mktemp("data") / "Colours (small).npz"
+    random = np.random.default_rng(0)
+    labels = np.arange(80) % 3
+    images = random.integers(0, 100, (80, 10, 6, 3)) + 50 * labels[:, None, None, None]
+    np.savez(path, images=images.astype(np.uint8), labels=labels)
+    return path
+
+
+def train(data: Path | str, out: Path, *more: str, preset: str = "quick") -> int:
+    return main(["train", "--preset", preset, "--data", str(data), "--out", str(out), "--device", "cpu", *more])
+
+
+def steps_of(out: Path) -> list[int]:
+    return [json.loads(line)["step"] for line in (out / "stats.jsonl").read_text().splitlines()]
+
+
+def weights_of(out: Path) -> list[dict[str, Any]]:
+    """What the manifest says of both weight files: equal where every bit is."""
+    files = read_bundle(out / "bundle").manifest.files
+    return [files[f"{net}.safetensors"].model_dump() for net in ("generator", "discriminator")]
+
+
+def only_error(capsys: pytest.CaptureFixture[str]) -> str:
+    """The one line on stderr."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+# --- The whole way -----------------------------------------------------------------------------------------------
+
+
+def test_training_leaves_the_whole_record_of_a_run(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Options, statistics, pictures, the newest two checkpoints and a bundle, from RGB images that are not square."""
+    out = tmp_path / "new" / "run"
+    assert train(data, out, "--checkpoint-every", "20", "--seed", "5", preset="classes") == 0
+    assert sorted(path.name for path in out.iterdir()) == [
+        *("bundle", "checkpoints", "options.json", "samples", "stats.jsonl")
+    ]
+    options = json.loads((out / "options.json").read_bytes())
+    assert TrainingOptions.model_validate_json(json.dumps(options["options"])).seed == 5
+    assert steps_of(out) == [20, 25, 40, 50, 60]
+    rows = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+    assert all(row["seconds"] >= 0 and row["images_per_s"] > 0 for row in rows)
+    assert [row["step"] for row in rows if "validation_log_likelihood" in row] == [25, 50, 60]
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
+        *("step-000040.safetensors", "step-000060.safetensors")
+    ]
+    with Image.open(out / "samples" / "step-000060.png") as picture:
+        assert (picture.size, picture.mode) == ((8 * 6, 8 * 10), "RGB")
+    bundle = read_bundle(out / "bundle")
+    assert bundle.name == "colours-small-classes"
+    assert bundle.manifest.image.shape == (3, 10, 6)
+    assert bundle.manifest.labels == ("0", "1", "2")
+    assert bundle.manifest.training["seed"] == 5
+    assert f"{bundle.name}@{bundle.version}" in capsys.readouterr().out
+
+
+def test_the_paper_preset_trains_on_the_digits_that_ship_with_scikit_learn(tmp_path: Path) -> None:
+    """A first try without a download, in a process of its own: 8 × 8 grey digits through the paper's nets."""
+    command = [sys.executable, "-m", "models", "train", "--preset", "mlp-paper", "--data", "digits", "--steps", "2"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "run")], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    assert bundle.name == "digits-mlp-paper"
+    assert bundle.manifest.image.shape == (1, 8, 8)
+    assert bundle.manifest.labels is None
+
+
+def test_evaluate_prints_a_table_and_one_line_of_json(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Four rows, the last line for programs; --record keeps the version and puts the scores into the manifest."""
+    assert train(data, tmp_path / "run", preset="classes") == 0
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    capsys.readouterr()
+    assert main(["evaluate", str(bundle.folder), "--data", str(data), "--device", "cpu", "--record"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = ["generator", "training images", "k-means centroids", "uniform noise"]
+    assert [line[:22].strip() for line in lines[2:-1]] == rows
+    scores = json.loads(lines[-1])
+    assert (scores["bundle"], scores["version"]) == (bundle.name, bundle.version)
+    assert list(scores["parzen"]) == rows
+    again = read_bundle(bundle.folder)
+    assert again.version == bundle.version
+    assert again.manifest.evaluation["parzen"] == scores["parzen"]
+    assert "validation_parzen" in again.manifest.evaluation  # from training: recording adds
+
+
+def test_evaluate_divides_the_data_as_training_did(data: Path, tmp_path: Path) -> None:
+    """Another seed would put test images among those that were trained on: the bundle's is taken."""
+    assert train(data, tmp_path / "run", "--seed", "9", "--steps", "5") == 0
+    folder = tmp_path / "run" / "bundle"
+    trained_on = json.loads((tmp_path / "run" / "options.json").read_bytes())["data"]["checksum"]
+    assert main(["evaluate", str(folder), "--data", str(data), "--device", "cpu", "--record"]) == 0
+    evaluation: Any = read_bundle(folder).manifest.evaluation
+    assert evaluation["data"]["checksum"] == trained_on
+    assert main(["evaluate", str(folder), "--data", str(data), "--seed", "1", "--device", "cpu", "--record"]) == 0
+    evaluation = read_bundle(folder).manifest.evaluation
+    assert evaluation["data"]["checksum"] != trained_on
+
+
+def test_inspect_says_what_is_in_a_bundle(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """For people: architecture, parameters, training, scores, checksums. For programs: the manifest and its version."""
+    assert train(data, tmp_path / "run", "--steps", "5") == 0
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    capsys.readouterr()
+    assert main(["inspect", str(bundle.folder)]) == 0
+    text = capsys.readouterr().out
+    parameters = 4 * 16 + 16 + 16 * 180 + 180
+    for part in (f"{bundle.name}@{bundle.version}", f"generator: {parameters:,} parameters", "sha256", '"steps": 5'):
+        assert part in text
+    assert main(["inspect", "--json", str(bundle.folder)]) == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "version": bundle.version,
+        **json.loads((bundle.folder / "manifest.json").read_bytes()),
+    }
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["inspect"]], ids=" ".join)
+def test_help_is_there_for_every_command(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """`--help` says how to call it, on stdout, with exit code 0."""
+    with pytest.raises(SystemExit) as caught:
+        main([*command, "--help"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out.startswith(" ".join(["usage: gan-models", *command]))
+
+
+# --- Interrupted -------------------------------------------------------------------------------------------------
+
+
+def start(*arguments: str) -> "subprocess.Popen[str]":
+    """`models` with these arguments in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", f"{PROGRAM}\nsys.exit(main())", *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> None:
+    """Until the condition holds, as long as the process lives."""
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.005)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_saves_the_work_and_resume_finishes_it(data: Path, tmp_path: Path, number: signal.Signals) -> None:
+    """Exit code 130 and a checkpoint of the very step; resumed, the run gives the bits of one that nobody stopped."""
+    arguments = ["train", "--preset", "classes", "--data", str(data), "--device", "cpu"]
+    stopped = start(*arguments, "--out", str(tmp_path / "stopped"), "--steps", "1000000")
+    stats = tmp_path / "stopped" / "stats.jsonl"
+    wait_for(lambda: stats.exists() and stats.stat().st_size > 0, stopped)
+    stopped.send_signal(number)
+    out, err = stopped.communicate(timeout=60)
+    assert stopped.returncode == 130, err
+    at = steps_of(tmp_path / "stopped")[-1]
+    assert f"Stopped at step {at} of 1000000; --resume goes on." in out
+    assert "Traceback" not in err
+    assert (tmp_path / "stopped" / "checkpoints" / f"step-{at:06d}.safetensors").exists()
+    assert not (tmp_path / "stopped" / "bundle").exists()
+
+    steps = str(at + 60)
+    assert train(data, tmp_path / "stopped", "--resume", "--steps", steps, preset="classes") == 0
+    assert train(data, tmp_path / "straight", "--steps", steps, preset="classes") == 0
+    assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "straight")
+    seen = steps_of(tmp_path / "stopped")
+    assert seen == sorted(set(seen))
+    assert seen[-1] == at + 60
+
+
+# Forks a child that goes on training after each SIGKILL, which comes some steps later, at a random moment.
+KILLER = """
+import contextlib, os, random, signal, time
+from pathlib import Path
+from models.rundir import RunDir
+data, out = sys.argv[1:]
+arguments = ["train", "--preset", "quick", "--data", data, "--out", out, "--device", "cpu", "--resume",
+             "--steps", "300", "--checkpoint-every", "3"]
+run, rng, newest, kills = RunDir(Path(out)), random.Random(3), 0, 0
+
+def train():
+    pid = os.fork()
+    if not pid:
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+            os._exit(main(arguments))
+    return pid
+
+def seen():
+    steps = [int(path.stem[5:]) for path in Path(out, "checkpoints").glob("step-*.safetensors")]
+    return max(steps, default=0)
+
+while True:
+    pid, target = train(), newest + rng.randrange(3, 100)
+    ended = 0
+    while not ended and seen() < target:
+        time.sleep(0.001)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+    if not ended:
+        time.sleep(rng.uniform(0, 0.02))
+        os.kill(pid, signal.SIGKILL)
+        _, status = os.waitpid(pid, 0)
+    if os.WIFEXITED(status):
+        assert os.WEXITSTATUS(status) == 0, status
+        break
+    kills += 1
+    found = run.newest_checkpoint()
+    assert found is not None
+    assert found[1]["step"] >= newest, (found[1]["step"], newest)  # nothing that was saved is ever lost
+    newest = found[1]["step"]
+    assert run.record()["preset"] == "quick"
+assert kills >= 3, kills
+"""
+
+
+def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_path: Path) -> None:
+    """Killed again and again, a run's newest checkpoint always reads whole, and its end is the uninterrupted one's."""
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + KILLER, str(data), str(tmp_path / "killed")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert train(data, tmp_path / "straight", "--steps", "300") == 0
+    assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
+    seen = steps_of(tmp_path / "killed")
+    assert seen == sorted(set(seen))
+
+
+FULL_DISK = """
+import resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
+resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+sys.exit(main())
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
+def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
+    """The file that could not be written is named in one line, and the run goes on from before once there is room."""
+    out = tmp_path / "run"
+    assert train(data, out, "--steps", "20") == 0
+    saved = (out / "checkpoints" / "step-000020.safetensors").read_bytes()
+    arguments = ["train", "--preset", "quick", "--data", str(data), "--out", str(out), "--resume", "--steps", "40"]
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM + FULL_DISK, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
+    assert "step-000040.safetensors" in done.stderr
+    assert "File too large" in done.stderr
+    assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000020.safetensors"]
+    assert (out / "checkpoints" / "step-000020.safetensors").read_bytes() == saved
+    assert train(data, out, "--resume", "--steps", "40") == 0
+    assert train(data, tmp_path / "straight", "--steps", "40") == 0
+    seen = steps_of(out)
+    assert seen == sorted(set(seen))
+
+
+def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """NaN ends the run with a reason and exit code 1, and what was saved before it is still there."""
+    step = trainer.train_step
+
+    def poisoned(state: State) -> torch.Tensor:
+        figures = step(state)
+        if state.step == 25:
+            with torch.no_grad():
+                state.discriminator.output.weight[0, 0] = torch.nan
+        return figures
+
+    monkeypatch.setattr(trainer, "train_step", poisoned)
+    assert train(data, tmp_path, "--checkpoint-every", "10") == 1
+    assert "training diverged by step 25" in only_error(capsys)
+    found = RunDir(tmp_path).newest_checkpoint()
+    assert found is not None
+    assert found[1]["step"] == 20
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_checkpoint_comes_at_every_nth_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever N is: it need not divide the steps between two reports."""
+    saved = []
+    save = RunDir.save_checkpoint
+
+    def noted(run: RunDir, step: int, tensors: Any, facts: Any) -> None:
+        saved.append(step)
+        save(run, step, tensors, facts)
+
+    monkeypatch.setattr(RunDir, "save_checkpoint", noted)
+    assert train(data, tmp_path, "--checkpoint-every", "17") == 0
+    assert saved == [17, 34, 51, 60]
+
+
+# --- Resuming ----------------------------------------------------------------------------------------------------
+
+
+def test_resume_starts_where_there_is_nothing_and_rests_where_all_is_done(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same command may be given again and again: it begins, goes on, or has nothing to do, and says which."""
+    assert train(data, tmp_path / "run", "--resume", "--steps", "20") == 0
+    assert "No checkpoint in" in capsys.readouterr().out
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert train(data, tmp_path / "run", "--resume", "--steps", "20") == 0
+    assert "Nothing to do" in capsys.readouterr().out
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")} == before
+    assert train(data, tmp_path / "run", "--resume", "--steps", "40") == 0
+    assert "Going on from step 20" in capsys.readouterr().out
+    assert read_bundle(tmp_path / "run" / "bundle").manifest.training["steps"] == 40
+
+
+def test_a_kill_before_the_bundle_is_made_good(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last checkpoint is there and the bundle missing, or still that of a shorter run: resume writes it."""
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "publish", killed)
+        assert train(data, tmp_path, "--steps", "20") == 130
+    assert train(data, tmp_path, "--resume", "--steps", "20") == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "publish", killed)
+        assert train(data, tmp_path, "--resume", "--steps", "40") == 130
+    assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 20
+    assert train(data, tmp_path, "--resume", "--steps", "40") == 0
+    assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 40
+
+
+def test_a_run_can_be_ended_early_by_fewer_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped before its first score, a run still becomes a bundle when it is told that this was all."""
+    with monkeypatch.context() as patch:
+        patch.setattr(commands._StopOnSignal, "is_set", lambda _: True, raising=False)  # noqa: SLF001
+        patch.setattr(commands._StopOnSignal, "__init__", lambda _: None)  # noqa: SLF001
+        assert train(data, tmp_path, "--steps", "60") == 130
+    assert steps_of(tmp_path) == [1]
+    assert train(data, tmp_path, "--resume", "--steps", "1") == 0
+    assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (["--seed", "1"], "seed was 0 and is 1"),
+        (["--noise", "uniform"], "latent was"),
+        (["--generator-loss", "saturating"], "generator_loss was nonsaturating and is saturating"),
+    ],
+    ids=["seed", "noise", "loss"],
+)
+def test_resuming_with_other_options_is_refused(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], named: str
+) -> None:
+    """A run is what its options file says: every difference is named, and nothing is touched."""
+    assert train(data, tmp_path, "--steps", "3") == 0
+    capsys.readouterr()
+    before = (tmp_path / "options.json").read_bytes()
+    assert train(data, tmp_path, "--resume", "--steps", "9", *change) == 1
+    assert named in only_error(capsys)
+    assert (tmp_path / "options.json").read_bytes() == before
+
+
+def test_resuming_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The same name with one pixel changed is other data."""
+    with np.load(data) as arrays:
+        images, labels = arrays["images"], arrays["labels"]
+    out, copy = tmp_path / "run", tmp_path / data.name
+    np.savez(copy, images=images, labels=labels)
+    assert train(copy, out, "--steps", "3") == 0
+    images[0, 0, 0, 0] ^= 1
+    np.savez(copy, images=images, labels=labels)
+    capsys.readouterr()
+    assert train(copy, out, "--resume", "--steps", "9") == 1
+    assert "data was" in only_error(capsys)
+
+
+# --- Wrong usage -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--steps", "0"], "steps: Input should be greater than or equal to 1"),
+        (["--seed", "-1"], "seed: Input should be greater than or equal to 0"),
+        (["--seed", str(2**53)], "seed: Input should be less than"),
+        (["--batch-size", "0"], "batch_size: "),
+        (["--update", "simultaneous", "--d-steps", "3"], "d_steps counts the discriminator's turns"),
+        (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
+        (["--device", "abacus"], "device abacus: "),
+        (["--device", "meta"], "device meta: choose auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "device cuda:99: "),
+        (["--image-size", "0"], "image size must be 1 pixel or more"),
+        (["--data", "no/such/data"], "no/such/data is no data set"),
+        (["--out", "/dev/null/run"], "/dev/null/run"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_nonsense_is_one_line_and_exit_code_1(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], reason: str
+) -> None:
+    """The line names what is wrong, and no run folder is begun."""
+    assert train(data, tmp_path / "run", *arguments) == 1
+    assert reason in only_error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["paint"],
+        ["train", "--preset", "gpt", "--data", "x", "--out", "y"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--steps", "many"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--name", "../up"],
+        ["inspect"],
+        ["inspect", "x", "--loud"],
+    ],
+    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag"],
+)
+def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
+    """As every command line does: the usage, and what was wrong with it."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert caught.value.code == 2
+    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_folder_with_something_in_it_is_not_written_to(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without --resume nobody's files are mixed with a run's."""
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert train(data, tmp_path) == 1
+    assert "is not empty: --resume goes on" in only_error(capsys)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
+
+
+def test_a_conditional_preset_refuses_data_without_labels(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Before anything is written."""
+    np.savez(tmp_path / "plain.npz", images=np.zeros((20, 4, 4), np.uint8))
+    assert train(tmp_path / "plain.npz", tmp_path / "run", preset="classes") == 1
+    assert "classes is class-conditional, and plain has no labels" in only_error(capsys)
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_and_inspect_refuse_what_they_cannot_use(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Data of another shape, a bundle that is not there or damaged, a seed below zero: one line each."""
+    assert train(data, tmp_path / "run", "--steps", "3") == 0
+    folder = tmp_path / "run" / "bundle"
+    capsys.readouterr()
+    assert main(["evaluate", str(folder), "--data", "digits"]) == 1
+    assert "digits has images (1, 8, 8), colours-small-quick makes (3, 10, 6)" in only_error(capsys)
+    assert main(["evaluate", str(folder), "--data", str(data), "--seed", "-1"]) == 1
+    assert "the seed must be a whole number of 0 or more, not -1" in only_error(capsys)
+    assert main(["inspect", str(tmp_path / "nowhere")]) == 1
+    assert "manifest.json: No such file or directory" in only_error(capsys)
+    (folder / "generator.safetensors").write_bytes(b"")
+    for command in (["inspect", str(folder)], ["evaluate", str(folder), "--data", str(data)]):
+        assert main(command) == 1
+        assert "generator.safetensors: 0 bytes, the manifest says" in only_error(capsys)
+
+
+def test_a_missing_extra_is_named(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where only serving is installed, training says what it lacks."""
+    monkeypatch.delitem(sys.modules, "models.display", raising=False)
+    monkeypatch.delattr("models.display", raising=False)
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    assert train(data, tmp_path / "run") == 1
+    assert "is not installed: the train extra brings it" in only_error(capsys)
+
+
+# --- Options and names -------------------------------------------------------------------------------------------
+
+
+def options_of(*arguments: str) -> TrainingOptions:
+    parsed = commands._parser().parse_args(["train", "--data", "x", "--out", "y", *arguments])  # noqa: SLF001
+    return commands.resolve(parsed)
+
+
+def test_algorithm_1_is_the_papers_and_the_preset_is_its_codes() -> None:
+    """They differ in the update, G's loss and the factor on D's; everything else is the same run."""
+    code, paper = options_of("--preset", "mlp-paper"), options_of("--preset", "mlp-paper", "--algorithm1")
+    assert code == PRESETS["mlp-paper"]
+    differing = {key for key in type(code).model_fields if getattr(code, key) != getattr(paper, key)}
+    assert differing == {"update", "generator_loss", "d_loss_scale"}
+    assert (paper.update, paper.generator_loss, paper.d_loss_scale) == ("alternating", "saturating", 1.0)
+    heuristic = options_of(
+        "--preset", "mlp-paper", "--algorithm1", "--generator-loss", "nonsaturating", "--d-steps", "3"
+    )
+    assert (heuristic.generator_loss, heuristic.d_steps) == ("nonsaturating", 3)
+
+
+def test_every_flag_changes_its_option_alone() -> None:
+    """The command line's numbers reach the options, and nothing else moves."""
+    changed = options_of(
+        *("--preset", "mlp-adam", "--steps", "7", "--seed", "3", "--batch-size", "5", "--noise", "uniform")
+    )
+    expected = PRESETS["mlp-adam"].model_copy(
+        update={"steps": 7, "seed": 3, "batch_size": 5, "latent": LatentSpec(dim=100, distribution="uniform")}
+    )
+    assert changed == expected
+
+
+@given(text=st.text(max_size=120), preset=st.sampled_from(sorted(PRESETS)))
+def test_any_data_has_a_valid_default_name(text: str, preset: str) -> None:
+    """Folders are called anything; a run must not fail at its very end over the bundle's name."""
+    assert re.search(NAME_PATTERN, commands._default_name(text, preset))  # noqa: SLF001
+
+
+# --- What a person sees ------------------------------------------------------------------------------------------
+
+REPORT = Report(step=0, seconds=2.0, d_loss=1.25, g_loss=0.75, d_real=0.6, d_fake=0.4, images_per_s=1234.5)
+
+
+def test_without_a_terminal_a_plain_line_comes_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
+    """A log file gets every twentieth report: losses, D's means, speed, the best and the time left."""
+    with TrainingDisplay(100, 0) as display:
+        for step in range(1, 2 * PLAIN_EVERY + 2):
+            REPORT.step = step
+            display.show(REPORT, Best(step=10, score=99.5))
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.split("  ")[0] for line in lines] == [f"step {PLAIN_EVERY}/100", f"step {2 * PLAIN_EVERY}/100"]
+    for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "best 99.5 nats at 10"):
+        assert part in lines[0]
+    assert lines[0].endswith("8 s left")  # 80 steps to go, at 20 steps in 2 s
+
+
+def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Redrawn in place, with the same figures."""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setenv("COLUMNS", "200")
+    with TrainingDisplay(100, 0) as display:
+        REPORT.step = 40
+        display.show(REPORT, Best())
+    shown = capsys.readouterr().err
+    assert "1,234 images/s" in shown
+    assert "40/100" in shown
+
+
+def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GAN_DATA_DIR where it says something; empty is not the current folder."""
+    arguments = ["evaluate", "b", "--data", "mnist"]
+    monkeypatch.setenv("GAN_DATA_DIR", "/srv/data")
+    assert commands._parser().parse_args(arguments).data_dir == Path("/srv/data")  # noqa: SLF001
+    monkeypatch.setenv("GAN_DATA_DIR", "")
+    assert commands._parser().parse_args(arguments).data_dir is None  # noqa: SLF001

@@ -1,0 +1,88 @@
+"""A run's folder keeps what is whole, forgets what will be computed again, and touches nothing that isn't its own."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from models.rundir import RunDir, RunError, environment
+
+
+def test_checkpoints_fall_back_to_the_newest_whole_one(tmp_path: Path) -> None:
+    """Two are kept; one that was cut off or is no checkpoint is passed over, and nothing is left when none reads."""
+    folder = RunDir(tmp_path)
+    folder.begin({})
+    for step in (1, 999_999, 1_000_000):
+        folder.save_checkpoint(step, {"x": torch.full((100,), float(step))}, {"step": step})
+    kept = sorted((tmp_path / "checkpoints").iterdir())
+    assert [path.name for path in kept] == ["step-1000000.safetensors", "step-999999.safetensors"]
+    newest, older = kept
+
+    def newest_step() -> float | None:
+        found = folder.newest_checkpoint()
+        return None if found is None else found[0]["x"][0].item()
+
+    assert newest_step() == 1_000_000
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert newest_step() == 999_999
+    older.write_bytes(b"")
+    assert newest_step() is None
+
+
+def test_stats_forget_what_will_be_computed_again(tmp_path: Path) -> None:
+    """Lines after the checkpoint's step go, and so does one that a crash cut off."""
+    folder = RunDir(tmp_path)
+    folder.begin({})
+    folder.truncate_stats(0)  # nothing there yet
+    for number in (50, 100, 150):
+        folder.append_stats({"step": number, "seconds": 1.0})
+    with (tmp_path / "stats.jsonl").open("a") as file:
+        file.write('{"step": 2')
+    folder.truncate_stats(100)
+    lines = (tmp_path / "stats.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [50, 100]
+
+
+def test_beginning_again_sweeps_out_only_what_a_kill_left(tmp_path: Path) -> None:
+    """Half-written files of ours go; a stranger's hidden file in the same folder stays."""
+    folder = RunDir(tmp_path)
+    folder.begin({})
+    leftovers = [
+        tmp_path / ".options.json.123.tmp",
+        tmp_path / ".stats.jsonl.9.tmp",
+        tmp_path / "checkpoints" / ".step-000500.safetensors.77.tmp",
+    ]
+    for path in leftovers:
+        path.write_bytes(b"half")
+    (tmp_path / ".bundle-abcd").mkdir()
+    mine = tmp_path / ".editor.tmp"
+    mine.write_bytes(b"mine")
+    folder.begin({})
+    assert not any(path.exists() for path in (*leftovers, tmp_path / ".bundle-abcd"))
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]"], ids=["empty", "cut off", "no object"])
+def test_options_that_cannot_be_read_are_named(tmp_path: Path, content: str) -> None:
+    """A damaged options.json is one clear line: guessing what a run was would be worse."""
+    (tmp_path / "options.json").write_text(content)
+    with pytest.raises(RunError, match=r"options\.json"):
+        RunDir(tmp_path).record()
+
+
+def test_a_folder_is_used_as_soon_as_anything_lies_there(tmp_path: Path) -> None:
+    """Missing and empty folders are free; a file in it, or in its place, is somebody's."""
+    assert not RunDir(tmp_path / "new").is_used()
+    assert not RunDir(tmp_path).is_used()
+    (tmp_path / "note.txt").write_text("mine")
+    assert RunDir(tmp_path).is_used()
+    assert RunDir(tmp_path / "note.txt").is_used()
+    assert RunDir(tmp_path).record() is None
+
+
+def test_the_environment_says_what_figures_depend_on() -> None:
+    """Device, instruction set, threads and versions, as JSON."""
+    facts = environment(torch.device("cpu"))
+    assert set(facts) == {"device", "instruction_set", "threads", "torch", "python", "source_commit"}
+    assert json.loads(json.dumps(facts)) == facts
