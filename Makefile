@@ -1,0 +1,44 @@
+# What a person runs is what CI runs. Two environments in one: `make serve` installs what serving needs, the rest adds
+# the training and test extras. TORCH_INDEX chooses where torch comes from; unset is the default index, whose Linux build
+# brings CUDA (gigabytes). The small build: make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+PYTHON ?= python3
+TORCH_INDEX ?=
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+RUN ?= runs/mnist
+
+.PHONY: serve test install check train clean
+
+serve: $(VENV)/serving
+	$(BIN)/python -m service
+
+test: check
+	$(BIN)/python -m pytest
+
+install: $(VENV)/everything
+
+check: $(VENV)/everything
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+train: $(VENV)/everything
+	$(BIN)/python -m models train --preset mlp-paper --data mnist --out $(RUN) --resume
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+# Each stamp is younger than the files that decide what is installed, or the install runs again.
+$(VENV)/created:
+	$(PYTHON) -m venv $(VENV)
+	touch $@
+
+$(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
+	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
+	$(PIP) --editable .
+	touch $@
+
+$(VENV)/everything: $(VENV)/serving
+	$(PIP) --editable ".[train,test]"
+	touch $@

@@ -1,0 +1,45 @@
+"""The service with its batcher bypassed: each request goes straight to the engine's thread. For comparison only.
+
+    python -m benchmarks.unbatched
+
+Everything else is what `python -m service` runs, with the same settings.
+"""
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from service import serving as core
+from service.app import create_app
+from service.batcher import Batcher, Lane, Part, Result, Rows
+from service.logs import set_up_logs
+from service.server import listen, run
+from service.settings import read_settings
+
+
+class Bypass(Batcher):
+    """Hands on what it takes at once, whole and alone: no queue, no deadline, no cancellation, no metrics."""
+
+    def __init__(self, run: "Callable[[Lane, Sequence[Part]], asyncio.Future[Rows]]", *more: Any, **named: Any) -> None:
+        super().__init__(run, *more, **named)
+        self._straight = run
+
+    async def submit(self, lane: Lane, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
+        """As Batcher.submit, without what it is for."""
+        started = time.monotonic()
+        computed = await self._straight(lane, [Part(payload, 0, rows)])
+        return Result(computed, 0.0, time.monotonic() - started)
+
+
+def main() -> int:
+    """Serve until told to stop; returns the exit code."""
+    setattr(core, "Batcher", Bypass)  # noqa: B010 - mypy knows better than to let a class be replaced
+    settings = read_settings({})
+    set_up_logs(settings.log_format, settings.log_level)
+    return run(create_app(settings), settings, listen(settings.host, settings.port))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

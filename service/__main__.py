@@ -1,0 +1,101 @@
+"""`python -m service`: reads the settings, then serves.
+
+Exit codes: 0 after SIGTERM or SIGINT and a drain; 1 where the port can't be had or we failed; 2 for a bad setting; 3
+for a bundle that can't be loaded; 128 + the signal's number where a second signal cut the drain short.
+"""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from service.logs import set_up_logs
+from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
+
+PROGRAM = "gan-service"
+FAILED, BAD_SETTING = 1, 2
+
+log = logging.getLogger(__name__)
+
+
+def main() -> NoReturn:
+    """Serve until told to stop, and end the process."""
+    code = start(sys.argv[1:])
+    logging.shutdown()
+    sys.stderr.flush()
+    # Not through the interpreter's own end, which aborts when it takes threads down that are inside torch: one may be
+    # loading a bundle, or be stuck in a batch. All that had to be finished is.
+    os._exit(code)
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Serve until told to stop; returns the exit code."""
+    try:
+        settings = read_settings(vars(_parser().parse_args(arguments)))
+        warnings = check_names(os.environ)
+    except SettingsError as error:
+        return _complain(str(error), BAD_SETTING)
+    set_up_logs(settings.log_format, settings.log_level)
+    for warning in warnings:
+        log.warning(warning)
+    # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it.
+    from service.app import create_app  # noqa: PLC0415
+    from service.server import listen, run  # noqa: PLC0415
+
+    try:
+        listener = listen(settings.host, settings.port)
+    except OSError as error:
+        number = error.errno or 0
+        reason = os.strerror(number) if number > 0 else error.strerror  # those of name resolution are negative
+        return _complain(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
+    try:
+        app = create_app(settings)
+    except ValueError as error:
+        listener.close()
+        return _complain(f"{variable('device')} (or {flag('device')}): {error}", BAD_SETTING)
+    return run(app, settings, listener)
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"{PROGRAM}: {message}", file=sys.stderr)
+    return code
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, without the usage in front of it."""
+        self.exit(BAD_SETTING, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    """A flag for every setting. Values stay text: the settings check them, wherever they come from."""
+    parser = _Parser(
+        prog=PROGRAM,
+        description="Serve the images of a generative adversarial net over HTTP.",
+        epilog="A flag wins over its variable. Exit codes: 0 stopped in order, 1 failed, 2 bad setting, 3 bad bundle.",
+        allow_abbrev=False,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),
+    )
+    for name, field in Settings.model_fields.items():
+        text = f"{field.description} [{variable(name)}, default {shown(field.default)}]"
+        parser.add_argument(
+            flag(name), dest=name, metavar="VALUE", default=argparse.SUPPRESS, help=text.replace("%", "%%")
+        )
+    return parser
+
+
+def shown(default: object) -> str:
+    """A default as people write it: unset, on, 32MiB, 25."""
+    if default is None:
+        return "unset"
+    if isinstance(default, bool):
+        return "on" if default else "off"
+    if isinstance(default, int) and default >= 2**20:
+        return f"{default // 2**20}MiB" if default % 2**20 == 0 else f"{default // 10**6}M"
+    return f"{default:g}" if isinstance(default, float) else str(default)
+
+
+if __name__ == "__main__":
+    main()

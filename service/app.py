@@ -1,0 +1,100 @@
+"""Builds the application: makes the parts from the settings and hands them to one another."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+
+import torch
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from starlette.middleware import Middleware
+from starlette.routing import Route
+
+from models.bundle import BundleError
+from service import __version__
+from service.desk import Desk
+from service.engine import cpu_limit
+from service.metrics import Metrics
+from service.middleware import Admission, Observe, Problems, RouteTable
+from service.pages import page_routes
+from service.probes import metrics_routes, probe_routes
+from service.routes import bundle_routes, discriminate_routes, sample_routes
+from service.serving import Serving
+from service.settings import Settings
+
+WORK = frozenset({"/sample", "/discriminate"})  # the routes that need the engine
+
+log = logging.getLogger(__name__)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The application, not yet started: its lifespan loads the bundles while probes are answered already.
+
+    `app.state.serving` is the core. `app.state.starting`, once the lifespan has begun, is the task that loads: it
+    raises BundleError where that fails, and the service then stays not ready.
+
+    Raises:
+        ValueError: The settings name a device that is not there.
+    """
+    metrics = Metrics(CollectorRegistry())
+    metrics.build_info.labels(__version__, torch.__version__).set(1)
+    serving = Serving(settings, metrics)
+    encoders = ThreadPoolExecutor(cpu_limit(), thread_name_prefix="encoder")
+    decoders = ThreadPoolExecutor(cpu_limit(), thread_name_prefix="decoder")
+    desk = Desk(settings, serving, metrics, encoders, decoders)
+    routers = [
+        sample_routes(desk),
+        discriminate_routes(desk),
+        bundle_routes(desk),
+        probe_routes(serving),
+        metrics_routes(metrics),
+        page_routes(),
+    ]
+    table = RouteTable(route for router in routers for route in router.routes if isinstance(route, Route))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        starting = app.state.starting = asyncio.create_task(serving.start(), name="start")
+        starting.add_done_callback(_report_start)
+        try:
+            yield
+        finally:
+            starting.cancel()
+            if not serving.is_draining:  # unless whoever runs the application has drained it already
+                await serving.stop()
+            for workers in (encoders, decoders):
+                workers.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="gan-service",
+        summary="Images of generative adversarial nets: reproducible, batched, observable.",
+        version=__version__,
+        lifespan=lifespan,
+        redirect_slashes=False,
+        # FastAPI's own pages load their scripts from elsewhere; ours are in pages.py.
+        openapi_url=None,
+        docs_url=None,
+        redoc_url=None,
+        middleware=[
+            Middleware(Observe, metrics=metrics, routes=table, is_draining=lambda: serving.is_draining),
+            Middleware(Problems, metrics=metrics, is_draining=lambda: serving.is_draining),
+            Middleware(Admission, work=WORK, admit=serving.admit, max_body_bytes=settings.max_body_bytes),
+        ],
+    )
+    for router in routers:
+        app.include_router(router)
+    app.state.serving = serving
+    return app
+
+
+def _report_start(starting: "asyncio.Task[None]") -> None:
+    """Say why start-up failed: in one line where the reason is the operator's to mend."""
+    if starting.cancelled():
+        return
+    error = starting.exception()
+    if isinstance(error, BundleError):
+        log.error("cannot start: %s", error)
+    elif error is not None:
+        log.error("cannot start", exc_info=error)

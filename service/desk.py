@@ -1,0 +1,96 @@
+"""What the routes share: the parts they work with, a request's deadline, its body, and work off the event loop."""
+
+import asyncio
+import math
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import TypeVar
+
+from starlette.requests import Request
+
+from service.errors import DeadlinePassed, RequestTimeout
+from service.logs import current_request
+from service.metrics import Metrics
+from service.schemas import timeout_s
+from service.serving import Serving
+from service.settings import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the routes work with.
+
+    Encoding and decoding have threads of their own, so that large requests hold up neither the event loop nor one
+    another's other half.
+    """
+
+    settings: Settings
+    serving: Serving
+    metrics: Metrics
+    encoders: Executor
+    decoders: Executor
+
+    async def run(self, executor: Executor, work: Callable[[], T]) -> T:
+        """The result of work that takes long enough to be felt by others on the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(executor, work)
+
+
+class Deadline:
+    """Seconds from a request's arrival in which its answer is worth something."""
+
+    def __init__(self, request: Request, settings: Settings) -> None:
+        self.seconds = timeout_s(request.headers.get("x-timeout-ms"), settings)
+        self._at = current_request().arrived_s + self.seconds
+
+    def end(self) -> None:
+        """Nobody waits any more."""
+        self._at = -math.inf
+
+    def left_s(self) -> float:
+        """Seconds that are left. May be asked on any thread.
+
+        Raises:
+            DeadlinePassed: None are.
+        """
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise DeadlinePassed(self.seconds)
+        return left
+
+
+async def read_body(request: Request, deadline: Deadline) -> bytes:
+    """The whole body; its size is bounded where it comes in.
+
+    Raises:
+        RequestTimeout: It was not there before the deadline.
+    """
+    try:
+        async with asyncio.timeout(deadline.left_s()):
+            return await request.body()
+    except TimeoutError:
+        raise RequestTimeout(f"The body was not there within {deadline.seconds:.3g} s.") from None
+
+
+def media_type(request: Request) -> str:
+    """The body's media type without parameters, in lower case; empty where none is named."""
+    return request.headers.get("content-type", "").split(";", maxsplit=1)[0].strip().lower()
+
+
+def server_timing(**seconds: float) -> dict[str, str]:
+    """Where a reply's time went, in the header that browsers draw."""
+    return {"Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in seconds.items())}
+
+
+def timed(work: Callable[[], T]) -> Callable[[], tuple[T, float]]:
+    """The same work, whose result comes with the seconds it took."""
+
+    def work_and_time() -> tuple[T, float]:
+        started = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - started
+
+    return work_and_time

@@ -1,0 +1,126 @@
+"""Images to bytes: the formats of a reply, what each can hold, and how it is written.
+
+The bytes are a function of the images and the arguments alone, on one build of the encoders: no dates, no names of
+machines. `ENCODERS` names that build for cache validators.
+"""
+
+import base64
+import io
+import json
+import math
+import zipfile
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - no request waits for them
+from PIL import __version__ as pillow_version
+
+from models.sampler import UInt8, grid
+
+Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
+
+# In the order of preference where a client likes several equally well.
+MEDIA_TYPES: dict[Format, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "json": "application/json",
+    "zip": "application/zip",
+    "npy": "application/x-npy",
+}
+# Formats that hold one picture, with the most pixels a side that their coders take.
+MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
+
+ENCODERS = " ".join(
+    [f"pillow-{pillow_version}", f"numpy-{np.__version__}"]
+    + [f"{name}-{features.version(name)}" for name in ("zlib", "libjpeg_turbo", "webp")]
+)
+# No dates in archives, or the same request would give other bytes a minute later. ZIP's years start here.
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+@dataclass(frozen=True)
+class Look:
+    """How images become bytes.
+
+    Attributes:
+        format: One of the six.
+        columns: Images in one line of the picture, for the formats that hold one.
+        scale: Every pixel becomes scale × scale pixels.
+    """
+
+    format: Format
+    columns: int
+    scale: int
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where images come from: what a reader of the JSON format is told beside them."""
+
+    bundle: str
+    version: str
+    seed: int
+    first_index: int
+    labels: list[int] | None
+
+
+def picture_size(look: Look, count: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in pixels of the one picture that holds `count` images of this size."""
+    return math.ceil(count / look.columns) * height * look.scale, look.columns * width * look.scale
+
+
+def encode(images: UInt8, look: Look, origin: Origin) -> bytes:
+    """Images (n, h, w, c), n ≥ 1, as the bytes of a reply."""
+    scaled = images.repeat(look.scale, axis=1).repeat(look.scale, axis=2) if look.scale > 1 else images
+    match look.format:
+        case "png" | "webp" | "jpeg":
+            return _picture(grid(scaled, look.columns) if len(scaled) > 1 else scaled[0], look.format)
+        case "json":
+            return _json(scaled, origin)
+        case "zip":
+            return _zip(scaled)
+        case "npy":
+            return _npy(scaled)
+
+
+def _picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
+    """One image (h, w, c) as a file."""
+    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    out = io.BytesIO()
+    match form:
+        case "png":  # level 1: higher ones cost ten times as much and save little on noise-like pixels
+            picture.save(out, "png", compress_level=1)
+        case "webp":  # lossless, because these pixels are the answer; effort where time and size balance
+            picture.save(out, "webp", lossless=True, quality=20, method=1)
+        case "jpeg":
+            picture.save(out, "jpeg", quality=90)
+    return out.getvalue()
+
+
+def _json(images: UInt8, origin: Origin) -> bytes:
+    return json.dumps(
+        {
+            "bundle": origin.bundle,
+            "version": origin.version,
+            "seed": origin.seed,
+            "first_index": origin.first_index,
+            "labels": origin.labels,
+            "images": [base64.b64encode(_picture(image, "png")).decode() for image in images],
+        }
+    ).encode()
+
+
+def _zip(images: UInt8) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for number, image in enumerate(images):
+            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), _picture(image, "png"))
+    return out.getvalue()
+
+
+def _npy(images: UInt8) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(images), version=(1, 0), allow_pickle=False)
+    return out.getvalue()

@@ -1,0 +1,320 @@
+"""Weights in memory on one device, and the thread that runs the batches.
+
+`Engine.load` verifies a bundle, moves it to the device, finds the tile sizes that give a row the same bits, and so
+warms every size that will be used. What it returns holds all that its batches need, and lives for as long as somebody
+refers to it: a bundle can be replaced between two batches.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import math
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+
+from models.bundle import Bundle, BundleError, read_bundle
+from models.sampler import REFERENCE_TILE, TILE_SIZES, Int64, Tiles, UInt8, draw_latents, to_pixels, to_uint8
+from models.spec import LatentSpec
+from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
+
+T = TypeVar("T")
+
+MAX_BATCH_ROWS = max(TILE_SIZES)
+WARMUP_SEED = 0
+
+
+@contextlib.contextmanager
+def _device_errors() -> Iterator[None]:
+    """Says which errors mean that memory is short, and which that the device is lost."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise OutOfMemory(str(error)) from None
+    except RuntimeError as error:
+        text = str(error)
+        # The CPU's allocator; CUDA's runtime; its libraries. None of them harms what is there already.
+        if any(words in text for words in ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")):
+            raise OutOfMemory(text) from None
+        if "CUDA error" in text or "CUDA driver" in text:
+            raise DeviceFailed(text) from None
+        raise
+
+
+class SamplePayload(NamedTuple):
+    """What G needs for one request: images first_index … of a seed. `labels` has one for each of them, or is None."""
+
+    seed: int
+    first_index: int
+    labels: Int64 | None
+    truncation: float
+
+
+class DiscriminatePayload(NamedTuple):
+    """What D needs for one request: uint8 (n, h, w, c) of the bundle's shape, and a label for each, or None."""
+
+    images: UInt8
+    labels: Int64 | None
+
+
+@dataclass(eq=False)
+class SampleLane:
+    """G of a bundle: payloads are `SamplePayload`, rows are uint8 (n, h, w, c)."""
+
+    bundle: str
+    latent: LatentSpec
+    tiles: Tiles
+    device: torch.device
+    operation: str = "sample"
+
+    def padded(self, rows: int) -> int:
+        """Rows that are really computed for this many."""
+        return self.tiles.padded(rows)
+
+    @_device_errors()
+    def run(self, parts: Sequence[Part]) -> Rows:
+        """Draw the latents and make the images."""
+        drawn = []
+        for (seed, first_index, _, truncation), start, stop in parts:
+            z = draw_latents(self.latent, seed, first_index + start, stop - start)
+            drawn.append(z if truncation == 1 else z * np.float32(truncation))
+        latents = torch.from_numpy(np.concatenate(drawn)).to(self.device)
+        return to_uint8(self.tiles(latents, _labels(parts, self.device)))
+
+
+@dataclass(eq=False)
+class DiscriminateLane:
+    """D of a bundle: payloads are `DiscriminatePayload`, rows are float32 (n,) logits."""
+
+    bundle: str
+    tiles: Tiles
+    device: torch.device
+    operation: str = "discriminate"
+
+    def padded(self, rows: int) -> int:
+        """Rows that are really computed for this many."""
+        return self.tiles.padded(rows)
+
+    @_device_errors()
+    def run(self, parts: Sequence[Part]) -> Rows:
+        """Judge the images."""
+        images = np.concatenate([payload.images[start:stop] for payload, start, stop in parts])
+        logits = self.tiles(to_pixels(images, self.device), _labels(parts, self.device))
+        return logits.to("cpu", torch.float32).numpy()
+
+
+def _labels(parts: Sequence[Part], device: torch.device) -> torch.Tensor | None:
+    labels = [payload.labels[start:stop] for payload, start, stop in parts if payload.labels is not None]
+    return torch.from_numpy(np.concatenate(labels)).to(device) if labels else None
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded(Bundle):
+    """A bundle on the device, warm, with a lane for each net.
+
+    `fingerprint` is a hash of what G computes here for fixed latents: equal where this device and its libraries give
+    the same bits, which no list of versions could promise.
+    """
+
+    sample: SampleLane
+    discriminate: DiscriminateLane
+    fingerprint: str
+    warmup_s: float
+
+    def run_first_batch(self) -> None:
+        """Run both lanes once, for a thread that has not done so yet."""
+        labels = None if self.manifest.labels is None else np.zeros(1, np.int64)
+        images = self.sample.run([Part(SamplePayload(WARMUP_SEED, 0, labels, 1.0), 0, 1)])
+        self.discriminate.run([Part(DiscriminatePayload(images, labels), 0, 1)])
+
+
+class Engine:
+    """One device and its thread.
+
+    Args:
+        device: auto, cpu, cuda or cuda:N.
+        exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
+
+    Raises:
+        ValueError: There is no such device.
+    """
+
+    def __init__(self, device: str, *, exact: bool) -> None:
+        self.device = _find_device(device)
+        self.name = str(self.device)
+        self.exact = exact
+        self.thread = EngineThread(f"engine {self.name}")
+        if self.device.type == "cpu":
+            torch.set_num_threads(cpu_limit())
+
+    def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+        """Verify and warm a bundle, on the calling thread; one that is `known`, by name, is not warmed again.
+
+        Raises:
+            BundleError: As `read_bundle`; or its nets give NaN or Inf.
+        """
+        started = time.monotonic()
+        bundle = read_bundle(folder, self.device)
+        same = known.get(bundle.name)
+        if same is not None and (same.folder, same.version) == (folder, bundle.version):
+            return same
+        latent, names = bundle.manifest.latent, bundle.manifest.labels
+        latents = torch.from_numpy(draw_latents(latent, WARMUP_SEED, 0, MAX_BATCH_ROWS)).to(self.device)
+        labels = None if names is None else torch.arange(MAX_BATCH_ROWS, device=self.device) % len(names)
+        with torch.inference_mode():
+            images = Tiles(bundle.generator, [REFERENCE_TILE])(latents, labels)
+            logits = Tiles(bundle.discriminator, [REFERENCE_TILE])(images, labels)
+        for net, rows in (("generator", images), ("discriminator", logits)):
+            if not torch.isfinite(rows).all():
+                raise BundleError(f"{folder}: its {net} gives NaN or Inf")
+        return Loaded(
+            **vars(bundle),
+            sample=SampleLane(bundle.name, latent, self._tiles(bundle.generator, latents, labels), self.device),
+            discriminate=DiscriminateLane(bundle.name, self._tiles(bundle.discriminator, images, labels), self.device),
+            fingerprint=hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:12],
+            warmup_s=time.monotonic() - started,
+        )
+
+    def _tiles(self, net: Callable[..., torch.Tensor], example: torch.Tensor, labels: torch.Tensor | None) -> Tiles:
+        if self.exact:
+            return Tiles.proven(net, example, labels)
+        tiles = Tiles(net, (1, 2, *TILE_SIZES))
+        for size in tiles.sizes:  # warm
+            tiles(example[:size], None if labels is None else labels[:size])
+        return tiles
+
+    def memory(self) -> dict[str, int]:
+        """Bytes of the device's memory that torch holds, by kind; nothing where the device is the CPU."""
+        if self.device.type != "cuda":
+            return {}
+        return {
+            "allocated": torch.cuda.memory_allocated(self.device),
+            "reserved": torch.cuda.memory_reserved(self.device),
+        }
+
+
+class EngineThread:
+    """A thread that runs one function after another for an event loop.
+
+    It is a daemon: a call that never returns can't keep the process from ending.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._inbox: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._has_ended = False
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> "asyncio.Future[T]":
+        """Call on the thread; the future belongs to the running loop. Cancelling it does not stop the call.
+
+        The future raises what the function raises; DeviceFailed where the thread has ended, or ends before its turn.
+        """
+        call = _Call(function, arguments)
+        self._inbox.put(call)
+        if self._has_ended:
+            self._refuse_rest()
+        return call.future
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread can still take calls."""
+        return self._thread.is_alive()
+
+    def stop(self) -> None:
+        """End after the calls that were sent before. Does not wait."""
+        self._inbox.put(None)
+
+    def _main(self) -> None:
+        try:
+            while (call := self._inbox.get()) is not None:
+                call.settle(*_outcome(call.function, call.arguments))
+                del call  # or it would be kept, with its payloads and its answer, until the next one comes
+        finally:
+            # First this, then look: `run` looks after it has put, so one of the two finds every call.
+            self._has_ended = True
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                call = self._inbox.get_nowait()
+                if call is not None:
+                    call.settle(None, DeviceFailed("the engine's thread has ended"))
+
+
+class _Call(Generic[T]):
+    """A function on its way to the thread, and the way back for what becomes of it."""
+
+    def __init__(self, function: Callable[..., T], arguments: Sequence[Any]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+
+    def settle(self, result: T | None, error: Exception | None) -> None:
+        """Hand over the error, or the result where there is none. From any thread."""
+        finish, outcome = (self.future.set_result, result) if error is None else (self.future.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(_finish, self.future, finish, outcome)
+
+
+def _finish(future: "asyncio.Future[Any]", finish: Callable[[Any], None], outcome: object) -> None:
+    if not future.done():  # its caller may have left meanwhile
+        finish(outcome)
+
+
+def _outcome(function: Callable[..., T], arguments: Sequence[Any]) -> tuple[T | None, Exception | None]:
+    """What a call gives, or raises.
+
+    The error's traceback holds this frame, and those below with the batch's tensors. So nothing here may refer to the
+    error, nor to the future that will hold it: such a circle would stay until the garbage collector comes by.
+    """
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller, and the thread lives on
+        return None, _for_future(error)
+
+
+def _for_future(error: BaseException) -> Exception:
+    """The error as it can be handed over: some would end whoever awaits them, and futures refuse StopIteration."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    stand_in = RuntimeError(f"the call ended with {error!r}")
+    stand_in.__cause__ = error
+    return stand_in
+
+
+def _find_device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
+    if name == "cpu":
+        return torch.device("cpu")
+    device = torch.device(name if ":" in name else f"{name}:0")
+    if not torch.cuda.is_available() or torch.cuda.device_count() <= (device.index or 0):
+        raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} CUDA devices)")
+    return device
+
+
+def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors that this process may keep busy: its affinity, or the container's quota where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()  # cgroup v1: −1 for none
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return allowed
+    if not quota.isdigit():  # max, or −1
+        return allowed
+    return max(1, min(allowed, math.ceil(int(quota) / int(period))))

@@ -1,0 +1,123 @@
+"""Every series this service exports, each with the question it answers.
+
+Label values come from small, fixed sets: `route` is a route's template or `unmatched`, `method` one of `METHODS` or
+`other`, bundles are those loaded. Units are seconds, bytes and images; time buckets start at half a millisecond.
+"""
+
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
+from prometheus_client.gc_collector import GCCollector
+from prometheus_client.platform_collector import PlatformCollector
+from prometheus_client.process_collector import ProcessCollector
+
+METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+BYTES = tuple(4**n for n in range(4, 14))  # 256 bytes to 64 MiB
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+PROBABILITY = tuple(n / 20 for n in range(1, 21))
+
+
+class Metrics:
+    """All series of one app, in a registry of its own, so that two apps in a process don't meet."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        # Library-wide, and idempotent: a creation time beside every counter answers none of our questions.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self.registry = registry
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        seconds = partial(Histogram, buckets=SECONDS, registry=registry)
+        size = partial(Histogram, buckets=BYTES, registry=registry)
+        work = ["bundle", "operation"]  # operation: sample, discriminate
+
+        # At the edge. How many, how slow, with which outcome? All outcomes: a refusal or a departure is one too.
+        self.requests = counter(
+            "gan_requests_total",
+            "Requests that ended. Status 499: the client left before the answer.",
+            ["route", "method", "status"],
+        )
+        self.request_duration = seconds(
+            "gan_request_duration_seconds", "From a request's head to the last byte of its reply.", ["route"]
+        )
+        self.requests_in_flight = gauge("gan_requests_in_flight", "Requests being answered now.", ["route"])
+        # Is anything larger than we think?
+        self.request_bytes = size("gan_request_bytes", "Body bytes that were read.", ["route"])
+        self.response_bytes = size("gan_response_bytes", "Body bytes that were sent.", ["route"])
+        # Why did clients not get what they asked for? One place counts it: where an error becomes a reply.
+        self.rejected = counter(
+            "gan_rejected_total",
+            "Requests refused, by reason: queue_full, deadline, draining, not_ready, too_large, invalid.",
+            ["route", "reason"],
+        )
+        # How much work do departing clients leave behind? The core counts, with logs.current_route().
+        self.cancelled = counter(
+            "gan_cancelled_total", "Requests whose client left, by phase: queued, running.", ["route", "phase"]
+        )
+
+        # The queue, read from the queue itself when scraped (set_function), never counted up and down.
+        self.queue_images = gauge("gan_queue_images", "Images waiting.", ["device"])
+        self.queue_capacity_images = gauge("gan_queue_capacity_images", "Images that may wait.", ["device"])
+        self.queue_oldest_age = gauge(
+            "gan_queue_oldest_age_seconds",
+            "How long the oldest waiting image has waited; 0 when none does.",
+            ["device"],
+        )
+
+        # Is time lost waiting, or computing, or in encoding and decoding? These four together say.
+        self.queue_wait = seconds("gan_queue_wait_seconds", "From a row's arrival to the start of its batch.", work)
+        self.compute = seconds("gan_compute_seconds", "One engine call.", work)
+        self.encode = seconds("gan_encode_seconds", "Encoding one reply's images.", ["format"])
+        self.decode = seconds("gan_decode_seconds", "Decoding and converting one request's uploaded images.")
+
+        # Does batching work: are batches full, what is wasted, and why do they close?
+        self.batch_images = Histogram(
+            "gan_batch_images", "Images in one batch, without padding.", work, buckets=IMAGES, registry=registry
+        )
+        self.batch_padding_images = counter(
+            "gan_batch_padding_images_total", "Rows computed only to fill a batch's fixed size.", work
+        )
+        self.batches = counter(
+            "gan_batches_total", "Batches, by why they closed: full, idle, window.", [*work, "closed_by"]
+        )
+        # What is really produced?
+        self.images = counter("gan_images_total", "Images computed, without padding, delivered or not.", work)
+        # What does D think of what it sees: does it drift?
+        self.discriminator_probability = Histogram(
+            "gan_discriminator_probability",
+            "D's probability that an image is real, by origin: uploaded.",
+            ["bundle", "origin"],
+            buckets=PROBABILITY,
+            registry=registry,
+        )
+
+        # Is the engine healthy?
+        self.engine_errors = counter(
+            "gan_engine_errors_total",
+            "Failures of the engine, by kind: failed_rows, batch, out_of_memory, device.",
+            ["kind"],
+        )
+        self.out_of_memory = counter("gan_out_of_memory_total", "Batches that the device had no memory for.")
+        self.engine_last_progress = gauge(
+            "gan_engine_last_progress_timestamp_seconds",
+            "Unix time at which the engine last finished a batch.",
+            ["device"],
+        )
+        self.ready = gauge("gan_ready", "1 when /readyz says yes, else 0.")
+        # What is loaded, where, and how long did it take to get warm?
+        self.bundle_info = gauge("gan_bundle_info", "1 for each loaded bundle.", ["bundle", "version", "device"])
+        self.bundle_swaps = counter(
+            "gan_bundle_swaps_total",
+            "Bundles that a reload changed, by result: loaded, unloaded, refused.",
+            ["bundle", "result"],
+        )
+        self.warmup = gauge("gan_warmup_seconds", "How long loading and warming a bundle took.", ["bundle"])
+        self.device_memory = gauge(
+            "gan_device_memory_bytes", "Memory of the device, by kind: allocated, reserved.", ["device", "kind"]
+        )
+        self.build_info = gauge("gan_build_info", "1, with the versions that run.", ["version", "torch"])
+
+        # process_* and python_*: memory, open files, CPU time, garbage collections.
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)

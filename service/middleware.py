@@ -1,0 +1,319 @@
+"""What surrounds every request: id, metrics, log line, errors as problems, admission, and the client's departure.
+
+Pure ASGI throughout: a middleware that puts a request on another task, or its body into a queue, hides a client's
+disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `Admission`.
+"""
+
+import asyncio
+import logging
+import re
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
+from service.logs import RequestFacts, current_request, enter_request
+from service.metrics import METHODS, Metrics
+from service.problems import problem_reply
+
+UNMATCHED = "unmatched"
+CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
+# Asked all the time by machines; they would drown the log.
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
+_FOUND = "gan.route"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FoundRoute:
+    """A route by its template, with the methods it answers."""
+
+    template: str
+    methods: tuple[str, ...]
+
+
+class RouteTable:
+    """Finds the template of a path, before and apart from the router: metrics and 405 need it for every request."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        methods: dict[str, set[str]] = {}
+        patterns: dict[str, re.Pattern[str]] = {}
+        for route in routes:
+            methods.setdefault(route.path, set()).update(route.methods or ())
+            patterns[route.path] = route.path_regex
+        self._exact: dict[str, FoundRoute] = {}
+        self._patterns: list[tuple[re.Pattern[str], FoundRoute]] = []
+        for path, allowed in methods.items():
+            found = FoundRoute(path, tuple(sorted(allowed | ({"HEAD"} if "GET" in allowed else set()))))
+            if "{" in path:
+                self._patterns.append((patterns[path], found))
+            else:
+                self._exact[path] = found
+
+    def find(self, path: str) -> FoundRoute | None:
+        """The route that a path leads to, whatever the method."""
+        if path in self._exact:
+            return self._exact[path]
+        return next((found for pattern, found in self._patterns if pattern.match(path)), None)
+
+
+class Observe:
+    """Names the request, counts and times it whatever becomes of it, and writes its line in the log.
+
+    Args:
+        app: What is inside.
+        metrics: Where it is counted.
+        routes: Finds the route's template.
+        is_draining: Whether the process is about to end. Every reply then closes its connection: what the client asks
+            next it asks over a new one, which a load balancer leads elsewhere, and no request meets a closing process.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: RouteTable, is_draining: Callable[[], bool]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.routes = routes
+        self.is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and look at all that goes by."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        found = self.routes.find(scope["path"])
+        headers = Headers(scope=scope)
+        facts = RequestFacts(
+            id=_request_id(headers),
+            method=scope["method"] if scope["method"] in METHODS else "other",
+            route=found.template if found else UNMATCHED,
+            arrived_s=time.monotonic(),
+        )
+        enter_request(facts)
+        exchange = _Exchange(facts, headers, receive, send, self.is_draining)
+        in_flight = self.metrics.requests_in_flight.labels(facts.route)
+        in_flight.inc()
+        try:
+            await self.app({**scope, _FOUND: found}, exchange.receive, exchange.send)
+        finally:
+            in_flight.dec()
+            self._record(facts, exchange)
+
+    def _record(self, facts: RequestFacts, exchange: "_Exchange") -> None:
+        seconds = time.monotonic() - facts.arrived_s
+        self.metrics.requests.labels(facts.route, facts.method, str(exchange.status)).inc()
+        self.metrics.request_duration.labels(facts.route).observe(seconds)
+        self.metrics.request_bytes.labels(facts.route).observe(exchange.bytes_in)
+        self.metrics.response_bytes.labels(facts.route).observe(exchange.bytes_out)
+        level = logging.DEBUG if facts.route in QUIET_ROUTES else logging.INFO
+        if log.isEnabledFor(level):
+            line = {
+                "method": facts.method,
+                "route": facts.route,
+                "status": exchange.status,
+                "duration_ms": round(seconds * 1000, 3),
+                "bytes": exchange.bytes_out,
+                "bundle": facts.bundle,
+                "count": facts.count,
+            }
+            log.log(level, "request", extra={"facts": {key: value for key, value in line.items() if value is not None}})
+
+
+class _Exchange:
+    """One request and its reply, as they go by."""
+
+    def __init__(
+        self, facts: RequestFacts, headers: Headers, receive: Receive, send: Send, is_draining: Callable[[], bool]
+    ) -> None:
+        self.facts = facts
+        self.status = CLIENT_LEFT  # until a reply starts
+        self.bytes_in = 0
+        self.bytes_out = 0
+        # A body that we leave unread is thrown away by the server, so the connection stays good. But one that has no
+        # announced end may never end, and one that waits for our "100 Continue" may never come.
+        self._closes = "transfer-encoding" in headers or "expect" in headers
+        self._is_draining = is_draining
+        self._receive = receive
+        self._send = send
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        self.bytes_in += len(message.get("body", b""))
+        if not message.get("more_body"):
+            self._closes = False
+        return message
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-ID"] = self.facts.id
+            headers["X-Content-Type-Options"] = "nosniff"
+            headers.setdefault("Cache-Control", "no-store")
+            if self._closes or self._is_draining():
+                headers["Connection"] = "close"
+        else:
+            self.bytes_out += len(message.get("body", b""))
+        await self._send(message)
+
+
+def _request_id(headers: Headers) -> str:
+    """The client's own id where it can go into headers and logs as it is, else a new one."""
+    given = headers.get("x-request-id", "")
+    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+
+
+class Problems:
+    """Turns whatever is raised inside into a problem reply; what is not the client's fault goes to the log as well.
+
+    Args:
+        app: What is inside.
+        metrics: Where rejections are counted.
+        is_draining: Whether the service is shutting down: requests that it then cancels are told so.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.is_draining = is_draining
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and answer for it if it fails."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = False
+
+        async def watched_send(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched_send)
+        except asyncio.CancelledError:
+            if started or not self.is_draining():
+                raise
+            await self._answer(Draining())(scope, receive, send)
+        except Exception as error:
+            if started:  # half a reply is out: only a broken connection can tell the client
+                raise
+            await self._answer(error)(scope, receive, send)
+
+    def _answer(self, error: Exception) -> ASGIApp:
+        facts = current_request()
+        if not isinstance(error, ServiceError):
+            log.error("unexpected error", exc_info=error)
+            error = Internal(repr(error))
+        elif isinstance(error, Internal):
+            log.error("the engine failed", exc_info=error)
+        if error.rejection and facts.route not in QUIET_ROUTES:  # a probe that hears no was not refused
+            self.metrics.rejected.labels(facts.route, error.rejection).inc()
+        return problem_reply(error, facts.id)
+
+
+class Admission:
+    """Decides on the head of a request alone whether its body is read, and stops work whose client has left.
+
+    Args:
+        app: What is inside.
+        work: Templates of the routes that need the engine.
+        admit: Raises what speaks against taking more work now; O(1).
+        max_body_bytes: Largest body.
+    """
+
+    def __init__(self, app: ASGIApp, work: frozenset[str], admit: Callable[[], None], max_body_bytes: int) -> None:
+        self.app = app
+        self.work = work
+        self.admit = admit
+        self.max_body_bytes = max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Refuse a request, or pass it on with a watch on its client."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        found: FoundRoute | None = scope[_FOUND]
+        if found is None:
+            raise NotFound("No such route; /docs lists them all.")
+        if scope["method"] not in found.methods:
+            raise MethodNotAllowed(found.methods)
+        if scope["method"] == "HEAD":
+            scope, send = {**scope, "method": "GET"}, _headers_only(send)
+        if found.template not in self.work:
+            await self.app(scope, receive, send)
+            return
+        self._check_length(Headers(scope=scope))
+        self.admit()
+        client = _Client(receive, self.max_body_bytes, expects_body=scope["method"] != "GET")
+        await client.serve(self.app, scope, send)
+
+    def _check_length(self, headers: Headers) -> None:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
+            raise TooLarge(f"The body has {length[:100]} bytes; the most is {self.max_body_bytes}.")
+
+
+def _headers_only(send: Send) -> Send:
+    """HEAD is GET without the body: same work, same headers."""
+
+    async def send_headers(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            message = {**message, "body": b""}
+        await send(message)
+
+    return send_headers
+
+
+class _Client:
+    """The client's end of one request: bounds its body, and cancels the work for it when it leaves."""
+
+    def __init__(self, receive: Receive, max_body_bytes: int, *, expects_body: bool) -> None:
+        self._receive = receive
+        self._max_body_bytes = max_body_bytes
+        self._body_bytes = 0
+        self._body_read = asyncio.Event()
+        if not expects_body:
+            self._body_read.set()
+        self._left = False
+
+    async def serve(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - servers run requests in tasks
+        watcher = asyncio.create_task(self._watch(task))
+        try:
+            await app(scope, self._receive_body, send)
+        except asyncio.CancelledError:
+            # Ours only if the watcher asked; else the server is stopping. There is nobody left to answer.
+            if not self._left or task.uncancel() > 0:
+                raise
+        except ClientDisconnect:
+            pass  # it left while it was still sending
+        finally:
+            watcher.cancel()
+
+    async def _receive_body(self) -> Message:
+        """Called by the application: the body, as far as it is allowed."""
+        message = await self._receive()
+        self._body_bytes += len(message.get("body", b""))
+        if self._body_bytes > self._max_body_bytes:
+            raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
+        if not message.get("more_body"):
+            self._body_read.set()
+        return message
+
+    async def _watch(self, work: "asyncio.Task[object]") -> None:
+        """Once the body is in, the next thing to hear from the client is that it left."""
+        await self._body_read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # what a GET carries as its body
+        # The task is suspended inside the application, so that is where the cancellation arrives: it can't outlive
+        # this request, since `serve` cancels the watcher before it goes on.
+        self._left = True
+        work.cancel()

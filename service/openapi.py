@@ -1,0 +1,176 @@
+"""What OpenAPI says of the routes beyond what FastAPI can see: they read their bodies and queries themselves."""
+
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from service.decode import UPLOAD_TYPES
+from service.encode import MEDIA_TYPES
+from service.errors import (
+    DeadlinePassed,
+    Draining,
+    Invalid,
+    Malformed,
+    NotAcceptable,
+    NotReady,
+    QueueFull,
+    RequestTimeout,
+    ServiceError,
+    TooLarge,
+    UnknownBundle,
+    UnsupportedMediaType,
+)
+from service.problems import Problem, describe
+from service.schemas import (
+    BundleFacts,
+    BundleList,
+    DiscriminateQuery,
+    DiscriminateReply,
+    DiscriminateRequest,
+    SampleReply,
+    SampleRequest,
+)
+
+_REF = "#/components/schemas/{model}"
+_SCHEMAS: tuple[type[BaseModel], ...] = (
+    Problem,
+    SampleRequest,
+    SampleReply,
+    DiscriminateRequest,
+    DiscriminateReply,
+    BundleFacts,
+    BundleList,
+)
+_BINARY = {"type": "string", "format": "binary"}
+_WORK = (Malformed, UnknownBundle, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
+_UPLOAD = (RequestTimeout, TooLarge, UnsupportedMediaType)
+_TIMEOUT = {
+    "name": "X-Timeout-Ms",
+    "in": "header",
+    "description": "Milliseconds the answer may take, instead of GAN_DEADLINE_S and at most GAN_MAX_DEADLINE_S.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999999999},
+}
+
+
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+_SAMPLE_HEADERS = {
+    "X-Seed": _header("The seed, given or new: ask with it again for the same images.", "integer"),
+    "X-First-Index": _header("Index of the first image within the seed.", "integer"),
+    "X-Bundle": _header("name@version of the bundle that made them."),
+    "Server-Timing": _header("Milliseconds in queue, compute and encode."),
+}
+_CACHE_HEADERS = {
+    "ETag": _header("With a seed: names these bytes."),
+    "Cache-Control": _header("With a seed: public; a year and immutable where bundle is name@version. Else no-store."),
+}
+_IMAGES = {
+    media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
+    for name, media_type in MEDIA_TYPES.items()
+}
+
+
+def add_schemas(document: dict[str, Any]) -> None:
+    """Put the schemas that the routes refer to into an OpenAPI document."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    for model in _SCHEMAS:
+        schema = model.model_json_schema(ref_template=_REF)
+        schemas |= schema.pop("$defs", {})
+        schemas[model.__name__] = schema
+
+
+def _query(model: type[BaseModel]) -> list[dict[str, Any]]:
+    """A schema's fields as query parameters."""
+    properties = model.model_json_schema()["properties"]
+    return [
+        {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": _in_query(name, schema)}
+        for name, schema in properties.items()
+    ]
+
+
+def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema where everything is text and what is not given is left out."""
+    if name == "labels":
+        return {"type": "string", "examples": ["3,1"]}
+    given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
+    without_null = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
+    return {**without_null, **(given[0] if given else {})}
+
+
+def _body(*media_types: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = {media_type: {"schema": _BINARY} for media_type in media_types}
+    if "multipart/form-data" in content:
+        images = {"type": "array", "items": _BINARY, "description": "Image files; parts of other names count as well."}
+        content["multipart/form-data"] = {"schema": {"type": "object", "properties": {"images": images}}}
+    if model is not None:
+        content["application/json"] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"required": bool(media_types), "content": content}
+
+
+def _json_reply(description: str, model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}},
+    }
+
+
+def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """Keyword arguments for FastAPI's route decorators."""
+    return {
+        "summary": summary,
+        "response_class": Response,
+        "responses": {200: reply, **describe(*errors)},
+        "openapi_extra": {key: value for key, value in extra.items() if value},
+    }
+
+
+def _images(headers: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": "The images, in the format asked for.",
+        "content": _IMAGES,
+        "headers": _SAMPLE_HEADERS | headers,
+    }
+
+
+_NOT_MODIFIED = {304: {"description": "The client's copy, named in If-None-Match, will do.", "headers": _CACHE_HEADERS}}
+
+SAMPLE_BY_QUERY = _route(
+    "Draw images", _images(_CACHE_HEADERS), *_WORK, NotAcceptable, parameters=[*_query(SampleRequest), _TIMEOUT]
+)
+SAMPLE_BY_QUERY["responses"] |= _NOT_MODIFIED
+SAMPLE_BY_BODY = _route(
+    "Draw images",
+    _images({}),
+    *_WORK,
+    NotAcceptable,
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(model=SampleRequest),
+)
+DISCRIMINATE = _route(
+    "Judge images",
+    _json_reply("One result for each image, in order.", DiscriminateReply),
+    *_WORK,
+    *_UPLOAD,
+    parameters=[*_query(DiscriminateQuery), _TIMEOUT],
+    requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
+)
+BUNDLES = _route("What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Invalid, NotReady)
+BUNDLE = _route(
+    "One bundle",
+    _json_reply("The bundle.", BundleFacts),
+    UnknownBundle,
+    Invalid,
+    NotReady,
+    parameters=[{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+)
+PROBE = _route(
+    "Probe", {"description": "Yes.", "content": {"application/json": {"example": {"status": "ok"}}}}, NotReady, Draining
+)
+METRICS = _route(
+    "Metrics",
+    {"description": "Prometheus' text format, or OpenMetrics where Accept asks for it.", "content": {"text/plain": {}}},
+)

@@ -1,0 +1,55 @@
+"""Every reply that is not a success, in one shape: application/problem+json (RFC 9457)."""
+
+from typing import Any
+
+from pydantic import BaseModel, Field
+from starlette.responses import Response
+
+from service.errors import Internal, ServiceError
+
+MEDIA_TYPE = "application/problem+json"
+
+
+class Problem(BaseModel):
+    """What went wrong, for people (`detail`) and for programs (`code`)."""
+
+    type: str = Field("about:blank", description="Always about:blank: `code` says what the type would.")
+    title: str = Field(description="What the code means; the same for every occurrence.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What happened this time.")
+    code: str = Field(description="What programs look at; never changes.")
+    request_id: str = Field(description="The id under which the service's log has this request.")
+
+
+def problem(error: ServiceError, request_id: str) -> Problem:
+    """An error in the one shape."""
+    return Problem(title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=request_id)
+
+
+def problem_reply(error: ServiceError, request_id: str) -> Response:
+    """An error as a reply that no cache keeps."""
+    return Response(
+        problem(error, request_id).model_dump_json(),
+        error.status,
+        {**error.headers, "Cache-Control": "no-store"},
+        MEDIA_TYPE,
+    )
+
+
+def describe(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+    """OpenAPI's account of the errors that a route can end in; what can always happen is added."""
+    responses: dict[int | str, dict[str, Any]] = {}
+    possible: list[type[ServiceError]] = [*errors, Internal]
+    for error in possible:
+        line = f"`{error.code}`: {(error.__doc__ or '').splitlines()[0]}"
+        if error.status in responses:
+            responses[error.status]["description"] += f"\n\n{line}"
+            continue
+        responses[error.status] = {
+            "description": line,
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        if error.status in {429, 503}:
+            wait = {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
+            responses[error.status]["headers"] = {"Retry-After": wait}
+    return responses

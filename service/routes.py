@@ -1,0 +1,260 @@
+"""The routes that do the service's work: sample, discriminate, and which bundles there are."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.bundle import Bundle
+from models.sampler import Float32, UInt8
+from models.spec import Calibration
+from service.caching import caching, client_has_it
+from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
+from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
+from service.encode import MEDIA_TYPES, Origin, encode
+from service.errors import Invalid, ServiceError, UnsupportedMediaType
+from service.logs import current_request
+from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
+from service.problems import problem
+from service.schemas import (
+    BundleFacts,
+    BundleList,
+    DiscriminateQuery,
+    DiscriminateReply,
+    DiscriminateRequest,
+    DiscriminateResult,
+    Labels,
+    Reply,
+    SamplePlan,
+    SampleRequest,
+    Schema,
+    SchemaT,
+    parse_body,
+    parse_query,
+    resolve_labels,
+    resolve_sample,
+)
+from service.serving import Timing
+
+JSON = "application/json"
+# What takes less time than a hand-over between threads is done where it stands.
+SMALL_PIXELS = 4096
+SMALL_BODY_BYTES = 16384
+
+Images = list[Decoded | ServiceError]
+
+
+def sample_routes(desk: Desk) -> APIRouter:
+    """GET and POST /sample."""
+    router = APIRouter()
+
+    @router.get("/sample", **SAMPLE_BY_QUERY)
+    async def sample_by_query(request: Request) -> Response:
+        """Draw images from the generator: everything in the query, cacheable where there is a seed."""
+        asked = parse_query(SampleRequest, request.scope["query_string"])
+        return await _sample(desk, request, asked, Deadline(request, desk.settings))
+
+    @router.post("/sample", **SAMPLE_BY_BODY)
+    async def sample_by_body(request: Request) -> Response:
+        """Draw images from the generator: everything in a JSON body; an empty one asks for one image."""
+        parse_query(Schema, request.scope["query_string"])  # a field in the wrong place is refused, not ignored
+        deadline = Deadline(request, desk.settings)
+        content_type = request.headers.get("content-type", "")
+        if media_type(request) not in {JSON, ""}:
+            raise UnsupportedMediaType(content_type, [JSON])
+        body = await read_body(request, deadline)
+        if body and not content_type:
+            raise UnsupportedMediaType(content_type, [JSON])
+        return await _sample(desk, request, await _parse(desk, SampleRequest, body), deadline)
+
+    return router
+
+
+async def _parse(desk: Desk, schema: type[SchemaT], body: bytes) -> SchemaT:
+    work = partial(parse_body, schema, body)
+    return work() if len(body) <= SMALL_BODY_BYTES else await desk.run(desk.decoders, work)
+
+
+async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: Deadline) -> Response:
+    """Settle what was left open, see whether the client has the answer already, compute it, encode it."""
+    bundle = desk.serving.find(asked.bundle)
+    manifest = bundle.manifest
+    accept = ", ".join(request.headers.getlist("accept"))
+    plan = resolve_sample(asked, manifest.image, manifest.labels, accept, desk.settings)
+    _note(bundle, plan.count)
+    headers = {
+        "X-Seed": str(plan.seed),
+        "X-First-Index": str(plan.first_index),
+        "X-Bundle": f"{bundle.name}@{bundle.version}",
+    }
+    if request.method == "GET":
+        kept = caching(asked, plan, bundle, desk.serving.fingerprint(bundle), exact=desk.settings.exact)
+        headers |= kept.headers
+        if client_has_it(request.headers.get("if-none-match"), kept.etag):
+            return Response(status_code=304, headers=headers)
+    images, labels, timing = await desk.serving.sample(
+        bundle,
+        seed=plan.seed,
+        first_index=plan.first_index,
+        labels=plan.labels,
+        count=plan.count,
+        truncation=plan.truncation,
+        deadline_s=deadline.left_s(),
+    )
+    origin = Origin(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
+    content, encode_s = await _encode(desk, images, plan, origin)
+    deadline.left_s()  # an answer that comes too late is none
+    headers |= server_timing(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
+    return Response(content, 200, headers, MEDIA_TYPES[plan.look.format])
+
+
+def _note(bundle: Bundle, count: int) -> None:
+    """For the request's line in the log."""
+    facts = current_request()
+    facts.bundle, facts.count = bundle.name, count
+
+
+async def _encode(desk: Desk, images: UInt8, plan: SamplePlan, origin: Origin) -> tuple[bytes, float]:
+    work = timed(partial(encode, images, plan.look, origin))
+    small = images.size * plan.look.scale**2 <= SMALL_PIXELS
+    content, seconds = work() if small else await desk.run(desk.encoders, work)
+    desk.metrics.encode.labels(plan.look.format).observe(seconds)
+    return content, seconds
+
+
+def discriminate_routes(desk: Desk) -> APIRouter:
+    """POST /discriminate."""
+    router = APIRouter()
+
+    @router.post("/discriminate", **DISCRIMINATE)
+    async def discriminate(request: Request) -> Response:
+        """Ask the discriminator how real images look to it, in the order they were sent."""
+        deadline = Deadline(request, desk.settings)
+        bundle, labels, decode = await _read_upload(desk, request, deadline)
+        try:
+            images, decode_s = await desk.run(desk.decoders, timed(decode))
+        except asyncio.CancelledError:
+            deadline.end()  # a thread can't be cancelled, but it asks the deadline before each image
+            raise
+        desk.metrics.decode.observe(decode_s)
+        _note(bundle, len(images))
+        if len(images) == 1 and isinstance(images[0], ServiceError):
+            raise images[0]
+        classes = _classes(labels, bundle, len(images))
+        results, timing = await _judge(desk, bundle, images, classes, deadline)
+        deadline.left_s()  # an answer that comes too late is none
+        reply = DiscriminateReply(bundle=bundle.name, version=bundle.version, results=results)
+        headers = server_timing(decode=decode_s, queue=timing.queue_s, compute=timing.compute_s)
+        return Response(reply.model_dump_json(exclude_none=True), 200, headers, JSON)
+
+    return router
+
+
+async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Callable[[], Images]]:
+    """The bundle and the labels that a request names, and what will decode its images."""
+    settings, query = desk.settings, request.scope["query_string"]
+    content_type, kind = request.headers.get("content-type", ""), media_type(request)
+    if kind == JSON:
+        parse_query(Schema, query)
+        body = await read_body(request, deadline)
+        asked = await _parse(desk, DiscriminateRequest, body)
+        bundle = desk.serving.find(asked.bundle)
+        limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
+        return bundle, asked.labels, partial(decode_base64, asked.images, limits)
+    if kind not in UPLOAD_TYPES:
+        raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
+    options = parse_query(DiscriminateQuery, query)
+    bundle = desk.serving.find(options.bundle)
+    body = await read_body(request, deadline)
+    limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
+    return bundle, options.labels, partial(decode_upload, body, content_type, limits)
+
+
+def _classes(labels: Labels, bundle: Bundle, count: int) -> list[int] | None:
+    names = bundle.manifest.labels
+    if names is not None and labels is None:
+        raise Invalid("labels: this bundle judges an image as one of a class; say of which.")
+    return resolve_labels(labels, names, count)
+
+
+async def _judge(
+    desk: Desk, bundle: Bundle, images: Images, classes: list[int] | None, deadline: Deadline
+) -> tuple[list[DiscriminateResult], Timing]:
+    """One result for each image. D is asked about those that could be decoded; the others get their problem."""
+    decoded = {place: image for place, image in enumerate(images) if isinstance(image, Decoded)}
+    judged: dict[int, DiscriminateResult] = {}
+    timing = Timing(0.0, 0.0)
+    if decoded:
+        logits, timing = await desk.serving.discriminate(
+            bundle,
+            np.stack([image.pixels for image in decoded.values()]),
+            labels=None if classes is None else [classes[place] for place in decoded],
+            deadline_s=deadline.left_s(),
+        )
+        judged = dict(zip(decoded, _results(list(decoded.values()), logits, bundle.manifest.calibration), strict=True))
+        observe = desk.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe
+        for result in judged.values():
+            observe(result.probability_real or 0.0)
+    request_id = current_request().id
+    return [
+        judged[place] if isinstance(image, Decoded) else DiscriminateResult(error=problem(image, request_id))
+        for place, image in enumerate(images)
+    ], timing
+
+
+def _results(images: Sequence[Decoded], logits: Float32, calibration: Calibration | None) -> list[DiscriminateResult]:
+    """D's answers in words that mean something: σ of the logit, calibrated where the bundle has a calibration."""
+    scale, offset = (calibration.scale, calibration.offset) if calibration else (1.0, 0.0)
+    probabilities = np.exp(-np.logaddexp(0, -(scale * logits.astype(np.float64) + offset)))
+    return [
+        DiscriminateResult(
+            probability_real=float(probability),
+            logit=float(logit),
+            calibrated=None if calibration else False,
+            converted=True if image.converted else None,
+        )
+        for image, logit, probability in zip(images, logits, probabilities, strict=True)
+    ]
+
+
+def bundle_routes(desk: Desk) -> APIRouter:
+    """GET /bundles and /bundles/{name}."""
+    router = APIRouter()
+
+    @router.get("/bundles", **BUNDLES)
+    async def bundles(request: Request) -> Response:
+        """Every loaded bundle, and which one requests get that name none."""
+        parse_query(Schema, request.scope["query_string"])
+        default = desk.serving.find(None).name
+        return _json(BundleList(default=default, bundles=[_facts(bundle) for bundle in desk.serving.loaded()]))
+
+    @router.get("/bundles/{name}", **BUNDLE)
+    async def bundle_by_name(request: Request) -> Response:
+        """One loaded bundle, by name or name@version."""
+        parse_query(Schema, request.scope["query_string"])
+        return _json(_facts(desk.serving.find(request.path_params["name"])))
+
+    return router
+
+
+def _json(reply: Reply) -> Response:
+    return Response(reply.model_dump_json(), 200, media_type=JSON)
+
+
+def _facts(bundle: Bundle) -> BundleFacts:
+    manifest = bundle.manifest
+    return BundleFacts(
+        name=bundle.name,
+        version=bundle.version,
+        created=manifest.created,
+        image=manifest.image,
+        latent=manifest.latent,
+        labels=manifest.labels,
+        calibration=manifest.calibration,
+        training=manifest.training,
+        evaluation=manifest.evaluation,
+    )

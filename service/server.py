@@ -1,0 +1,160 @@
+"""Runs the application under uvicorn: listens, reloads and drains on signals, and says how it ended."""
+
+import asyncio
+import contextlib
+import contextvars
+import logging
+import math
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI
+
+from models.bundle import BundleError
+from service.settings import Settings
+
+if sys.platform == "win32":
+    from asyncio import new_event_loop
+else:
+    from uvloop import new_event_loop
+
+OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
+BACKLOG = 2048
+KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
+
+log = logging.getLogger(__name__)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket; clients can connect from now on, and wait until they are served.
+
+    Raises:
+        OSError: The address can't be had.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+
+
+def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
+    """Serve until a signal or a failed start, and return the process' exit code."""
+    server = Server(app, settings)
+    with asyncio.Runner(loop_factory=new_event_loop) as runner:
+        runner.run(server.serve([listener]))
+    if server.exit_code not in {FAILED, BAD_BUNDLE}:
+        log.info("stopped")
+    return server.exit_code
+
+
+class Server(uvicorn.Server):
+    """uvicorn, but it drains before it stops listening, and a failed start ends it.
+
+    uvicorn raises a signal again once it has shut down, so that the process dies of it. Here signals are taken over
+    before uvicorn notes them: a process that has drained in order ends with exit code 0.
+    """
+
+    def __init__(self, app: FastAPI, settings: Settings) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http="httptools",
+                ws="none",
+                lifespan="on",
+                log_config=None,
+                log_level="warning",
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                timeout_keep_alive=KEEP_ALIVE_S,
+            )
+        )
+        self.exit_code = OK
+        self._app = app
+        self._settings = settings
+        self._draining: asyncio.Task[None] | None = None
+        self._reloads: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve on these sockets until told to stop."""
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to accept; the bundles are still being loaded."""
+        await super().startup(sockets)
+        if not (sys.stdin and sys.stdin.isatty()):  # else it means that the terminal has gone
+            with contextlib.suppress(RuntimeError):  # signals are the main thread's
+                self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        addresses = [_url(listener) for listener in sockets or []]
+        self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
+
+    def _started(self, starting: "asyncio.Task[None]", addresses: list[str]) -> None:
+        if starting.cancelled():
+            return
+        error = starting.exception()
+        if error is None:
+            log.info("serving %s", " ".join(addresses))
+            return
+        self.exit_code = BAD_BUNDLE if isinstance(error, BundleError) else FAILED
+        self.should_exit = True
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
+        """Called by Python's signal handling, between any two steps of the main thread."""
+        # In a context of its own: the interrupted one may be a request's, which has nothing to do with this.
+        self._loop.call_soon_threadsafe(self._stop, signal.Signals(sig), context=contextvars.Context())
+
+    def _stop(self, sig: signal.Signals) -> None:
+        """The first signal drains; another one stops at once."""
+        if self._draining is None:
+            log.info("%s: draining", sig.name)
+            self._draining = self._loop.create_task(self._drain())
+        else:
+            log.warning("%s again: stopping at once", sig.name)
+            self.exit_code = BY_SIGNAL + sig
+            self._draining.cancel()
+            self._draining = self._loop.create_task(self._end())
+
+    async def _drain(self) -> None:
+        """Finish what was accepted, while new requests are still answered: that this is no place for them any more."""
+        settings = self._settings
+        over = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s
+        try:
+            self._app.state.starting.cancel()
+            await self._app.state.serving.stop()
+        finally:
+            self._exit(math.ceil(over - time.monotonic()))
+
+    async def _end(self) -> None:
+        """Tell those who still wait that it is over."""
+        await self._app.state.serving.batcher.close()
+        self._exit(1)
+
+    def _exit(self, timeout_s: int) -> None:
+        """Stop listening, and give what is computed this long to be encoded and sent."""
+        self.config.timeout_graceful_shutdown = max(1, timeout_s)
+        self.should_exit = True
+
+    def _reload(self) -> None:
+        """SIGHUP: take up what has changed in the folder of bundles, unless it is being read anyway."""
+        if not self._app.state.starting.done():
+            return
+        self._reloads.add(reload := self._loop.create_task(self._reload_bundles()))
+        reload.add_done_callback(self._reloads.discard)
+
+    async def _reload_bundles(self) -> None:
+        serving = self._app.state.serving
+        try:
+            for reason in await serving.reload():
+                log.error("bundle refused: %s", reason)
+        except BundleError as error:
+            log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
+        else:
+            log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

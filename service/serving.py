@@ -1,0 +1,275 @@
+"""Holds what start-up built: the device's engine, its batcher, the loaded bundles, and the truth about its health."""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from models.bundle import MANIFEST, Bundle, BundleError
+from models.sampler import Float32, UInt8, draw_labels
+from service.batcher import Batcher, Lane, Part, Rows
+from service.engine import MAX_BATCH_ROWS, DiscriminatePayload, Engine, EngineThread, Loaded, SamplePayload
+from service.errors import NotReady, UnknownBundle
+from service.metrics import Metrics
+from service.settings import Settings
+
+NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
+DEAD_AFTER_S = 30.0  # and this long: it will not come back, replace the process
+
+
+class Timing(NamedTuple):
+    """Where a request's time went, in seconds."""
+
+    queue_s: float
+    compute_s: float
+
+
+class Serving:
+    """What the routes talk to.
+
+    Raises:
+        ValueError: The settings name a device that is not there.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+        self.settings = settings
+        self.metrics = metrics
+        self.engine = Engine(settings.device, exact=settings.exact)
+        self.batcher = Batcher(
+            self._run,
+            metrics,
+            device=self.engine.name,
+            max_rows=MAX_BATCH_ROWS,
+            max_queued_rows=settings.max_queued_images,
+            clock=clock,
+        )
+        self.health = Health(self)
+        self.is_draining = False
+        self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
+        self._bundles: dict[str, Loaded] = {}
+        self._loading = asyncio.Lock()
+        metrics.ready.set_function(lambda: float(self.health.ready() is None))
+        for kind in self.engine.memory():
+            gauge = metrics.device_memory.labels(self.engine.name, kind)
+            gauge.set_function(partial(self._memory, kind))
+
+    def _run(self, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+        return self.engine.thread.run(lane.run, parts)
+
+    def _memory(self, kind: str) -> float:
+        return float(self.engine.memory()[kind])
+
+    async def start(self) -> None:
+        """Load and warm every bundle, then be ready.
+
+        Raises:
+            BundleError: A bundle that does not verify, two of one name, or none at all.
+        """
+        async with self._loading:
+            bundles: dict[str, Loaded] = {}
+            for folder in find_bundles(self.settings.bundles):
+                _add(bundles, await self._load(folder))
+            self._replace_bundles(bundles)
+            self.batcher.start()
+
+    async def reload(self) -> list[str]:
+        """Take up what has changed in the folder of bundles since they were loaded, between two batches.
+
+        New versions are loaded, warmed and tried beside the old ones. What can't be loaded is refused, and what its
+        folder held before goes on serving; so do unchanged versions. A request goes on with the version it found.
+
+        Returns:
+            For each refused folder, why: one line.
+
+        Raises:
+            BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
+        """
+        async with self._loading:
+            bundles: dict[str, Loaded] = {}
+            refused: dict[Path, str] = {}
+            for folder in find_bundles(self.settings.bundles):
+                try:
+                    _add(bundles, await self._load(folder))
+                except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, the others go on
+                    refused[folder] = str(error) if isinstance(error, BundleError) else f"{folder}: {error!r}"
+            before = self._bundles
+            for old in before.values():
+                if old.folder in refused:
+                    bundles.setdefault(old.name, old)
+            self._replace_bundles(bundles)
+            self._count_swaps(before, bundles, refused)
+            return list(refused.values())
+
+    async def _load(self, folder: Path) -> Loaded:
+        """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has."""
+        loaded = await self._loader.run(self.engine.load, folder, self._bundles)
+        await self.engine.thread.run(loaded.run_first_batch)
+        return loaded
+
+    def _replace_bundles(self, bundles: dict[str, Loaded]) -> None:
+        self._default = _default_name(self.settings, bundles)
+        self._bundles = bundles
+        self.metrics.bundle_info.clear()
+        self.metrics.warmup.clear()
+        for one in bundles.values():
+            self.metrics.bundle_info.labels(one.name, one.version, self.engine.name).set(1)
+            self.metrics.warmup.labels(one.name).set(one.warmup_s)
+
+    def _count_swaps(
+        self, before: Mapping[str, Loaded], after: Mapping[str, Loaded], refused: Mapping[Path, str]
+    ) -> None:
+        results = [(name, "loaded") for name, new in after.items() if new is not before.get(name)]
+        results += [(name, "unloaded") for name in before if name not in after]
+        results += [(folder.name, "refused") for folder in refused]
+        for name, result in results:
+            self.metrics.bundle_swaps.labels(name, result).inc()
+
+    async def stop(self) -> None:
+        """Not ready first; after the drain delay refuse newcomers; finish what runs, up to the drain time-out."""
+        self.is_draining = True
+        await asyncio.sleep(self.settings.drain_delay_s)
+        await self.batcher.drain(self.settings.drain_timeout_s)
+        await self.batcher.close()
+        self.engine.thread.stop()
+        self._loader.stop()
+
+    def admit(self) -> None:
+        """Raise what no request can get past at this moment: Draining, NotReady, QueueFull. Looks at no body."""
+        if not self.batcher.is_draining and (reason := self.health.able()) is not None:
+            raise NotReady(reason)
+        self.batcher.admit()
+
+    def find(self, name: str | None) -> Loaded:
+        """The loaded bundle of this name or name@version; the default where there is none.
+
+        Raises:
+            NotReady: Nothing is loaded yet.
+            UnknownBundle: No such bundle.
+        """
+        if not self._bundles:
+            raise NotReady("the bundles are being loaded")
+        wanted, _, version = (name or self._default).partition("@")
+        found = self._bundles.get(wanted)
+        if found is None or (version and found.version != version):
+            loaded = [f"{one.name}@{one.version}" for one in self._bundles.values()]
+            raise UnknownBundle(name or self._default, loaded)
+        return found
+
+    def loaded(self) -> list[Bundle]:
+        """Every bundle that requests can name."""
+        return list(self._bundles.values())
+
+    def fingerprint(self, bundle: Bundle) -> str:
+        """Equal for two replicas where the bundle's images have the same bytes on both."""
+        return _warm(bundle).fingerprint
+
+    async def sample(
+        self,
+        bundle: Bundle,
+        *,
+        seed: int,
+        first_index: int,
+        labels: list[int] | None,
+        count: int,
+        truncation: float,
+        deadline_s: float,
+    ) -> tuple[UInt8, list[int] | None, Timing]:
+        """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c), and their labels.
+
+        `labels` has one for each image; a bundle with labels gets them drawn from the seed where it is None.
+        `bundle` is what `find` gave, also if another version has taken its place since. Errors are those of
+        `Batcher.submit`.
+        """
+        chosen = None if labels is None else np.asarray(labels, dtype=np.int64)
+        frequencies = bundle.manifest.latent.label_frequencies
+        if chosen is None and frequencies is not None:
+            chosen = draw_labels(frequencies, seed, first_index, count)
+        payload = SamplePayload(seed, first_index, chosen, truncation)
+        result = await self.batcher.submit(_warm(bundle).sample, payload, count, deadline_s)
+        return result.rows, None if chosen is None else chosen.tolist(), Timing(result.queue_s, result.compute_s)
+
+    async def discriminate(
+        self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float
+    ) -> tuple[Float32, Timing]:
+        """D's logits (n,) for uint8 images (n, h, w, c) of the bundle's shape. Errors: see `Batcher.submit`."""
+        chosen = None if labels is None else np.asarray(labels, dtype=np.int64)
+        payload = DiscriminatePayload(images, chosen)
+        result = await self.batcher.submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
+        return result.rows, Timing(result.queue_s, result.compute_s)
+
+
+def _warm(bundle: Bundle) -> Loaded:
+    assert isinstance(bundle, Loaded)  # noqa: S101 - requests bring back what `find` gave them
+    return bundle
+
+
+def _add(bundles: dict[str, Loaded], one: Loaded) -> None:
+    if one.name in bundles:
+        raise BundleError(f"{one.folder} and {bundles[one.name].folder} are both named {one.name}")
+    bundles[one.name] = one
+
+
+class Health:
+    """Answers probes from what is known already: O(1), nothing computed, nothing awaited.
+
+    Each method says None for yes, or in a few words why not.
+    """
+
+    def __init__(self, serving: Serving) -> None:
+        self._serving = serving
+
+    def live(self) -> str | None:
+        """Whether this process can still come to something; the event loop turns, or nobody would hear this."""
+        if not self._serving.engine.thread.is_alive:
+            return "the engine's thread has ended"
+        return self._serving.batcher.failure or self._stuck(DEAD_AFTER_S)
+
+    def ready(self) -> str | None:
+        """Whether requests should come here now."""
+        return "draining" if self._serving.is_draining else self.able()
+
+    def able(self) -> str | None:
+        """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
+        return self.started() or self.live() or self._stuck(NOT_READY_AFTER_S)
+
+    def started(self) -> str | None:
+        """Whether every bundle is loaded and warm."""
+        return None if self._serving.loaded() else "the bundles are being loaded"
+
+    def _stuck(self, after_s: float) -> str | None:
+        # A batch ends, however long the queue: busy is not stuck.
+        if self._serving.batcher.busy_s() > after_s:
+            return f"the engine has been in one batch for over {after_s:g} s"
+        return None
+
+
+def find_bundles(root: Path) -> list[Path]:
+    """Sub-folders that hold a manifest, by name; hidden ones are somebody's temporary files.
+
+    Raises:
+        BundleError: The folder can't be read, or holds none.
+    """
+    try:
+        folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
+    except OSError as error:
+        raise BundleError(f"{root}: {error.strerror}") from None
+    found = [folder for folder in folders if (folder / MANIFEST).is_file()]
+    if not found:
+        raise BundleError(f"{root}: no sub-folder with a {MANIFEST}")
+    return found
+
+
+def _default_name(settings: Settings, loaded: Mapping[str, Loaded]) -> str:
+    """The bundle of requests that name none: the setting's, else mnist, else the only one, else the first."""
+    if not loaded:
+        raise BundleError(f"{settings.bundles}: no bundle that can be loaded")
+    if settings.default_bundle is not None:
+        name, _, version = settings.default_bundle.partition("@")
+        if name not in loaded or (version and loaded[name].version != version):
+            raise BundleError(f"the default bundle {settings.default_bundle} is not in {settings.bundles}")
+        return name
+    return "mnist" if "mnist" in loaded else min(loaded)

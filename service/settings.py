@@ -1,0 +1,139 @@
+"""What an operator can set: environment variables GAN_…, each also a flag of `python -m service`."""
+
+import difflib
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PREFIX = "GAN_"
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
+# Read by the offline side, or set by Kubernetes for a Service called gan-service.
+_NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
+_KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
+
+
+class SettingsError(ValueError):
+    """The settings can't be used; the message is one line that names the setting and says why."""
+
+
+def _number(value: object) -> object:
+    """Numbers as people write them: 33554432, 32MiB, 16M."""
+    if not isinstance(value, str):
+        return value
+    if not (match := _WITH_UNIT.fullmatch(value)):
+        raise ValueError("write a whole number, alone or with k, M, G (thousands) or KiB, MiB, GiB (1024s)")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+_Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
+_Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+class Settings(BaseSettings):
+    """One field is one setting: GAN_MAX_COUNT, --max-count and `Settings(max_count=…)` are the same.
+
+    Arguments win over the environment. An empty variable counts as unset: compose files make such.
+    """
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
+    bundles: Path = Field(Path(__file__).parent.parent / "bundles", description="Folder whose sub-folders are bundles.")
+    default_bundle: str | None = Field(
+        None,
+        description="Bundle of requests that name none, as name or name@version; unset: mnist, else the first by name.",
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
+        description="auto (a GPU where there is one), cpu, cuda or cuda:N.",
+    )
+    max_count: _Count = Field(4096, description="Images in one request; over it 422.")
+    max_queued_images: _Count = Field(16384, description="Images that may wait per device; over it 429.")
+    max_body_bytes: _Count = Field(32 * 2**20, description="Bytes of a request's body, such as 32MiB; over it 413.")
+    max_image_pixels: _Count = Field(16 * 10**6, description="Pixels of one uploaded image, such as 16M; over it 413.")
+    max_output_pixels: _Count = Field(64 * 10**6, description="Pixels of one reply, such as 64M; over it 422.")
+    exact: bool = Field(
+        default=True,
+        description="Pixels never depend on batch size or neighbours; off allows modes that differ in the last bits.",
+    )
+    deadline_s: _Seconds = Field(30, gt=0, description="Seconds a request may take where X-Timeout-Ms says nothing.")
+    max_deadline_s: _Seconds = Field(120, gt=0, description="Seconds that X-Timeout-Ms can ask for at most.")
+    drain_delay_s: _Seconds = Field(
+        0, ge=0, description="Seconds between turning not ready and refusing requests, at shutdown."
+    )
+    drain_timeout_s: _Seconds = Field(
+        25, ge=0, description="Seconds that accepted requests get to finish, at shutdown."
+    )
+    log_format: Literal["console", "json"] = Field("console", description="console or json.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
+    )
+
+    @model_validator(mode="after")
+    def _limits_agree(self) -> "Settings":
+        if self.deadline_s > self.max_deadline_s:
+            raise ValueError(
+                f"GAN_DEADLINE_S ({self.deadline_s:g}) is over GAN_MAX_DEADLINE_S ({self.max_deadline_s:g})"
+            )
+        if self.max_count > self.max_queued_images:  # such a request would be told to try again for ever
+            raise ValueError(
+                f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images})"
+            )
+        return self
+
+
+def read_settings(flags: Mapping[str, str]) -> Settings:
+    """Settings from flags (by field name, as text) over the environment over the defaults.
+
+    Raises:
+        SettingsError: Values that can't be used, each with its setting's name, on one line.
+    """
+    try:
+        return Settings.model_validate(dict(flags))
+    except ValidationError as error:
+        raise SettingsError("; ".join(_reason(mistake) for mistake in error.errors())) from None
+
+
+def _reason(mistake: ErrorDetails) -> str:
+    message = mistake["msg"].removeprefix("Value error, ")
+    if not mistake["loc"]:  # settings that contradict one another
+        return message
+    name = str(mistake["loc"][0])
+    return f"{variable(name)} (or {flag(name)}) is {str(mistake['input'])!r}: {message}"
+
+
+def variable(field: str) -> str:
+    """The environment variable of a setting: max_count → GAN_MAX_COUNT."""
+    return PREFIX + field.upper()
+
+
+def flag(field: str) -> str:
+    """The flag of a setting: max_count → --max-count."""
+    return "--" + field.replace("_", "-")
+
+
+def check_names(names: Iterable[str]) -> list[str]:
+    """One line for each environment variable that looks like a setting and is none: most likely misspelled.
+
+    Raises:
+        SettingsError: A variable that would close the service to those without a key. This version knows no keys;
+            to start all the same would leave open what its operator believes to be closed.
+    """
+    known = {variable(field) for field in Settings.model_fields}
+    warnings = []
+    for name in sorted(names):
+        if not name.startswith(PREFIX) or name in known or _NOT_OURS.match(name):
+            continue
+        if name.startswith(_KEYS):
+            raise SettingsError(f"{name} is set, but this version has no keys and would be open to everyone")
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
+        warnings.append(f"{name} is not a setting and is ignored" + (f"; did you mean {near[0]}?" if near else ""))
+    return warnings

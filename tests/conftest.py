@@ -1,0 +1,235 @@
+"""Small real parts that many tests share: bundles with seeded nets, an application on them, a server on a socket."""
+
+import asyncio
+import concurrent.futures
+import os
+import socket
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+
+from models.bundle import Bundle, write_bundle
+from models.networks import build_networks
+from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, NetworkSpec
+from service.app import create_app
+from service.server import Server, listen
+from service.settings import Settings, variable
+
+NETWORK = NetworkSpec(
+    family="mlp",
+    generator=MLPGeneratorSpec(hidden=(32,)),
+    discriminator=MaxoutDiscriminatorSpec(units=(16,), pieces=2),
+)
+GREY, COLOUR = ImageSpec(channels=1, height=8, width=8), ImageSpec(channels=3, height=6, width=10)
+CALIBRATION = {"scale": 0.5, "offset": -0.25, "auc": 0.9, "expected_calibration_error": 0.02}
+
+
+def pytest_sessionstart() -> None:
+    """Tests say which settings they use; those of the machine they run on are not among them."""
+    for field in Settings.model_fields:
+        os.environ.pop(variable(field), None)
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> tuple[str, dict[str, Any]]:
+    return "asyncio", {"debug": False}
+
+
+def write_tiny(
+    folder: Path, image: ImageSpec, labels: tuple[str, ...] | None, calibration: dict[str, float] | None, seed: int = 0
+) -> Bundle:
+    """A bundle of this kind with random weights that the seed alone decides, named like its folder."""
+    frequencies = (
+        None if labels is None else tuple(np.arange(1, len(labels) + 1) / (len(labels) * (len(labels) + 1) / 2))
+    )
+    latent = LatentSpec(dim=12, distribution="normal", label_frequencies=frequencies)
+    rng = torch.Generator().manual_seed(seed)
+    states = [
+        {name: torch.randn(tensor.shape, generator=rng) for name, tensor in net.state_dict().items()}
+        for net in build_networks(NETWORK, image, latent, len(labels or ()))
+    ]
+    facts = {
+        "name": folder.name,
+        "created": "2026-01-02T03:04:05Z",
+        "network": NETWORK,
+        "image": image,
+        "latent": latent,
+        "labels": labels,
+        "calibration": calibration,
+        "training": {"preset": "none", "steps": 0},
+        "evaluation": {},
+    }
+    samples = np.zeros((image.height, image.width, image.channels), np.uint8)
+    return write_bundle(folder, facts, states[0], states[1], samples)
+
+
+@pytest.fixture(scope="session")
+def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    """Three bundles in one folder: grey; in colour and calibrated; with classes and calibrated."""
+    folder = tmp_path_factory.mktemp("bundles")
+    return {
+        "tiny": write_tiny(folder / "tiny", GREY, None, None),
+        "rgb": write_tiny(folder / "rgb", COLOUR, None, CALIBRATION),
+        "cond": write_tiny(folder / "cond", GREY, ("cat", "dog", "owl"), CALIBRATION),
+    }
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_bundles: dict[str, Bundle]) -> Callable[..., Settings]:
+    """Settings on the tiny bundles, `tiny` being the default; arguments are further settings."""
+    folder = tiny_bundles["tiny"].folder.parent
+
+    def make(**more: Any) -> Settings:
+        return Settings.model_validate({"bundles": folder, "default_bundle": "tiny", "device": "cpu"} | more)
+
+    return make
+
+
+@asynccontextmanager
+async def start_app(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application within its lifespan, once its bundles are loaded."""
+    async with app.router.lifespan_context(app):
+        await app.state.starting
+        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+            yield client
+
+
+@pytest.fixture(scope="session")
+def start() -> Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]:
+    """For tests that need an application of their own."""
+    return start_app
+
+
+@pytest.fixture(scope="module")
+def app(tiny_settings: Callable[..., Settings]) -> FastAPI:
+    """An application on the tiny bundles; `client` starts it."""
+    return create_app(tiny_settings())
+
+
+@pytest.fixture(scope="module")
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of `app`, without a socket between them."""
+    async with start_app(app) as one:
+        yield one
+
+
+@pytest.fixture(scope="session")
+def hold_engine() -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
+    """While the block lasts the engine's thread is busy, so that work queues up behind it."""
+
+    @asynccontextmanager
+    async def hold(app: FastAPI) -> AsyncIterator[None]:
+        gate = threading.Event()
+        held = app.state.serving.engine.thread.run(gate.wait)
+        try:
+            yield
+        finally:
+            gate.set()
+            await held
+
+    return hold
+
+
+@pytest.fixture(scope="session")
+def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
+    """Wait for something that announces itself to nobody, while others run."""
+
+    async def wait(condition: Callable[[], bool]) -> None:
+        while not condition():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0)
+
+    return wait
+
+
+@pytest.fixture(scope="session")
+def problem() -> Callable[[httpx.Response, int, str], str]:
+    """Assert that a reply is a problem in the one shape, and return its detail."""
+
+    def check(reply: httpx.Response, status: int, code: str) -> str:
+        assert reply.status_code == status, reply.text
+        assert reply.headers["content-type"] == "application/problem+json"
+        assert reply.headers["cache-control"] == "no-store"
+        body = reply.json()
+        assert set(body) == {"type", "title", "status", "detail", "code", "request_id"}
+        assert (body["status"], body["code"]) == (status, code)
+        assert body["request_id"] == reply.headers["x-request-id"]
+        return str(body["detail"])
+
+    return check
+
+
+class LiveServer(Server):
+    """The service as `python -m service` runs it, on a port of its own, in a thread of this process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = create_app(settings)
+        super().__init__(self.app, settings)
+        self.listener = listen("127.0.0.1", 0)
+        self.port: int = self.listener.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.is_ready = threading.Event()
+        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve([self.listener])))
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Say when the bundles are there."""
+        await super().startup(sockets)
+        self.app.state.starting.add_done_callback(lambda _: self.is_ready.set())
+
+    @contextmanager
+    def running(self) -> "Iterator[LiveServer]":
+        """Serve while the block lasts."""
+        self.thread.start()
+        assert self.is_ready.wait(60)
+        try:
+            yield self
+        finally:
+            self.should_exit = True
+            self.thread.join(60)
+
+    @contextmanager
+    def engine_held(self) -> Iterator[None]:
+        """While the block lasts the engine's thread is busy, so that work queues up behind it."""
+        gate = threading.Event()
+
+        async def hold() -> None:
+            await self.app.state.serving.engine.thread.run(gate.wait)
+
+        held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
+        try:
+            yield
+        finally:
+            gate.set()
+            concurrent.futures.wait([held], 60)
+
+    def metric(self, name: str, **labels: str) -> float:
+        """A number from the server's registry; 0 where there is none yet."""
+        return self.app.state.serving.metrics.registry.get_sample_value(name, labels) or 0.0
+
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Return when something that announces itself to nobody is the case; fail where it is not in a minute."""
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+
+
+@pytest.fixture(scope="session")
+def live_server() -> type[LiveServer]:
+    """For tests that need a server of their own."""
+    return LiveServer
+
+
+@pytest.fixture(scope="module")
+def live(tiny_settings: Callable[..., Settings]) -> Iterator[LiveServer]:
+    """The tiny bundles behind a real socket."""
+    with LiveServer(tiny_settings()).running() as server:
+        yield server

@@ -1,0 +1,502 @@
+"""The engine: a row's bytes whatever its company, what becomes of errors, and the thread between loop and device."""
+
+import asyncio
+import gc
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
+from models.networks import build_networks
+from models.sampler import Tiles
+from models.spec import PRESETS, ImageSpec, LatentSpec
+from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
+from service.engine import (
+    MAX_BATCH_ROWS,
+    DiscriminatePayload,
+    Engine,
+    EngineThread,
+    Loaded,
+    SampleLane,
+    SamplePayload,
+    cpu_limit,
+)
+
+KINDS = ("tiny", "rgb", "cond", "paper")
+ROWS = 12  # of each seed, known from batches of a single row
+CPU = torch.device("cpu")
+SEEDS, TRUNCATIONS = (0, 2**53 - 1), (1.0, 0.7)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_processor() -> Iterator[None]:
+    """On a busy machine two threads of so small a net spend their time waiting for each other."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.engine.cpu_limit", lambda: 1)
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("cpu", exact=True)
+
+
+@pytest.fixture(scope="module")
+def paper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paper's nets with random weights."""
+    options, image = PRESETS["mlp-paper"], ImageSpec(channels=1, height=28, width=28)
+    rng = torch.Generator().manual_seed(5)
+    states = [
+        {name: torch.randn(tensor.shape, generator=rng) * 0.05 for name, tensor in net.state_dict().items()}
+        for net in build_networks(options.network, image, options.latent)
+    ]
+    return written(tmp_path_factory.mktemp("bundles") / "paper", options.network, image, options.latent, states)
+
+
+def written(folder: Path, network: Any, image: ImageSpec, latent: LatentSpec, states: list[dict[str, Any]]) -> Path:
+    facts = {
+        "name": folder.name,
+        "created": "2026-01-02T03:04:05Z",
+        "network": network,
+        "image": image,
+        "latent": latent,
+        "labels": None,
+        "calibration": None,
+        "training": {},
+        "evaluation": {},
+    }
+    write_bundle(folder, facts, states[0], states[1], np.zeros((4, 4, 1), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(engine: Engine, tiny_bundles: dict[str, Bundle], paper_folder: Path) -> dict[str, Loaded]:
+    """A bundle of each kind, on one engine."""
+    folders = [tiny_bundles["tiny"].folder, tiny_bundles["rgb"].folder, tiny_bundles["cond"].folder, paper_folder]
+    return {folder.name: engine.load(folder, {}) for folder in folders}
+
+
+def labels_of(one: Loaded, count: int) -> Any:
+    """A label for each row, where the bundle has labels."""
+    names = one.manifest.labels
+    return None if names is None else np.arange(count, dtype=np.int64) % len(names)
+
+
+def sample_part(one: Loaded, seed: int, truncation: float, start: int, stop: int) -> Part:
+    return Part(SamplePayload(seed, 0, labels_of(one, ROWS), truncation), start, stop)
+
+
+# Bytes
+
+crowds = st.lists(
+    st.tuples(st.sampled_from(SEEDS), st.sampled_from(TRUNCATIONS), st.integers(0, ROWS - 1), st.integers(1, ROWS)),
+    min_size=1,
+    max_size=20,
+)
+
+
+@pytest.fixture(scope="module")
+def alone(loaded: dict[str, Loaded]) -> dict[tuple[str, int, float], Rows]:
+    """Every row of every kind, seed and truncation, each computed in a batch of its own."""
+    return {
+        (kind, seed, truncation): np.concatenate(
+            [one.sample.run([sample_part(one, seed, truncation, row, row + 1)]) for row in range(ROWS)]
+        )
+        for kind, one in loaded.items()
+        for seed in SEEDS
+        for truncation in TRUNCATIONS
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(crowd=crowds)
+def test_an_image_has_the_same_bytes_alone_and_in_any_crowd(
+    loaded: dict[str, Loaded],
+    alone: dict[tuple[str, int, float], Rows],
+    kind: str,
+    crowd: list[tuple[int, float, int, int]],
+) -> None:
+    """Whatever else is in the batch, and wherever in it the row stands, an image is the one that it is alone."""
+    parts = [(seed, truncation, start, min(ROWS, start + count)) for seed, truncation, start, count in crowd]
+    got = loaded[kind].sample.run([sample_part(loaded[kind], *part) for part in parts])
+    expected = np.concatenate([alone[kind, seed, truncation][start:stop] for seed, truncation, start, stop in parts])
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, MAX_BATCH_ROWS - 1), max_size=6, unique=True), count=st.integers(1, MAX_BATCH_ROWS))
+def test_a_logit_has_the_same_bits_however_images_are_cut_into_batches(
+    loaded: dict[str, Loaded], kind: str, cuts: list[int], count: int
+) -> None:
+    """D's answer about an image is the same number to the last bit, in one large batch and in many small ones."""
+    one = loaded[kind]
+    channels, height, width = one.manifest.image.shape
+    images = np.random.default_rng(3).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    payload = DiscriminatePayload(images, labels_of(one, count))
+    edges = [0, *sorted(cut for cut in cuts if cut < count), count]
+    whole = one.discriminate.run([Part(payload, 0, count)])
+    cut = [one.discriminate.run([Part(payload, a, b)]) for a, b in pairwise(edges)]
+    mixed = one.discriminate.run([Part(payload, a, b) for a, b in pairwise(edges)])
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(cut), whole)
+    np.testing.assert_array_equal(mixed, whole)
+
+
+def test_it_is_no_different_with_several_threads(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where torch shares a batch among threads, a row still has the bytes and bits that it has alone."""
+    monkeypatch.setattr("service.engine.cpu_limit", lambda: 2)
+    one = Engine("cpu", exact=True).load(paper_folder, {})
+    images = one.sample.run([Part(SamplePayload(3, 0, None, 1.0), 0, 70)])
+    payload = DiscriminatePayload(images, None)
+    logits = one.discriminate.run([Part(payload, 0, 70)])
+    for start, stop in ((0, 1), (5, 8), (33, 46), (69, 70)):
+        part = one.sample.run([Part(SamplePayload(3, start, None, 1.0), 0, stop - start)])
+        np.testing.assert_array_equal(part, images[start:stop])
+        np.testing.assert_array_equal(one.discriminate.run([Part(payload, start, stop)]), logits[start:stop])
+    torch.set_num_threads(1)
+
+
+def test_truncation_labels_and_seeds_make_a_difference(alone: dict[tuple[str, int, float], Rows]) -> None:
+    """The comparisons above would hold for a net that ignores its input; this one doesn't."""
+    for kind in KINDS:
+        pictures = [alone[kind, seed, truncation] for seed in SEEDS for truncation in TRUNCATIONS]
+        assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+        assert len({row.tobytes() for row in pictures[0]}) == ROWS
+
+
+def test_labels_reach_the_nets(loaded: dict[str, Loaded]) -> None:
+    """The same latent with another label is another image, and the same image another logit."""
+    one = loaded["cond"]
+    made = [one.sample.run([Part(SamplePayload(1, 0, np.array([label]), 1.0), 0, 1)]) for label in range(3)]
+    assert len({image.tobytes() for image in made}) == 3
+    judged = [one.discriminate.run([Part(DiscriminatePayload(made[0], np.array([n])), 0, 1)])[0] for n in range(3)]
+    assert len(set(judged)) == 3
+
+
+def test_lanes_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:
+    """Padding comes from the tiles that were proven, which hold the largest batch."""
+    for one in loaded.values():
+        for lane in (one.sample, one.discriminate):
+            assert lane.padded(1) == lane.tiles.sizes[0]
+            assert lane.padded(MAX_BATCH_ROWS) == MAX_BATCH_ROWS
+
+
+# Loading
+
+
+def test_two_engines_of_one_kind_have_the_same_fingerprints(
+    loaded: dict[str, Loaded], tiny_bundles: dict[str, Bundle], engine: Engine
+) -> None:
+    """A replica on the same kind of device says that it makes the same bytes; other bundles say something else."""
+    other = Engine("cpu", exact=True)
+    for kind in ("tiny", "cond"):
+        again = other.load(tiny_bundles[kind].folder, {})
+        assert again.fingerprint == loaded[kind].fingerprint
+        assert again.version == loaded[kind].version
+    assert len({one.fingerprint for one in loaded.values()}) == len(loaded)
+    assert engine.memory() == {}
+
+
+def test_what_is_loaded_already_is_not_warmed_again(
+    loaded: dict[str, Loaded], tiny_bundles: dict[str, Bundle], engine: Engine
+) -> None:
+    """A folder that still holds the loaded version gives the very same object back."""
+    assert engine.load(tiny_bundles["tiny"].folder, loaded) is loaded["tiny"]
+    assert engine.load(tiny_bundles["tiny"].folder, {"tiny": loaded["rgb"]}) is not loaded["tiny"]
+
+
+def test_without_exactness_every_size_may_run(tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded]) -> None:
+    """GAN_EXACT off: single rows are not padded, and images differ by a grey level at most."""
+    free = Engine("cpu", exact=False).load(tiny_bundles["cond"].folder, {})
+    assert free.sample.padded(1) == free.discriminate.padded(1) == 1
+    for count in (1, 2, 3, ROWS):
+        part = sample_part(loaded["cond"], 0, 1.0, 0, count)
+        ours, exact = (one.sample.run([part]).astype(int) for one in (free, loaded["cond"]))
+        assert np.abs(ours - exact).max() <= 1
+
+
+def test_a_corrupt_bundle_is_refused_and_harms_nothing(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded], engine: Engine
+) -> None:
+    """One flipped bit in the weights: an error that names the file, and what is loaded works as before."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for path in tiny_bundles["tiny"].folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / GENERATOR).read_bytes())
+    content[-1] ^= 1
+    (folder / GENERATOR).write_bytes(content)
+    part = sample_part(loaded["tiny"], 0, 1.0, 0, 5)
+    before = loaded["tiny"].sample.run([part])
+    with pytest.raises(BundleError, match=GENERATOR):
+        engine.load(folder, loaded)
+    np.testing.assert_array_equal(loaded["tiny"].sample.run([part]), before)
+
+
+@pytest.mark.parametrize("guilty", ["generator", "discriminator"])
+def test_a_bundle_whose_nets_give_no_numbers_is_refused(tmp_path: Path, engine: Engine, guilty: str) -> None:
+    """Finite weights so large that sums overflow verify, and are found out before a request meets them."""
+    preset = PRESETS["mlp-paper"]
+    image, latent = ImageSpec(channels=1, height=4, width=4), LatentSpec(dim=4, distribution="normal")
+    network = preset.network.model_copy(
+        update={"generator": preset.network.generator.model_copy(update={"hidden": (8, 8)})}
+    )
+    rng = torch.Generator().manual_seed(0)
+    states = [
+        {
+            name: torch.randn(tensor.shape, generator=rng) * (1e30 if which == guilty else 0.1)
+            for name, tensor in net.state_dict().items()
+        }
+        for which, net in zip(("generator", "discriminator"), build_networks(network, image, latent), strict=True)
+    ]
+    folder = written(tmp_path / "large", network, image, latent, states)
+    with pytest.raises(BundleError, match=f"its {guilty} gives NaN or Inf"):
+        engine.load(folder, {})
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:1000000"])
+def test_a_device_that_is_not_there_is_named(name: str) -> None:
+    """The error says which device was asked for."""
+    with pytest.raises(ValueError, match=f"no device {name} here"):
+        Engine(name, exact=True)
+
+
+# Errors of the device
+
+
+def raising(error: Exception) -> Callable[..., torch.Tensor]:
+    def run(*_: Any) -> torch.Tensor:
+        raise error
+
+    return run
+
+
+def absurd(*_: Any) -> torch.Tensor:
+    return torch.empty(1 << 60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        pytest.param(absurd, OutOfMemory, id="more than this machine has"),
+        pytest.param(raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")), OutOfMemory, id="cuda"),
+        pytest.param(raising(RuntimeError("CUDA error: out of memory")), OutOfMemory, id="cuda runtime"),
+        pytest.param(raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")), OutOfMemory, id="cublas"),
+        pytest.param(raising(MemoryError("Unable to allocate 8.00 EiB")), OutOfMemory, id="numpy"),
+        pytest.param(
+            raising(RuntimeError("CUDA error: device-side assert triggered\nmore")), DeviceFailed, id="assert"
+        ),
+        pytest.param(raising(RuntimeError("CUDA driver error: unknown error")), DeviceFailed, id="driver"),
+        pytest.param(raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), RuntimeError, id="shapes"),
+        pytest.param(raising(IndexError("out of range")), IndexError, id="any other"),
+    ],
+)
+def test_a_lane_says_what_kind_of_failure_it_was(run: Callable[..., Any], expected: type[Exception]) -> None:
+    """Short of memory, a lost device, or the rows' own fault: the batcher treats each in its own way."""
+    lane = SampleLane("toy", LatentSpec(dim=4, distribution="normal"), Tiles(run, [4]), CPU)
+    with pytest.raises(expected) as failure:
+        lane.run([Part(SamplePayload(0, 0, None, 1.0), 0, 1)])
+    assert failure.type is expected
+
+
+# The thread
+
+
+@pytest.fixture
+def thread() -> Iterator[EngineThread]:
+    one = EngineThread("test")
+    yield one
+    one.stop()
+
+
+def test_calls_run_in_order_on_one_thread_that_is_not_the_loops(thread: EngineThread) -> None:
+    """What is sent first runs first, and nothing runs beside it."""
+
+    async def story() -> None:
+        ran: list[int] = []
+        await asyncio.gather(*(thread.run(ran.append, n) for n in range(200)))
+        assert ran == list(range(200))
+        idents = {await thread.run(threading.get_ident) for _ in range(3)}
+        assert len(idents) == 1
+        assert threading.get_ident() not in idents
+
+    asyncio.run(story())
+
+
+def throw(error: BaseException) -> None:
+    raise error
+
+
+def test_an_exception_comes_back_as_it_is(thread: EngineThread) -> None:
+    """The caller gets the error itself, and the thread takes the next call."""
+
+    async def story() -> None:
+        error = LookupError("here")
+        with pytest.raises(LookupError) as raised:
+            await thread.run(throw, error)
+        assert raised.value is error
+        assert await thread.run(math.sqrt, 4) == 2
+
+    asyncio.run(story())
+
+
+@pytest.mark.parametrize(
+    "kind", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, GeneratorExit, StopIteration, BaseException]
+)
+def test_what_would_end_the_caller_comes_back_as_an_error(thread: EngineThread, kind: type[BaseException]) -> None:
+    """An exit, a cancellation or a StopIteration in a call stops neither thread nor loop nor task, and is not lost."""
+
+    async def story() -> None:
+        with pytest.raises(RuntimeError, match=kind.__name__) as raised:
+            await thread.run(throw, kind("why"))
+        assert isinstance(raised.value.__cause__, kind)
+        assert thread.is_alive
+        assert await thread.run(math.sqrt, 4) == 2
+
+    asyncio.run(story())
+
+
+def test_a_caller_that_leaves_stops_neither_the_call_nor_the_next(thread: EngineThread) -> None:
+    """A cancelled future's call ends unheard, whether it gives a result or raises."""
+
+    async def story() -> None:
+        gate = threading.Event()
+        leavers: list[asyncio.Future[Any]] = [thread.run(gate.wait, 60), thread.run(throw, LookupError())]
+        for leaver in leavers:
+            leaver.cancel()
+        after = thread.run(math.sqrt, 9)
+        gate.set()
+        assert await after == 3
+        assert all(leaver.cancelled() for leaver in leavers)
+
+    asyncio.run(story())
+
+
+def test_a_loop_that_has_closed_meanwhile_harms_the_thread_in_nothing(thread: EngineThread) -> None:
+    """The loop ends while a call runs: the answer goes nowhere, and another loop's calls are served."""
+    gate, sent = threading.Event(), []
+
+    async def leave() -> None:
+        sent.append(thread.run(gate.wait, 60))
+
+    asyncio.run(leave())
+    gate.set()
+
+    async def story() -> None:
+        assert await thread.run(math.sqrt, 9) == 3
+
+    asyncio.run(story())
+    assert not sent[0].done()
+
+
+def test_a_thread_that_has_ended_refuses_at_once() -> None:
+    """Calls that it had not come to, and all later ones, fail as on a lost device instead of waiting for ever."""
+
+    async def story() -> None:
+        one, gate = EngineThread("test"), threading.Event()
+        running = one.run(gate.wait, 60)
+        one.stop()
+        behind = one.run(math.sqrt, 4)
+        gate.set()
+        assert await running
+        for late in (behind, one.run(math.sqrt, 4)):
+            with pytest.raises(DeviceFailed, match="has ended"):
+                await late
+        with pytest.raises(DeviceFailed):
+            await one.run(math.sqrt, 4)
+
+    asyncio.run(story())
+
+
+class Heavy:
+    """Stands for a tensor: can be watched."""
+
+
+def test_the_thread_keeps_nothing_of_a_call_that_is_over(thread: EngineThread) -> None:
+    """While it waits for the next call, arguments and result belong to whoever still wants them."""
+
+    async def story() -> None:
+        argument = Heavy()
+        seen = weakref.ref(argument)
+        result = weakref.ref(await thread.run(lambda _: Heavy(), argument))
+        del argument
+        await thread.run(int)  # the thread has left the first call for good
+        assert (seen(), result()) == (None, None)
+
+    asyncio.run(story())
+
+
+def test_memory_is_free_again_before_a_failed_batch_is_retried(thread: EngineThread) -> None:
+    """Once the caller has dropped the error, nothing of the failed call is left, even without a garbage collector."""
+    seen: list[weakref.ref[Heavy]] = []
+
+    lane = SampleLane("toy", LatentSpec(dim=4, distribution="normal"), Tiles(absurd, [4]), CPU)
+
+    def overflow(payload: Heavy) -> None:
+        tensor = Heavy()
+        seen.extend([weakref.ref(tensor), weakref.ref(payload)])
+        lane.run([Part(SamplePayload(0, 0, None, 1.0), 0, 1)])
+
+    async def story() -> None:
+        gc.collect()
+        gc.disable()
+        try:
+            with pytest.raises(OutOfMemory):
+                await thread.run(overflow, Heavy())
+            await thread.run(int)
+            assert [one() for one in seen] == [None, None]
+        finally:
+            gc.enable()
+
+    asyncio.run(story())
+
+
+# Processors
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        pytest.param({}, 64, id="no cgroup"),
+        pytest.param({"cpu.max": "max 100000\n"}, 64, id="v2 without a limit"),
+        pytest.param({"cpu.max": "150000 100000\n"}, 2, id="v2, one and a half"),
+        pytest.param({"cpu.max": "1000 100000\n"}, 1, id="v2, a hundredth"),
+        pytest.param({"cpu.max": "9900000 100000\n"}, 64, id="v2, more than there are"),
+        pytest.param({"cpu.max": "nonsense"}, 64, id="v2, not understood"),
+        pytest.param(
+            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64, id="v1 without a limit"
+        ),
+        pytest.param({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4, id="v1, four"),
+        pytest.param({"cpu/cpu.cfs_quota_us": "400000\n"}, 64, id="v1, half of it missing"),
+    ],
+)
+def test_the_containers_limit_counts_and_not_the_hosts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
+) -> None:
+    """A process on a host of 64 processors uses what its container may, rounded up, and at least one."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cpu_limit(tmp_path) == expected
+
+
+def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that is bound to three processors uses three, whatever the quota."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
+    (tmp_path / "cpu.max").write_text("800000 100000")
+    assert cpu_limit(tmp_path) == 3

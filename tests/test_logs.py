@@ -1,0 +1,100 @@
+"""Log lines: one object a line for machines, one readable line for people, and the request's id in both."""
+
+import json
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+
+import pytest
+
+from service.logs import (
+    ConsoleFormatter,
+    JsonFormatter,
+    RequestFacts,
+    current_request,
+    current_route,
+    enter_request,
+    set_up_logs,
+)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """The root logger is everybody's."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+
+
+def record(message: str, **extra: object) -> logging.LogRecord:
+    made = logging.getLogger("service.test").makeRecord(
+        "service.test", logging.INFO, "f", 1, message, (), None, extra=extra
+    )
+    made.created = 0.0
+    return made
+
+
+def test_json_is_one_object_on_one_line() -> None:
+    """Whatever a message holds: line ends, quotes, things that are no JSON."""
+    line = JsonFormatter().format(record('two\nlines "quoted"', facts={"count": 3, "thing": {1}}))
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "time": "1970-01-01T00:00:00.000Z",
+        "level": "info",
+        "logger": "service.test",
+        "message": 'two\nlines "quoted"',
+        "count": 3,
+        "thing": "{1}",
+    }
+
+
+def test_json_keeps_tracebacks_inside() -> None:
+    """A traceback is a field, so a crash is still one line."""
+    made = record("it broke")
+    try:
+        int("broken")
+    except ValueError:
+        made.exc_info = sys.exc_info()
+    line = JsonFormatter().format(made)
+    assert "\n" not in line
+    assert "ValueError: invalid literal" in json.loads(line)["traceback"]
+
+
+def test_the_console_has_facts_behind_the_message() -> None:
+    """Time, level, message, facts."""
+    line = ConsoleFormatter().format(record("request", facts={"status": 200, "bundle": "mnist"}))
+    assert line == "1970-01-01T00:00:00.000Z INFO    request status=200 bundle=mnist"
+
+
+@pytest.mark.anyio
+async def test_lines_of_a_request_carry_its_id() -> None:
+    """Anything that is logged on behalf of a request can be found by its id; its route labels metrics."""
+    assert current_route() == "unmatched"
+    enter_request(RequestFacts("the-id", "GET", "/sample", 0.0))
+    assert json.loads(JsonFormatter().format(record("inside")))["request_id"] == "the-id"
+    assert current_request().id == "the-id"
+    assert current_route() == "/sample"
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_every_logger_goes_to_stderr_in_one_form(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Ours, the server's, Python's warnings; nothing below the level, nothing on stdout."""
+    set_up_logs(form, "info")  # type: ignore[arg-type]
+    logging.getLogger("service.x").info("ours")
+    logging.getLogger("uvicorn.error").error("theirs")
+    logging.getLogger("service.x").debug("unwanted")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(capture=True)
+        warnings.warn("careful", stacklevel=1)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "unwanted" not in err
+    for word in ("ours", "theirs", "careful"):
+        assert word in err
+    if form == "json":
+        assert [json.loads(line)["level"] for line in err.splitlines()] == ["info", "error", "warning"]

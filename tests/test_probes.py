@@ -1,0 +1,155 @@
+"""Probes say the truth at once, and metrics are what a Prometheus can read."""
+
+import threading
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
+from prometheus_client.parser import text_string_to_metric_families as parse_text
+
+from service.app import create_app
+from service.metrics import Metrics
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+Problem = Callable[[httpx.Response, int, str], str]
+Start = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
+Hold = Callable[[FastAPI], AbstractAsyncContextManager[None]]
+
+# The public contract.
+SERIES = {
+    "gan_requests_total": {"route", "method", "status"},
+    "gan_request_duration_seconds": {"route"},
+    "gan_requests_in_flight": {"route"},
+    "gan_rejected_total": {"route", "reason"},
+    "gan_cancelled_total": {"route", "phase"},
+    "gan_response_bytes": {"route"},
+    "gan_request_bytes": {"route"},
+    "gan_queue_images": {"device"},
+    "gan_queue_capacity_images": {"device"},
+    "gan_queue_oldest_age_seconds": {"device"},
+    "gan_queue_wait_seconds": {"bundle", "operation"},
+    "gan_compute_seconds": {"bundle", "operation"},
+    "gan_encode_seconds": {"format"},
+    "gan_decode_seconds": set(),
+    "gan_batch_images": {"bundle", "operation"},
+    "gan_batch_padding_images_total": {"bundle", "operation"},
+    "gan_batches_total": {"bundle", "operation", "closed_by"},
+    "gan_images_total": {"bundle", "operation"},
+    "gan_discriminator_probability": {"bundle", "origin"},
+    "gan_engine_errors_total": {"kind"},
+    "gan_engine_last_progress_timestamp_seconds": {"device"},
+    "gan_out_of_memory_total": set(),
+    "gan_ready": set(),
+    "gan_bundle_info": {"bundle", "version", "device"},
+    "gan_bundle_swaps_total": {"bundle", "result"},
+    "gan_warmup_seconds": {"bundle"},
+    "gan_device_memory_bytes": {"device", "kind"},
+    "gan_build_info": {"version", "torch"},
+}
+
+
+async def test_a_warm_service_says_yes(client: httpx.AsyncClient) -> None:
+    """All three probes, shortly."""
+    for path in ("/livez", "/readyz", "/startupz"):
+        reply = await client.get(path)
+        assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
+
+
+async def test_a_starting_service_lives_and_is_not_ready(
+    tiny_settings: Callable[..., Settings], problem: Problem
+) -> None:
+    """While bundles load, requests are sent elsewhere and told when to come back; nobody kills the process."""
+    app = create_app(tiny_settings())
+    gate = threading.Event()
+    busy = app.state.serving.engine.thread.run(gate.wait)  # loading waits behind this
+    client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
+    async with app.router.lifespan_context(app), client:
+        assert (await client.get("/livez")).status_code == 200
+        for path in ("/readyz", "/startupz", "/sample", "/bundles"):
+            reply = await client.get(path)
+            assert "loaded" in problem(reply, 503, "not_ready")
+            assert int(reply.headers["retry-after"]) >= 1
+        gate.set()
+        await busy
+        await app.state.starting
+        assert (await client.get("/readyz")).status_code == 200
+
+
+async def test_a_draining_service_says_so(
+    start: Start, tiny_settings: Callable[..., Settings], problem: Problem
+) -> None:
+    """Not ready first, then no new work; alive until the end."""
+    app = create_app(tiny_settings())
+    async with start(app) as client:
+        await app.state.serving.stop()
+        problem(await client.get("/readyz"), 503, "draining")
+        problem(await client.get("/sample"), 503, "draining")
+        assert (await client.get("/startupz")).status_code == 200
+        page = (await client.get("/metrics")).text
+        assert 'gan_rejected_total{reason="draining",route="/sample"} 1.0' in page
+        assert 'route="/readyz"' not in "".join(line for line in page.splitlines() if "rejected" in line)
+
+
+async def test_probes_do_not_wait_for_the_engine(client: httpx.AsyncClient, app: FastAPI, hold_engine: Hold) -> None:
+    """Busy is not dead: while the engine works, every probe and the metrics answer."""
+    async with hold_engine(app):
+        for path in ("/livez", "/readyz", "/startupz", "/metrics"):
+            assert (await client.get(path)).status_code == 200
+
+
+async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
+    """Prometheus' text, and OpenMetrics for who asks for it: both parse, and both have the same families."""
+    text = await client.get("/metrics")
+    assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
+    names = {family.name for family in parse_text(text.text)}
+    scraper = {"Accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5,*/*;q=0.1"}
+    openmetrics = await client.get("/metrics", headers=scraper)
+    assert openmetrics.headers["content-type"].startswith("application/openmetrics-text; version=1.0.0")
+    families = parse_openmetrics(openmetrics.text)  # type: ignore[no-untyped-call]
+    assert {family.name for family in families} >= {"gan_ready", "gan_requests"}
+    assert {"process_resident_memory_bytes", "python_info", "gan_ready"} <= names
+    assert not any(name.endswith("_created") for name in names)
+
+
+async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
+    """One request of seven images is seen in every series that it touches."""
+    await client.get("/sample?count=7&seed=1&bundle=rgb&format=webp")
+    page = (await client.get("/metrics")).text
+    samples = {
+        (sample.name, *sorted(sample.labels.values())): sample.value
+        for family in parse_text(page)
+        for sample in family.samples
+    }
+    assert samples["gan_images_total", "rgb", "sample"] == 7
+    assert samples["gan_batch_images_sum", "rgb", "sample"] == 7
+    assert samples["gan_queue_wait_seconds_count", "rgb", "sample"] == 1
+    assert samples["gan_compute_seconds_count", "rgb", "sample"] == 1
+    assert samples["gan_encode_seconds_count", "webp"] == 1
+    assert samples["gan_ready",] == 1
+    assert samples["gan_queue_capacity_images", "cpu"] == 16384
+    assert samples["gan_requests_in_flight", "/metrics"] == 1
+
+
+def test_the_series_are_those_of_the_contract() -> None:
+    """Names and labels are what dashboards rely on."""
+    metrics = Metrics(CollectorRegistry())
+    made = {
+        f"{metric._name}_total" if metric._type == "counter" else metric._name: set(metric._labelnames)  # noqa: SLF001
+        for metric in vars(metrics).values()
+        if hasattr(metric, "_labelnames")
+    }
+    assert made == SERIES
+
+
+def test_time_is_measured_from_half_a_millisecond() -> None:
+    """Buckets of every histogram of seconds, so that a small net's times can be told apart."""
+    metrics = Metrics(CollectorRegistry())
+    bounds = metrics.decode._upper_bounds  # noqa: SLF001
+    assert bounds[0] == 0.0005
+    assert bounds[-2] == 120

@@ -1,0 +1,295 @@
+"""The server drains on a signal, ends on a failed start, and its exit code says how it went."""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, Self
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from service.__main__ import start
+from service.settings import Settings, flag, variable
+
+# ------------------------------------------------------------------------------------------- drain, in a thread of ours
+
+
+@pytest.fixture
+def one_waiting(live_server: Any, tiny_settings: Callable[..., Settings]) -> Any:
+    """A server whose engine is held with one request in it: (server, that request's future, what lets it go)."""
+
+    @contextmanager
+    def make(**settings: Any) -> Iterator[Any]:
+        server = live_server(tiny_settings(**settings))
+        with server.running(), ThreadPoolExecutor(1) as pool, ExitStack() as held:
+            held.enter_context(server.engine_held())
+            waiting = pool.submit(httpx.get, f"{server.url}/sample?seed=1", timeout=60)
+            server.wait_for(lambda: server.metric("gan_batch_images_count", bundle="tiny", operation="sample") == 1)
+            yield server, waiting, held.close
+
+    return make
+
+
+def test_a_signal_lets_accepted_work_finish_and_refuses_new(one_waiting: Any, problem: Any) -> None:
+    """Not ready, no new work, and the one request that was in gets its answer; then the server ends with 0."""
+    with one_waiting() as (server, waiting, let_go):
+        server.handle_exit(signal.SIGTERM, None)
+        server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        problem(httpx.get(f"{server.url}/readyz"), 503, "draining")
+        refused = httpx.get(f"{server.url}/sample")
+        problem(refused, 503, "draining")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert httpx.get(f"{server.url}/livez").status_code == 200
+        assert not waiting.done()
+        let_go()
+        assert waiting.result(60).status_code == 200
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        assert server.exit_code == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{server.url}/livez")
+
+
+def test_the_delay_accepts_work_while_not_ready(one_waiting: Any) -> None:
+    """Load balancers need a moment to notice: until the delay is over, what they still send is answered."""
+    with one_waiting(drain_delay_s=600) as (server, waiting, let_go):
+        server.handle_exit(signal.SIGTERM, None)
+        server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        let_go()
+        assert waiting.result(60).status_code == 200
+        assert httpx.get(f"{server.url}/sample").status_code == 200
+
+
+def test_what_does_not_finish_in_time_is_told(one_waiting: Any, problem: Any) -> None:
+    """The time-out ends what still runs with an answer, not with a cut connection."""
+    with one_waiting(drain_timeout_s=0.05) as (server, waiting, _):
+        server.handle_exit(signal.SIGTERM, None)
+        problem(waiting.result(60), 503, "draining")
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        assert server.exit_code == 0
+
+
+def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any) -> None:
+    """Whoever asks twice means it: the drain is cut short, and the exit code says so."""
+    with one_waiting(drain_timeout_s=600) as (server, waiting, _):
+        server.handle_exit(signal.SIGTERM, None)
+        server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
+        server.handle_exit(signal.SIGTERM, None)
+        problem(waiting.result(60), 503, "draining")
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        assert server.exit_code == 128 + signal.SIGTERM
+
+
+def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any) -> None:
+    """When even the time for sending is over, a request that nobody has read yet hears why it is not answered."""
+    with one_waiting(drain_timeout_s=0.05) as (server, _, _):
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+            slow.sendall(
+                b"POST /discriminate HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n"
+            )
+            server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == 1)
+            server.handle_exit(signal.SIGTERM, None)
+            reply = slow.makefile("rb").read()
+        assert reply.startswith(b"HTTP/1.1 503 ")
+        assert b'"code":"draining"' in reply
+        server.thread.join(60)
+        assert server.exit_code == 0
+
+
+# ------------------------------------------------------------------------------------------------------- command line
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """`start` sets up the logs of its process, which here is pytest's."""
+    import logging  # noqa: PLC0415
+
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
+
+
+def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
+    """Flag, variable and default of each."""
+    with pytest.raises(SystemExit) as ended:
+        start(["--help"])
+    assert ended.value.code == 0
+    text = " ".join(capsys.readouterr().out.split())
+    for field in Settings.model_fields:
+        assert flag(field) in text
+        assert f"[{variable(field)}, default " in text
+    for default in ("default 32MiB]", "default 16M]", "default 4096]", "default on]", "default 0]", "default unset]"):
+        assert default in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--max-count", "0"], "GAN_MAX_COUNT (or --max-count) is '0'"),
+        (["--max-count"], "--max-count"),
+        (["--colour", "red"], "--colour"),
+        (["--max-c", "3"], "--max-c"),
+        (["--device", "cuda:99"], "GAN_DEVICE (or --device): there is no device cuda:99"),
+    ],
+)
+def test_a_bad_setting_is_one_line_and_code_2(
+    arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Nothing is started."""
+    try:
+        code = start(["--port", "0", *arguments])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    err = capsys.readouterr().err
+    assert code == 2
+    assert err.startswith("gan-service: ")
+    assert says in err
+    assert err.count("\n") == 1
+
+
+def test_keys_are_refused_by_a_version_without_them(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An operator who sets a key must not get an open service."""
+    monkeypatch.setenv("GAN_API_KEYS", "k")
+    assert start(["--port", "0"]) == 2
+    assert "GAN_API_KEYS is set" in capsys.readouterr().err
+
+
+def test_a_port_in_use_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
+    """Somebody else is there."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        assert start(["--port", str(port)]) == 1
+    err = capsys.readouterr().err
+    assert err == f"gan-service: cannot listen on 127.0.0.1 port {port}: Address already in use\n"
+
+
+@pytest.mark.parametrize(
+    "damage", ["missing folder", "empty folder", "no manifest", "changed weights", "unknown default"]
+)
+def test_a_bundle_that_cannot_be_loaded_is_one_line_and_code_3(
+    damage: str, tiny_bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which file, and why."""
+    arguments = []
+    match damage:
+        case "missing folder":
+            tmp_path = tmp_path / "nowhere"
+        case "no manifest":
+            (tmp_path / "x").mkdir()
+        case "changed weights":
+            shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+            weights = tmp_path / "tiny" / "generator.safetensors"
+            content = weights.read_bytes()
+            weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        case "unknown default":
+            shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+            arguments = ["--default-bundle", "other"]
+    assert start(["--port", "0", "--device", "cpu", "--bundles", str(tmp_path), *arguments]) == 3
+    err = capsys.readouterr().err
+    assert err.count("\n") == 1
+    assert str(tmp_path) in err
+
+
+class Process:
+    """`python -m service` as an operator runs it, with its log as JSON."""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--log-format", "json", *arguments],
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+            cwd=Path(__file__).parent.parent,
+        )
+        self.lines: list[dict[str, Any]] = []
+        self._news = threading.Condition()
+        self._reader = threading.Thread(target=self._read)
+        self._reader.start()
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._news:
+                self.lines.append(json.loads(line) if line.startswith("{") else {"message": line})
+                self._news.notify_all()
+
+    def message(self, start: str) -> str:
+        """Wait for a line that starts like this, and return all of it."""
+
+        def found() -> list[str]:
+            return [line["message"] for line in self.lines if line["message"].startswith(start)]
+
+        with self._news:
+            assert self._news.wait_for(found, 120), self.lines
+            return found()[-1]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.wait(60)
+        self._reader.join(60)
+        assert self.process.stderr is not None
+        self.process.stderr.close()
+
+
+def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path: Path) -> None:
+    """Start, serve, take up a new bundle on SIGHUP and refuse a bad one, drain, end with 0; all of it in the log."""
+    shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+    with Process("--bundles", str(tmp_path), GAN_MAX_COUNTS="3") as service:
+        url = service.message("serving ").removeprefix("serving ")
+        assert "did you mean GAN_MAX_COUNT?" in service.message("GAN_MAX_COUNTS")
+        reply = httpx.get(f"{url}/sample?seed=1", headers={"X-Request-ID": "find-me"})
+        assert reply.headers["x-bundle"] == f"tiny@{tiny_bundles['tiny'].version}"
+        assert "server" not in reply.headers
+        shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
+        (tmp_path / "bad").mkdir()
+        (tmp_path / "bad" / "manifest.json").write_text("{}")
+        service.process.send_signal(signal.SIGHUP)
+        assert f"rgb@{tiny_bundles['rgb'].version}" in service.message("bundles: ")
+        assert "bad" in service.message("bundle refused: ")
+        assert httpx.get(f"{url}/sample?bundle=rgb").status_code == 200
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 0
+        assert service.message("stopped") == "stopped"
+        (line,) = [line for line in service.lines if line.get("request_id") == "find-me"]
+        assert (line["route"], line["status"], line["bundle"], line["count"]) == ("/sample", 200, "tiny", 1)
+
+
+def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
+    """It listens at once, and can be stopped at any time."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--port", str(port)) as service:
+        answered = False
+        while not answered:
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            try:
+                connection.request("GET", "/livez")
+                answered = connection.getresponse().status == 200
+            except ConnectionRefusedError:
+                assert service.process.poll() is None
+            finally:
+                connection.close()
+        service.process.send_signal(signal.SIGINT)
+        assert service.process.wait(60) == 0

@@ -1,0 +1,85 @@
+"""What operators set is what they get, or one line that says why not."""
+
+import pytest
+
+from service.settings import Settings, SettingsError, check_names, read_settings
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    """Nothing set: the service listens on this machine only and every limit is on."""
+    settings = Settings()
+    assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
+    assert settings.bundles.name == "bundles"
+    assert settings.bundles.parent.joinpath("service", "settings.py").exists()
+    assert settings.default_bundle is None
+    assert (settings.max_count, settings.max_queued_images) == (4096, 16384)
+    assert (settings.max_body_bytes, settings.max_image_pixels) == (33_554_432, 16_000_000)
+    assert settings.max_output_pixels == 64_000_000
+    assert (settings.deadline_s, settings.max_deadline_s) == (30, 120)
+    assert (settings.drain_delay_s, settings.drain_timeout_s) == (0, 25)
+    assert (settings.log_format, settings.log_level, settings.exact) == ("console", "info", True)
+
+
+def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The environment says one thing, the command line another: the command line is nearer."""
+    monkeypatch.setenv("GAN_PORT", "9000")
+    monkeypatch.setenv("GAN_MAX_COUNT", "10")
+    settings = read_settings({"port": "9001"})
+    assert (settings.port, settings.max_count) == (9001, 10)
+
+
+def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compose files pass variables on that nobody has set."""
+    monkeypatch.setenv("GAN_DEFAULT_BUNDLE", "")
+    monkeypatch.setenv("GAN_PORT", "")
+    assert read_settings({}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [("1048576", 1048576), ("1MiB", 1048576), ("2 GiB", 2**31), ("16M", 16_000_000), ("4k", 4000), ("3KiB", 3072)],
+)
+def test_sizes_are_read_as_people_write_them(text: str, number: int) -> None:
+    """A number, or a number with a unit."""
+    assert read_settings({"max_body_bytes": text}).max_body_bytes == number
+
+
+@pytest.mark.parametrize(
+    ("flags", "parts"),
+    [
+        pytest.param({"max_count": "0"}, ["GAN_MAX_COUNT", "--max-count", "'0'", "greater than"], id="too small"),
+        pytest.param({"max_body_bytes": "32MB"}, ["GAN_MAX_BODY_BYTES", "'32MB'", "MiB"], id="unknown unit"),
+        pytest.param({"port": "70000"}, ["GAN_PORT", "'70000'"], id="no such port"),
+        pytest.param({"device": "gpu"}, ["GAN_DEVICE", "'gpu'", "cuda"], id="no such device"),
+        pytest.param({"deadline_s": "nan"}, ["GAN_DEADLINE_S", "'nan'"], id="not a number"),
+        pytest.param({"exact": "maybe"}, ["GAN_EXACT", "'maybe'"], id="neither on nor off"),
+        pytest.param({"log_format": "xml"}, ["GAN_LOG_FORMAT", "'console' or 'json'"], id="no such format"),
+        pytest.param({"deadline_s": "200"}, ["GAN_DEADLINE_S (200)", "GAN_MAX_DEADLINE_S (120)"], id="deadlines"),
+        pytest.param({"max_count": "20000"}, ["GAN_MAX_COUNT (20000)", "GAN_MAX_QUEUED_IMAGES (16384)"], id="counts"),
+        pytest.param({"port": "x", "max_count": "y"}, ["GAN_PORT", "GAN_MAX_COUNT"], id="two at once"),
+    ],
+)
+def test_a_bad_setting_is_one_line_that_names_it(flags: dict[str, str], parts: list[str]) -> None:
+    """Whoever made the mistake learns which setting, what it was, and what it may be."""
+    with pytest.raises(SettingsError) as caught:
+        read_settings(flags)
+    line = str(caught.value)
+    assert "\n" not in line
+    for part in parts:
+        assert part in line
+
+
+def test_a_misspelled_variable_is_named() -> None:
+    """A typing error must not silently mean the default."""
+    names = ["GAN_MAX_COUNTS", "GAN_COLOUR", "GAN_PORT", "GAN_DATA_DIR", "GAN_SERVICE_SERVICE_HOST", "HOME"]
+    assert check_names(names) == [
+        "GAN_COLOUR is not a setting and is ignored",
+        "GAN_MAX_COUNTS is not a setting and is ignored; did you mean GAN_MAX_COUNT?",
+    ]
+
+
+@pytest.mark.parametrize("name", ["GAN_API_KEYS", "GAN_API_KEYS_FILE", "GAN_ADMIN_KEYS"])
+def test_keys_that_would_be_ignored_are_refused(name: str) -> None:
+    """Who sets a key believes the door is locked: an open one would be worse than none."""
+    with pytest.raises(SettingsError, match=f"^{name} is set"):
+        check_names([name])
