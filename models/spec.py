@@ -179,18 +179,18 @@ PRESETS: dict[str, TrainingOptions] = {
         generator_optimiser=_PAPER_SGD,
         discriminator_optimiser=_PAPER_SGD,
     ),
-    # The same nets with Adam, Algorithm 1 with k = 1, a larger batch and an average of G's weights.
+    # The same nets with Adam, Algorithm 1's turns and an average of G's weights: as far in 10 epochs of MNIST as
+    # mlp-paper in 130. D learns at a quarter of G's rate; at equal rates it wins, and G makes nothing but ones.
     "mlp-adam": TrainingOptions(
         preset="mlp-adam",
         network=_PAPER_NETWORK,
         latent=LatentSpec(dim=100, distribution="normal"),
         steps=25_000,
-        batch_size=200,
         update="alternating",
         generator_loss="nonsaturating",
-        generator_optimiser=AdamSpec(lr=2e-4),
-        discriminator_optimiser=AdamSpec(lr=2e-4),
-        ema_half_life_images=100_000,
+        generator_optimiser=AdamSpec(lr=4e-4),
+        discriminator_optimiser=AdamSpec(lr=1e-4),
+        ema_half_life_images=20_000,
         discriminator_init=0.02,
     ),
 }
