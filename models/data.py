@@ -32,6 +32,7 @@ Labels = npt.NDArray[np.int64]
 
 DEFAULT_DATA_DIR = Path("data")
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+MAX_IMAGE_SIZE = 1024  # pixels a side; a slip of the finger must not fill the memory
 MIN_IMAGES = 10  # the fewest that 80/10/10 can divide
 DOWNLOAD_TIMEOUT_S = 20.0
 MAX_DOWNLOAD_BYTES = 64 * 2**20  # the largest published file has 26 MB
@@ -156,8 +157,8 @@ def load_dataset(data: str, data_dir: Path | None, *, seed: int, image_size: int
     Raises:
         DataError: What was named does not exist, is damaged, is not what it should be, or cannot be downloaded.
     """
-    if image_size is not None and image_size < 1:
-        raise DataError(f"image size must be 1 pixel or more, not {image_size}")
+    if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
+        raise DataError(f"image size must be from 1 to {MAX_IMAGE_SIZE} pixels, not {image_size}")
     try:
         if data in PUBLISHED:
             return _load_published(data, (data_dir or DEFAULT_DATA_DIR) / data, image_size)

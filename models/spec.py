@@ -180,7 +180,7 @@ PRESETS: dict[str, TrainingOptions] = {
         discriminator_optimiser=_PAPER_SGD,
     ),
     # The same nets with Adam, Algorithm 1's turns and an average of G's weights: as far in 10 epochs of MNIST as
-    # mlp-paper in 130. D learns at a quarter of G's rate; at equal rates it wins, and G makes nothing but ones.
+    # mlp-paper in 120. D learns at a quarter of G's rate; at equal rates it wins, and G makes nothing but ones.
     "mlp-adam": TrainingOptions(
         preset="mlp-adam",
         network=_PAPER_NETWORK,

@@ -7,6 +7,7 @@ for a bundle that can't be loaded; 128 + the signal's number where a second sign
 import argparse
 import logging
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -22,6 +23,8 @@ log = logging.getLogger(__name__)
 
 def main() -> NoReturn:
     """Serve until told to stop, and end the process."""
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server listens to them there is nothing to drain
+        signal.signal(number, lambda *_: os._exit(0))
     code = start(sys.argv[1:])
     logging.shutdown()
     sys.stderr.flush()

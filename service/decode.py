@@ -189,7 +189,8 @@ def _read_array(body: bytes) -> UInt8:
     shape, fortran, dtype = _read_npy_header(file)
     if dtype != np.uint8:
         raise Invalid(f"The array is of {dtype}; send uint8.")
-    if len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or min(shape) < 1:
+    whole = all(type(n) is int for n in shape)  # NumPy's reader takes True for a length
+    if not whole or len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or min(shape) < 1:
         raise Invalid(f"The array has shape {shape}; send (n, h, w) or (n, h, w, c) with c 1 or 3.")
     data = np.frombuffer(body, np.uint8, offset=file.tell())
     if len(data) != math.prod(shape):

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 from starlette.requests import Request
 
-from service.errors import DeadlinePassed, RequestTimeout
+from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.logs import current_request
 from service.metrics import Metrics
 from service.schemas import timeout_s
@@ -66,8 +66,12 @@ async def read_body(request: Request, deadline: Deadline) -> bytes:
     """The whole body; its size is bounded where it comes in.
 
     Raises:
+        UnsupportedEncoding: It is compressed.
         RequestTimeout: It was not there before the deadline.
     """
+    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedEncoding(encoding)
     try:
         async with asyncio.timeout(deadline.left_s()):
             return await request.body()

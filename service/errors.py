@@ -133,6 +133,18 @@ class UnsupportedMediaType(ServiceError):
         return {"Accept": ", ".join(self.supported)}
 
 
+class UnsupportedEncoding(UnsupportedMediaType):
+    """The body is compressed."""
+
+    def __init__(self, encoding: str) -> None:
+        super().__init__(f"Content-Encoding: {encoding}", ["identity"])
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Accept-Encoding`: what the route would have read (RFC 9110, 15.5.16)."""
+        return {"Accept-Encoding": "identity"}
+
+
 class Invalid(ServiceError):
     """A value out of range, or one that contradicts another."""
 

@@ -16,6 +16,7 @@ from urllib.parse import parse_qsl
 from pydantic import (
     AwareDatetime,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     JsonValue,
@@ -43,6 +44,14 @@ def _readable(value: object, handler: ValidatorFunctionWrapHandler) -> object:
 
 
 # "name@" would look pinned, and is not.
+def _digits(value: object) -> object:
+    """Python reads 1_0, +1 and " 1" as numbers too; a query that says so is a mistake."""
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
+        raise ValueError("Input should be a whole number, in digits")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(_digits)]
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 Label = int | str
 # Far over any count, and under what would take memory: an element may be two bytes of a body.
@@ -59,16 +68,16 @@ class Schema(BaseModel):
 class SampleRequest(Schema):
     """Draw `count` images. A seed fixes the latents, whatever batch they end up sharing."""
 
-    count: int | None = Field(
+    count: Whole | None = Field(
         None,
         ge=1,
         description="Images to draw, up to GAN_MAX_COUNT. Default: as many as labels, else 1.",
         examples=[64],
     )
-    seed: int | None = Field(
+    seed: Whole | None = Field(
         None, ge=0, lt=SEED_LIMIT, description="Leave out for a new one; the reply names it.", examples=[7]
     )
-    first_index: int = Field(
+    first_index: Whole = Field(
         0, ge=0, lt=SEED_LIMIT, description="Index, within the seed, of the first image: any range can be had alone."
     )
     labels: Labels = Field(
@@ -84,10 +93,10 @@ class SampleRequest(Schema):
     layout: Literal["grid", "strip"] | None = Field(
         None, description="How several images share one picture (png, webp, jpeg): a grid, the default, or one line."
     )
-    columns: int | None = Field(
+    columns: Whole | None = Field(
         None, ge=1, description="Images in one line of the grid. Default: as many as make it about square."
     )
-    scale: int = Field(1, ge=1, le=16, description="Repeat every pixel this often in both directions.")
+    scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this often in both directions.")
 
 
 class DiscriminateQuery(Schema):

@@ -136,9 +136,10 @@ def test_a_file_of_another_kind_is_refused() -> None:
     assert "test_data.py is neither a folder nor an .npz file" in refusal(__file__)
 
 
-def test_an_image_size_of_zero_is_refused() -> None:
-    """No image has no pixels."""
-    assert "image size" in refusal(SAMPLE, image_size=0)
+@pytest.mark.parametrize("size", [-1, 0, 99_999])
+def test_an_image_size_out_of_range_is_refused(size: int) -> None:
+    """No image has no pixels, and a slip of the finger does not fill the memory."""
+    assert "image size" in refusal(SAMPLE, image_size=size)
 
 
 def test_any_set_can_be_resized() -> None:

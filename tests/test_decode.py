@@ -226,6 +226,9 @@ def header(text: str) -> bytes:
         pytest.param(header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 6)}"), Invalid, id="negative"),
         pytest.param(header("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 8, 6)}"), Invalid, id="no images"),
         pytest.param(header("{'descr': '|u1', 'fortran_order': False, 'shape': ()}"), Invalid, id="a number"),
+        pytest.param(
+            header("{'descr': '|u1', 'fortran_order': False, 'shape': (True, 8, 6)}") + bytes(48), Invalid, id="truth"
+        ),
         pytest.param(header("__import__('os').abort()"), Malformed, id="code"),
         pytest.param(header("(" * 3000), Malformed, id="nested"),
         pytest.param(

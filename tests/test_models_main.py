@@ -485,7 +485,7 @@ def test_resuming_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: p
         (["--device", "abacus"], "device abacus: "),
         (["--device", "meta"], "device meta: choose auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], "device cuda:99: "),
-        (["--image-size", "0"], "image size must be 1 pixel or more"),
+        (["--image-size", "0"], "image size must be from 1 to 1024 pixels"),
         (["--data", "no/such/data"], "no/such/data is no data set"),
         (["--out", "/dev/null/run"], "/dev/null/run"),
     ],

@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import httpx
 import numpy as np
@@ -18,9 +18,6 @@ from PIL import Image
 
 from service.settings import Settings
 
-if TYPE_CHECKING:
-    from tests.conftest import LiveServer
-
 ROOT = Path(__file__).parent.parent
 SAMPLE = Path(__file__).parent / "data" / "mnist-2000.npz"
 BLOCKS = re.findall(r"```sh\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
@@ -28,7 +25,7 @@ REQUESTS = [line.split("  #")[0].strip() for block in BLOCKS for line in block.s
 
 
 @pytest.fixture(scope="module")
-def embedded(live_server: "type[LiveServer]") -> "Iterator[LiveServer]":
+def embedded(live_server: Any) -> Iterator[Any]:
     """The service as `make serve` starts it: on the embedded bundles."""
     with live_server(Settings.model_validate({"device": "cpu"})).running() as server:
         yield server
@@ -43,7 +40,7 @@ def run(command: str, folder: Path, **environment: str) -> str:
     return done.stdout
 
 
-def test_the_five_requests_give_what_the_readme_says(embedded: "LiveServer", tmp_path: Path) -> None:
+def test_the_five_requests_give_what_the_readme_says(embedded: Any, tmp_path: Path) -> None:
     """A picture of 64 digits, the sixth of them alone, JSON, an array, and a judgement of the digit just fetched."""
     if shutil.which("curl") is None:
         pytest.skip("needs curl, which is not on this machine")
@@ -65,7 +62,7 @@ def test_the_five_requests_give_what_the_readme_says(embedded: "LiveServer", tmp
     assert result.get("converted") is not True
 
 
-def test_the_embedded_digits_have_the_brightness_of_real_ones(embedded: "LiveServer") -> None:
+def test_the_embedded_digits_have_the_brightness_of_real_ones(embedded: Any) -> None:
     """What is shipped was trained: its mean image is the real digits', pixel by pixel, and its samples differ."""
     reply = httpx.get(f"{embedded.url}/sample?count=1000&seed=1&format=npy")
     generated = np.load(io.BytesIO(reply.content)).squeeze().astype(float)
@@ -87,7 +84,7 @@ def test_ci_runs_what_a_person_runs() -> None:
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
 
 
-def test_own_images_become_a_served_bundle(live_server: "type[LiveServer]", tmp_path: Path) -> None:
+def test_own_images_become_a_served_bundle(live_server: Any, tmp_path: Path) -> None:
     """From a folder of images to a server on them, by the README's lines, in twenty steps instead of many."""
     images = np.load(SAMPLE)["images"][:100].squeeze()
     folder = tmp_path / "path" / "to" / "images"

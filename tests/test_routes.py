@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import io
 import json
 import math
@@ -484,6 +485,15 @@ async def test_labels_stay_with_their_images_when_one_is_broken(client: httpx.As
     reply = (await client.post("/discriminate?bundle=cond&labels=0,1,2", files=files)).json()["results"]
     third = await client.post("/discriminate?bundle=cond&labels=2", content=png(digits[2]), headers=PNG)
     assert reply[2] == third.json()["results"][0]
+
+
+@pytest.mark.parametrize(("url", "kind"), [("/sample", "application/json"), ("/discriminate", "image/png")])
+async def test_compressed_bodies_are_refused(client: httpx.AsyncClient, problem: Problem, url: str, kind: str) -> None:
+    """Nothing here unpacks a body; saying so beats an error about what is inside."""
+    headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
+    reply = await client.post(url, content=gzip.compress(b"{}"), headers=headers)
+    assert "gzip" in problem(reply, 415, "unsupported_media_type")
+    assert reply.headers["accept-encoding"] == "identity"
 
 
 @pytest.mark.parametrize(

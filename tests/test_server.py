@@ -3,6 +3,7 @@
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -274,6 +275,18 @@ def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path:
         assert service.message("stopped") == "stopped"
         (line,) = [line for line in service.lines if line.get("request_id") == "find-me"]
         assert (line["route"], line["status"], line["bundle"], line["count"]) == ("/sample", 200, "tiny", 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a signal is handled")
+def test_a_stop_while_it_is_being_imported_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
+    """Nothing was accepted yet, so there is nothing to drain: exit code 0 at once."""
+    with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--port", "0") as service:
+        status = Path(f"/proc/{service.process.pid}/status")
+        caught = 0
+        while not caught >> (signal.SIGTERM - 1) & 1:  # the first thing that the program does
+            caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status.read_text())[0], 16)
+        service.process.send_signal(signal.SIGTERM)
+        assert service.process.wait(60) == 0
 
 
 def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
