@@ -24,7 +24,7 @@ from benchmarks.report import Check, finish, parser
 COUNT = 4  # images that each leaver asks for
 NEIGHBOURS, NEIGHBOUR_COUNT = 20, 64
 POLL_S = 0.02
-ARRIVALS_PER_S, LONGEST_STAY_S = 300, 0.5  # with the engine at work
+ARRIVALS_PER_S, LONGEST_STAY_S = 300, 0.1  # with the engine at work
 
 
 class Storm:
@@ -107,7 +107,7 @@ async def storm_on_held_engine(service: Service, clients: int) -> tuple[Storm, b
 
 
 async def storm_on_busy_engine(service: Service, clients: int) -> tuple[Storm, bool, int]:
-    """Each comes and leaves when it likes. Also: whether the neighbours' bytes are right, and how many leavers were answered."""
+    """Each comes and leaves when it likes. Also: whether the neighbours' bytes are right; how many were answered."""
     alone = [await answers(service, [request]) for request in neighbours()]
     before = await service.metrics()
     rng = random.Random(0)  # noqa: S311 — how long they stay

@@ -19,7 +19,7 @@ from benchmarks.process import Service, running
 from benchmarks.report import Check, finish, parser, percentiles, table
 
 KINDS = {"1 png": "count=1&format=png", "1 npy": "count=1&format=npy", "64 npy": "count=64&format=npy"}
-TURNS = 10
+TURNS = 50
 LARGE_CLIENTS, LARGE_COUNT = 4, 4096
 SMALL_PER_S = 20
 MOST_OVER_BYPASS, MOST_BATCHES = 1.1, 3.0
