@@ -34,6 +34,7 @@ EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
     (errors.RequestTimeout("Slow."), {"connection": "close"}),
     (errors.TooLarge("Big."), {}),
     (errors.UnsupportedMediaType("text/plain", ["image/png", "image/bmp"]), {"accept": "image/png, image/bmp"}),
+    (errors.UnsupportedEncoding("gzip"), {"accept-encoding": "identity"}),
     (errors.Invalid("count: no."), {}),
     (errors.QueueFull(7), {"retry-after": "7"}),
     (errors.NotReady("loading"), {"retry-after": "2"}),
