@@ -1,9 +1,10 @@
 """The service with an engine that can be stopped: on SIGUSR1 its thread blocks, on SIGUSR2 it goes on.
 
-    python -m benchmarks.gated [NOT_READY_AFTER_S DEAD_AFTER_S]
+    python -m benchmarks.gated [NOT_READY_AFTER_S DEAD_AFTER_S LINGER_S]
 
-Everything else is what `python -m service` runs, with the same settings. The two numbers replace the times after which
-the probes call an engine stuck.
+The engine has a single thread, whatever the machine. Everything else is what `python -m service` runs, with the same
+settings. The numbers replace the times after which the probes call an engine stuck, and that which a failed process
+lingers.
 """
 
 import asyncio
@@ -15,14 +16,14 @@ import threading
 
 from fastapi import FastAPI
 
+from service import engine, server
 from service import serving as core
 from service.app import create_app
 from service.logs import set_up_logs
-from service.server import listen, run
 from service.serving import Serving
 from service.settings import read_settings
 
-HELD, RELEASED = "the engine's thread is held", "the engine's thread is released"
+HELD, RELEASED = "the engine is held", "the engine is released"
 
 log = logging.getLogger(__name__)
 
@@ -30,17 +31,19 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     if arguments:
-        core.NOT_READY_AFTER_S, core.DEAD_AFTER_S = map(float, arguments)
+        core.NOT_READY_AFTER_S, core.DEAD_AFTER_S, server.LINGER_S = map(float, arguments)
+    setattr(engine, "cpu_limit", lambda: 1)  # noqa: B010 - mypy knows better than to let a function be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
     app = create_app(settings)
     _install_gate(app)
-    return run(app, settings, listen(settings.host, settings.port))
+    return server.run(app, settings, server.listen(settings.host, settings.port))
 
 
 def _install_gate(app: FastAPI) -> None:
     serving: Serving = app.state.serving
     gate = threading.Event()
+    [thread] = serving.engine.threads
 
     def hold() -> None:
         log.info(HELD)
@@ -50,7 +53,7 @@ def _install_gate(app: FastAPI) -> None:
     def close_gate(*_: object) -> None:
         gate.clear()
         # The handler interrupts the event loop's thread between two steps, so this is the loop that runs.
-        asyncio.get_running_loop().call_soon_threadsafe(serving.engine.thread.run, hold, context=contextvars.Context())
+        asyncio.get_running_loop().call_soon_threadsafe(thread.run, hold, context=contextvars.Context())
 
     signal.signal(signal.SIGUSR1, close_gate)
     signal.signal(signal.SIGUSR2, lambda *_: gate.set())

@@ -1,4 +1,4 @@
-"""The service with its batcher bypassed: each request goes straight to the engine's thread. For comparison only.
+"""The service with its batcher bypassed: each request goes straight to a thread of the engine. For comparison only.
 
     python -m benchmarks.unbatched
 
@@ -6,6 +6,7 @@ Everything else is what `python -m service` runs, with the same settings.
 """
 
 import asyncio
+import itertools
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,14 +23,17 @@ from service.settings import read_settings
 class Bypass(Batcher):
     """Hands on what it takes at once, whole and alone: no queue, no deadline, no cancellation, no metrics."""
 
-    def __init__(self, run: "Callable[[Lane, Sequence[Part]], asyncio.Future[Rows]]", *more: Any, **named: Any) -> None:
-        super().__init__(run, *more, **named)
+    def __init__(
+        self, run: "Callable[[int, Lane, Sequence[Part]], asyncio.Future[Rows]]", *more: Any, slots: int, **named: Any
+    ) -> None:
+        super().__init__(run, *more, slots=slots, **named)
         self._straight = run
+        self._turns = itertools.cycle(range(slots))
 
     async def submit(self, lane: Lane, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
         """As Batcher.submit, without what it is for."""
         started = time.monotonic()
-        computed = await self._straight(lane, [Part(payload, 0, rows)])
+        computed = await self._straight(next(self._turns), lane, [Part(payload, 0, rows)])
         return Result(computed, 0.0, time.monotonic() - started)
 
 

@@ -16,6 +16,7 @@ in the tile. A pixel is then a function of its latent alone, on one kind of devi
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,34 +32,59 @@ UInt8 = NDArray[np.uint8]
 LATENT_STREAM, LABEL_STREAM = 0, 1
 REFERENCE_TILE = 64
 TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
+_WORD = 2**64 - 1
+
+
+class LatentRange(NamedTuple):
+    """Images first_index … first_index + count − 1 of a seed."""
+
+    seed: int
+    first_index: int
+    images: int
 
 
 def draw_latents(latent: LatentSpec, seed: int, first_index: int, count: int) -> Float32:
     """Noise of images first_index … first_index + count − 1 of a seed: float32 (count, dim), mean 0, variance 1."""
+    return draw_latent_ranges(latent, [LatentRange(seed, first_index, count)])
+
+
+def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Float32:
+    """Noise of several ranges, one after the other as one array: what `draw_latents` gives, sooner than one by one."""
     blocks = math.ceil(latent.dim / 4)
     words = 4 * blocks
-    u = _uniforms(seed, LATENT_STREAM, first_index * blocks, count * words).reshape(count, words)
+    u = _uniforms([(seed, LATENT_STREAM, first * blocks, count * words) for seed, first, count in ranges])
+    u = u.reshape(-1, words)
     if latent.distribution == "uniform":
         z = math.sqrt(3) * (2 * u - 1)
     else:
         # Contiguous, because NumPy takes another path, with other last bits, through strided numbers.
         radius = np.sqrt(-2 * np.log(np.ascontiguousarray(u[:, 0::2])))
         angle = 2 * math.pi * np.ascontiguousarray(u[:, 1::2])
-        z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(count, words)
+        z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(-1, words)
     return np.ascontiguousarray(z[:, : latent.dim], dtype=np.float32)
 
 
 def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count: int) -> Int64:
     """Labels of images first_index … of a seed, drawn at these frequencies (they sum to 1): int64 (count,)."""
-    u = _uniforms(seed, LABEL_STREAM, first_index, 4 * count)[::4]
+    u = _uniforms([(seed, LABEL_STREAM, first_index, 4 * count)])[::4]
     edges = np.cumsum(np.asarray(frequencies, dtype=np.float64))
     return np.searchsorted(edges[:-1], u, side="right").astype(np.int64)
 
 
-def _uniforms(seed: int, stream: int, first_block: int, words: int) -> NDArray[np.float64]:
-    """`words` numbers in (0, 1] from consecutive Philox blocks, the first with counter `first_block`."""
-    # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
-    bits = np.random.Philox(key=seed | stream << 64, counter=(first_block - 1) % 2**256).random_raw(words)
+def _uniforms(draws: Sequence[tuple[int, int, int, int]]) -> NDArray[np.float64]:
+    """Numbers in (0, 1], one after the other for each (seed, stream, first block, words): from consecutive blocks."""
+    bits = np.empty(sum(words for *_, words in draws), np.uint64)
+    # One generator for all: to make it takes longer than to draw a few images' noise.
+    philox = np.random.Philox(0)
+    state, start = philox.state, 0
+    for seed, stream, first_block, words in draws:
+        # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
+        before = (first_block - 1) % 2**256
+        state["state"]["counter"][:] = [before >> shift & _WORD for shift in (0, 64, 128, 192)]
+        state["state"]["key"][:] = seed, stream
+        philox.state = state
+        bits[start : start + words] = philox.random_raw(words)
+        start += words
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 

@@ -2,26 +2,30 @@
 
 The design, in short:
 
-- A *lane* is what may share a batch: one net of one bundle. Lanes take turns; within a lane callers do.
-- A batch closes when it is full or the engine is free: an idle engine never waits for company.
-- Rows, not requests, are counted. Every caller of a lane gets an equal share of the next batch, and what the small ones
-  leave goes to the large ones in turn: a request of thousands of rows never delays one of a single row by more than
-  the batch that runs.
+- A *lane* is what may share a batch: one net of one bundle. Lanes take turns.
+- A batch closes when it is full or the engine is free: an idle engine never waits for company, unless a window is set.
+- Rows, not requests, are counted. Half of a batch belongs to those who came first, so that nobody waits for ever; the
+  other half to those who need the fewest rows, so that a request of thousands never delays one of a single row by more
+  than the batch that runs. Equal requests are thus served in the order of their coming. (Equal shares for all, which
+  went before, made a full queue's requests finish all together, late, and in a burst.)
+- The engine may have several slots, which run batches beside each other and wait for one another at no point: what one
+  of them is delayed by delays no other. The next batch runs while the rows of the last are handed out.
 - An entry carries its own future, deadline and arrival. However it ends (result, failure, deadline, cancellation,
   shutdown), no batch takes rows of it from then on, and those that wait leave the queue with its caller.
-- Everything here runs on the event loop but `Lane.run`, which runs on the engine's thread; there are no locks.
+- Everything here runs on the event loop but `Lane.run`, which runs on the engine's threads; there are no locks.
 - If a batch fails it is halved until only the guilty callers fail. After a device error nothing is tried again.
 - What is kept for a caller is its own rows and no more: no answer holds on to the batches that it came from.
 """
 
 import asyncio
 import contextlib
+import heapq
 import itertools
 import logging
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, Protocol, Self
@@ -37,6 +41,7 @@ Rows = NDArray[Any]
 
 GROW_AFTER_BATCHES = 64  # batches without an out-of-memory error before a lowered cap is doubled
 RATE_MEMORY = 0.9  # what a batch counts in the measured rate when the next one has run
+SHARE_ROWS = 16  # fewer are not divided among idle slots: a batch of so few costs little less than one of twice as many
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +73,7 @@ class Lane(Protocol):
         ...
 
     def run(self, parts: Sequence[Part]) -> Rows:
-        """Compute every part's rows, in order, as one array. Called on the engine's thread.
+        """Compute every part's rows, in order, as one array. Called on one of the engine's threads.
 
         Raises:
             OutOfMemory, DeviceFailed: See there. Anything else is blamed on the rows.
@@ -93,6 +98,7 @@ class _Entry:
     rows: int
     deadline_s: float
     arrival: float
+    number: int  # in the order of arrival
     future: "asyncio.Future[Result]"
     taken: int = 0  # rows handed to a batch so far
     given: int = 0  # rows that came back
@@ -100,22 +106,29 @@ class _Entry:
     queue_s: float = 0.0
     compute_s: float = 0.0
 
-    def is_late(self, now: float) -> bool:
-        """Whether the deadline has passed."""
-        return now >= self.arrival + self.deadline_s
+    @property
+    def needed(self) -> int:
+        """Rows that no batch has taken yet."""
+        return self.rows - self.taken
+
+    def is_over(self, now: float) -> bool:
+        """Whether nobody waits for it: it has ended, or its deadline has passed and the loop has not come to that."""
+        if now >= self.arrival + self.deadline_s:
+            self.expire()
+        return self.future.done()
 
     def expire(self) -> None:
         """End because the deadline has passed."""
         self.fail(DeadlinePassed(self.deadline_s))
 
-    def give(self, rows: Rows, seconds: float) -> None:
-        """Add the next computed rows; with the last of them the caller has its answer."""
+    def give(self, start: int, rows: Rows, seconds: float) -> None:
+        """Add computed rows, `start` being the first one's place; with the last of them the caller has its answer."""
         if self.future.done():
             return
         if self.answer is None:
             self.answer = np.empty((self.rows, *rows.shape[1:]), rows.dtype)
         # Copied: a view would keep the whole batch in memory for as long as the slowest of its callers.
-        self.answer[self.given : self.given + len(rows)] = rows
+        self.answer[start : start + len(rows)] = rows
         self.given += len(rows)
         self.compute_s += seconds
         if self.given == self.rows:
@@ -135,15 +148,90 @@ class _Slice(NamedTuple):
     stop: int
 
 
+@dataclass(eq=False)
+class _Call:
+    """A batch that the engine works on."""
+
+    slices: list[_Slice]
+    rows: int
+    started: float
+    future: "asyncio.Future[Rows]"
+    seconds: float = 0.0
+
+    @property
+    def lane(self) -> Lane:
+        """Whose rows they are."""
+        return self.slices[0].entry.lane
+
+
+class _Queue:
+    """Who waits for one lane: by age, and by need."""
+
+    def __init__(self) -> None:
+        self._by_age: OrderedDict[_Entry, None] = OrderedDict()
+        self._by_need: list[tuple[int, int, _Entry]] = []  # a heap; what no longer agrees with its entry is void
+
+    def __len__(self) -> int:
+        return len(self._by_age)
+
+    def __iter__(self) -> Iterator[_Entry]:
+        return iter(self._by_age)
+
+    def add(self, entry: _Entry) -> None:
+        """Join the queue."""
+        self._by_age[entry] = None
+        heapq.heappush(self._by_need, (entry.needed, entry.number, entry))
+
+    def remove(self, entry: _Entry) -> bool:
+        """Leave it. Whether the entry was there."""
+        if entry not in self._by_age:
+            return False
+        del self._by_age[entry]
+        if len(self._by_need) > 2 * len(self._by_age) + 64:  # those who left must not be kept in memory
+            self._by_need = [(one.needed, one.number, one) for one in self._by_age]
+            heapq.heapify(self._by_need)
+        return True
+
+    def take(self, room: int, now: float) -> list[_Slice]:
+        """Rows for a batch: half of the room for the oldest, and the rest for those who need least."""
+        taken: dict[_Entry, int] = {}  # where each one's slice begins
+
+        def give(entry: _Entry, most: int) -> int:
+            rows = min(entry.needed, most)
+            taken.setdefault(entry, entry.taken)
+            entry.taken += rows
+            if entry.needed:
+                heapq.heappush(self._by_need, (entry.needed, entry.number, entry))
+            return rows
+
+        left = room - room // 2
+        for entry in self._by_age:
+            if not left:
+                break
+            if not entry.is_over(now):
+                left -= give(entry, left)
+        left += room // 2
+        while left and self._by_need:
+            needed, _, entry = heapq.heappop(self._by_need)
+            if needed == entry.needed and entry in self._by_age and not entry.is_over(now):
+                left -= give(entry, left)
+        for entry in taken:
+            if not entry.needed:
+                self.remove(entry)
+        return [_Slice(entry, start, entry.taken) for entry, start in taken.items()]
+
+
 class Batcher:
     """Rows in, batches to the engine, rows out.
 
     Args:
-        run: Runs `lane.run(parts)` on the engine's thread and returns a future of its result.
+        run: Runs `lane.run(parts)` on the thread of an engine's slot (0 … slots − 1); returns a future of its result.
         metrics: Where the queue, batch and compute series go.
         device: Label of the queue's gauges.
+        slots: Batches that the engine runs beside each other.
         max_rows: Largest batch.
         max_queued_rows: Rows that may wait. Past it `submit` refuses instead of waiting.
+        window_s: How long an idle engine waits for company, unless a batch is full before.
         clock: Seconds, rising; deadlines end by the event loop's own.
 
     Use as an asynchronous context manager, or call `start` and `close`.
@@ -151,12 +239,14 @@ class Batcher:
 
     def __init__(
         self,
-        run: Callable[[Lane, Sequence[Part]], "asyncio.Future[Rows]"],
+        run: Callable[[int, Lane, Sequence[Part]], "asyncio.Future[Rows]"],
         metrics: Metrics,
         *,
         device: str,
+        slots: int = 1,
         max_rows: int,
         max_queued_rows: int,
+        window_s: float = 0.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -165,17 +255,22 @@ class Batcher:
         self._device = device
         self._max_rows = self._cap = max_rows
         self._max_queued_rows = max_queued_rows
-        self._lanes: OrderedDict[Lane, OrderedDict[_Entry, None]] = OrderedDict()
+        self._window_s = window_s
+        self._lanes: OrderedDict[Lane, _Queue] = OrderedDict()
+        self._failed: deque[list[_Slice]] = deque()  # halves of batches that failed, to be tried before all others
+        self._numbers = itertools.count()
         self._unfinished: set[_Entry] = set()
         self._queued_rows = 0
         self._recent_rows = self._recent_s = 0.0  # of recent batches, the older the less
         self._good_batches = 0
-        self._wake = asyncio.Event()
+        self._slots = slots
+        self._workers: list[asyncio.Task[None]] = []
+        self._idle: list[asyncio.Future[None]] = []  # of workers that wait to be woken
+        self._window: asyncio.TimerHandle | None = None
+        self._calls: set[_Call] = set()
         self._all_done = asyncio.Event()
         self._all_done.set()
         self._draining = False
-        self._worker: asyncio.Task[None] | None = None
-        self._busy_since: float | None = None  # when the running engine call began
         self.failure: str | None = None  # once set, nothing is computed any more
         metrics.queue_images.labels(device).set_function(lambda: self._queued_rows)
         metrics.queue_capacity_images.labels(device).set(max_queued_rows)
@@ -190,8 +285,11 @@ class Batcher:
 
     def start(self) -> None:
         """Begin to work, on the running loop."""
-        self._worker = asyncio.get_running_loop().create_task(self._work(), name="batcher")
-        self._worker.add_done_callback(self._worker_ended)
+        loop = asyncio.get_running_loop()
+        for slot in range(self._slots):
+            worker = loop.create_task(self._work(slot), name=f"batcher {slot}")
+            worker.add_done_callback(self._worker_ended)
+            self._workers.append(worker)
 
     @property
     def queued_rows(self) -> int:
@@ -204,17 +302,29 @@ class Batcher:
         return self._draining
 
     def busy_s(self) -> float:
-        """Seconds since the running engine call began; 0 when none runs."""
-        return 0.0 if self._busy_since is None else self._clock() - self._busy_since
+        """Seconds since the oldest of the running engine calls began; 0 when none runs."""
+        return max((self._clock() - call.started for call in self._calls), default=0.0)
 
     def oldest_age_s(self) -> float:
         """Seconds since the arrival of the oldest entry that has rows waiting; 0 when none has."""
-        arrivals = [entry.arrival for waiting in self._lanes.values() for entry in waiting]
+        arrivals = [next(iter(waiting)).arrival for waiting in self._lanes.values()]
         return self._clock() - min(arrivals) if arrivals else 0.0
 
     def retry_after_s(self) -> int:
         """Whole seconds until the queue of now is computed, at the measured rate."""
-        return max(1, math.ceil(self._queued_rows * self._recent_s / self._recent_rows)) if self._recent_rows else 1
+        return max(1, math.ceil(self._seconds(self._queued_rows)))
+
+    def _seconds(self, rows: int) -> float:
+        """What so many rows take with every slot at work, at the measured rate; 0 before anything was measured."""
+        return rows * self._recent_s / self._recent_rows / self._slots if self._recent_rows else 0.0
+
+    def _comes_too_late(self, rows: int, deadline_s: float) -> bool:
+        """Whether this many rows, coming now, would wait until after their deadline."""
+        if self._seconds(self._queued_rows) <= deadline_s:
+            return False
+        waiting = (entry.needed for queue in self._lanes.values() for entry in queue)
+        ahead = 2 * sum(needed for needed in waiting if needed <= rows)  # half of each batch is theirs
+        return self._seconds(min(ahead, self._queued_rows)) > deadline_s > 0
 
     def admit(self, rows: int = 1) -> None:
         """Raise what `submit` would raise at once for this many rows: Draining, NotReady or QueueFull."""
@@ -235,7 +345,7 @@ class Batcher:
             deadline_s: Seconds from now in which the result is worth something.
 
         Raises:
-            QueueFull: No room. Nothing was queued, so a retry is safe.
+            QueueFull: No room, or so many before it that it came too late. Nothing was queued, so a retry is safe.
             DeadlinePassed: It took too long. What still waited never reached the engine.
             Draining, NotReady: The service ends, or its engine has failed for good.
             EngineFailed: The engine raised for these rows, or returned another number of rows.
@@ -244,8 +354,10 @@ class Batcher:
         if rows < 1:
             raise ValueError(f"cannot submit {rows} rows")
         self.admit(rows)
+        if self._comes_too_late(rows, deadline_s):
+            raise QueueFull(self.retry_after_s())
         loop = asyncio.get_running_loop()
-        entry = _Entry(lane, payload, rows, deadline_s, self._clock(), loop.create_future())
+        entry = _Entry(lane, payload, rows, deadline_s, self._clock(), next(self._numbers), loop.create_future())
         self._enqueue(entry)
         timer = loop.call_later(deadline_s, entry.expire)
         try:
@@ -259,136 +371,152 @@ class Batcher:
             self._forget(entry)
 
     def _enqueue(self, entry: _Entry) -> None:
-        self._lanes.setdefault(entry.lane, OrderedDict())[entry] = None
+        self._lanes.setdefault(entry.lane, _Queue()).add(entry)
         self._queued_rows += entry.rows
         self._unfinished.add(entry)
         self._all_done.clear()
-        self._wake.set()
+        if not self._window_s or self._queued_rows >= self._cap:
+            self._wake_one()
+        elif self._window is None:
+            self._window = asyncio.get_running_loop().call_later(self._window_s, self._wake_one)
+
+    def _wake_one(self) -> None:
+        """Have an idle worker look at the queue; the busy ones will anyway."""
+        if self._window is not None:
+            self._window.cancel()
+            self._window = None
+        while self._idle:
+            waker = self._idle.pop()
+            if not waker.done():
+                waker.set_result(None)
+                return
 
     def _forget(self, entry: _Entry) -> None:
         waiting = self._lanes.get(entry.lane)
-        if waiting is not None and entry in waiting:
-            del waiting[entry]
-            self._queued_rows -= entry.rows - entry.taken
+        if waiting is not None and waiting.remove(entry):
+            self._queued_rows -= entry.needed
             if not waiting:
                 del self._lanes[entry.lane]
         self._unfinished.discard(entry)
         if not self._unfinished:
             self._all_done.set()
 
-    def _take(self) -> list[_Slice]:
-        """The next batch: from the lane whose turn it is, an equal share for each, then what is left in turn.
-
-        Empty where all who were looked at are gone or late.
-        """
-        lane, waiting = next(iter(self._lanes.items()))
-        self._lanes.move_to_end(lane)
-        room, batch, now = self._cap, dict[_Entry, _Slice](), self._clock()
-        candidates = list(itertools.islice(waiting, room))  # no batch has room for more
-        for entry in candidates:
-            if entry.is_late(now):  # its timer is due, and the loop has not come to it
-                entry.expire()
-        candidates = [entry for entry in candidates if not entry.future.done()]
-        share = room // max(1, len(candidates))
-        for limit in (share, room):
-            for entry in candidates:
-                rows = min(entry.rows - entry.taken, limit, room)
-                if not rows:
-                    continue
-                start = batch[entry].start if entry in batch else entry.taken
-                entry.taken += rows
-                room -= rows
-                self._queued_rows -= rows
-                batch[entry] = _Slice(entry, start, entry.taken)
-        for entry in batch:
-            if entry.taken == entry.rows:
-                del waiting[entry]
-            else:
-                waiting.move_to_end(entry)
-        if not waiting:
-            del self._lanes[lane]
-        return list(batch.values())
-
-    async def _work(self) -> None:
+    async def _work(self, slot: int) -> None:
+        call = None
         while self.failure is None:
-            if not self._lanes:
-                self._wake.clear()
-                await self._wake.wait()
+            closed_by = "idle"
+            if call is None and (call := self._launch_next(slot, closed_by)) is None:
+                waker = asyncio.get_running_loop().create_future()
+                self._idle.append(waker)
+                await waker
+                call = self._launch_next(slot, "window" if self._window_s else "idle")
                 continue
-            if batch := self._take():
-                self._note_start(batch)
-                await self._compute(batch)
-            else:
-                await asyncio.sleep(0)  # let those leave who are over
+            call = await self._finish(slot, call)
 
-    def _note_start(self, batch: Sequence[_Slice]) -> None:
+    def _launch_next(self, slot: int, closed_by: str) -> _Call | None:
+        """Start a half of a failed batch, else a batch from the lane whose turn it is; None where there is nothing."""
+        while self._failed:
+            # Some of their callers may have left since.
+            if slices := [s for s in self._failed.popleft() if not s.entry.future.done()]:
+                return self._launch(slot, slices)
+        share = max(SHARE_ROWS, math.ceil(self._queued_rows / (1 + len(self._idle))))
+        for lane, waiting in list(self._lanes.items()):
+            slices = waiting.take(min(self._cap, share), self._clock())
+            if not waiting:
+                del self._lanes[lane]
+            if slices:
+                if waiting:
+                    self._lanes.move_to_end(lane)
+                self._queued_rows -= _count(slices)
+                self._note_start(slices, closed_by)
+                call = self._launch(slot, slices)
+                if self._lanes:
+                    self._wake_one()
+                return call
+        return None
+
+    def _note_start(self, batch: Sequence[_Slice], closed_by: str) -> None:
         lane, rows, now = batch[0].entry.lane, _count(batch), self._clock()
         labels = lane.bundle, lane.operation
         for entry, start, _ in batch:
             if start == 0:
                 entry.queue_s = now - entry.arrival
                 self._metrics.queue_wait.labels(*labels).observe(entry.queue_s)
-        self._metrics.batches.labels(*labels, "full" if rows == self._cap else "idle").inc()
+        self._metrics.batches.labels(*labels, "full" if rows == self._cap else closed_by).inc()
         self._metrics.batch_images.labels(*labels).observe(rows)
 
-    async def _compute(self, batch: Sequence[_Slice]) -> None:
-        """Run a batch; whatever happens, every entry in it gets its rows or an error."""
-        pending = deque([list(batch)])
-        while pending:
-            # Halves run after a failure: some of their callers may have left since.
-            slices = [s for s in pending.popleft() if not s.entry.future.done()]
-            if not slices or self.failure is not None:
-                continue
-            rows = _count(slices)
-            error = await self._attempt(slices)
-            if isinstance(error, DeviceFailed):
-                self._metrics.engine_errors.labels("device").inc()
-                self.fail_all("the device failed", error)
-            elif isinstance(error, OutOfMemory):
-                self._metrics.out_of_memory.inc()
-                self._metrics.engine_errors.labels("out_of_memory").inc()
-                self._cap, self._good_batches = max(1, rows // 2), 0
-                log.warning("out of memory with %d rows: %s", rows, error)
-                if rows == 1:
-                    slices[0].entry.fail(EngineFailed("out of memory with a single row"))
-                else:
-                    pending.extendleft(reversed(_halved(slices, rows // 2)))
-            elif error is not None and len(slices) == 1:
-                self._metrics.engine_errors.labels("failed_rows").inc()
-                failure = EngineFailed(f"the engine failed on these rows: {error!r}")
-                failure.__cause__ = error
-                slices[0].entry.fail(failure)
-            elif error is not None:
-                self._metrics.engine_errors.labels("batch").inc()
-                middle = len(slices) // 2
-                pending.extendleft([slices[middle:], slices[:middle]])
+    def _launch(self, slot: int, slices: list[_Slice]) -> _Call:
+        parts = [Part(s.entry.payload, s.start, s.stop) for s in slices]
+        started = self._clock()
+        call = _Call(slices, _count(slices), started, self._run(slot, slices[0].entry.lane, parts))
+        self._calls.add(call)
+        return call
 
-    async def _attempt(self, slices: Sequence[_Slice]) -> Exception | None:
-        """One engine call: None and every entry has its rows, or the error and nothing has changed."""
-        lane, rows = slices[0].entry.lane, _count(slices)
-        labels = lane.bundle, lane.operation
-        started = self._busy_since = self._clock()
+    async def _finish(self, slot: int, call: _Call) -> _Call | None:
+        """Wait for an engine call; whatever comes of it, every caller in it gets its rows or an error, or is retried.
+
+        Returns the slot's next call where that has begun: it works while these rows are handed out.
+        """
+        error = await self._outcome(call)
+        if error is not None:
+            self._blame(call.slices, error)
+            return None
+        following = self._launch_next(slot, "idle")
+        self._hand_out(call)
+        return following
+
+    async def _outcome(self, call: _Call) -> Exception | None:
+        """Wait for an engine call: None, or why its rows are not there."""
         try:
-            result = await self._run(lane, [Part(s.entry.payload, s.start, s.stop) for s in slices])
-            if len(result) != rows:
-                raise EngineFailed(f"the engine was given {rows} rows and returned {len(result)}")  # noqa: TRY301
+            result = await call.future
+            if len(result) != call.rows:
+                raise EngineFailed(f"the engine was given {call.rows} rows and returned {len(result)}")  # noqa: TRY301
         except OutOfMemory as error:
             return OutOfMemory(str(error))  # a new one: this one's traceback holds the tensors
         except Exception as error:  # noqa: BLE001 — whatever it is, it belongs to these callers
             return error
         finally:
-            self._busy_since = None
-            seconds = self._clock() - started
-            self._metrics.compute.labels(*labels).observe(seconds)
-        self._metrics.engine_last_progress.labels(self._device).set_to_current_time()
-        self._metrics.images.labels(*labels).inc(rows)
-        self._metrics.batch_padding_images.labels(*labels).inc(lane.padded(rows) - rows)
-        self._note_success(rows, seconds)
-        place = 0
-        for entry, start, stop in slices:
-            entry.give(result[place : place + stop - start], seconds)
-            place += stop - start
+            self._calls.discard(call)
+            call.seconds = self._clock() - call.started
+            self._metrics.compute.labels(call.lane.bundle, call.lane.operation).observe(call.seconds)
+        self._note_success(call.rows, call.seconds)
         return None
+
+    def _hand_out(self, call: _Call) -> None:
+        """Give every caller its rows."""
+        labels = call.lane.bundle, call.lane.operation
+        self._metrics.engine_last_progress.labels(self._device).set_to_current_time()
+        self._metrics.images.labels(*labels).inc(call.rows)
+        self._metrics.batch_padding_images.labels(*labels).inc(call.lane.padded(call.rows) - call.rows)
+        result, place = call.future.result(), 0
+        for entry, start, stop in call.slices:
+            entry.give(start, result[place : place + stop - start], call.seconds)
+            place += stop - start
+
+    def _blame(self, slices: list[_Slice], error: Exception) -> None:
+        """After a failure: end those whose fault it is, halve the batch where that is not known."""
+        rows = _count(slices)
+        if isinstance(error, DeviceFailed):
+            self._metrics.engine_errors.labels("device").inc()
+            self.fail_all("the device failed", error)
+        elif isinstance(error, OutOfMemory):
+            self._metrics.out_of_memory.inc()
+            self._metrics.engine_errors.labels("out_of_memory").inc()
+            self._cap, self._good_batches = max(1, rows // 2), 0
+            log.warning("out of memory with %d rows: %s", rows, error)
+            if rows == 1:
+                slices[0].entry.fail(EngineFailed("out of memory with a single row"))
+            else:
+                self._failed.extendleft(reversed(_halved(slices, rows // 2)))
+        elif len(slices) == 1:
+            self._metrics.engine_errors.labels("failed_rows").inc()
+            failure = EngineFailed(f"the engine failed on these rows: {error!r}")
+            failure.__cause__ = error
+            slices[0].entry.fail(failure)
+        else:
+            self._metrics.engine_errors.labels("batch").inc()
+            middle = len(slices) // 2
+            self._failed.extendleft([slices[middle:], slices[:middle]])
 
     def _note_success(self, rows: int, seconds: float) -> None:
         # Rows and seconds apart, so that a large batch counts for what it is worth among many small ones.
@@ -429,10 +557,10 @@ class Batcher:
         """End at once; callers that still wait get Draining."""
         self._draining = True
         self._end_all(Draining)
-        if self._worker is not None:
-            self._worker.remove_done_callback(self._worker_ended)
-            self._worker.cancel()
-            await asyncio.wait([self._worker])
+        for worker in self._workers:
+            worker.remove_done_callback(self._worker_ended)
+            worker.cancel()
+        await asyncio.gather(*self._workers, return_exceptions=True)
 
 
 def _count(slices: Sequence[_Slice]) -> int:

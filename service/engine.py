@@ -1,8 +1,12 @@
-"""Weights in memory on one device, and the thread that runs the batches.
+"""Weights in memory on one device, and the threads that run the batches.
 
 `Engine.load` verifies a bundle, moves it to the device, finds the tile sizes that give a row the same bits, and so
 warms every size that will be used. What it returns holds all that its batches need, and lives for as long as somebody
 refers to it: a bundle can be replaced between two batches.
+
+A CPU has a thread for each processor, and each of them runs batches of its own. Left to itself, torch would spread
+every operator of one batch over the processors, and all of them would wait at its end for the slowest: each moment that
+the event loop, or another program, takes from one processor would be lost on all of them.
 """
 
 import asyncio
@@ -22,7 +26,18 @@ import numpy as np
 import torch
 
 from models.bundle import Bundle, BundleError, read_bundle
-from models.sampler import REFERENCE_TILE, TILE_SIZES, Int64, Tiles, UInt8, draw_latents, to_pixels, to_uint8
+from models.sampler import (
+    REFERENCE_TILE,
+    TILE_SIZES,
+    Int64,
+    LatentRange,
+    Tiles,
+    UInt8,
+    draw_latent_ranges,
+    draw_latents,
+    to_pixels,
+    to_uint8,
+)
 from models.spec import LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
 
@@ -82,11 +97,13 @@ class SampleLane:
     @_device_errors()
     def run(self, parts: Sequence[Part]) -> Rows:
         """Draw the latents and make the images."""
-        drawn = []
-        for (seed, first_index, _, truncation), start, stop in parts:
-            z = draw_latents(self.latent, seed, first_index + start, stop - start)
-            drawn.append(z if truncation == 1 else z * np.float32(truncation))
-        latents = torch.from_numpy(np.concatenate(drawn)).to(self.device)
+        ranges = [LatentRange(p.payload.seed, p.payload.first_index + p.start, p.stop - p.start) for p in parts]
+        drawn, end = draw_latent_ranges(self.latent, ranges), 0
+        for part in parts:
+            start, end = end, end + part.stop - part.start
+            if part.payload.truncation != 1:
+                drawn[start:end] *= np.float32(part.payload.truncation)
+        latents = torch.from_numpy(drawn).to(self.device)
         return to_uint8(self.tiles(latents, _labels(parts, self.device)))
 
 
@@ -137,7 +154,7 @@ class Loaded(Bundle):
 
 
 class Engine:
-    """One device and its thread.
+    """One device and its threads: one for a GPU, one a processor for the CPU.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
@@ -151,9 +168,11 @@ class Engine:
         self.device = _find_device(device)
         self.name = str(self.device)
         self.exact = exact
-        self.thread = EngineThread(f"engine {self.name}")
+        slots = 1
         if self.device.type == "cpu":
-            torch.set_num_threads(cpu_limit())
+            slots = cpu_limit()
+            torch.set_num_threads(1)
+        self.threads = [EngineThread(f"engine {self.name} {slot}") for slot in range(slots)]
 
     def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
         """Verify and warm a bundle, on the calling thread; one that is `known`, by name, is not warmed again.

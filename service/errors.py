@@ -159,11 +159,11 @@ class QueueFull(ServiceError):
 
     status = 429
     code = "queue_full"
-    title = "Too many images are waiting"
+    title = "Too much is waiting"
     rejection = "queue_full"
 
     def __init__(self, retry_after_s: int) -> None:
-        super().__init__(f"The queue is full; try again in {retry_after_s} s.")
+        super().__init__(f"The service is busy; try again in {retry_after_s} s.")
         self.retry_after_s = retry_after_s  # whole seconds: queued images over the measured rate
 
     @property

@@ -5,6 +5,7 @@ disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `
 """
 
 import asyncio
+import itertools
 import logging
 import re
 import secrets
@@ -17,17 +18,22 @@ from starlette.requests import ClientDisconnect
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
+from service.errors import Draining, Internal, MethodNotAllowed, NotFound, QueueFull, ServiceError, TooLarge
 from service.logs import RequestFacts, current_request, enter_request
 from service.metrics import METHODS, Metrics
 from service.problems import problem_reply
 
 UNMATCHED = "unmatched"
+BODIES_AT_ONCE = 8  # of the largest size
+BODIES_RETRY_AFTER_S = 1
+LARGE_REPLY_BYTES = 2**16  # what a server's buffer for one connection takes without a pause
 CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
 # Asked all the time by machines; they would drown the log.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _FOUND = "gan.route"
+_PROCESS = secrets.token_hex(10)
+_numbers = itertools.count()
 
 log = logging.getLogger(__name__)
 
@@ -166,7 +172,8 @@ class _Exchange:
 def _request_id(headers: Headers) -> str:
     """The client's own id where it can go into headers and logs as it is, else a new one."""
     given = headers.get("x-request-id", "")
-    return given if _REQUEST_ID.fullmatch(given) else secrets.token_hex(16)
+    # Unique, not secret: the system's random numbers for each request would cost more than all else here.
+    return given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_numbers):012x}"
 
 
 class Problems:
@@ -221,11 +228,14 @@ class Problems:
 class Admission:
     """Decides on the head of a request alone whether its body is read, and stops work whose client has left.
 
+    The bodies of all requests together, and the replies that their clients have yet to take, are bounded: memory is
+    finite however many clients there are, and however slow they are.
+
     Args:
         app: What is inside.
         work: Templates of the routes that need the engine.
         admit: Raises what speaks against taking more work now; O(1).
-        max_body_bytes: Largest body.
+        max_body_bytes: Largest body. All that is held at once is `BODIES_AT_ONCE` times as much.
     """
 
     def __init__(self, app: ASGIApp, work: frozenset[str], admit: Callable[[], None], max_body_bytes: int) -> None:
@@ -233,6 +243,7 @@ class Admission:
         self.work = work
         self.admit = admit
         self.max_body_bytes = max_body_bytes
+        self.held = _HeldBytes(BODIES_AT_ONCE * max_body_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on with a watch on its client."""
@@ -249,15 +260,33 @@ class Admission:
         if found.template not in self.work:
             await self.app(scope, receive, send)
             return
-        self._check_length(Headers(scope=scope))
+        announced = self._announced_bytes(Headers(scope=scope))
         self.admit()
-        client = _Client(receive, self.max_body_bytes, expects_body=scope["method"] != "GET")
-        await client.serve(self.app, scope, send)
+        # Held is what has come, not what is announced: else a few clients that send nothing could keep all others out.
+        self.held.check(announced)
+        client = _Client(receive, send, self, expects_body=scope["method"] != "GET")
+        await client.serve(self.app, scope)
 
-    def _check_length(self, headers: Headers) -> None:
+    def _announced_bytes(self, headers: Headers) -> int:
         length = headers.get("content-length", "")
-        if length.isdecimal() and (len(length) > 18 or int(length) > self.max_body_bytes):
+        if not length.isdecimal():
+            return 0
+        if len(length) > 18 or int(length) > self.max_body_bytes:
             raise TooLarge(f"The body has {length[:100]} bytes; the most is {self.max_body_bytes}.")
+        return int(length)
+
+
+class _HeldBytes:
+    """Bytes that all requests together hold."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.now = 0
+
+    def check(self, more: int) -> None:
+        """Raise QueueFull where there is no room for so many more."""
+        if self.now + more > self.most:
+            raise QueueFull(BODIES_RETRY_AFTER_S)
 
 
 def _headers_only(send: Send) -> Send:
@@ -274,21 +303,23 @@ def _headers_only(send: Send) -> Send:
 class _Client:
     """The client's end of one request: bounds its body, and cancels the work for it when it leaves."""
 
-    def __init__(self, receive: Receive, max_body_bytes: int, *, expects_body: bool) -> None:
+    def __init__(self, receive: Receive, send: Send, limits: Admission, *, expects_body: bool) -> None:
         self._receive = receive
-        self._max_body_bytes = max_body_bytes
+        self._send = send
+        self._limits = limits
+        self._held = limits.held
         self._body_bytes = 0
         self._body_read = asyncio.Event()
         if not expects_body:
             self._body_read.set()
         self._left = False
 
-    async def serve(self, app: ASGIApp, scope: Scope, send: Send) -> None:
+    async def serve(self, app: ASGIApp, scope: Scope) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - servers run requests in tasks
         watcher = asyncio.create_task(self._watch(task))
         try:
-            await app(scope, self._receive_body, send)
+            await app(scope, self._receive_body, self._send_held)
         except asyncio.CancelledError:
             # Ours only if the watcher asked; else the server is stopping. There is nobody left to answer.
             if not self._left or task.uncancel() > 0:
@@ -296,17 +327,36 @@ class _Client:
         except ClientDisconnect:
             pass  # it left while it was still sending
         finally:
+            self._held.now -= self._body_bytes
             watcher.cancel()
 
     async def _receive_body(self) -> Message:
         """Called by the application: the body, as far as it is allowed."""
         message = await self._receive()
-        self._body_bytes += len(message.get("body", b""))
-        if self._body_bytes > self._max_body_bytes:
-            raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
+        more = len(message.get("body", b""))
+        if self._body_bytes + more > self._limits.max_body_bytes:
+            raise TooLarge(f"The body has more than {self._limits.max_body_bytes} bytes.")
+        self._held.check(more)
+        self._held.now += more
+        self._body_bytes += more
         if not message.get("more_body"):
             self._body_read.set()
         return message
+
+    async def _send_held(self, message: Message) -> None:
+        """Called by the application: a large reply counts as held until the client has taken (nearly) all of it."""
+        size = len(message.get("body", b""))
+        if size <= LARGE_REPLY_BYTES or message.get("more_body"):
+            await self._send(message)
+            return
+        self._held.now += size
+        try:
+            await self._send({**message, "more_body": True})
+            # The server takes this, the end, only when its buffer has run down. It ends the connections of clients that
+            # take nothing for too long (server.listen).
+            await self._send({**message, "body": b""})
+        finally:
+            self._held.now -= size
 
     async def _watch(self, work: "asyncio.Task[object]") -> None:
         """Once the body is in, the next thing to hear from the client is that it left."""

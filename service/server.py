@@ -25,6 +25,8 @@ else:
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 BACKLOG = 2048
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
+TAKES_NOTHING_S = 60  # a client that leaves a reply lying for so long is cut off
+LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +38,10 @@ def listen(host: str, port: int) -> socket.socket:
         OSError: The address can't be had.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; without it one that takes nothing stays for ever
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * TAKES_NOTHING_S)
+    return listener
 
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
@@ -75,6 +80,7 @@ class Server(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._draining: asyncio.Task[None] | None = None
+        self._watching: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -88,6 +94,7 @@ class Server(uvicorn.Server):
         if not (sys.stdin and sys.stdin.isatty()):  # else it means that the terminal has gone
             with contextlib.suppress(RuntimeError):  # signals are the main thread's
                 self._loop.add_signal_handler(signal.SIGHUP, self._reload)
+        self._watching = self._loop.create_task(self._watch(), name="watch")
         addresses = [_url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
@@ -110,22 +117,39 @@ class Server(uvicorn.Server):
         """The first signal drains; another one stops at once."""
         if self._draining is None:
             log.info("%s: draining", sig.name)
-            self._draining = self._loop.create_task(self._drain())
+            # Someone at a terminal waits for no load balancer.
+            delay_s = 0.0 if sig == signal.SIGINT else self._settings.drain_delay_s
+            self._draining = self._loop.create_task(self._drain(delay_s))
         else:
             log.warning("%s again: stopping at once", sig.name)
             self.exit_code = BY_SIGNAL + sig
             self._draining.cancel()
             self._draining = self._loop.create_task(self._end())
 
-    async def _drain(self) -> None:
+    async def _drain(self, delay_s: float) -> None:
         """Finish what was accepted, while new requests are still answered: that this is no place for them any more."""
-        settings = self._settings
-        over = time.monotonic() + settings.drain_delay_s + settings.drain_timeout_s
+        over = time.monotonic() + delay_s + self._settings.drain_timeout_s
         try:
             self._app.state.starting.cancel()
-            await self._app.state.serving.stop()
+            await self._app.state.serving.stop(delay_s)
         finally:
             self._exit(math.ceil(over - time.monotonic()))
+
+    async def _watch(self) -> None:
+        """End a process that nothing can bring back: not everything that starts containers looks at /livez."""
+        health = self._app.state.serving.health
+        failing_since = None
+        while True:
+            await asyncio.sleep(LINGER_S / 10)
+            reason = health.live()
+            if reason is None:
+                failing_since = None
+                continue
+            failing_since = failing_since or time.monotonic()
+            if time.monotonic() - failing_since >= LINGER_S:
+                log.critical("%s: ending the process", reason)
+                self.exit_code = FAILED
+                await self._end()
 
     async def _end(self) -> None:
         """Tell those who still wait that it is over."""

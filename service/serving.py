@@ -43,8 +43,10 @@ class Serving:
             self._run,
             metrics,
             device=self.engine.name,
+            slots=len(self.engine.threads),
             max_rows=MAX_BATCH_ROWS,
             max_queued_rows=settings.max_queued_images,
+            window_s=settings.batch_window_ms / 1000,
             clock=clock,
         )
         self.health = Health(self)
@@ -57,8 +59,8 @@ class Serving:
             gauge = metrics.device_memory.labels(self.engine.name, kind)
             gauge.set_function(partial(self._memory, kind))
 
-    def _run(self, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
-        return self.engine.thread.run(lane.run, parts)
+    def _run(self, slot: int, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+        return self.engine.threads[slot].run(lane.run, parts)
 
     def _memory(self, kind: str) -> float:
         return float(self.engine.memory()[kind])
@@ -107,7 +109,7 @@ class Serving:
     async def _load(self, folder: Path) -> Loaded:
         """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has."""
         loaded = await self._loader.run(self.engine.load, folder, self._bundles)
-        await self.engine.thread.run(loaded.run_first_batch)
+        await asyncio.gather(*(thread.run(loaded.run_first_batch) for thread in self.engine.threads))
         return loaded
 
     def _replace_bundles(self, bundles: dict[str, Loaded]) -> None:
@@ -128,13 +130,14 @@ class Serving:
         for name, result in results:
             self.metrics.bundle_swaps.labels(name, result).inc()
 
-    async def stop(self) -> None:
-        """Not ready first; after the drain delay refuse newcomers; finish what runs, up to the drain time-out."""
+    async def stop(self, delay_s: float = 0.0) -> None:
+        """Not ready first; after the delay refuse newcomers; finish what runs, up to the drain time-out."""
         self.is_draining = True
-        await asyncio.sleep(self.settings.drain_delay_s)
+        await asyncio.sleep(delay_s)
         await self.batcher.drain(self.settings.drain_timeout_s)
         await self.batcher.close()
-        self.engine.thread.stop()
+        for thread in self.engine.threads:
+            thread.stop()
         self._loader.stop()
 
     def admit(self) -> None:
@@ -224,8 +227,8 @@ class Health:
 
     def live(self) -> str | None:
         """Whether this process can still come to something; the event loop turns, or nobody would hear this."""
-        if not self._serving.engine.thread.is_alive:
-            return "the engine's thread has ended"
+        if not all(thread.is_alive for thread in self._serving.engine.threads):
+            return "a thread of the engine has ended"
         return self._serving.batcher.failure or self._stuck(DEAD_AFTER_S)
 
     def ready(self) -> str | None:

@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     )
     max_count: _Count = Field(4096, description="Images in one request; over it 422.")
     max_queued_images: _Count = Field(16384, description="Images that may wait per device; over it 429.")
+    batch_window_ms: _Seconds = Field(
+        0, ge=0, le=1000, description="Milliseconds that an idle engine waits for company; 0: it starts at once."
+    )
     max_body_bytes: _Count = Field(32 * 2**20, description="Bytes of a request's body, such as 32MiB; over it 413.")
     max_image_pixels: _Count = Field(16 * 10**6, description="Pixels of one uploaded image, such as 16M; over it 413.")
     max_output_pixels: _Count = Field(64 * 10**6, description="Pixels of one reply, such as 64M; over it 422.")

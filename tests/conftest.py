@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -35,8 +36,20 @@ CALIBRATION = {"scale": 0.5, "offset": -0.25, "auc": 0.9, "expected_calibration_
 
 def pytest_sessionstart() -> None:
     """Tests say which settings they use; those of the machine they run on are not among them."""
+    hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no reason to fail
+    hypothesis.settings.load_profile("any machine")
     for field in Settings.model_fields:
         os.environ.pop(variable(field), None)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_processor() -> Iterator[None]:
+    """Engines have a single thread, whatever the machine, but where a test says otherwise: then it can be held."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("service.engine.cpu_limit", lambda: 1)
+        yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
@@ -124,17 +137,17 @@ async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture(scope="session")
 def hold_engine() -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
-    """While the block lasts the engine's thread is busy, so that work queues up behind it."""
+    """While the block lasts the engine's threads are busy, so that work queues up behind it."""
 
     @asynccontextmanager
     async def hold(app: FastAPI) -> AsyncIterator[None]:
         gate = threading.Event()
-        held = app.state.serving.engine.thread.run(gate.wait)
+        held = [thread.run(gate.wait) for thread in app.state.serving.engine.threads]
         try:
             yield
         finally:
             gate.set()
-            await held
+            await asyncio.gather(*held)
 
     return hold
 
@@ -197,11 +210,12 @@ class LiveServer(Server):
 
     @contextmanager
     def engine_held(self) -> Iterator[None]:
-        """While the block lasts the engine's thread is busy, so that work queues up behind it."""
+        """While the block lasts the engine's threads are busy, so that work queues up behind it."""
         gate = threading.Event()
 
         async def hold() -> None:
-            await self.app.state.serving.engine.thread.run(gate.wait)
+            threads = self.app.state.serving.engine.threads
+            await asyncio.gather(*(thread.run(gate.wait) for thread in threads))
 
         held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
         try:

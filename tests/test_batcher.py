@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from service.batcher import GROW_AFTER_BATCHES, Batcher, DeviceFailed, Lane, OutOfMemory, Part, Result, Rows
+from service.batcher import GROW_AFTER_BATCHES, SHARE_ROWS, Batcher, DeviceFailed, Lane, OutOfMemory, Part, Result, Rows
 from service.errors import DeadlinePassed, Draining, EngineFailed, NotReady, QueueFull
 from service.logs import RequestFacts, enter_request
 from service.metrics import Metrics
@@ -108,20 +108,28 @@ class ToyEngine:
         self.gate.set()
         self.calls: list[dict[int, int]] = []  # rows of each caller
         self.lanes: list[Lane] = []
+        self.running: set[int] = set()  # slots
+        self.stuck: dict[int, asyncio.Event] = {}
         self.watch: Callable[[Sequence[Part]], None] = lambda _: None
         self._started = asyncio.Condition()
 
-    def run(self, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
-        """As the engine's thread would."""
+    def run(self, slot: int, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+        """As the engine's thread of this slot would."""
+        assert slot not in self.running
+        self.running.add(slot)
         self.watch(parts)
         self.lanes.append(lane)
         self.calls.append({int(payload[0, 0]): stop - start for payload, start, stop in parts})
-        return asyncio.ensure_future(self._call(lane, parts))
+        call = asyncio.ensure_future(self._call(slot, lane, parts))
+        call.add_done_callback(lambda _: self.running.discard(slot))
+        return call
 
-    async def _call(self, lane: Lane, parts: Sequence[Part]) -> Rows:
+    async def _call(self, slot: int, lane: Lane, parts: Sequence[Part]) -> Rows:
         async with self._started:
             self._started.notify_all()
         await self.gate.wait()
+        while slot in self.stuck:
+            await self.stuck[slot].wait()
         await asyncio.sleep(self.seconds)
         if self.is_broken:
             raise DeviceFailed("CUDA error: toy fell off the bus")
@@ -177,10 +185,12 @@ class Bench:
 
 
 @asynccontextmanager
-async def bench(max_rows: int = 8, max_queued_rows: int = 64) -> AsyncIterator[Bench]:
+async def bench(
+    max_rows: int = 8, max_queued_rows: int = 64, *, slots: int = 1, window_s: float = 0.0
+) -> AsyncIterator[Bench]:
     engine, metrics = ToyEngine(), Metrics(CollectorRegistry())
-    limits = {"max_rows": max_rows, "max_queued_rows": max_queued_rows}
-    async with Batcher(engine.run, metrics, device=DEVICE, clock=now, **limits) as batcher:
+    limits = {"slots": slots, "max_rows": max_rows, "max_queued_rows": max_queued_rows}
+    async with Batcher(engine.run, metrics, device=DEVICE, clock=now, window_s=window_s, **limits) as batcher:
         one = Bench(batcher, engine, metrics)
         yield one
         await one.settle()
@@ -238,29 +248,33 @@ async def test_a_single_row_beside_thousands_is_served_in_the_very_next_batch() 
 
 
 @on_jumping_time
-async def test_callers_get_equal_shares_and_take_turns() -> None:
-    """Large callers get as much as one another; where there are more callers than room, nobody comes twice first."""
-    async with bench(max_rows=9, max_queued_rows=400) as one:
+async def test_equal_requests_are_served_in_the_order_of_their_coming() -> None:
+    """Nobody's rows are spread over more batches than they need, so the first are done long before the last."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
         lane = Doubler()
         await one.block(lane)
-        tasks = [one.submit(lane, 6) for _ in range(3)]
+        tasks = [one.submit(lane, 4) for _ in range(4)]
         one.engine.gate.set()
         await asyncio.gather(*tasks)
-        assert one.engine.calls[1:] == [{1: 3, 2: 3, 3: 3}, {1: 3, 2: 3, 3: 3}]
+        assert one.engine.calls[1:] == [{1: 4, 2: 4}, {3: 4, 4: 4}]
+
+
+@on_jumping_time
+async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> None:
+    """A large request goes on however many small ones overtake it, and they overtake it however large it is."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
         await one.block(lane)
-        tasks = [one.submit(lane, 2) for _ in range(20)]
+        large = one.submit(lane, 12)
+        tasks = [one.submit(lane, rows) for rows in (20, 3, 1, 2, 1)]
         one.engine.gate.set()
-        await asyncio.gather(*tasks)
-        first = 5  # their numbers begin with it
-        assert [sorted(call) for call in one.engine.calls[4:6]] == [
-            list(range(first + n, first + n + 9)) for n in (0, 9)
-        ]
-        assert set(one.engine.calls[6]) >= {first + 18, first + 19}
+        await asyncio.gather(large, *tasks)
+        assert one.engine.calls[1:4] == [{1: 4, 4: 1, 6: 1, 5: 2}, {1: 5, 3: 3}, {1: 3, 2: 5}]
 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 16))
 def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows: int) -> None:
-    """Whatever waits: the next batch has all the rows it can, and an equal share for each of those it can reach."""
+    """Whatever waits: the next batch has all the rows it can, and those who need least, or came first, are in it."""
 
     @on_jumping_time
     async def story() -> None:
@@ -271,13 +285,87 @@ def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows:
             one.engine.gate.set()
             await one.engine.reached(2)
             batch = one.engine.calls[1]
+            half = max_rows // 2
             assert sum(batch.values()) == min(max_rows, sum(sizes))
-            share = max(1, max_rows // len(sizes))
-            assert all(batch[caller] >= min(rows, share) for caller, rows in enumerate(sizes[:max_rows], 1))
+            assert batch[1] >= min(sizes[0], max_rows - half)
+            room = half
+            for rows, caller in sorted((rows, caller) for caller, rows in enumerate(sizes, 1)):
+                if rows > room:
+                    break
+                assert batch[caller] == rows
+                room -= rows
             for caller, (task, rows) in enumerate(zip(tasks, sizes, strict=True), 1):
                 assert_own_rows(await task, caller, rows)
 
     story()
+
+
+@on_jumping_time
+async def test_who_is_passed_over_by_small_ones_without_end_is_served_all_the_same() -> None:
+    """While two batches' worth of single rows come for every batch that is computed, a large request ends in time."""
+    async with bench(max_rows=4, max_queued_rows=1000) as one:
+        lane = Doubler()
+        one.engine.seconds = 1.0
+        large = one.submit(lane, 40)
+        small = []
+        while not large.done():
+            small += [one.submit(lane, 1) for _ in range(8)]
+            await asyncio.sleep(1.0)
+            assert now() < 1030
+        for task in small:
+            await task
+
+
+@on_jumping_time
+async def test_slots_run_beside_each_other_and_wait_for_nobody() -> None:
+    """Idle slots divide what comes; one that is stuck keeps its own batch and holds up no other."""
+    async with bench(max_rows=64, max_queued_rows=1000, slots=2) as one:
+        lane = Doubler()
+        one.engine.stuck[0] = one.engine.stuck[1] = asyncio.Event()
+        first = one.submit(lane, 48)
+        await one.engine.reached(2)
+        assert one.engine.calls == [{0: 24}, {0: 24}]
+        one.engine.stuck.pop(1).set()  # wakes both; slot 0 finds itself stuck again
+        one.engine.stuck[0] = stuck = asyncio.Event()
+        for _ in range(10):
+            await one.submit(lane, 3)
+        assert not first.done()
+        assert one.engine.running == {0}
+        del one.engine.stuck[0]
+        stuck.set()
+        assert_own_rows(await first, 0, 48)
+
+
+@on_jumping_time
+async def test_few_rows_are_not_divided() -> None:
+    """Two small batches would cost nearly twice what one does."""
+    async with bench(max_rows=64, max_queued_rows=1000, slots=4) as one:
+        await one.submit(Doubler(), SHARE_ROWS)
+        assert one.engine.calls == [{0: SHARE_ROWS}]
+
+
+@on_jumping_time
+async def test_within_the_window_an_idle_engine_waits_for_company() -> None:
+    """What comes meanwhile shares the batch; a full one waits no longer, and a busy engine needs no window."""
+    async with bench(max_rows=8, window_s=0.5) as one:
+        lane = Doubler()
+        begin = now()
+        early = one.submit(lane, 2)
+        await asyncio.sleep(0.3)
+        late = one.submit(lane, 3)
+        await asyncio.gather(early, late)
+        assert (one.engine.calls, now()) == ([{0: 2, 1: 3}], begin + 0.5)
+        await asyncio.gather(one.submit(lane, 4), one.submit(lane, 4))
+        assert (len(one.engine.calls), now()) == (2, begin + 0.5)
+        labels = {"bundle": "toy", "operation": "sample"}
+        assert one.value("gan_batches_total", closed_by="window", **labels) == 1
+        assert one.value("gan_batches_total", closed_by="full", **labels) == 1
+        one.engine.seconds = 1.0
+        busy = one.submit(lane, 8)
+        await asyncio.sleep(0.9)
+        following = one.submit(lane, 1)
+        await asyncio.gather(busy, following)
+        assert now() == begin + 0.5 + 2
 
 
 @on_jumping_time
@@ -404,6 +492,25 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
         one.engine.gate.set()
         await blocker
         assert one.engine.calls == [{0: 1}]
+
+
+@on_jumping_time
+async def test_who_would_come_too_late_is_refused_at_once() -> None:
+    """A wait that is longer than the deadline is no queue to join; who is small enough to be served first may."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
+        one.engine.seconds = 1.0
+        await one.submit(lane, 8)  # the rate is known: 8 rows a second
+        tasks = [one.submit(lane, 8) for _ in range(20)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as refusal:
+            await one.submit(lane, 8, deadline_s=15)
+        assert refusal.value.retry_after_s == 19  # one of the twenty runs already
+        begin = now()
+        await one.submit(lane, 2, deadline_s=15)
+        assert now() <= begin + 2
+        assert_own_rows(await one.submit(lane, 8, deadline_s=25), 23, 8)
+        await asyncio.gather(*tasks)
 
 
 @on_jumping_time
@@ -655,7 +762,7 @@ async def test_a_batcher_that_dies_takes_nobody_with_it(caplog: pytest.LogCaptur
 async def test_a_cancelled_worker_is_a_dead_one() -> None:
     """A run that ends in a cancellation ends the worker, and its callers hear of it."""
 
-    def run(_lane: Lane, _parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+    def run(_slot: int, _lane: Lane, _parts: Sequence[Part]) -> "asyncio.Future[Rows]":
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         future.cancel()
         return future
@@ -742,6 +849,8 @@ class Caller:
     outcome: Result | BaseException | None = None
     ended: float = 0.0
     had_room: bool = True
+    before: int = 0  # rows in the queue when it came
+    patience_s: float = 0.0
     has_left: bool = False
 
 
@@ -854,6 +963,7 @@ class Life:
         """One caller's life, from its first step on."""
         batcher = self.one.batcher
         caller.deadline = now() + deadline_s
+        caller.before, caller.patience_s = batcher.queued_rows, deadline_s
         caller.had_room = batcher.queued_rows + caller.rows <= MAX_QUEUED_ROWS
         try:
             caller.outcome = await batcher.submit(lane, rows_of(caller.number, caller.rows), caller.rows, deadline_s)
@@ -914,7 +1024,8 @@ class Life:
                 case DeadlinePassed():
                     assert caller.ended >= caller.deadline - 1e-6
                 case QueueFull():
-                    assert not caller.had_room
+                    # No room; or, even at the worst rate, a row a batch, a wait that is longer than its deadline.
+                    assert not caller.had_room or caller.before * self.one.engine.seconds > caller.patience_s > 0
                 case EngineFailed():
                     assert caller.is_guilty
                 case NotReady():
@@ -943,15 +1054,15 @@ class Life:
 
 
 @settings(max_examples=300, deadline=None)
-@example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5)
-@example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3)
-@given(schedules, st.sampled_from([0.0, 0.3, 1.0]))
-def test_no_row_is_lost_doubled_or_handed_to_another(schedule: list[Step], seconds: float) -> None:
+@example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5, 1)
+@example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3, 2)
+@given(schedules, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 3))
+def test_no_row_is_lost_doubled_or_handed_to_another(schedule: list[Step], seconds: float, slots: int) -> None:
     """Any interleaving of callers, departures, deadlines, failures, swaps and ends: everyone gets their due, once."""
 
     @on_jumping_time
     async def story() -> None:
-        async with bench(MAX_ROWS, MAX_QUEUED_ROWS) as one:
+        async with bench(MAX_ROWS, MAX_QUEUED_ROWS, slots=slots) as one:
             one.engine.seconds = seconds
             life = Life(one)
             for step in schedule:

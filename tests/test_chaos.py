@@ -21,7 +21,7 @@ from models.bundle import read_bundle, write_bundle
 from models.networks import build_networks
 from models.sampler import UInt8
 from models.spec import PRESETS, ImageSpec
-from service import serving
+from service import server, serving
 
 pytestmark = pytest.mark.anyio
 
@@ -58,7 +58,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def gated(bundles: Path) -> Iterator[Service]:
     """A service process whose engine can be held; its probes call nothing stuck."""
-    times = [str(NEVER_S), str(NEVER_S)]
+    times = [str(NEVER_S)] * 3
     with running("benchmarks.gated", times, bundles=bundles, device="cpu", max_queued_images=8192) as service:
         yield service
 
@@ -83,7 +83,7 @@ async def wait_for(service: Service, target: str, status: int) -> Reply:
 
 async def test_a_stuck_engine_is_told_and_a_recovered_one_works(bundles: Path) -> None:
     """A batch that does not end turns /readyz, then /livez, while every probe answers; once it ends all is well."""
-    with running("benchmarks.gated", ["0.2", "0.5"], bundles=bundles, device="cpu") as service:
+    with running("benchmarks.gated", ["0.2", "0.5", "1e6"], bundles=bundles, device="cpu") as service:
         release = hold(service)
         waiting = asyncio.ensure_future(service.get(f"/sample?seed={SEED}"))
         not_ready = await wait_for(service, "/readyz", 503)
@@ -97,9 +97,22 @@ async def test_a_stuck_engine_is_told_and_a_recovered_one_works(bundles: Path) -
         assert (await service.get("/livez")).status == (await service.get("/readyz")).status == 200
 
 
+async def test_a_process_whose_engine_never_comes_back_ends_itself(bundles: Path) -> None:
+    """Nothing outside need look at /livez: who still waits is answered, and the exit code says that it failed."""
+    with running("benchmarks.gated", ["0.2", "0.5", "1"], bundles=bundles, device="cpu") as service:
+        hold(service)
+        async with Client(service.port) as client:
+            reply = await client.ask(Request("GET", "/sample"))
+        assert reply.status == 503
+        assert int(reply.headers["retry-after"]) >= 1
+        assert service.wait() == 1
+        assert "ending the process" in service.log()
+
+
 def test_health_tells_of_a_stuck_engine_in_time() -> None:
-    """The times that the test above shortens: traffic goes elsewhere within 10 s, the process is replaced later."""
+    """The times that the tests above shorten: traffic goes elsewhere within 10 s, the process is replaced later."""
     assert serving.NOT_READY_AFTER_S < 10 < serving.DEAD_AFTER_S
+    assert server.LINGER_S < serving.DEAD_AFTER_S
 
 
 async def test_a_full_queue_refuses_politely_and_stays_healthy(gated: Service) -> None:

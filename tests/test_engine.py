@@ -38,16 +38,6 @@ CPU = torch.device("cpu")
 SEEDS, TRUNCATIONS = (0, 2**53 - 1), (1.0, 0.7)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_processor() -> Iterator[None]:
-    """On a busy machine two threads of so small a net spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.engine.cpu_limit", lambda: 1)
-        yield
-    torch.set_num_threads(threads)
-
-
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     return Engine("cpu", exact=True)
@@ -156,18 +146,35 @@ def test_a_logit_has_the_same_bits_however_images_are_cut_into_batches(
     np.testing.assert_array_equal(mixed, whole)
 
 
-def test_it_is_no_different_with_several_threads(paper_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where torch shares a batch among threads, a row still has the bytes and bits that it has alone."""
-    monkeypatch.setattr("service.engine.cpu_limit", lambda: 2)
-    one = Engine("cpu", exact=True).load(paper_folder, {})
+def test_every_thread_of_an_engine_gives_a_row_the_same_bits(
+    paper_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a thread for each processor, it makes no difference which of them computes a row, nor what the others do."""
+    monkeypatch.setattr("service.engine.cpu_limit", lambda: 3)
+    engine = Engine("cpu", exact=True)
+    one = engine.load(paper_folder, {})
     images = one.sample.run([Part(SamplePayload(3, 0, None, 1.0), 0, 70)])
     payload = DiscriminatePayload(images, None)
     logits = one.discriminate.run([Part(payload, 0, 70)])
-    for start, stop in ((0, 1), (5, 8), (33, 46), (69, 70)):
-        part = one.sample.run([Part(SamplePayload(3, start, None, 1.0), 0, stop - start)])
-        np.testing.assert_array_equal(part, images[start:stop])
-        np.testing.assert_array_equal(one.discriminate.run([Part(payload, start, stop)]), logits[start:stop])
-    torch.set_num_threads(1)
+
+    async def story() -> None:
+        rows = [(0, 1), (5, 8), (33, 46), (69, 70), (0, 70), (2, 66)]
+        calls = [
+            thread.run(lane.run, [Part(payload, start, stop)])
+            for thread in engine.threads
+            for start, stop in rows
+            for lane, payload in ((one.sample, SamplePayload(3, 0, None, 1.0)), (one.discriminate, judged))
+        ]
+        results = iter(await asyncio.gather(*calls))
+        for _ in engine.threads:
+            for start, stop in rows:
+                np.testing.assert_array_equal(next(results), images[start:stop])
+                np.testing.assert_array_equal(next(results), logits[start:stop])
+
+    judged = payload
+    asyncio.run(story())
+    assert len(engine.threads) == 3
+    assert torch.get_num_threads() == 1  # each of them is one, and torch starts no others
 
 
 def test_truncation_labels_and_seeds_make_a_difference(alone: dict[tuple[str, int, float], Rows]) -> None:

@@ -13,6 +13,7 @@ from starlette.types import Message
 
 from service.app import create_app
 from service.errors import Draining
+from service.middleware import BODIES_AT_ONCE
 from service.settings import Settings
 
 Problem = Callable[[httpx.Response, int, str], str]
@@ -335,6 +336,54 @@ def test_a_body_that_does_not_come_is_408(wire: Wire) -> None:
     assert (status, headers["connection"]) == (408, "close")
     assert b"request_timeout" in body
     assert wire.is_closed()
+
+
+def test_bodies_are_bounded_together(live_server: Any, tiny_settings: Callable[..., Settings]) -> None:
+    """Each is small enough alone; when all that are held leave no room, the next is told so before it is read."""
+    with live_server(tiny_settings(max_body_bytes=1000)).running() as server:
+        half_sent = [Wire(server.port) for _ in range(BODIES_AT_ONCE)]
+        for one in half_sent:
+            one.send(*UPLOAD, "Content-Length: 1000", body=bytes(900))
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == BODIES_AT_ONCE)
+        late = Wire(server.port)
+        late.send(*UPLOAD, "Content-Length: 1000", "X-Timeout-Ms: 60000")
+        status, headers, body = late.read()
+        assert (status, headers["retry-after"]) == (429, "1")
+        assert b"queue_full" in body
+        # One that does not say how large it is finds out when it is too much.
+        chunked = Wire(server.port)
+        chunked.send(*UPLOAD, "Transfer-Encoding: chunked", body=b"384\r\n" + bytes(900) + b"\r\n")
+        assert chunked.read()[0] == 429
+        half_sent.pop().close()
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == BODIES_AT_ONCE - 1)
+        again = Wire(server.port)
+        again.send(*UPLOAD, "Content-Length: 3", body=b"abc")
+        assert again.read()[0] == 422
+        for wire in (*half_sent, late, chunked, again):
+            wire.close()
+
+
+def test_replies_that_nobody_takes_are_bounded_too(live_server: Any, tiny_settings: Callable[..., Settings]) -> None:
+    """Clients that ask and do not read hold what they asked for; newcomers are refused until the replies are taken."""
+    with live_server(tiny_settings(max_body_bytes=2**20)).running() as server:
+        readers = []
+        while True:  # what the system's own buffers take is not ours to count, so each asks for much more
+            wire = Wire(server.port)
+            wire.send("GET /sample?count=1024&scale=8&format=npy&seed=1 HTTP/1.1", "Host: x")
+            head = wire.file.readline()
+            if b" 200 " not in head:
+                wire.close()
+                break
+            readers.append(wire)
+        assert b" 429 " in head
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == len(readers) > 1)
+        for reader in readers:
+            reader.close()
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == 0)
+        wire = Wire(server.port)
+        wire.send("GET /sample HTTP/1.1", "Host: x")
+        assert wire.read()[0] == 200
+        wire.close()
 
 
 @pytest.mark.parametrize("head", [("GET /sample?count=40 HTTP/1.1", "Host: x"), ("POST /sample HTTP/1.1", "Host: x")])

@@ -1,5 +1,6 @@
 """Probes say the truth at once, and metrics are what a Prometheus can read."""
 
+import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -67,7 +68,7 @@ async def test_a_starting_service_lives_and_is_not_ready(
     """While bundles load, requests are sent elsewhere and told when to come back; nobody kills the process."""
     app = create_app(tiny_settings())
     gate = threading.Event()
-    busy = app.state.serving.engine.thread.run(gate.wait)  # loading waits behind this
+    busy = [thread.run(gate.wait) for thread in app.state.serving.engine.threads]  # loading waits behind these
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
     async with app.router.lifespan_context(app), client:
         assert (await client.get("/livez")).status_code == 200
@@ -76,7 +77,7 @@ async def test_a_starting_service_lives_and_is_not_ready(
             assert "loaded" in problem(reply, 503, "not_ready")
             assert int(reply.headers["retry-after"]) >= 1
         gate.set()
-        await busy
+        await asyncio.gather(*busy)
         await app.state.starting
         assert (await client.get("/readyz")).status_code == 200
 

@@ -72,6 +72,18 @@ def test_the_delay_accepts_work_while_not_ready(one_waiting: Any) -> None:
         assert httpx.get(f"{server.url}/sample").status_code == 200
 
 
+def test_ctrl_c_waits_for_no_load_balancer(one_waiting: Any) -> None:
+    """SIGINT comes from somebody at a terminal: the drain begins at once, and is as thorough."""
+    with one_waiting(drain_delay_s=600) as (server, waiting, let_go):
+        server.handle_exit(signal.SIGINT, None)
+        server.wait_for(lambda: httpx.get(f"{server.url}/sample").status_code == 503)
+        let_go()
+        assert waiting.result(60).status_code == 200
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        assert server.exit_code == 0
+
+
 def test_what_does_not_finish_in_time_is_told(one_waiting: Any, problem: Any) -> None:
     """The time-out ends what still runs with an answer, not with a cut connection."""
     with one_waiting(drain_timeout_s=0.05) as (server, waiting, _):

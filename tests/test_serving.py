@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -26,16 +26,6 @@ from service.settings import Settings
 pytestmark = pytest.mark.anyio
 
 Make = Callable[..., Settings]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_processor() -> Iterator[None]:
-    """On a busy machine two threads of so small a net spend their time waiting for each other."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.engine.cpu_limit", lambda: 1)
-        yield
-    torch.set_num_threads(threads)
 
 
 class Clock:
@@ -70,7 +60,8 @@ async def held(serving: Serving) -> AsyncIterator[threading.Event]:
         loop.call_soon_threadsafe(arrived.set)
         gate.wait(60)
 
-    call = serving.engine.thread.run(wait)
+    [thread] = serving.engine.threads
+    call = thread.run(wait)
     await arrived.wait()
     try:
         yield gate
@@ -336,13 +327,13 @@ async def test_an_engine_thread_that_has_ended_fails_everyone_at_once(tiny_setti
     async with started(tiny_settings()) as serving:
         async with held(serving):
             tasks = [asyncio.create_task(sample(serving, name, 600)) for name in ("tiny", "rgb")]
-            serving.engine.thread.stop()
+            serving.engine.threads[0].stop()
             await until(lambda: serving.batcher.queued_rows == 1200 - 512)
         for task in tasks:
             with pytest.raises(NotReady):
                 await task
-        await until(lambda: not serving.engine.thread.is_alive)
-        assert serving.health.live() == serving.health.ready() == "the engine's thread has ended"
+        await until(lambda: not serving.engine.threads[0].is_alive)
+        assert serving.health.live() == serving.health.ready() == "a thread of the engine has ended"
         assert serving.batcher.failure == "the device failed"
         assert value(serving, "gan_ready") == 0
         with pytest.raises(NotReady):
@@ -359,7 +350,7 @@ async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> 
         serving.find("tiny").sample.tiles.run = lose
         with pytest.raises(NotReady, match="the device failed"):
             await sample(serving, "tiny")
-        assert serving.engine.thread.is_alive
+        assert serving.engine.threads[0].is_alive
         assert serving.health.live() == serving.health.ready() == "the device failed"
         assert serving.health.started() is None
         with pytest.raises(NotReady, match="the device failed"):
@@ -371,9 +362,9 @@ async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> 
 
 async def test_a_stop_says_so_first_and_finishes_what_was_accepted(tiny_settings: Make) -> None:
     """Not ready at once, open for the drain delay, then closed to newcomers; whoever was let in gets an answer."""
-    async with started(tiny_settings(drain_delay_s=0.2)) as serving, held(serving) as gate:
+    async with started(tiny_settings()) as serving, held(serving) as gate:
         early = asyncio.create_task(sample(serving, count=5))
-        stop = asyncio.create_task(serving.stop())
+        stop = asyncio.create_task(serving.stop(delay_s=0.2))
         await until(lambda: serving.is_draining)
         assert serving.health.ready() == "draining"
         assert value(serving, "gan_ready") == 0
@@ -389,7 +380,7 @@ async def test_a_stop_says_so_first_and_finishes_what_was_accepted(tiny_settings
         gate.set()
         assert (len(await early), len(await late)) == (5, 3)
         await stop
-        await until(lambda: not serving.engine.thread.is_alive)
+        await until(lambda: not serving.engine.threads[0].is_alive)
 
 
 async def test_a_stop_does_not_wait_for_a_stuck_engine(tiny_settings: Make) -> None:
