@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
+from service.keys import read_keys
 from service.logs import set_up_logs
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
 
@@ -37,6 +38,7 @@ def start(arguments: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     try:
         settings = read_settings(vars(_parser().parse_args(arguments)))
+        keys = read_keys(settings)
         warnings = check_names(os.environ)
     except SettingsError as error:
         return _complain(str(error), BAD_SETTING)
@@ -54,7 +56,7 @@ def start(arguments: Sequence[str]) -> int:
         reason = os.strerror(number) if number > 0 else error.strerror  # those of name resolution are negative
         return _complain(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
     try:
-        app = create_app(settings)
+        app = create_app(settings, keys)
     except ValueError as error:
         listener.close()
         return _complain(f"{variable('device')} (or {flag('device')}): {error}", BAD_SETTING)

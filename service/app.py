@@ -16,38 +16,51 @@ from models.bundle import BundleError
 from service import __version__
 from service.desk import Desk
 from service.engine import cpu_limit
+from service.keys import Keys, KeyScope, read_keys
 from service.metrics import Metrics
-from service.middleware import Admission, Observe, Problems, RouteTable
+from service.middleware import Admission, Door, Observe, Problems, RouteTable
 from service.pages import page_routes
 from service.probes import metrics_routes, probe_routes
+from service.repository import repository_routes
 from service.routes import bundle_routes, discriminate_routes, sample_routes
 from service.serving import Serving
 from service.settings import Settings
 
 WORK = frozenset({"/sample", "/discriminate"})  # the routes that need the engine
+# All others need a client's key, where keys are set. Pages hold nothing that is secret.
+SCOPES = {
+    **dict.fromkeys(("/livez", "/readyz", "/startupz", "/metrics"), KeyScope.NONE),
+    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
+    "/v2/repository/models/{name}/load": KeyScope.ADMIN,
+    "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
+}
 
 log = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
     """The application, not yet started: its lifespan loads the bundles while probes are answered already.
+
+    `keys` are those of the settings where they are not given.
 
     `app.state.serving` is the core. `app.state.starting`, once the lifespan has begun, is the task that loads: it
     raises BundleError where that fails, and the service then stays not ready.
 
     Raises:
-        ValueError: The settings name a device that is not there.
+        ValueError: The settings name a device that is not there, or keys that can't be used.
     """
+    keys = keys or read_keys(settings)
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
     serving = Serving(settings, metrics)
     encoders = ThreadPoolExecutor(cpu_limit(), thread_name_prefix="encoder")
     decoders = ThreadPoolExecutor(cpu_limit(), thread_name_prefix="decoder")
-    desk = Desk(settings, serving, metrics, encoders, decoders)
+    desk = Desk(settings, serving, metrics, encoders, decoders, is_private=keys.are_needed)
     routers = [
         sample_routes(desk),
         discriminate_routes(desk),
         bundle_routes(desk),
+        repository_routes(serving),
         probe_routes(serving),
         metrics_routes(metrics),
         page_routes(),
@@ -80,6 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
         middleware=[
             Middleware(Observe, metrics=metrics, routes=table, is_draining=lambda: serving.is_draining),
             Middleware(Problems, metrics=metrics, is_draining=lambda: serving.is_draining),
+            Middleware(Door, keys=keys, scopes=SCOPES),
             Middleware(Admission, work=WORK, admit=serving.admit, max_body_bytes=settings.max_body_bytes),
         ],
     )

@@ -21,17 +21,20 @@ class Caching(NamedTuple):
     etag: str | None
 
 
-def caching(request: SampleRequest, plan: SamplePlan, bundle: Bundle, device_kind: str, *, exact: bool) -> Caching:
+def caching(
+    request: SampleRequest, plan: SamplePlan, bundle: Bundle, device_kind: str, *, exact: bool, is_private: bool
+) -> Caching:
     """What caches may do with the reply to GET /sample.
 
-    With a seed the pixels never change, so the reply may be kept: for long where the bundle's version is pinned.
-    Without, every reply is another one.
+    With a seed the pixels never change, so the reply may be kept: for long where the bundle's version is pinned, and
+    by the client alone where the service is private. Without, every reply is another one.
     """
     vary = {"Vary": "Accept"}
     if request.seed is None:
         return Caching({**vary, "Cache-Control": "no-store"}, None)
     pinned = request.bundle is not None and "@" in request.bundle
-    freshness = f"public, max-age={YEAR_S}, immutable" if pinned else f"public, max-age={SHORT_S}"
+    freshness = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={SHORT_S}"
+    freshness = f"{'private' if is_private else 'public'}, {freshness}"
     facts = "\n".join([bundle.name, bundle.version, fingerprint(plan), ENCODERS, device_kind])
     tag = f'"{hashlib.sha256(facts.encode()).hexdigest()[:32]}"'
     # Batches that may change the last bits make two replies alike, not equal: that is what a weak validator says.

@@ -25,7 +25,7 @@ class Desk:
     """What the routes work with.
 
     Encoding and decoding have threads of their own, so that large requests hold up neither the event loop nor one
-    another's other half.
+    another's other half. `is_private`: replies are for those with a key, and shared caches must not keep them.
     """
 
     settings: Settings
@@ -33,6 +33,7 @@ class Desk:
     metrics: Metrics
     encoders: Executor
     decoders: Executor
+    is_private: bool
 
     async def run(self, executor: Executor, work: Callable[[], T]) -> T:
         """The result of work that takes long enough to be felt by others on the event loop."""

@@ -45,6 +45,29 @@ class Malformed(ServiceError):
     rejection = "invalid"
 
 
+class Unauthorized(ServiceError):
+    """No key, or one that is not known."""
+
+    status = 401
+    code = "unauthorized"
+    title = "A valid key is needed"
+    rejection = "unauthorized"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`WWW-Authenticate` (RFC 9110, 11.6.1; RFC 6750)."""
+        return {"WWW-Authenticate": 'Bearer realm="gan-service"'}
+
+
+class Forbidden(ServiceError):
+    """A valid key that is not good for this."""
+
+    status = 403
+    code = "forbidden"
+    title = "The key is not good for this"
+    rejection = "unauthorized"
+
+
 class NotFound(ServiceError):
     """No such route."""
 

@@ -47,7 +47,7 @@ class Metrics:
         # Why did clients not get what they asked for? One place counts it: where an error becomes a reply.
         self.rejected = counter(
             "gan_rejected_total",
-            "Requests refused, by reason: queue_full, deadline, draining, not_ready, too_large, invalid.",
+            "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid.",
             ["route", "reason"],
         )
         # How much work do departing clients leave behind? The core counts, with logs.current_route().

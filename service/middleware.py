@@ -1,7 +1,7 @@
 """What surrounds every request: id, metrics, log line, errors as problems, admission, and the client's departure.
 
 Pure ASGI throughout: a middleware that puts a request on another task, or its body into a queue, hides a client's
-disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `Admission`.
+disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `Door`, `Admission`.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import logging
 import re
 import secrets
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -19,6 +19,7 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import Draining, Internal, MethodNotAllowed, NotFound, QueueFull, ServiceError, TooLarge
+from service.keys import Keys, KeyScope
 from service.logs import RequestFacts, current_request, enter_request
 from service.metrics import METHODS, Metrics
 from service.problems import problem_reply
@@ -207,13 +208,13 @@ class Problems:
         except asyncio.CancelledError:
             if started or not self.is_draining():
                 raise
-            await self._answer(Draining())(scope, receive, send)
+            await self._answer(Draining(), scope)(scope, receive, send)
         except Exception as error:
             if started:  # half a reply is out: only a broken connection can tell the client
                 raise
-            await self._answer(error)(scope, receive, send)
+            await self._answer(error, scope)(scope, receive, send)
 
-    def _answer(self, error: Exception) -> ASGIApp:
+    def _answer(self, error: Exception, scope: Scope) -> ASGIApp:
         facts = current_request()
         if not isinstance(error, ServiceError):
             log.error("unexpected error", exc_info=error)
@@ -222,7 +223,30 @@ class Problems:
             log.error("the engine failed", exc_info=error)
         if error.rejection and facts.route not in QUIET_ROUTES:  # a probe that hears no was not refused
             self.metrics.rejected.labels(facts.route, error.rejection).inc()
-        return problem_reply(error, facts.id)
+        return problem_reply(error, facts.id, scope["path"])
+
+
+class Door:
+    """Lets nobody in who has no key for what they ask, where keys are set.
+
+    Args:
+        app: What is inside.
+        keys: Those that are set.
+        scopes: What is needed for a route, by its template; those that are not named need a client's key.
+    """
+
+    def __init__(self, app: ASGIApp, keys: Keys, scopes: Mapping[str, KeyScope]) -> None:
+        self.app = app
+        self.keys = keys
+        self.scopes = scopes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or refuse it."""
+        if scope["type"] == "http":
+            found: FoundRoute | None = scope[_FOUND]
+            if found is not None:  # what does not exist is no secret
+                self.keys.check(Headers(scope=scope), self.scopes.get(found.template, KeyScope.USE))
+        await self.app(scope, receive, send)
 
 
 class Admission:

@@ -10,6 +10,7 @@ from service.encode import MEDIA_TYPES
 from service.errors import (
     DeadlinePassed,
     Draining,
+    Forbidden,
     Invalid,
     Malformed,
     NotAcceptable,
@@ -18,16 +19,21 @@ from service.errors import (
     RequestTimeout,
     ServiceError,
     TooLarge,
+    Unauthorized,
     UnknownBundle,
     UnsupportedMediaType,
 )
-from service.problems import Problem, describe
+from service.problems import Problem, ProtocolProblem, describe
 from service.schemas import (
     BundleFacts,
     BundleList,
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
     SampleReply,
     SampleRequest,
 )
@@ -41,6 +47,11 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     DiscriminateReply,
     BundleFacts,
     BundleList,
+    ProtocolProblem,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, UnknownBundle, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -127,6 +138,12 @@ def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **e
     }
 
 
+def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """The same for routes of the Open Inference Protocol, whose errors have another shape."""
+    problems = describe(Malformed, Invalid, TooLarge, *errors, shape=ProtocolProblem, media_type="application/json")
+    return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
+
+
 def _images(headers: dict[str, Any]) -> dict[str, Any]:
     return {
         "description": "The images, in the format asked for.",
@@ -166,6 +183,23 @@ BUNDLE = _route(
     Invalid,
     NotReady,
     parameters=[{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+)
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+REPOSITORY_INDEX = _protocol_route(
+    "List the repository",
+    _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    Unauthorized,
+    requestBody=_body(model=RepositoryQuery),
+)
+REPOSITORY_CHANGE = _protocol_route(
+    "Load or unload a bundle",
+    {"description": "Done.", "content": {"application/json": {"example": {}}}},
+    Unauthorized,
+    Forbidden,
+    UnknownBundle,
+    NotReady,
+    parameters=[_NAME],
+    requestBody=_body(model=RepositoryLoad),
 )
 PROBE = _route(
     "Probe", {"description": "Yes.", "content": {"application/json": {"example": {"status": "ok"}}}}, NotReady, Draining

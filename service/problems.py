@@ -8,6 +8,7 @@ from starlette.responses import Response
 from service.errors import Internal, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
+PROTOCOL = "/v2/"
 
 
 class Problem(BaseModel):
@@ -26,17 +27,25 @@ def problem(error: ServiceError, request_id: str) -> Problem:
     return Problem(title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=request_id)
 
 
-def problem_reply(error: ServiceError, request_id: str) -> Response:
-    """An error as a reply that no cache keeps."""
-    return Response(
-        problem(error, request_id).model_dump_json(),
-        error.status,
-        {**error.headers, "Cache-Control": "no-store"},
-        MEDIA_TYPE,
-    )
+class ProtocolProblem(BaseModel):
+    """What went wrong, in the one shape that the Open Inference Protocol has for it."""
+
+    error: str = Field(description="What happened this time.")
 
 
-def describe(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
+def problem_reply(error: ServiceError, request_id: str, path: str) -> Response:
+    """An error as a reply that no cache keeps; under /v2 in the protocol's shape."""
+    headers = {**error.headers, "Cache-Control": "no-store"}
+    if path.startswith(PROTOCOL):
+        return Response(
+            ProtocolProblem(error=error.detail).model_dump_json(), error.status, headers, "application/json"
+        )
+    return Response(problem(error, request_id).model_dump_json(), error.status, headers, MEDIA_TYPE)
+
+
+def describe(
+    *errors: type[ServiceError], shape: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE
+) -> dict[int | str, dict[str, Any]]:
     """OpenAPI's account of the errors that a route can end in; what can always happen is added."""
     responses: dict[int | str, dict[str, Any]] = {}
     possible: list[type[ServiceError]] = [*errors, Internal]
@@ -47,7 +56,7 @@ def describe(*errors: type[ServiceError]) -> dict[int | str, dict[str, Any]]:
             continue
         responses[error.status] = {
             "description": line,
-            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+            "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
         }
         if error.status in {429, 503}:
             wait = {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}

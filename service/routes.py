@@ -92,7 +92,8 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         "X-Bundle": f"{bundle.name}@{bundle.version}",
     }
     if request.method == "GET":
-        kept = caching(asked, plan, bundle, desk.serving.fingerprint(bundle), exact=desk.settings.exact)
+        device_kind = desk.serving.fingerprint(bundle)
+        kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)
         headers |= kept.headers
         if client_has_it(request.headers.get("if-none-match"), kept.etag):
             return Response(status_code=304, headers=headers)

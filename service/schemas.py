@@ -20,6 +20,7 @@ from pydantic import (
     ConfigDict,
     Field,
     JsonValue,
+    RootModel,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
@@ -178,6 +179,43 @@ class BundleList(Reply):
 
     default: str | None
     bundles: list[BundleFacts]
+
+
+class RepositoryQuery(Schema):
+    """Which bundles of the repository to list."""
+
+    ready: bool = Field(default=False, description="Only those that serve.")
+
+
+class RepositoryLoad(Schema):
+    """Nothing: a bundle's own manifest says all that is needed to load it."""
+
+    parameters: Schema = Field(default=Schema(), description="None.")
+
+
+class UnloadParameters(Schema):
+    """What the protocol's clients send along."""
+
+    unload_dependents: bool = Field(default=False, description="Of no consequence: no bundle depends on another.")
+
+
+class RepositoryUnload(Schema):
+    """Nothing that matters."""
+
+    parameters: UnloadParameters = Field(default=UnloadParameters(), description="Accepted for the protocol's clients.")
+
+
+class RepositoryEntry(Reply):
+    """A bundle of the repository. `name` is the folder's where it is not loaded, and `version` is then empty."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str = Field(description="Why it is unavailable.")
+
+
+class RepositoryIndex(RootModel[list[RepositoryEntry]]):
+    """Every bundle that is loaded, or has a folder."""
 
 
 SchemaT = TypeVar("SchemaT", bound=Schema)

@@ -2,10 +2,10 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -26,6 +26,15 @@ class Timing(NamedTuple):
 
     queue_s: float
     compute_s: float
+
+
+class RepositoryEntry(NamedTuple):
+    """A bundle that is loaded, or a folder that could be."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str
 
 
 class Serving:
@@ -53,6 +62,7 @@ class Serving:
         self.is_draining = False
         self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
+        self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why
         self._loading = asyncio.Lock()
         metrics.ready.set_function(lambda: float(self.health.ready() is None))
         for kind in self.engine.memory():
@@ -103,12 +113,69 @@ class Serving:
                 if old.folder in refused:
                     bundles.setdefault(old.name, old)
             self._replace_bundles(bundles)
+            self._refused = refused
             self._count_swaps(before, bundles, refused)
             return list(refused.values())
 
-    async def _load(self, folder: Path) -> Loaded:
-        """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has."""
+    async def load(self, name: str) -> None:
+        """Take up one bundle as its folder is now: the folder that it was loaded from, else the one of this name.
+
+        Raises:
+            UnknownBundle: There is no such folder.
+            BundleError: It can't be loaded. Nothing has changed.
+        """
+        async with self._loading:
+            before = self._bundles
+            folders = {folder.name: folder for folder in await asyncio.to_thread(find_bundles, self.settings.bundles)}
+            folder = before[name].folder if name in before else folders.get(name)
+            if folder is None:
+                raise UnknownBundle(name, list(folders))
+            try:
+                self._replace_bundles({**before, name: await self._load(folder, name)})
+            except Exception as error:
+                self._refused[folder] = str(error)
+                self._count_swaps(before, before, [folder])
+                if isinstance(error, BundleError):
+                    raise
+                raise BundleError(f"{folder}: {error!r}") from error
+            self._refused.pop(folder, None)
+            self._count_swaps(before, self._bundles, [])
+
+    async def unload(self, name: str) -> None:
+        """Let go of a bundle, until it is loaded again or all are reloaded.
+
+        Raises:
+            UnknownBundle: It is not loaded.
+            BundleError: The service can't do without it: it is the last, or the setting's default.
+        """
+        async with self._loading:
+            before = self._bundles
+            if name not in before:
+                raise UnknownBundle(name, list(before))
+            self._replace_bundles({other: bundle for other, bundle in before.items() if other != name})
+            self._count_swaps(before, self._bundles, [])
+
+    async def repository(self) -> list[RepositoryEntry]:
+        """Every bundle that is loaded, then every folder that could be."""
+        loaded = self._bundles.values()
+        entries = [RepositoryEntry(one.name, one.version, "READY", "") for one in loaded]
+        served = {one.folder for one in loaded}
+        folders = await asyncio.to_thread(find_bundles, self.settings.bundles)
+        return entries + [
+            RepositoryEntry(folder.name, "", "UNAVAILABLE", self._refused.get(folder, "unloaded"))
+            for folder in folders
+            if folder not in served
+        ]
+
+    async def _load(self, folder: Path, name: str | None = None) -> Loaded:
+        """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has.
+
+        Raises:
+            BundleError: As `Engine.load`; or it has another name.
+        """
         loaded = await self._loader.run(self.engine.load, folder, self._bundles)
+        if name not in {None, loaded.name}:
+            raise BundleError(f"{folder} holds the bundle {loaded.name}")
         await asyncio.gather(*(thread.run(loaded.run_first_batch) for thread in self.engine.threads))
         return loaded
 
@@ -121,9 +188,7 @@ class Serving:
             self.metrics.bundle_info.labels(one.name, one.version, self.engine.name).set(1)
             self.metrics.warmup.labels(one.name).set(one.warmup_s)
 
-    def _count_swaps(
-        self, before: Mapping[str, Loaded], after: Mapping[str, Loaded], refused: Mapping[Path, str]
-    ) -> None:
+    def _count_swaps(self, before: Mapping[str, Loaded], after: Mapping[str, Loaded], refused: Iterable[Path]) -> None:
         results = [(name, "loaded") for name, new in after.items() if new is not before.get(name)]
         results += [(name, "unloaded") for name in before if name not in after]
         results += [(folder.name, "refused") for folder in refused]

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -75,6 +75,12 @@ class Settings(BaseSettings):
     drain_timeout_s: _Seconds = Field(
         25, ge=0, description="Seconds that accepted requests get to finish, at shutdown."
     )
+    api_keys: SecretStr | None = Field(None, description="Keys of clients, by commas; unset: everybody may ask.")
+    api_keys_file: Path | None = Field(None, description="File with a client's key on each line; # begins a comment.")
+    admin_keys: SecretStr | None = Field(
+        None, description="Keys of administrators, by commas, who may also load and unload bundles; unset: nobody may."
+    )
+    admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
@@ -127,8 +133,8 @@ def check_names(names: Iterable[str]) -> list[str]:
     """One line for each environment variable that looks like a setting and is none: most likely misspelled.
 
     Raises:
-        SettingsError: A variable that would close the service to those without a key. This version knows no keys;
-            to start all the same would leave open what its operator believes to be closed.
+        SettingsError: A variable that was meant to close the service to those without a key. To start all the same
+            would leave open what its operator believes to be closed.
     """
     known = {variable(field) for field in Settings.model_fields}
     warnings = []
@@ -136,7 +142,7 @@ def check_names(names: Iterable[str]) -> list[str]:
         if not name.startswith(PREFIX) or name in known or _NOT_OURS.match(name):
             continue
         if name.startswith(_KEYS):
-            raise SettingsError(f"{name} is set, but this version has no keys and would be open to everyone")
+            raise SettingsError(f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS and …_FILE")
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
         warnings.append(f"{name} is not a setting and is ignored" + (f"; did you mean {near[0]}?" if near else ""))
     return warnings

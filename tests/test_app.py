@@ -95,6 +95,8 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     assert methods == {
         "/sample": {"get", "post"}, "/discriminate": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
         "/livez": {"get"}, "/readyz": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
+        "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
+        "/v2/repository/models/{name}/unload": {"post"},
     }  # fmt: skip
     assert set(methods) > WORK
     for ref in refs(document):

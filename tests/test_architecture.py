@@ -20,10 +20,10 @@ ORDER = {
     ],
     "service": [
         "__init__",
-        *("settings", "errors", "metrics", "logs"),
+        *("settings", "errors", "keys", "metrics", "logs"),
         *("encode", "decode", "problems", "schemas", "caching"),
         *("batcher", "engine", "serving"),
-        *("middleware", "desk", "openapi", "routes", "probes", "pages", "app", "server", "__main__"),
+        *("middleware", "desk", "openapi", "routes", "repository", "probes", "pages", "app", "server", "__main__"),
     ],
 }
 MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in names]

@@ -10,6 +10,8 @@ from service.problems import describe, problem_reply
 
 # The public contract: a code never changes its status.
 CODES = {
+    "unauthorized": 401,
+    "forbidden": 403,
     "malformed": 400,
     "not_found": 404,
     "unknown_bundle": 404,
@@ -27,6 +29,8 @@ CODES = {
 }
 EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
     (errors.Malformed("Not JSON."), {}),
+    (errors.Unauthorized("Who?"), {"www-authenticate": 'Bearer realm="gan-service"'}),
+    (errors.Forbidden("You?"), {}),
     (errors.NotFound("No."), {}),
     (errors.UnknownBundle("x", ["a@1"]), {}),
     (errors.MethodNotAllowed(["GET", "HEAD"]), {"allow": "GET, HEAD"}),
@@ -60,7 +64,7 @@ def test_the_codes_are_those_of_the_contract() -> None:
 @pytest.mark.parametrize(("error", "headers"), EXAMPLES, ids=lambda value: type(value).__name__)
 def test_every_error_is_a_problem(error: ServiceError, headers: dict[str, str]) -> None:
     """One shape, one media type, never cached, and the headers that belong to it."""
-    reply = problem_reply(error, "the-id")
+    reply = problem_reply(error, "the-id", "/sample")
     assert reply.status_code == error.status
     assert reply.headers["content-type"] == "application/problem+json"
     assert reply.headers["cache-control"] == "no-store"

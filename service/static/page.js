@@ -4,9 +4,15 @@ const $ = (id) => document.getElementById(id);
 const bundles = new Map();
 
 /** The reply, or an Error with the problem's detail. */
-async function ask(url, options) {
-  const reply = await fetch(url, options);
+async function ask(url, options = {}) {
+  const key = sessionStorage.getItem("key");
+  const reply = await fetch(url, key ? { ...options, headers: { "X-API-Key": key } } : options);
   if (reply.ok) return reply;
+  const given = reply.status === 401 ? prompt("This service needs a key:") : null;
+  if (given) {
+    sessionStorage.setItem("key", given);
+    return ask(url, options);
+  }
   const problem = await reply.json().catch(() => ({ detail: reply.statusText }));
   throw new Error(`${problem.detail} (${reply.status}${problem.request_id ? `, request ${problem.request_id}` : ""})`);
 }

@@ -1,0 +1,71 @@
+"""Bundles come and go by request: the model repository extension of the Open Inference Protocol (v2).
+
+Its errors have the protocol's own shape (problems.py). Load and unload need an administrator's key (app.py).
+"""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.bundle import BundleError
+from service.errors import Invalid, TooLarge
+from service.openapi import REPOSITORY_CHANGE, REPOSITORY_INDEX
+from service.schemas import (
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
+    Schema,
+    SchemaT,
+    parse_body,
+    parse_query,
+)
+from service.serving import Serving
+
+JSON = "application/json"
+MAX_BODY_BYTES = 65536
+
+
+def repository_routes(serving: Serving) -> APIRouter:
+    """POST /v2/repository/index, /v2/repository/models/{name}/load and …/unload."""
+    router = APIRouter()
+
+    @router.post("/v2/repository/index", **REPOSITORY_INDEX)
+    async def index(request: Request) -> Response:
+        """Every bundle that is loaded or could be, and why the others are not."""
+        asked = await _parse(request, RepositoryQuery)
+        entries = [entry._asdict() for entry in await serving.repository() if entry.state == "READY" or not asked.ready]
+        return Response(RepositoryIndex.model_validate(entries).model_dump_json(), 200, media_type=JSON)
+
+    @router.post("/v2/repository/models/{name}/load", **REPOSITORY_CHANGE)
+    async def load(request: Request) -> Response:
+        """Take up a bundle's folder as it is now, beside what serves: answered when it serves, or with the reason."""
+        await _parse(request, RepositoryLoad)
+        try:
+            await serving.load(request.path_params["name"])
+        except BundleError as error:
+            raise Invalid(str(error)) from None
+        return Response("{}", 200, media_type=JSON)
+
+    @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_CHANGE)
+    async def unload(request: Request) -> Response:
+        """Let go of a bundle; requests that found it before are still answered."""
+        await _parse(request, RepositoryUnload)
+        try:
+            await serving.unload(request.path_params["name"])
+        except BundleError as error:
+            raise Invalid(str(error)) from None
+        return Response("{}", 200, media_type=JSON)
+
+    return router
+
+
+async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:
+    """The small JSON object in a body; an empty body says what an empty object says."""
+    parse_query(Schema, request.scope["query_string"])
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY_BYTES:
+            raise TooLarge(f"The body has more than {MAX_BODY_BYTES} bytes.")
+    return parse_body(schema, bytes(body))

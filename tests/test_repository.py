@@ -1,0 +1,115 @@
+"""Bundles come and go by request, and whatever goes wrong, what was loaded goes on serving."""
+
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from fastapi import FastAPI
+
+from models.bundle import GENERATOR, Bundle
+from service.app import create_app
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+ADMIN = {"Authorization": "Bearer root"}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tiny_bundles: dict[str, Bundle]) -> Path:
+    """A folder of its own with two bundles."""
+    for name in ("tiny", "rgb"):
+        shutil.copytree(tiny_bundles[name].folder, tmp_path / name)
+    return tmp_path
+
+
+@pytest.fixture
+async def admin(
+    folder: Path,
+    start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]],
+    tiny_settings: Callable[..., Settings],
+) -> AsyncIterator[httpx.AsyncClient]:
+    """An administrator of a service on that folder."""
+    async with start(create_app(tiny_settings(bundles=folder, admin_keys="root"))) as client:
+        client.headers.update(ADMIN)
+        yield client
+
+
+async def index(client: httpx.AsyncClient, **asked: Any) -> dict[str, tuple[str, str]]:
+    reply = await client.post("/v2/repository/index", json=asked)
+    assert reply.status_code == 200
+    return {entry["name"]: (entry["state"], entry["reason"]) for entry in reply.json()}
+
+
+async def change(client: httpx.AsyncClient, name: str, verb: str, **body: Any) -> httpx.Response:
+    return await client.post(f"/v2/repository/models/{name}/{verb}", json=body)
+
+
+def refusal(reply: httpx.Response, status: int) -> str:
+    """The reason, in the protocol's shape."""
+    assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
+    assert set(reply.json()) == {"error"}
+    return str(reply.json()["error"])
+
+
+async def test_a_bundle_goes_and_comes_back(admin: httpx.AsyncClient) -> None:
+    """Unloaded it is unknown and listed as such; loaded again it gives the same bytes."""
+    before = (await admin.get("/sample?bundle=rgb&seed=4")).content
+    assert await index(admin) == {"rgb": ("READY", ""), "tiny": ("READY", "")}
+    assert (await change(admin, "rgb", "unload", parameters={"unload_dependents": False})).json() == {}
+    assert (await admin.get("/sample?bundle=rgb&seed=4")).status_code == 404
+    assert await index(admin) == {"tiny": ("READY", ""), "rgb": ("UNAVAILABLE", "unloaded")}
+    assert set(await index(admin, ready=True)) == {"tiny"}
+    assert (await change(admin, "rgb", "load")).json() == {}
+    assert (await admin.get("/sample?bundle=rgb&seed=4")).content == before
+    page = (await admin.get("/metrics")).text
+    for result in ("loaded", "unloaded"):
+        assert f'gan_bundle_swaps_total{{bundle="rgb",result="{result}"}} 1.0' in page
+
+
+async def test_a_new_folder_is_loaded_and_a_new_version_taken_up(
+    admin: httpx.AsyncClient, folder: Path, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """What was not there at the start is loaded by its name."""
+    assert "cond" in refusal(await change(admin, "cond", "load"), 404)
+    shutil.copytree(tiny_bundles["cond"].folder, folder / "cond")
+    assert (await change(admin, "cond", "load")).status_code == 200
+    assert (await admin.get("/bundles/cond")).json()["version"] == tiny_bundles["cond"].version
+
+
+async def test_a_corrupt_bundle_is_refused_with_the_reason(admin: httpx.AsyncClient, folder: Path) -> None:
+    """The reply names the file, the index remembers why, and the version from before goes on serving."""
+    before = (await admin.get("/sample?bundle=rgb&seed=4")).content
+    weights = folder / "rgb" / GENERATOR
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    assert GENERATOR in refusal(await change(admin, "rgb", "load"), 422)
+    assert (await admin.get("/sample?bundle=rgb&seed=4")).content == before
+    assert (await change(admin, "rgb", "unload")).status_code == 200
+    assert refusal(await change(admin, "rgb", "load"), 422)
+    assert GENERATOR in (await index(admin))["rgb"][1]
+    weights.write_bytes(whole)
+    assert (await change(admin, "rgb", "load")).status_code == 200
+    assert (await admin.get("/sample?bundle=rgb&seed=4")).content == before
+
+
+async def test_what_the_service_cannot_do_without_stays(admin: httpx.AsyncClient) -> None:
+    """The default bundle of the settings, and the last one."""
+    assert "tiny" in refusal(await change(admin, "tiny", "unload"), 422)
+    assert (await admin.get("/sample")).status_code == 200
+
+
+async def test_requests_that_make_no_sense_have_the_protocols_shape(admin: httpx.AsyncClient) -> None:
+    """Unknown names and fields, broken JSON, wrong methods, and names that look like paths."""
+    refusal(await change(admin, "nobody", "unload"), 404)
+    refusal(await change(admin, "tiny", "load", parameters={"config": "{}"}), 422)
+    refusal(await admin.post("/v2/repository/index", content=b"{"), 400)
+    refusal(await admin.post("/v2/repository/index", content=b"x" * 70_000), 413)
+    refusal(await admin.get("/v2/repository/index"), 405)
+    refusal(await admin.get("/v2/nothing"), 404)
+    for odd in ("..", "%2e%2e%2ftiny", "tiny%00", "."):
+        assert (await admin.post(f"/v2/repository/models/{odd}/load")).status_code in {404, 405}
