@@ -1,4 +1,4 @@
-"""The offline commands: train, evaluate, inspect, the paper's experiments. See `python -m models --help`."""
+"""The offline commands: train, evaluate, inspect, export, the paper's experiments. See `python -m models --help`."""
 
 import argparse
 import json
@@ -44,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: the train extra brings it", file=sys.stderr)
+        extra = "export" if (error.name or "").startswith("onnx") else "train"
+        print(f"error: {error.name} is not installed: the {extra} extra brings it", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -91,6 +92,14 @@ def _parser() -> argparse.ArgumentParser:
     inspect.add_argument("bundle", type=Path)
     inspect.add_argument("--json", action="store_true", help="the manifest and version as JSON")
 
+    export = commands.add_parser("export", help="write a bundle's net for other programs, once it is proven to agree")
+    export.set_defaults(run=_export)
+    export.add_argument("bundle", type=Path)
+    export.add_argument("--format", required=True, choices=["onnx"])
+    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    export.add_argument(
+        "--net", choices=["generator", "discriminator"], default="generator", help="(default generator)"
+    )
     _add_experiments(commands)
     return parser
 
@@ -348,6 +357,19 @@ def _inspect(arguments: argparse.Namespace) -> int:
         print(f"{net}: {count:,} parameters, {json.dumps(manifest['network'][net])}")
     for key in ("image", "latent", "labels", "calibration", "training", "evaluation", "files"):
         print(f"{key}: {json.dumps(manifest[key])}")
+    return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from models import export  # noqa: PLC0415 — an extra of its own
+
+    bundle = read_bundle(arguments.bundle)
+    try:
+        parity = export.export_onnx(bundle, arguments.out, arguments.net)
+    except export.ExportError as error:
+        raise RunError(str(error)) from None
+    print(f"{arguments.out}: {arguments.net} of {bundle.name}@{bundle.version}; over {parity.rows} rows onnxruntime "
+          f"and torch differ by {parity.largest_difference:.2g} {parity.unit} (allowed: {parity.allowed})")  # fmt: skip
     return 0
 
 

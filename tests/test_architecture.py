@@ -17,7 +17,7 @@ ORDER = {
         "__init__",
         *("spec", "data", "networks", "losses", "sampler", "evaluation"),
         *("bundle", "trainer", "rundir", "display"),
-        *("toy", "toyplot", "figures", "__main__"),
+        *("toy", "toyplot", "figures", "export", "__main__"),
     ],
     "service": [
         "__init__",
@@ -32,7 +32,7 @@ MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in n
 # Where the two packages meet. What these import in turn is all that serving brings along.
 SERVICE_MAY_IMPORT = {"models.bundle", "models.sampler", "models.spec"}
 SERVING_BRINGS = {"models", *SERVICE_MAY_IMPORT, "models.networks"}
-TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib")
+TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript")
 
 
 def path_of(module: str) -> Path:
