@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN ?= runs/mnist
 
-.PHONY: serve test install check train clean
+.PHONY: serve test install check train docs clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -26,6 +26,12 @@ check: $(VENV)/everything
 train: $(VENV)/everything
 	$(BIN)/python -m models train --preset mlp-paper --data mnist --out $(RUN) --resume
 
+docs: $(VENV)/everything
+	$(BIN)/python -m models toy --out docs/figures
+	$(BIN)/python -m models neighbours bundles/mnist-mlp --data mnist --scale 2 --out docs/figures/neighbours.png
+	$(BIN)/python -m models interpolate bundles/mnist-mlp --seeds 0 1 2 3 --steps 6 --scale 2 \
+		--out docs/figures/interpolation.png
+
 clean:
 	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
@@ -40,5 +46,5 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/everything: $(VENV)/serving
-	$(PIP) --editable ".[train,test]"
+	$(PIP) --editable ".[train,export,test]"
 	touch $@

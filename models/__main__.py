@@ -1,4 +1,4 @@
-"""The offline commands: train, evaluate, inspect. `python -m models --help` lists them."""
+"""The offline commands: train, evaluate, inspect, export, the paper's experiments. See `python -m models --help`."""
 
 import argparse
 import json
@@ -11,17 +11,21 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
-from models import evaluation, trainer
-from models.bundle import NAME_PATTERN, BundleError, read_bundle, record_evaluation
+from models import evaluation, figures, trainer
+from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
 from models.data import DataError, Dataset, load_dataset
 from models.rundir import RunDir, RunError, environment
-from models.sampler import to_pixels, to_uint8
+from models.sampler import grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
+
+if TYPE_CHECKING:
+    from models import toy
 
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 GRID_IMAGES = 64
@@ -40,7 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: the train extra brings it", file=sys.stderr)
+        extra = "export" if (error.name or "").startswith("onnx") else "train"
+        print(f"error: {error.name} is not installed: the {extra} extra brings it", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -86,7 +91,68 @@ def _parser() -> argparse.ArgumentParser:
     inspect.set_defaults(run=_inspect)
     inspect.add_argument("bundle", type=Path)
     inspect.add_argument("--json", action="store_true", help="the manifest and version as JSON")
+
+    export = commands.add_parser("export", help="write a bundle's net for other programs, once it is proven to agree")
+    export.set_defaults(run=_export)
+    export.add_argument("bundle", type=Path)
+    export.add_argument("--format", required=True, choices=["onnx"])
+    export.add_argument("--out", required=True, type=Path, metavar="FILE")
+    export.add_argument(
+        "--net", choices=["generator", "discriminator"], default="generator", help="(default generator)"
+    )
+    _add_experiments(commands)
     return parser
+
+
+def _add_experiments(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    toy = commands.add_parser("toy", help="the paper's Figure 1: the game in one dimension, its numbers and pictures")
+    toy.set_defaults(run=_toy)
+    toy.add_argument("--out", required=True, type=Path, metavar="DIR", help="for toy.png, toy.gif and toy.json")
+    toy.add_argument("--seed", type=_whole, default=0, help="fixes everything that is drawn (default 0)")
+    toy.add_argument("--steps", type=_positive, default=2_000, help="generator updates (default 2000)")
+    toy.add_argument(
+        "--d-updates", type=_positive, default=1_500, help="of D while G is frozen, four times (default 1500)"
+    )
+
+    interpolate = commands.add_parser("interpolate", help="the paper's Figure 3: images on the way between seeds")
+    interpolate.set_defaults(run=_interpolate)
+    interpolate.add_argument("bundle", type=Path)
+    interpolate.add_argument("--out", required=True, type=Path, metavar="FILE", help="a PNG")
+    interpolate.add_argument("--seeds", type=_whole, nargs="+", default=[0, 1], metavar="S", help="(default 0 1)")
+    interpolate.add_argument(
+        "--steps", type=_positive, default=10, help="images from a seed to the next, both included (default 10)"
+    )
+    interpolate.add_argument(
+        "--method", choices=["linear", "spherical", "both"], default="both", help="one strip, or one under the other"
+    )
+    interpolate.add_argument("--label", help="held all the way (default: each seed's own)")
+    interpolate.add_argument("--scale", type=_positive, default=1, help="pixels are repeated so often (default 1)")
+
+    neighbours = commands.add_parser(
+        "neighbours", help="the paper's Figure 2: samples, and the nearest training images"
+    )
+    neighbours.set_defaults(run=_neighbours)
+    neighbours.add_argument("bundle", type=Path)
+    _add_data(neighbours)
+    neighbours.add_argument("--out", required=True, type=Path, metavar="FILE", help="a PNG")
+    neighbours.add_argument("--sample-seed", type=_whole, default=0, metavar="S", help="of the samples (default 0)")
+    neighbours.add_argument("--rows", type=_positive, default=4, help="(default 4)")
+    neighbours.add_argument("--columns", type=_positive, default=5, help="of samples (default 5)")
+    neighbours.add_argument("--scale", type=_positive, default=1, help="pixels are repeated so often (default 1)")
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
+    return number
+
+
+def _whole(text: str) -> int:
+    number = int(text)
+    if not 0 <= number < 2**53:
+        raise argparse.ArgumentTypeError(f"{text} must be 0 … 2⁵³ − 1")
+    return number
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -251,9 +317,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     device = _device(arguments.device)
     bundle = read_bundle(arguments.bundle, device)
     dataset = _load_as_trained(arguments, bundle.manifest.training)
-    image = trainer.image_spec(dataset)
-    if image != bundle.manifest.image:
-        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
+    _refuse_other_images(dataset, bundle)
     splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
     rows: dict[str, Any] = {}
     for name, row in evaluation.parzen_table(lambda n, first: trainer.draw(bundle, n, first), *splits, seed=0):
@@ -264,6 +328,12 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         record_evaluation(bundle, scores)
     print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
+
+
+def _refuse_other_images(dataset: Dataset, bundle: Bundle) -> None:
+    image = trainer.image_spec(dataset)
+    if image != bundle.manifest.image:
+        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
 
 
 def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) -> Dataset:
@@ -288,6 +358,87 @@ def _inspect(arguments: argparse.Namespace) -> int:
     for key in ("image", "latent", "labels", "calibration", "training", "evaluation", "files"):
         print(f"{key}: {json.dumps(manifest[key])}")
     return 0
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from models import export  # noqa: PLC0415 — an extra of its own
+
+    bundle = read_bundle(arguments.bundle)
+    try:
+        parity = export.export_onnx(bundle, arguments.out, arguments.net)
+    except export.ExportError as error:
+        raise RunError(str(error)) from None
+    print(f"{arguments.out}: {arguments.net} of {bundle.name}@{bundle.version}; over {parity.rows} rows onnxruntime "
+          f"and torch differ by {parity.largest_difference:.2g} {parity.unit} (allowed: {parity.allowed})")  # fmt: skip
+    return 0
+
+
+def _toy(arguments: argparse.Namespace) -> int:
+    from models import toy, toyplot  # noqa: PLC0415 — matplotlib is an extra that `inspect` does without
+
+    options = toy.ToyOptions(seed=arguments.seed, steps=arguments.steps, d_updates=arguments.d_updates)
+    result = toy.play(options, report=_show_stage)
+    fresh = result.fresh
+    print(f"fresh D: value {fresh.value:.4f}, largest gap to p_data/(p_data+p_g) {fresh.gap:.3f}, "
+          f"largest distance from ½ {fresh.from_half:.3f}")  # fmt: skip
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    replace_file(
+        arguments.out / "toy.json", (json.dumps(result.record(), indent=1, ensure_ascii=False) + "\n").encode()
+    )
+    replace_file(arguments.out / "toy.png", toyplot.panels(result))
+    replace_file(arguments.out / "toy.gif", toyplot.animation(result))
+    print(f"{arguments.out}: toy.json, toy.png, toy.gif")
+    failed = [claim for claim, holds in result.claims().items() if not holds]
+    for claim in failed:
+        print(f"error: not so: {claim}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _show_stage(stage: "toy.Stage") -> None:
+    gaps = ", ".join(f"{gap:.3f} after {updates}" for updates, gap in stage.gaps)
+    print(f"{stage.name}, G frozen after {stage.step:,} updates: "
+          f"C(G) = {stage.value:.4f} = −log 4 + 2 · {stage.jsd:.4f}\n"
+          f"  D's largest gap to p_data/(p_data+p_g): {gaps} updates of D", flush=True)  # fmt: skip
+
+
+def _interpolate(arguments: argparse.Namespace) -> int:
+    bundle = read_bundle(arguments.bundle)
+    methods: list[figures.Method] = ["linear", "spherical"] if arguments.method == "both" else [arguments.method]
+    try:
+        strips = [
+            figures.interpolation(bundle, arguments.seeds, arguments.steps, method, arguments.label)
+            for method in methods
+        ]
+    except ValueError as error:
+        raise RunError(str(error)) from None
+    picture = grid(np.concatenate(strips), columns=len(strips[0]))
+    _write_picture(arguments.out, figures.png(picture, arguments.scale))
+    ways = " above ".join(f"{method} way" for method in methods)
+    print(f"{arguments.out}: {ways} through seeds {', '.join(map(str, arguments.seeds))}, {len(strips[0])} images each")
+    return 0
+
+
+def _neighbours(arguments: argparse.Namespace) -> int:
+    bundle = read_bundle(arguments.bundle)
+    dataset = _load_as_trained(argparse.Namespace(**vars(arguments), seed=None), bundle.manifest.training)
+    _refuse_other_images(dataset, bundle)
+    picture, found = figures.neighbours(
+        bundle, dataset.train.images, seed=arguments.sample_seed, rows=arguments.rows, columns=arguments.columns
+    )
+    _write_picture(arguments.out, figures.png(picture, arguments.scale))
+    for one in found:
+        print(f"sample {one.sample}: nearest is training image {one.training_image}, at distance {one.distance:.2f}")
+    last = arguments.rows * arguments.columns - 1
+    print(f"{arguments.out}: images 0 to {last} of seed {arguments.sample_seed}; in the last column, of "
+          f"{len(dataset.train.images):,} training images the nearest to the sample on its left")  # fmt: skip
+    return 0
+
+
+def _write_picture(path: Path, content: bytes) -> None:
+    if path.suffix.lower() != ".png":
+        raise RunError(f"{path}: pictures are written as PNG, so the name must end in .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
 
 
 if __name__ == "__main__":

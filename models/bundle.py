@@ -14,12 +14,13 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
@@ -30,7 +31,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from models.networks import MaxoutDiscriminator, MLPGenerator, build_networks
-from models.sampler import UInt8
+from models.sampler import REFERENCE_TILE, Float32, Int64, Tiles, UInt8, draw_labels, draw_latents, to_uint8
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec
 
 FORMAT: Literal[1] = 1
@@ -109,6 +110,48 @@ class Bundle:
         """The manifest's name."""
         return self.manifest.name
 
+    def draw(
+        self, count: int, *, seed: int = 0, first_index: int = 0, labels: int | str | Sequence[int | str] | None = None
+    ) -> UInt8:
+        """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c), as the service gives them.
+
+        Args:
+            count: Images.
+            seed, first_index: Which; each 0 … 2⁵³ − 1.
+            labels: One for all or one for each image, by number or name. A bundle with labels draws them from the seed,
+                at the frequencies of its training data, where none are given.
+
+        Raises:
+            ValueError: A number out of range, labels of which the bundle knows nothing, or another number of them.
+        """
+        if count < 1 or not (0 <= seed < 2**53 and 0 <= first_index < 2**53):
+            raise ValueError(f"no images: count {count}, seed {seed}, first_index {first_index}")
+        latents = draw_latents(self.manifest.latent, seed, first_index, count)
+        frequencies = self.manifest.latent.label_frequencies
+        if frequencies is not None and labels is None:
+            return self.images(latents, draw_labels(frequencies, seed, first_index, count))
+        return self.images(latents, None if labels is None else self._label_numbers(labels, count))
+
+    def images(self, latents: Float32, labels: Int64 | None = None) -> UInt8:
+        """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c).
+
+        One tile at a time, so that a latent's bytes are the same alone or among others, and the service's.
+        """
+        device = next(self.generator.parameters()).device
+        numbers = None if labels is None else torch.from_numpy(labels).to(device)
+        return to_uint8(Tiles(self.generator, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), numbers))
+
+    def _label_numbers(self, labels: int | str | Sequence[int | str], count: int) -> Int64:
+        names = self.manifest.labels or ()
+        asked = [labels] * count if isinstance(labels, int | str) else list(labels)
+        if len(asked) != count:
+            raise ValueError(f"{len(asked)} labels for {count} images")
+        if not names:
+            raise ValueError(f"{self.name} has no labels")
+        if unknown := [label for label in asked if label not in names and label not in range(len(names))]:
+            raise ValueError(f"{self.name} has the labels {', '.join(names)}, not {unknown[0]!r}")
+        return np.array([names.index(label) if isinstance(label, str) else label for label in asked], np.int64)
+
 
 def version_of(manifest: Mapping[str, Any]) -> str:
     """First 12 hex digits of the sha256 over the canonical JSON of all that decides what a bundle computes.
@@ -122,13 +165,14 @@ def version_of(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
 
 
-def read_bundle(folder: Path, device: torch.device | str = "cpu") -> Bundle:
+def read_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundle:
     """Verify a folder and rebuild its nets on the device.
 
     Raises:
         BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
             types, NaN or Inf, or a file that is missing or not what its name says.
     """
+    folder = Path(folder)
     raw, manifest = _read_manifest(folder / MANIFEST)
     contents = {name: _read_verified(folder / name, record) for name, record in manifest.files.items()}
     generator, discriminator = build_networks(

@@ -16,7 +16,7 @@ in the tile. A pixel is then a function of its latent alone, on one kind of devi
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -170,3 +170,27 @@ def to_pixels(images: UInt8, device: torch.device | str = "cpu") -> Tensor:
     """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the device."""
     copy = torch.tensor(images, device=device)  # torch won't share arrays that can't be written, as decoders return
     return copy.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+
+
+def latent_path(start: Float32, stop: Float32, steps: int, method: Literal["linear", "spherical"]) -> Float32:
+    """Latents on the way between two (dim,): float32 (steps, dim), whose ends are start and stop, bit for bit.
+
+    `linear` is the paper's Figure 3: (1 − t)·start + t·stop. The middle of that way lies nearer to 0 than normal noise
+    ever does in many dimensions. `spherical` keeps the length: (sin((1 − t)Ω)·start + sin(tΩ)·stop) / sin Ω, Ω being
+    the angle between the two (Shoemake 1985; White 2016, arXiv 1609.04468). Where that angle decides nothing, at
+    latents of one line through 0, the way is the linear one.
+
+    Raises:
+        ValueError: Fewer than two steps.
+    """
+    if steps < 2:
+        raise ValueError(f"a path has at least two steps, got {steps}")
+    a, b = start.astype(np.float64), stop.astype(np.float64)
+    t = np.linspace(0, 1, steps)[:, None]
+    weights = 1 - t, t
+    lengths = float(np.linalg.norm(a) * np.linalg.norm(b))
+    cosine = max(-1.0, min(1.0, float(a @ b) / lengths)) if lengths else 1.0
+    if method == "spherical" and abs(cosine) < 1 - 1e-9:
+        angle = math.acos(cosine)
+        weights = np.sin((1 - t) * angle) / math.sin(angle), np.sin(t * angle) / math.sin(angle)
+    return (weights[0] * a + weights[1] * b).astype(np.float32)

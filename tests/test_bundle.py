@@ -630,3 +630,52 @@ def test_a_kill_at_any_moment_of_writing_leaves_the_old_bundle_or_the_new(origin
         cwd=Path(__file__).parents[1],
     )
     assert done.returncode == 0, done.stderr
+
+
+# --- Images --------------------------------------------------------------------------------------------------------
+
+
+def test_an_image_is_the_same_alone_and_among_others(original: Bundle) -> None:
+    """`draw` gives image i of a seed whatever else it is asked for; a folder's name is enough to read it."""
+    bundle = read_bundle(str(original.folder))
+    whole = bundle.draw(70, seed=3)
+    assert whole.shape == (70, 8, 8, 1)
+    assert whole.dtype == np.uint8
+    np.testing.assert_array_equal(bundle.draw(1, seed=3, first_index=66)[0], whole[66])
+    assert len({image.tobytes() for image in whole}) == 70
+    assert (bundle.draw(1, seed=4) != whole[:1]).any()
+
+
+def test_labels_are_given_by_number_or_name(original: Bundle) -> None:
+    """One for all or one for each; without any, the seed draws them, and each class then occurs."""
+    by_class = [original.draw(40, labels=label) for label in range(3)]
+    np.testing.assert_array_equal(original.draw(40, labels="owl"), by_class[2])
+    mixed = original.draw(40, labels=["dog", 0, *[2] * 38])
+    np.testing.assert_array_equal(mixed, [by_class[1][0], by_class[0][1], *by_class[2][2:]])
+    drawn = original.draw(40)
+    found = [next(k for k in range(3) if (by_class[k][i] == drawn[i]).all()) for i in range(40)]
+    assert set(found) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("count", "more", "reason"),
+    [
+        (0, {}, "count 0"),
+        (1, {"seed": -1}, "seed -1"),
+        (1, {"first_index": 2**53}, "first_index"),
+        (2, {"labels": [1]}, "1 labels for 2 images"),
+        (1, {"labels": "cow"}, "the labels cat, dog, owl, not 'cow'"),
+        (1, {"labels": 3}, "not 3"),
+        (1, {"labels": -1}, "not -1"),
+    ],
+)
+def test_images_that_there_are_not_are_refused(original: Bundle, count: int, more: Json, reason: str) -> None:
+    """In a sentence that names what was asked for."""
+    with pytest.raises(ValueError, match=reason):
+        original.draw(count, **more)
+
+
+def test_labels_for_a_bundle_without_are_refused(tiny_bundles: dict[str, Bundle]) -> None:
+    """Silence would pass for obedience."""
+    with pytest.raises(ValueError, match="no labels"):
+        tiny_bundles["tiny"].draw(1, labels=0)

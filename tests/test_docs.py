@@ -1,12 +1,19 @@
 """The documentation says what the code does: every setting, series, route, field and code, and no others."""
 
+import contextlib
+import io
+import json
 import re
+import shlex
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fastapi import FastAPI
+from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from models.__main__ import _parser, main
 from service.__main__ import shown
 from service.decode import UPLOAD_TYPES
 from service.encode import MEDIA_TYPES
@@ -86,6 +93,79 @@ def test_every_field_format_and_body_is_documented() -> None:
         *UPLOAD_TYPES,
         "application/json",
     }
+
+
+def commands() -> list[list[str]]:
+    """The arguments of every offline command in the README and the pages."""
+    texts = [path.read_text() for path in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))]
+    blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)]
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [shlex.split(line, comments=True)[3:] for line in lines if re.search(r"python -m models ", line)]
+
+
+@pytest.mark.parametrize("arguments", commands(), ids=" ".join)
+def test_every_documented_command_can_be_given(arguments: list[str]) -> None:
+    """Commands and flags of the pages are those of the code."""
+    assert callable(_parser().parse_args(arguments).run)
+
+
+def test_every_command_is_documented() -> None:
+    """Each has its line on a page."""
+    with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as told:
+        _parser().parse_args(["--help"])
+    offered = set(re.findall(r"^    (\w+)(?: |$)", told.getvalue(), flags=re.MULTILINE))
+    assert len(offered) >= 7
+    assert offered == {arguments[0] for arguments in commands()}
+
+
+def number(text: str) -> float:
+    return float(text.replace("−", "-").replace(",", ""))
+
+
+def test_the_game_in_one_dimension_has_the_numbers_of_its_record() -> None:
+    """The table of experiments.md and the sentence about the fresh D, against the file beside the picture."""
+    record = json.loads((DOCS / "figures" / "toy.json").read_text())
+    assert all(record["claims"].values())
+    section_rows = rows(section("experiments.md", "Figure 1: the game in one dimension"))[1:]
+    for (name, *numbers), stage in zip(section_rows, record["stages"], strict=True):
+        assert name == stage["name"]
+        recorded = (stage["step"], stage["value"], stage["jsd"], stage["gaps"][0][1], stage["gaps"][-1][1])
+        assert [number(text) for text in numbers] == [
+            round(n, d) for n, d in zip(recorded, (0, 4, 4, 3, 3), strict=True)
+        ]
+    text = " ".join((DOCS / "experiments.md").read_text().split())
+    value, from_half = re.findall(r"finds the value (\S+), and is nowhere further than (\S+) from ½", text)[0]
+    fresh = record["fresh_discriminator"]
+    assert (number(value), number(from_half)) == (round(fresh["value"], 4), round(fresh["from_half"], 3))
+
+
+def test_the_parzen_table_has_the_numbers_of_the_manifest() -> None:
+    """Figures are copied from what `evaluate --record` wrote, and go stale with a new bundle."""
+    manifest = json.loads((DOCS.parent / "bundles" / "mnist-mlp" / "manifest.json").read_text())
+    shown = {}
+    for name, paper, paper_sigma, fine, fine_sigma in rows(section("experiments.md", "The Parzen table"))[1:]:
+        texts = (*paper.split(" ± "), paper_sigma), (*fine.split(" ± "), fine_sigma)
+        shown[name] = [[number(text) for text in part] for part in texts]
+    assert shown == {
+        name: [
+            [
+                round(row[grid][key], digits)
+                for key, digits in (("log_likelihood", 1), ("standard_error", 1), ("sigma", 3))
+            ]
+            for grid in ("paper", "fine")
+        ]
+        for name, row in manifest["evaluation"]["parzen"].items()
+    }
+
+
+def test_the_ways_on_the_page_are_those_of_the_bundle(tmp_path: Path) -> None:
+    """The page's own command makes its picture, to one grey level."""
+    (command,) = (arguments for arguments in commands() if arguments[0] == "interpolate")
+    bundle = DOCS.parent / command[1]
+    shown = DOCS.parent / command[-1]
+    assert main([command[0], str(bundle), *command[2:-1], str(tmp_path / "new.png")]) == 0
+    with Image.open(tmp_path / "new.png") as new, Image.open(shown) as old:
+        assert np.abs(np.asarray(new).astype(int) - np.asarray(old).astype(int)).max() <= 1
 
 
 @pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))

@@ -35,6 +35,7 @@ from models.spec import (
 from models.trainer import Best, Report, State
 
 ROOT = Path(__file__).parents[1]
+COMMANDS = ("train", "evaluate", "inspect", "export", "toy", "interpolate", "neighbours")
 
 QUICK = TrainingOptions(
     preset="quick",
@@ -207,7 +208,7 @@ def test_inspect_says_what_is_in_a_bundle(data: Path, tmp_path: Path, capsys: py
     }
 
 
-@pytest.mark.parametrize("command", [[], ["train"], ["evaluate"], ["inspect"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
 def test_help_is_there_for_every_command(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     """`--help` says how to call it, on stdout, with exit code 0."""
     with pytest.raises(SystemExit) as caught:
@@ -567,6 +568,33 @@ def test_a_missing_extra_is_named(
     monkeypatch.setitem(sys.modules, "rich.console", None)
     assert train(data, tmp_path / "run") == 1
     assert "is not installed: the train extra brings it" in only_error(capsys)
+
+
+@pytest.mark.parametrize(
+    ("package", "module", "command", "extra"),
+    [
+        ("matplotlib.axes", "toyplot", ["toy"], "train"),
+        ("onnx", "export", ["export", str(ROOT / "bundles" / "mnist-mlp"), "--format", "onnx"], "export"),
+        ("onnxruntime", "export", ["export", str(ROOT / "bundles" / "mnist-mlp"), "--format", "onnx"], "export"),
+    ],
+)
+def test_an_experiment_names_the_extra_that_it_lacks(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    package: str,
+    module: str,
+    command: list[str],
+    extra: str,
+) -> None:
+    """Plots need the train extra and ONNX one of its own; each says so before it works for minutes."""
+    monkeypatch.delitem(sys.modules, f"models.{module}", raising=False)
+    monkeypatch.delattr(f"models.{module}", raising=False)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main([*command, "--out", str(tmp_path / "out")]) == 1
+    assert f"{package.partition('.')[0]}" in (line := only_error(capsys))
+    assert line.endswith(f"is not installed: the {extra} extra brings it")
+    assert not list(tmp_path.iterdir())
 
 
 # --- Options and names -------------------------------------------------------------------------------------------

@@ -75,13 +75,24 @@ def test_the_embedded_digits_have_the_brightness_of_real_ones(embedded: Any) -> 
 def test_the_make_targets_are_there(target: str) -> None:
     """Each target that the README names runs what it says."""
     assert any(f"make {target}" in block for block in BLOCKS)
-    expected = {"serve": "python -m service", "test": "python -m pytest", "install": "[train,test]"}
+    expected = {"serve": "python -m service", "test": "python -m pytest", "install": "[train,export,test]"}
     assert expected[target] in run(f"make --dry-run --always-make {target}", ROOT)
 
 
 def test_ci_runs_what_a_person_runs() -> None:
     """Green for a person means green in CI."""
     assert (ROOT / ".ci" / "run").read_text().rstrip().endswith("make test")
+
+
+def test_three_lines_of_python_draw_what_the_service_gives(embedded: Any) -> None:
+    """The README's lines, run from the repository's root."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert len(lines.splitlines()) == 3
+    save = "import sys, numpy; numpy.save(sys.stdout.buffer, images)"
+    done = subprocess.run([sys.executable, "-c", lines + save], cwd=ROOT, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
+    reply = httpx.get(f"{embedded.url}/sample?count=64&seed=7&format=npy")
+    np.testing.assert_array_equal(np.load(io.BytesIO(done.stdout)), np.load(io.BytesIO(reply.content)))
 
 
 def test_own_images_become_a_served_bundle(live_server: Any, tmp_path: Path) -> None:

@@ -108,6 +108,18 @@ async def test_pixels_are_those_that_the_net_makes(client: httpx.AsyncClient, ti
     np.testing.assert_allclose(got.astype(int), expected.astype(int), atol=1)
 
 
+@pytest.mark.parametrize("name", ["tiny", "rgb", "cond"])
+async def test_a_bundle_draws_what_the_service_gives(
+    client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle], name: str
+) -> None:
+    """`Bundle.draw` and /sample have the same bytes, labels that the seed draws included."""
+    reply = await client.get(f"/sample?bundle={name}&count=70&seed=11&first_index=5&format=npy")
+    np.testing.assert_array_equal(array(reply), tiny_bundles[name].draw(70, seed=11, first_index=5))
+    if name == "cond":
+        reply = await client.get("/sample?bundle=cond&seed=11&labels=owl,0,2&format=npy")
+        np.testing.assert_array_equal(array(reply), tiny_bundles["cond"].draw(3, seed=11, labels=["owl", 0, 2]))
+
+
 async def test_the_sixth_image_is_the_sixth_image(client: httpx.AsyncClient) -> None:
     """Alone, in a row of eight, or in a crowd of other requests, an image of a seed is the same image."""
     row = array(await client.get("/sample?count=8&seed=7&format=npy"))

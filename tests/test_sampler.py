@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -24,6 +24,7 @@ from models.sampler import (
     draw_labels,
     draw_latents,
     grid,
+    latent_path,
     to_pixels,
     to_uint8,
 )
@@ -318,3 +319,54 @@ def test_a_grid_equals_a_loop(images: UInt8, columns: int) -> None:
         top, left = index // columns * h, index % columns * w
         expected[top : top + h, left : left + w] = image
     np.testing.assert_array_equal(grid(images, columns), expected)
+
+
+# --- Ways between latents ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["linear", "spherical"])
+@given(
+    seed=seeds, steps=st.integers(2, 30), dim=st.integers(1, 40), distribution=st.sampled_from(["normal", "uniform"])
+)
+def test_a_path_begins_and_ends_at_its_latents(
+    method: Literal["linear", "spherical"], seed: int, steps: int, dim: int, distribution: str
+) -> None:
+    """Both ends bit for bit, everything finite, and backwards the same way."""
+    start, stop = draw_latents(latent(dim, distribution), seed, 0, 2)
+    path = latent_path(start, stop, steps, method)
+    assert path.shape == (steps, dim)
+    assert path.dtype == np.float32
+    np.testing.assert_array_equal(path[0], start)
+    np.testing.assert_array_equal(path[-1], stop)
+    assert np.isfinite(path).all()
+    np.testing.assert_allclose(latent_path(stop, start, steps, method)[::-1], path, atol=1e-5)
+
+
+def test_paths_are_the_line_and_the_arc() -> None:
+    """From (1, 0) to (0, 1): the line meets (½, ½), the arc (√½, √½), and thirds of it are 30 and 60 degrees."""
+    east, north = np.eye(2, dtype=np.float32)
+    np.testing.assert_allclose(latent_path(east, north, 3, "linear")[1], [0.5, 0.5])
+    np.testing.assert_allclose(latent_path(east, north, 3, "spherical")[1], [math.sqrt(0.5)] * 2, rtol=1e-6)
+    degrees = np.degrees(np.arctan2(*latent_path(east, north, 4, "spherical").T[::-1]))
+    np.testing.assert_allclose(degrees, [0, 30, 60, 90], atol=1e-4)
+
+
+@pytest.mark.parametrize("stop", [[2.0, 4.0], [-1.0, -2.0], [0.0, 0.0], [1.0, 2.0]], ids=str)
+def test_latents_on_one_line_through_zero_go_straight(stop: list[float]) -> None:
+    """There is no one arc between them."""
+    start, end = np.array([1, 2], np.float32), np.array(stop, np.float32)
+    np.testing.assert_array_equal(latent_path(start, end, 5, "spherical"), latent_path(start, end, 5, "linear"))
+
+
+def test_a_spherical_path_keeps_the_length_that_a_line_loses() -> None:
+    """In 100 dimensions the middle of the line has some 0.7 of the length, the arc's all of it."""
+    start, stop = draw_latents(latent(100), 1, 0, 2)
+    length = np.linalg.norm([start, stop], axis=1).mean()
+    assert np.linalg.norm(latent_path(start, stop, 3, "linear")[1]) < 0.8 * length
+    assert np.linalg.norm(latent_path(start, stop, 3, "spherical")[1]) > 0.97 * length
+
+
+def test_a_path_has_two_ends() -> None:
+    """One step would have to be both."""
+    with pytest.raises(ValueError, match="two steps"):
+        latent_path(np.zeros(2, np.float32), np.ones(2, np.float32), 1, "linear")

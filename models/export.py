@@ -1,0 +1,170 @@
+"""A bundle's net as an ONNX file, which leaves here only after onnxruntime has computed what torch computes."""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import onnx
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from models.bundle import Bundle, replace_file
+from models.sampler import draw_latents, to_pixels, to_uint8
+
+Net = Literal["generator", "discriminator"]
+CHECKED_ROWS = 256
+LARGEST_GREY_DIFFERENCE = 1  # of 255: what kinds of devices may differ by, too
+LARGEST_LOGIT_DIFFERENCE = 1e-3
+_INPUTS: dict[Net, str] = {"generator": "latents", "discriminator": "pixels"}
+_OUTPUTS: dict[Net, str] = {"generator": "pixels", "discriminator": "logits"}
+
+
+class ExportError(RuntimeError):
+    """The net could not be exported, or the exported one computes something else; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Parity:
+    """How far onnxruntime is from torch on the checked rows: grey levels of uint8 images, or units of D's logit."""
+
+    rows: int
+    largest_difference: float
+    unit: Literal["grey levels", "logit"]
+    allowed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the two agree. NaN agrees with nothing."""
+        return self.largest_difference <= self.allowed
+
+
+def export_onnx(bundle: Bundle, path: Path, net: Net = "generator") -> Parity:
+    """Write one net of a bundle (on the CPU) as an ONNX file, once it is proven.
+
+    G maps `latents` (n, dim) to `pixels` (n, c, h, w) in [0, 1], D maps `pixels` to `logits` (n,); nets of bundles with
+    labels take `labels` (n,), int64, beside. n is free. Name, version, the latent's facts and the labels are in the
+    file's metadata. The file is checked in memory and renamed into place, so no unproven file is ever there.
+
+    Raises:
+        ExportError: torch can't express the net in ONNX, or the check fails. Nothing is at `path` but what was before.
+        OSError: The disk, likewise.
+    """
+    content = _with_metadata(_convert(bundle, net), bundle, net)
+    parity = check_onnx(content, bundle, net)
+    if not parity.holds:
+        raise ExportError(
+            f"{path}: not written: onnxruntime differs from torch by {parity.largest_difference:.3g} {parity.unit} "
+            f"(allowed: {parity.allowed:g})"
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    replace_file(path, content)
+    return parity
+
+
+def check_onnx(content: bytes, bundle: Bundle, net: Net = "generator") -> Parity:
+    """Run an exported net beside the bundle's: all rows at once and one alone, every label in turn.
+
+    G's inputs are latents of seed 0, D's the images that G makes of them. G is compared in uint8 images, as they are
+    served; D in its logits.
+
+    Raises:
+        ExportError: onnxruntime can't run it.
+    """
+    latents, labels = _examples(bundle, CHECKED_ROWS)
+    with torch.inference_mode():
+        pixels = bundle.generator(latents, labels)
+        seen = to_pixels(to_uint8(pixels))
+        expected = pixels if net == "generator" else bundle.discriminator(seen, labels)
+    try:
+        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+        given = {_INPUTS[net]: latents if net == "generator" else seen}
+        if labels is not None:
+            given["labels"] = labels
+        together, alone = (
+            session.run([_OUTPUTS[net]], {name: rows[:count].numpy() for name, rows in given.items()})[0]
+            for count in (CHECKED_ROWS, 1)
+        )
+    except Exception as error:  # noqa: BLE001 - its errors have no common class
+        raise ExportError(f"onnxruntime can't run the {net}: {_first_line(error)}") from None
+    found = torch.from_numpy(np.concatenate([together, alone]))
+    expected = torch.cat([expected, expected[:1]])
+    if found.shape != expected.shape:
+        raise ExportError(f"the exported {net} gives {tuple(found.shape)}, the bundle's {tuple(expected.shape)}")
+    if net == "generator" and bool(found.isfinite().all()):
+        levels = np.abs(to_uint8(found).astype(np.int16) - to_uint8(expected).astype(np.int16))
+        return Parity(CHECKED_ROWS, float(levels.max()), "grey levels", LARGEST_GREY_DIFFERENCE)
+    difference = float((found - expected).abs().max())
+    if net == "generator":
+        return Parity(CHECKED_ROWS, difference, "grey levels", LARGEST_GREY_DIFFERENCE)
+    return Parity(CHECKED_ROWS, difference, "logit", LARGEST_LOGIT_DIFFERENCE)
+
+
+def _examples(bundle: Bundle, rows: int) -> tuple[Tensor, Tensor | None]:
+    latents = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, rows))
+    names = bundle.manifest.labels
+    return latents, None if names is None else torch.arange(rows) % len(names)
+
+
+def _convert(bundle: Bundle, net: Net) -> onnx.ModelProto:
+    latents, labels = _examples(bundle, 2)  # a size of 1 would be taken for a constant
+    pixels = torch.zeros(2, *bundle.manifest.image.shape)
+    module: Callable[..., Tensor] = bundle.generator if net == "generator" else bundle.discriminator
+    inputs = (latents if net == "generator" else pixels, *([] if labels is None else [labels]))
+    names = [_INPUTS[net], "labels"][: len(inputs)]
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # optional packages that it would like to have
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the exporter's own, about its own parts
+            program = torch.onnx.export(
+                _Positional(module).eval(),
+                inputs,
+                dynamo=True,
+                input_names=names,
+                output_names=[_OUTPUTS[net]],
+                dynamic_shapes=(tuple({0: torch.export.Dim("n")} for _ in inputs),),  # one entry: the star in forward
+                external_data=False,
+                verbose=False,
+            )
+    except ModuleNotFoundError:
+        raise
+    except Exception as error:  # noqa: BLE001 - whatever a net's operations make it raise
+        raise ExportError(f"torch can't export the {net}: {_first_line(error.__cause__ or error)}") from None
+    if program is None:
+        raise ExportError("torch gave no program")  # only its older exporter, dynamo=False, may
+    return program.model_proto
+
+
+class _Positional(nn.Module):
+    """A net of either kind behind a signature of images or latents, and labels where there are some."""
+
+    def __init__(self, net: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.net(*inputs)
+
+
+def _with_metadata(model: onnx.ModelProto, bundle: Bundle, net: Net) -> bytes:
+    manifest = bundle.manifest
+    facts = {
+        "bundle": bundle.name,
+        "version": bundle.version,
+        "net": net,
+        "latent": manifest.latent.model_dump_json(),
+        "labels": json.dumps(manifest.labels),
+        "calibration": "null" if manifest.calibration is None else manifest.calibration.model_dump_json(),
+    }
+    onnx.helper.set_model_props(model, facts)
+    content: bytes = model.SerializeToString(deterministic=True)
+    return content
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
