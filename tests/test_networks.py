@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from models.networks import Maxout, MaxoutDiscriminator, MLPGenerator, build_networks, drop
-from models.spec import PRESETS, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, NetworkSpec
+from models.spec import PRESETS, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 
 IMAGE = ImageSpec(channels=3, height=4, width=5)
-NETWORK = NetworkSpec(
+NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(9, 7)),
     discriminator=MaxoutDiscriminatorSpec(units=(6, 5), pieces=3),
@@ -34,6 +34,8 @@ def filled(net: N, seed: int = 0) -> N:
 
 def nets(classes: int = 0) -> tuple[MLPGenerator, MaxoutDiscriminator]:
     generator, discriminator = build_networks(NETWORK, IMAGE, LatentSpec(dim=6, distribution="normal"), classes)
+    assert isinstance(generator, MLPGenerator)
+    assert isinstance(discriminator, MaxoutDiscriminator)
     return filled(generator), filled(discriminator, 1)
 
 

@@ -25,14 +25,14 @@ from models.spec import (
     LatentSpec,
     MaxoutDiscriminatorSpec,
     MLPGeneratorSpec,
-    NetworkSpec,
+    MLPSpec,
     SGDSpec,
     TrainingOptions,
 )
 from models.trainer import Resident, State, TrainingError, train, train_step
 
 CPU = torch.device("cpu")
-NETWORK = NetworkSpec(
+NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(9, 8)),
     discriminator=MaxoutDiscriminatorSpec(units=(7, 6), pieces=3),
@@ -267,7 +267,7 @@ def test_the_first_weights_are_as_published() -> None:
                 assert not parameter.any()
     mean = dataset.train.images.astype(np.float64).mean(axis=0).ravel() / 255
     clipped = mean.clip(1e-7, 1 - 1e-7)
-    bias = state.generator.output.bias.detach().double().numpy()
+    bias = state.generator.output.get_parameter("bias").detach().double().numpy()
     np.testing.assert_allclose(bias, np.log(clipped / (1 - clipped)), rtol=2e-2)  # float32 near 1
     inner = (mean > 0) & (mean < 1)
     np.testing.assert_allclose(bias[inner], np.log(mean[inner] / (1 - mean[inner])), atol=1e-5)
@@ -404,7 +404,7 @@ def test_weights_that_broke_in_the_last_update_are_noticed() -> None:
     next(step)
     assert state.is_finite()
     with torch.no_grad():
-        state.generator.output.bias[0] = torch.inf  # sigmoid makes it a 1: every loss stays finite
+        state.generator.output.get_parameter("bias")[0] = torch.inf  # sigmoid makes it a 1: every loss stays finite
     with pytest.raises(TrainingError, match="training diverged by step 2"):
         next(step)
 
@@ -440,7 +440,7 @@ def test_a_generator_that_makes_no_numbers_has_no_score() -> None:
     """NaN pixels are one clear error, not a score that beats all others."""
     state = State(small(), images(), CPU)
     with torch.no_grad():
-        state.generator.output.bias[0] = torch.nan
+        state.generator.output.get_parameter("bias")[0] = torch.nan
     with pytest.raises(TrainingError, match="some of its pixels are not numbers"):
         trainer.score(state, images())
 
@@ -520,7 +520,7 @@ def test_training_on_real_digits_beats_the_untrained_generator_by_far() -> None:
     The margin is 75 to 80 nats, over an untrained generator that knows every pixel's mean already.
     """
     dataset = load_dataset(str(Path(__file__).parent / "data" / "mnist-2000.npz"), None, seed=0)
-    network = NetworkSpec(
+    network = MLPSpec(
         family="mlp",
         generator=MLPGeneratorSpec(hidden=(200,)),
         discriminator=MaxoutDiscriminatorSpec(units=(64,), pieces=3),
