@@ -247,7 +247,7 @@ def train_step(state: State) -> Tensor:
         for turn in range(options.d_steps):
             update = state.step * options.d_steps + turn
             images, labels = data.take(update * m, m)
-            penalty, gamma = options.penalty, _gamma(state, update)
+            penalty, gamma = options.penalty, penalty_weight(state, update)
             with low:
                 with torch.no_grad():
                     fake = generator(_noise(state, rng), labels)
@@ -255,8 +255,8 @@ def train_step(state: State) -> Tensor:
                 fake = fake.float().requires_grad_(gamma > 0)
                 real_logits, class_loss = _judge_real(state, images, labels, rng)
                 fake_logits = discriminator(fake, labels, rng).float()
-                d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale + class_loss
-                total = d_loss
+                d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
+                total = d_loss + class_loss
                 if penalty and gamma and penalty.r1:
                     total = total + gamma * gradient_penalty(real_logits, images)
                 if penalty and gamma and penalty.r2:
@@ -273,10 +273,10 @@ def train_step(state: State) -> Tensor:
         with low:
             real_logits, class_loss = _judge_real(state, images, labels, rng)
             fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
-            d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale + class_loss
+            d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
             g_loss = loss.generator(real_logits, fake_logits)
         g_gradients = torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True)
-        d_gradients = torch.autograd.grad(d_loss, list(discriminator.parameters()))
+        d_gradients = torch.autograd.grad(d_loss + class_loss, list(discriminator.parameters()))
         _apply(g_gradients, generator, state.g_optimiser)
         _apply(d_gradients, discriminator, state.d_optimiser)
 
@@ -443,7 +443,7 @@ def _judge_real(
     return logits.float(), F.cross_entropy(scores.float(), labels) * (weight or 1.0)
 
 
-def _gamma(state: State, update: int) -> float:
+def penalty_weight(state: State, update: int) -> float:
     """What the gradient penalties weigh in this update of D; 0 where they are left out."""
     penalty = state.options.penalty
     if penalty is None or update % penalty.every:
