@@ -20,6 +20,7 @@ from pydantic import ValidationError
 from models import evaluation, figures, trainer
 from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
 from models.data import DataError, Dataset, load_dataset
+from models.losses import LOSSES
 from models.rundir import RunDir, RunError, environment
 from models.sampler import grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
@@ -72,8 +73,14 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--update", choices=["alternating", "simultaneous"], help="Algorithm 1's turns, or both at once")
     train.add_argument("--d-steps", type=int, metavar="K", help="D's updates for each of G's, alternating only")
     train.add_argument(
-        "--generator-loss", choices=["nonsaturating", "saturating"], help="−log D(G(z)), log(1 − D(G(z)))"
+        "--generator-loss",
+        choices=LOSSES,
+        help="−log D(G(z)), log(1 − D(G(z))), and those of D with it; models/losses.py",
     )
+    labels = train.add_mutually_exclusive_group()
+    labels.add_argument("--conditional", action="store_true", default=None, help="both nets see the label")
+    labels.add_argument("--unconditional", action="store_false", dest="conditional", default=None,
+                        help="labels are not used, also where there are some")  # fmt: skip
     train.add_argument("--algorithm1", action="store_true", help="the paper's Algorithm 1 instead of its code: "
                        "alternating updates with fresh noise, log(1 − D(G(z))), D's loss unscaled")  # fmt: skip
 
@@ -196,7 +203,7 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
     options = PRESETS[arguments.preset].model_dump(mode="json")
     if arguments.algorithm1:
         options |= {"update": "alternating", "generator_loss": "saturating", "d_loss_scale": 1.0}
-    for field in ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss"):
+    for field in ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss", "conditional"):
         if getattr(arguments, field) is not None:
             options[field] = getattr(arguments, field)
     if arguments.noise is not None:
@@ -217,6 +224,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if run.is_used() and not arguments.resume:
         raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, image_size=arguments.image_size)
+    if dataset.label_names and not options.conditional and arguments.conditional is None:
+        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
     record = {
         "preset": options.preset,
         "options": options.model_dump(mode="json"),

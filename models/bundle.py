@@ -30,9 +30,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from models.networks import MaxoutDiscriminator, MLPGenerator, build_networks
+from models.networks import Discriminator, Generator, build_networks
 from models.sampler import REFERENCE_TILE, Float32, Int64, Tiles, UInt8, draw_labels, draw_latents, to_uint8
-from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec
+from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
@@ -82,6 +82,7 @@ class Manifest(Spec):
     def _parts_agree(self) -> "Manifest":
         if set(self.files) != {GENERATOR, DISCRIMINATOR, SAMPLES}:
             raise ValueError(f"files must be {GENERATOR}, {DISCRIMINATOR} and {SAMPLES}")
+        check_image(self.network, self.image)
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from one another")
         frequencies = self.latent.label_frequencies
@@ -102,8 +103,8 @@ class Bundle:
     folder: Path
     manifest: Manifest
     version: str
-    generator: MLPGenerator
-    discriminator: MaxoutDiscriminator
+    generator: Generator
+    discriminator: Discriminator
 
     @property
     def name(self) -> str:

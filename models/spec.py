@@ -72,12 +72,83 @@ class MaxoutDiscriminatorSpec(Spec):
     keep_hidden: float = Field(0.5, gt=0, le=1)
 
 
-class NetworkSpec(Spec):
-    """Both nets of a bundle. With labels, both take the label as a one-hot vector beside their input."""
+class MLPSpec(Spec):
+    """The paper's nets. With labels, both take the label as a one-hot vector beside their input."""
 
     family: Literal["mlp"]
     generator: MLPGeneratorSpec
     discriminator: MaxoutDiscriminatorSpec
+
+
+class ResidualSpec(Spec):
+    """Stages of residual blocks without normalisation (R3GAN: Huang et al. 2024, §3), one stage for each image size.
+
+    The stage of the smallest size has `width` channels, and each larger one half of its neighbour's, but never fewer
+    than `narrowest`. A block is 1×1, 3×3 and 1×1 convolutions, `expansion` times as wide inside; the 3×3 one mixes
+    `group` channels with one another.
+    """
+
+    width: Width
+    narrowest: Width
+    blocks: int = Field(ge=1, le=16)  # in each stage
+    expansion: int = Field(2, ge=1, le=8)
+    group: Width = 16
+
+    @model_validator(mode="after")
+    def _groups_fit(self) -> "ResidualSpec":
+        if self.narrowest > self.width:
+            raise ValueError("narrowest is more than width")
+        if any(channels * self.expansion % self.group for channels in self.channels(16)):
+            raise ValueError("a stage's channels times expansion must be a multiple of group")
+        return self
+
+    def channels(self, stages: int) -> tuple[int, ...]:
+        """Channels of this many stages, from the smallest size to the largest."""
+        return tuple(max(self.width >> stage, self.narrowest) for stage in range(stages))
+
+
+class ConvGeneratorSpec(ResidualSpec):
+    """z, and with labels an embedding of `embedding` numbers beside it → residual stages, growing → sigmoid pixels."""
+
+    embedding: Width = 32
+
+
+class ConvDiscriminatorSpec(ResidualSpec):
+    """x → residual stages, shrinking → features → one logit; with labels by projection (Miyato & Koyama 2018)."""
+
+
+class ConvSpec(Spec):
+    """Convolutional nets for square images of 16 to 128 pixels a side."""
+
+    family: Literal["conv"]
+    generator: ConvGeneratorSpec
+    discriminator: ConvDiscriminatorSpec
+
+
+NetworkSpec = Annotated[MLPSpec | ConvSpec, Field(discriminator="family")]  # both nets of a bundle
+
+
+def stage_sizes(size: int) -> tuple[int, ...]:
+    """Sides of a convolutional net's stages for square images of this side, rising: halved, rounded up, down to 4 to 7.
+
+    28 has 7, 14, 28; 32 has 4, 8, 16, 32; 100 has 7, 13, 25, 50, 100.
+    """
+    sizes = [size]
+    while sizes[0] > 7:
+        sizes.insert(0, (sizes[0] + 1) // 2)
+    return tuple(sizes)
+
+
+def check_image(network: MLPSpec | ConvSpec, image: ImageSpec) -> None:
+    """See that nets of this family can make such images.
+
+    Raises:
+        ValueError: They can't.
+    """
+    if isinstance(network, ConvSpec) and not (image.height == image.width and 16 <= image.height <= 128):
+        raise ValueError(
+            f"convolutional nets are for square images of 16 to 128 pixels a side, not {image.height}×{image.width}"
+        )
 
 
 class Calibration(Spec):
@@ -106,12 +177,32 @@ class SGDSpec(Spec):
 
 
 class AdamSpec(Spec):
-    """Adam (Kingma & Ba 2015)."""
+    """Adam (Kingma & Ba 2015). With finals, rate and beta2 move there over the options' `burn_in_images`."""
 
     kind: Literal["adam"] = "adam"
     lr: float = Field(gt=0)
     beta1: float = Field(0.5, ge=0, lt=1)
     beta2: float = Field(0.999, ge=0, lt=1)
+    final_lr: float | None = Field(None, gt=0)
+    final_beta2: float | None = Field(None, ge=0, lt=1)
+
+
+class PenaltySpec(Spec):
+    """R1 and R2, zero-centred gradient penalties on real and on generated images (Mescheder et al. 2018, eq. 9, 10).
+
+    Each adds γ/2·E‖∇D‖² to D's loss, the gradient of the logit by pixels in [0, 1]. Gamma moves from `gamma` to
+    `final_gamma` over the options' `burn_in_images`. With `every` above 1 they are added in every so many updates of D
+    and weigh as much more (lazy regularisation, Karras et al. 2020).
+    """
+
+    gamma: float = Field(gt=0)
+    final_gamma: float | None = Field(None, gt=0)
+    r1: bool = True
+    r2: bool = True
+    every: int = Field(1, ge=1)
+
+
+GameName = Literal["nonsaturating", "saturating", "hinge", "relativistic"]
 
 
 class TrainingOptions(Spec):
@@ -123,11 +214,18 @@ class TrainingOptions(Spec):
             then one of G with fresh noise. `simultaneous` is the published code: one mini-batch of noise and data,
             both gradients from the same forward pass, both nets updated together (`d_steps` is 1).
         d_steps: Algorithm 1's k.
-        generator_loss: What G minimises: `nonsaturating` −log D(G(z)), `saturating` log(1 − D(G(z))).
+        generator_loss: What G minimises, and D with it: `nonsaturating` −log D(G(z)), `saturating` log(1 − D(G(z))),
+            both with the logistic loss of D; `hinge`; `relativistic`. See models/losses.py.
         d_loss_scale: Factor on D's loss; the published code has 0.5, the paper 1.
+        penalty: Gradient penalties on D; alternating updates only.
+        class_loss: Factor on the class head's cross-entropy on real images, which D's features learn from too;
+            0 trains the head alone, and the features never hear of it. Without labels there is no head.
+        precision: Of the convolutions and matrix products in training; weights, losses and scores are float32.
         batch_size: Algorithm 1's m: as many noise samples and as many images in every mini-batch.
-        generator_init, discriminator_init: Weights start uniform in ±this.
-        output_bias_from_data: G's last bias starts at the logit of each pixel's mean over the training images.
+        generator_init, discriminator_init: The perceptrons' weights start uniform in ±this.
+        output_bias_from_data: G's last bias starts at the logit of each pixel's mean over the training images, of
+            each channel's for convolutional nets.
+        burn_in_images: Real images over which rates, betas and gammas move to their finals, along half a cosine.
         ema_half_life_images: Generated images after which a weight's share in the average of G's weights has
             halved; 0 keeps no average. The bundle gets the average where there is one.
         score_every: Steps between two scores on the validation images; the bundle gets the weights that scored best.
@@ -142,13 +240,17 @@ class TrainingOptions(Spec):
     batch_size: int = Field(100, ge=1)
     update: Literal["alternating", "simultaneous"]
     d_steps: int = Field(1, ge=1)
-    generator_loss: Literal["nonsaturating", "saturating"]
+    generator_loss: GameName
     d_loss_scale: float = Field(1.0, gt=0)
+    penalty: PenaltySpec | None = None
+    class_loss: float = Field(0.0, ge=0)
+    precision: Literal["float32", "bfloat16"] = "float32"
     generator_optimiser: SGDSpec | AdamSpec = Field(discriminator="kind")
     discriminator_optimiser: SGDSpec | AdamSpec = Field(discriminator="kind")
     generator_init: float = Field(0.05, gt=0)
     discriminator_init: float = Field(0.005, gt=0)
     output_bias_from_data: bool = True
+    burn_in_images: int = Field(0, ge=0)
     ema_half_life_images: int = Field(0, ge=0)
     score_every: int = Field(2_500, ge=1)
 
@@ -156,15 +258,33 @@ class TrainingOptions(Spec):
     def _one_pass_has_one_discriminator_step(self) -> "TrainingOptions":
         if self.update == "simultaneous" and self.d_steps != 1:
             raise ValueError("d_steps counts the discriminator's turns of the alternating update; simultaneous has one")
+        if self.update == "simultaneous" and self.penalty is not None:
+            raise ValueError("gradient penalties go with the alternating update")
         return self
 
 
-_PAPER_NETWORK = NetworkSpec(
+_PAPER_NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(1200, 1200)),
     discriminator=MaxoutDiscriminatorSpec(units=(240, 240), pieces=5),
 )
 _PAPER_SGD = SGDSpec(lr=0.1, decay=1.000004, min_lr=1e-6, momentum=0.5, final_momentum=0.7, momentum_epochs=250)
+
+# Small enough for two CPU cores: 0.4 M numbers, and few channels where the images are large.
+_CONV_NETWORK = ConvSpec(
+    family="conv",
+    generator=ConvGeneratorSpec(width=64, narrowest=16, blocks=1),
+    discriminator=ConvDiscriminatorSpec(width=64, narrowest=16, blocks=1),
+)
+_CONV_ADAM = AdamSpec(lr=1e-3, final_lr=1e-4, beta1=0.0, beta2=0.99)
+_CONV_LOSSES: tuple[tuple[str, GameName, PenaltySpec], ...] = (
+    # The classic: the paper's own loss, whose D is kept smooth around real images. The first to try.
+    ("conv-ns", "nonsaturating", PenaltySpec(gamma=0.25, r2=False, every=4)),
+    # D stops learning from images that it judges right by a margin; what large GANs of 2018 to 2022 were trained with.
+    ("conv-hinge", "hinge", PenaltySpec(gamma=0.25, r2=False, every=4)),
+    # R3GAN: D judges pairs, which leaves no classes of images out, and is smooth around generated images too.
+    ("conv-r3", "relativistic", PenaltySpec(gamma=0.25, every=4)),
+)
 
 PRESETS: dict[str, TrainingOptions] = {
     # The nets, losses and schedules of the code published with the paper, whose update is simultaneous.
@@ -193,4 +313,24 @@ PRESETS: dict[str, TrainingOptions] = {
         ema_half_life_images=20_000,
         discriminator_init=0.02,
     ),
+    **{
+        preset: TrainingOptions(
+            preset=preset,
+            network=_CONV_NETWORK,
+            latent=LatentSpec(dim=64, distribution="normal"),
+            conditional=True,
+            steps=10_000,
+            batch_size=64,
+            update="alternating",
+            generator_loss=loss,
+            penalty=penalty,
+            class_loss=1.0,
+            precision="bfloat16",
+            generator_optimiser=_CONV_ADAM,
+            discriminator_optimiser=_CONV_ADAM,
+            burn_in_images=640_000,
+            ema_half_life_images=30_000,
+        )
+        for preset, loss, penalty in _CONV_LOSSES
+    },
 }

@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.bundle import Bundle, write_bundle
 from models.data import Dataset
 from models.evaluation import PAPER_SAMPLES, SigmaChoice, fit_calibration, validation_log_likelihood
-from models.losses import GENERATOR_LOSSES, discriminator_loss
-from models.networks import MaxoutDiscriminator, MLPGenerator, build_networks
+from models.losses import LOSSES, gradient_penalty
+from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 
@@ -70,7 +71,7 @@ class State:
     """All that a run has computed so far: both nets, the average of G, both optimisers, the step, and the best.
 
     Raises:
-        TrainingError: The options need labels, and the data has none.
+        TrainingError: The options need labels, and the data has none; or the nets can't make such images.
     """
 
     def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device) -> None:
@@ -92,15 +93,18 @@ class State:
         self.g_optimiser = _optimiser(self.generator, options.generator_optimiser)
         self.d_optimiser = _optimiser(self.discriminator, options.discriminator_optimiser)
 
-    def empty_nets(self) -> tuple[MLPGenerator, MaxoutDiscriminator]:
+    def empty_nets(self) -> tuple[Generator, Discriminator]:
         """Both nets of the options and data, with unspecified weights."""
-        nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
+        try:
+            nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
         for net in nets:
             net.to_empty(device=self.device)
         return nets
 
     @property
-    def shown_generator(self) -> MLPGenerator:
+    def shown_generator(self) -> Generator:
         """The generator whose images count: the average where one is kept."""
         return self.generator if self.average is None else self.average
 
@@ -166,7 +170,10 @@ class Resident:
         self.images = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
         labels = dataset.train.labels if options.conditional else None
         if options.conditional and labels is None:
-            raise TrainingError(f"preset {options.preset} is class-conditional, and {dataset.name} has no labels")
+            raise TrainingError(
+                f"preset {options.preset} is class-conditional, and {dataset.name} has no labels: "
+                "--unconditional trains without"
+            )
         self.labels = None if labels is None else torch.from_numpy(labels).to(device)
         self.seed = options.seed
         self._orders: dict[int, Tensor] = {}
@@ -209,50 +216,67 @@ def image_spec(dataset: Dataset) -> ImageSpec:
     return ImageSpec(channels=1 if channels == 1 else 3, height=height, width=width)
 
 
-def initialise(generator: MLPGenerator, discriminator: nn.Module, options: TrainingOptions, mean: Tensor) -> None:
-    """Fill both nets: weights uniform in ±init, biases 0, G's last bias from the data's marginals.
+def initialise(generator: Generator, discriminator: Discriminator, options: TrainingOptions, mean: Tensor) -> None:
+    """Fill both nets: the perceptrons' weights uniform in ±init, the convolutions' as Fixup has them, biases 0.
 
-    With a bias of logit(mean pixel), G's first images have the data's mean brightness at every pixel.
+    With a last bias of logit(mean pixel), G's first images have the data's mean brightness at every pixel, or in every
+    channel.
     """
     rng = torch.Generator().manual_seed(_derived_seed(options.seed, "initialise", 0))
-    for net, bound in ((generator, options.generator_init), (discriminator, options.discriminator_init)):
-        for parameter in net.parameters():
-            numbers = torch.zeros(parameter.shape)
-            if parameter.dim() > 1:
-                numbers.uniform_(-bound, bound, generator=rng)
-            parameter.data.copy_(numbers)
+    if isinstance(generator, MLPGenerator):
+        fill_uniform(generator, options.generator_init, rng)
+        fill_uniform(discriminator, options.discriminator_init, rng)
+    else:
+        fill_fixup(generator, rng)
+        fill_fixup(discriminator, rng)
     if options.output_bias_from_data:
-        generator.output.bias.data.copy_(torch.logit(mean.flatten(), eps=1e-7))
+        bias = generator.output.get_parameter("bias")
+        bias.data.copy_(torch.logit(mean.reshape(len(bias), -1).mean(dim=1), eps=1e-7))
 
 
 def train_step(state: State) -> Tensor:
     """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z)))."""
     options, data, m = state.options, state.data, state.options.batch_size
-    generator, discriminator = state.generator, state.discriminator
-    generator_loss = GENERATOR_LOSSES[options.generator_loss]
+    generator, discriminator, loss = state.generator, state.discriminator, LOSSES[options.generator_loss]
     rng = torch.Generator(state.device).manual_seed(_derived_seed(options.seed, "step", state.step))
+    low = torch.autocast(state.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     _schedule(state.g_optimiser, options.generator_optimiser, state)
     _schedule(state.d_optimiser, options.discriminator_optimiser, state)
 
     if options.update == "alternating":
         for turn in range(options.d_steps):
-            images, labels = data.take((state.step * options.d_steps + turn) * m, m)
+            update = state.step * options.d_steps + turn
+            images, labels = data.take(update * m, m)
+            penalty, gamma = options.penalty, penalty_weight(state, update)
+            with low:
+                with torch.no_grad():
+                    fake = generator(_noise(state, rng), labels)
+                images.requires_grad_(gamma > 0)
+                fake = fake.float().requires_grad_(gamma > 0)
+                real_logits, class_loss = _judge_real(state, images, labels, rng)
+                fake_logits = discriminator(fake, labels, rng).float()
+                d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
+                total = d_loss + class_loss
+                if penalty and gamma and penalty.r1:
+                    total = total + gamma * gradient_penalty(real_logits, images)
+                if penalty and gamma and penalty.r2:
+                    total = total + gamma * gradient_penalty(fake_logits, fake)
+            _descend(total, discriminator, state.d_optimiser)
+        with low:
             with torch.no_grad():
-                fake = generator(_noise(state, rng), labels)
-            real_logits = discriminator(images, labels, rng)
-            fake_logits = discriminator(fake, labels, rng)
-            d_loss = discriminator_loss(real_logits, fake_logits) * options.d_loss_scale
-            _descend(d_loss, discriminator, state.d_optimiser)
-        g_loss = generator_loss(discriminator(generator(_noise(state, rng), labels), labels, rng))
+                rivals = discriminator(images, labels, rng).float() if loss.paired else real_logits
+            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
+            g_loss = loss.generator(rivals, fake_logits)
         _descend(g_loss, generator, state.g_optimiser)
     else:
         images, labels = data.take(state.step * m, m)
-        real_logits = discriminator(images, labels, rng)
-        fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng)
-        d_loss = discriminator_loss(real_logits, fake_logits) * options.d_loss_scale
-        g_loss = generator_loss(fake_logits)
+        with low:
+            real_logits, class_loss = _judge_real(state, images, labels, rng)
+            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
+            d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
+            g_loss = loss.generator(real_logits, fake_logits)
         g_gradients = torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True)
-        d_gradients = torch.autograd.grad(d_loss, list(discriminator.parameters()))
+        d_gradients = torch.autograd.grad(d_loss + class_loss, list(discriminator.parameters()))
         _apply(g_gradients, generator, state.g_optimiser)
         _apply(d_gradients, discriminator, state.d_optimiser)
 
@@ -374,7 +398,7 @@ def draw(bundle: Bundle, count: int, first_index: int) -> Tensor:
 
 
 @torch.inference_mode()
-def _logits(discriminator: MaxoutDiscriminator, images: UInt8, labels: Tensor | None) -> Tensor:
+def _logits(discriminator: Discriminator, images: UInt8, labels: Tensor | None) -> Tensor:
     device = next(discriminator.parameters()).device
     labels = None if labels is None else labels.to(device)
     return torch.cat(
@@ -387,7 +411,7 @@ def _logits(discriminator: MaxoutDiscriminator, images: UInt8, labels: Tensor | 
 
 @torch.inference_mode()
 def generate(
-    generator: MLPGenerator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
+    generator: Generator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
 ) -> Tensor:
     """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device.
 
@@ -408,6 +432,35 @@ def _chunks(count: int) -> list[slice]:
     return [slice(start, start + 1_000) for start in range(0, count, 1_000)]
 
 
+def _judge_real(
+    state: State, images: Tensor, labels: Tensor | None, rng: torch.Generator
+) -> tuple[Tensor, Tensor | float]:
+    """D's logits of real images, and what its class head's cross-entropy adds to its loss; nothing without classes."""
+    if labels is None:
+        return state.discriminator(images, None, rng).float(), 0.0
+    weight = state.options.class_loss
+    logits, _, scores = state.discriminator.judge(images, labels, rng, detach=weight == 0)
+    return logits.float(), F.cross_entropy(scores.float(), labels) * (weight or 1.0)
+
+
+def penalty_weight(state: State, update: int) -> float:
+    """What the gradient penalties weigh in this update of D; 0 where they are left out."""
+    penalty = state.options.penalty
+    if penalty is None or update % penalty.every:
+        return 0.0
+    return _moved(state, penalty.gamma, penalty.final_gamma) * penalty.every
+
+
+def _moved(state: State, start: float, final: float | None) -> float:
+    """A scheduled number by now: `start`, then half a cosine over the burn-in's images, then `final`."""
+    if final is None:
+        return start
+    options = state.options
+    seen = state.step * options.d_steps * options.batch_size
+    share = min(seen / options.burn_in_images, 1.0) if options.burn_in_images else 1.0
+    return final + (start - final) * (1 + math.cos(math.pi * share)) / 2
+
+
 def _noise(state: State, rng: torch.Generator) -> Tensor:
     """(m, dim) numbers of mean 0 and variance 1 from the run's latent distribution."""
     shape = (state.options.batch_size, state.options.latent.dim)
@@ -422,7 +475,8 @@ def _descend(loss: Tensor, net: nn.Module, optimiser: Optimiser) -> None:
 
 def _apply(gradients: tuple[Tensor, ...], net: nn.Module, optimiser: Optimiser) -> None:
     for parameter, gradient in zip(net.parameters(), gradients, strict=True):
-        parameter.grad = gradient
+        # The fused kernels read a gradient in the order of its memory, whatever its strides say.
+        parameter.grad = gradient.contiguous()
     optimiser.step()
 
 
@@ -433,10 +487,12 @@ def _optimiser(net: nn.Module, spec: SGDSpec | AdamSpec) -> Optimiser:
 
 
 def _schedule(optimiser: Optimiser, spec: SGDSpec | AdamSpec, state: State) -> None:
-    """Set the paper's learning rate and momentum for the step to come; Adam's stay."""
-    if isinstance(spec, AdamSpec):
-        return
+    """Set the rate and momentum, or the rate and betas, for the step to come."""
     group = optimiser.param_groups[0]
+    if isinstance(spec, AdamSpec):
+        group["lr"] = _moved(state, spec.lr, spec.final_lr)
+        group["betas"] = (spec.beta1, _moved(state, spec.beta2, spec.final_beta2))
+        return
     epoch = state.step * state.options.d_steps * state.options.batch_size // len(state.data)
     share = min(epoch / spec.momentum_epochs, 1.0) if spec.momentum_epochs else 0.0
     group["momentum"] = spec.momentum + share * (spec.final_momentum - spec.momentum)

@@ -45,6 +45,7 @@ T = TypeVar("T")
 
 MAX_BATCH_ROWS = max(TILE_SIZES)
 WARMUP_SEED = 0
+UNKNOWN_LABEL = -1  # for D's class head to name
 
 
 @contextlib.contextmanager
@@ -74,7 +75,10 @@ class SamplePayload(NamedTuple):
 
 
 class DiscriminatePayload(NamedTuple):
-    """What D needs for one request: uint8 (n, h, w, c) of the bundle's shape, and a label for each, or None."""
+    """What D needs for one request: uint8 (n, h, w, c) of the bundle's shape, and a label for each, or None.
+
+    A bundle with classes needs labels; −1 is an unknown one, which the class head names.
+    """
 
     images: UInt8
     labels: Int64 | None
@@ -109,7 +113,10 @@ class SampleLane:
 
 @dataclass(eq=False)
 class DiscriminateLane:
-    """D of a bundle: payloads are `DiscriminatePayload`, rows are float32 (n,) logits."""
+    """D of a bundle: payloads are `DiscriminatePayload`.
+
+    Rows are float32 (n, 1) logits, with classes (n, 2): the logit, and the label that it is for, given or named.
+    """
 
     bundle: str
     tiles: Tiles
@@ -124,13 +131,30 @@ class DiscriminateLane:
     def run(self, parts: Sequence[Part]) -> Rows:
         """Judge the images."""
         images = np.concatenate([payload.images[start:stop] for payload, start, stop in parts])
-        logits = self.tiles(to_pixels(images, self.device), _labels(parts, self.device))
-        return logits.to("cpu", torch.float32).numpy()
+        verdicts = self.tiles(to_pixels(images, self.device), _labels(parts, self.device))
+        return verdicts[:, :2].to("cpu", torch.float32).numpy()
 
 
 def _labels(parts: Sequence[Part], device: torch.device) -> torch.Tensor | None:
     labels = [payload.labels[start:stop] for payload, start, stop in parts if payload.labels is not None]
     return torch.from_numpy(np.concatenate(labels)).to(device) if labels else None
+
+
+class _Verdicts:
+    """All that D says of images, in one tensor whose bits can be compared.
+
+    (n, 1) logits without labels; with them (n, 2 + classes): the logit, the label that it is for, each class's score.
+    """
+
+    def __init__(self, bundle: Bundle) -> None:
+        self.discriminator = bundle.discriminator
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        if labels is None:
+            logits: torch.Tensor = self.discriminator(images)
+            return logits[:, None]
+        logits, labels, scores = self.discriminator.judge(images, labels)
+        return torch.cat([logits[:, None], labels[:, None].to(scores.dtype), scores], dim=1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,16 +212,23 @@ class Engine:
         latent, names = bundle.manifest.latent, bundle.manifest.labels
         latents = torch.from_numpy(draw_latents(latent, WARMUP_SEED, 0, MAX_BATCH_ROWS)).to(self.device)
         labels = None if names is None else torch.arange(MAX_BATCH_ROWS, device=self.device) % len(names)
+        verdicts = _Verdicts(bundle)
         with torch.inference_mode():
             images = Tiles(bundle.generator, [REFERENCE_TILE])(latents, labels)
-            logits = Tiles(bundle.discriminator, [REFERENCE_TILE])(images, labels)
-        for net, rows in (("generator", images), ("discriminator", logits)):
+            # Every other label is unknown: what the class head names is proven too.
+            asked = (
+                None
+                if labels is None
+                else labels.where(torch.arange(len(labels), device=self.device) % 2 == 0, UNKNOWN_LABEL)
+            )
+            judged = Tiles(verdicts, [REFERENCE_TILE])(images, asked)
+        for net, rows in (("generator", images), ("discriminator", judged)):
             if not torch.isfinite(rows).all():
                 raise BundleError(f"{folder}: its {net} gives NaN or Inf")
         return Loaded(
             **vars(bundle),
             sample=SampleLane(bundle.name, latent, self._tiles(bundle.generator, latents, labels), self.device),
-            discriminate=DiscriminateLane(bundle.name, self._tiles(bundle.discriminator, images, labels), self.device),
+            discriminate=DiscriminateLane(bundle.name, self._tiles(verdicts, images, asked), self.device),
             fingerprint=hashlib.sha256(images.cpu().numpy().tobytes()).hexdigest()[:12],
             warmup_s=time.monotonic() - started,
         )

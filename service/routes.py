@@ -16,7 +16,7 @@ from service.caching import caching, client_has_it
 from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
 from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
 from service.encode import MEDIA_TYPES, Origin, encode
-from service.errors import Invalid, ServiceError, UnsupportedMediaType
+from service.errors import ServiceError, UnsupportedMediaType
 from service.logs import current_request
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.problems import problem
@@ -145,7 +145,7 @@ def discriminate_routes(desk: Desk) -> APIRouter:
         _note(bundle, len(images))
         if len(images) == 1 and isinstance(images[0], ServiceError):
             raise images[0]
-        classes = _classes(labels, bundle, len(images))
+        classes = resolve_labels(labels, bundle.manifest.labels, len(images))
         results, timing = await _judge(desk, bundle, images, classes, deadline)
         deadline.left_s()  # an answer that comes too late is none
         reply = DiscriminateReply(bundle=bundle.name, version=bundle.version, results=results)
@@ -175,13 +175,6 @@ async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tupl
     return bundle, options.labels, partial(decode_upload, body, content_type, limits)
 
 
-def _classes(labels: Labels, bundle: Bundle, count: int) -> list[int] | None:
-    names = bundle.manifest.labels
-    if names is not None and labels is None:
-        raise Invalid("labels: this bundle judges an image as one of a class; say of which.")
-    return resolve_labels(labels, names, count)
-
-
 async def _judge(
     desk: Desk, bundle: Bundle, images: Images, classes: list[int] | None, deadline: Deadline
 ) -> tuple[list[DiscriminateResult], Timing]:
@@ -190,13 +183,18 @@ async def _judge(
     judged: dict[int, DiscriminateResult] = {}
     timing = Timing(0.0, 0.0)
     if decoded:
-        logits, timing = await desk.serving.discriminate(
+        logits, judged_as, timing = await desk.serving.discriminate(
             bundle,
             np.stack([image.pixels for image in decoded.values()]),
             labels=None if classes is None else [classes[place] for place in decoded],
             deadline_s=deadline.left_s(),
         )
-        judged = dict(zip(decoded, _results(list(decoded.values()), logits, bundle.manifest.calibration), strict=True))
+        names = bundle.manifest.labels
+        named: list[str | None] = [None] * len(decoded)
+        if names and judged_as and classes is None:
+            named = [names[label] for label in judged_as]
+        results = _results(list(decoded.values()), logits, named, bundle.manifest.calibration)
+        judged = dict(zip(decoded, results, strict=True))
         observe = desk.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe
         for result in judged.values():
             observe(result.probability_real or 0.0)
@@ -207,18 +205,24 @@ async def _judge(
     ], timing
 
 
-def _results(images: Sequence[Decoded], logits: Float32, calibration: Calibration | None) -> list[DiscriminateResult]:
-    """D's answers in words that mean something: σ of the logit, calibrated where the bundle has a calibration."""
+def _results(
+    images: Sequence[Decoded], logits: Float32, named: Sequence[str | None], calibration: Calibration | None
+) -> list[DiscriminateResult]:
+    """D's answers in words that mean something: σ of the logit, calibrated where the bundle has a calibration.
+
+    `named` are the labels that the class head found, or None for images that it was not asked about.
+    """
     scale, offset = (calibration.scale, calibration.offset) if calibration else (1.0, 0.0)
     probabilities = np.exp(-np.logaddexp(0, -(scale * logits.astype(np.float64) + offset)))
     return [
         DiscriminateResult(
             probability_real=float(probability),
             logit=float(logit),
+            label=label,
             calibrated=None if calibration else False,
             converted=True if image.converted else None,
         )
-        for image, logit, probability in zip(images, logits, probabilities, strict=True)
+        for image, logit, probability, label in zip(images, logits, probabilities, named, strict=True)
     ]
 
 

@@ -105,7 +105,9 @@ class DiscriminateQuery(Schema):
 
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
     labels: Labels = Field(
-        None, description="For a class-conditional bundle: class by index or name, one for all images or one per image."
+        None,
+        description="For a class-conditional bundle: class by index or name, one for all images or one per image. "
+        "Default: its class head names each image's.",
     )
 
 
@@ -141,6 +143,9 @@ class DiscriminateResult(Reply):
         None, description="σ(scale·logit + offset) with the bundle's calibration, for as many real as generated images."
     )
     logit: float | None = Field(None, description="D's raw output.")
+    label: str | None = Field(
+        None, description="The class that the bundle's class head names, where it has classes and none was given."
+    )
     calibrated: Literal[False] | None = Field(
         None, description="false where the bundle has no calibration: probability_real is then σ(logit)."
     )

@@ -12,7 +12,15 @@ import numpy as np
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.sampler import Float32, UInt8, draw_labels
 from service.batcher import Batcher, Lane, Part, Rows
-from service.engine import MAX_BATCH_ROWS, DiscriminatePayload, Engine, EngineThread, Loaded, SamplePayload
+from service.engine import (
+    MAX_BATCH_ROWS,
+    UNKNOWN_LABEL,
+    DiscriminatePayload,
+    Engine,
+    EngineThread,
+    Loaded,
+    SamplePayload,
+)
 from service.errors import NotReady, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
@@ -262,12 +270,19 @@ class Serving:
 
     async def discriminate(
         self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float
-    ) -> tuple[Float32, Timing]:
-        """D's logits (n,) for uint8 images (n, h, w, c) of the bundle's shape. Errors: see `Batcher.submit`."""
-        chosen = None if labels is None else np.asarray(labels, dtype=np.int64)
+    ) -> tuple[Float32, list[int] | None, Timing]:
+        """D's logits (n,) for uint8 images (n, h, w, c) of the bundle's shape, and the labels that they are for.
+
+        `labels` has one for each image; where it is None, the class head of a bundle with classes names them. Errors:
+        see `Batcher.submit`.
+        """
+        chosen = None
+        if bundle.manifest.labels is not None:
+            chosen = np.asarray([UNKNOWN_LABEL] * len(images) if labels is None else labels, dtype=np.int64)
         payload = DiscriminatePayload(images, chosen)
         result = await self.batcher.submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
-        return result.rows, Timing(result.queue_s, result.compute_s)
+        judged_as = None if chosen is None else result.rows[:, 1].astype(np.int64).tolist()
+        return result.rows[:, 0], judged_as, Timing(result.queue_s, result.compute_s)
 
 
 def _warm(bundle: Bundle) -> Loaded:

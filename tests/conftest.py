@@ -20,12 +20,12 @@ from fastapi import FastAPI
 
 from models.bundle import Bundle, write_bundle
 from models.networks import build_networks
-from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, NetworkSpec
+from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 from service.app import create_app
 from service.server import Server, listen
 from service.settings import Settings, variable
 
-NETWORK = NetworkSpec(
+NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(32,)),
     discriminator=MaxoutDiscriminatorSpec(units=(16,), pieces=2),

@@ -32,7 +32,7 @@ from models.bundle import (
     write_bundle,
 )
 from models.networks import build_networks
-from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, NetworkSpec
+from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 
 FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, SAMPLES)
 Json = dict[str, Any]
@@ -41,7 +41,7 @@ Json = dict[str, Any]
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """A small bundle with every part, conditional and calibrated. Many tests share it: copy it before you change it."""
-    network = NetworkSpec(
+    network = MLPSpec(
         family="mlp",
         generator=MLPGeneratorSpec(hidden=(32,)),
         discriminator=MaxoutDiscriminatorSpec(units=(16,), pieces=2),
@@ -235,8 +235,11 @@ REFUSED_FACTS: dict[str, tuple[Callable[[Json], object], str]] = {
     "format 1.0": (put("format", value=1.0), "format 1.0"),
     "no format": (lambda raw: raw.pop("format"), "format null"),
     "unknown field": (put("pickle", value=1), "pickle: Extra inputs are not permitted"),
-    "unknown nested field": (put("network", "generator", "cls", value="os.system"), r"network.generator.cls: Extra"),
-    "unknown family": (put("network", "family", value="pickle"), r"network.family: Input should be 'mlp'"),
+    "unknown nested field": (
+        put("network", "generator", "cls", value="os.system"),
+        r"network.mlp.generator.cls: Extra",
+    ),
+    "unknown family": (put("network", "family", value="pickle"), r"network: Input tag 'pickle'"),
     "no network": (lambda raw: raw.pop("network"), "network: Field required"),
     "no labels": (lambda raw: raw.pop("labels"), "labels: Field required"),
     "no calibration": (lambda raw: raw.pop("calibration"), "calibration: Field required"),
@@ -245,9 +248,9 @@ REFUSED_FACTS: dict[str, tuple[Callable[[Json], object], str]] = {
     "text for a number": (put("image", "height", value="8"), r"image.height: Input should be a valid integer"),
     "true for a number": (put("image", "height", value=True), r"image.height: Input should be a valid integer"),
     "no rows": (put("image", "height", value=0), r"image.height: "),
-    "negative width": (put("network", "generator", "hidden", value=[-1]), r"network.generator.hidden.0: "),
-    "enormous width": (put("network", "generator", "hidden", value=[10**12]), r"network.generator.hidden.0: "),
-    "too many layers": (put("network", "generator", "hidden", value=[1] * 17), r"network.generator.hidden: "),
+    "negative width": (put("network", "generator", "hidden", value=[-1]), r"network.mlp.generator.hidden.0: "),
+    "enormous width": (put("network", "generator", "hidden", value=[10**12]), r"network.mlp.generator.hidden.0: "),
+    "too many layers": (put("network", "generator", "hidden", value=[1] * 17), r"network.mlp.generator.hidden: "),
     "name with a path": (put("name", value="../cond"), "name: String should match"),
     "name with a line": (put("name", value="cond\n"), "name: String should match"),
     "created without zone": (put("created", value="2026-01-02T03:04:05"), "created: "),

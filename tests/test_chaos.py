@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +40,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
         {name: torch.randn(tensor.shape, generator=rng) * 0.05 for name, tensor in net.state_dict().items()}
         for net in build_networks(options.network, image, options.latent)
     ]
-    facts = {
+    facts: dict[str, Any] = {
         "name": "paper",
         "created": "2026-01-02T03:04:05Z",
         "network": options.network,

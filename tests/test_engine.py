@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 
 from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
 from models.networks import build_networks
-from models.sampler import Tiles
+from models.sampler import REFERENCE_TILE, Tiles, to_pixels
 from models.spec import PRESETS, ImageSpec, LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
 from service.engine import (
     MAX_BATCH_ROWS,
+    UNKNOWN_LABEL,
     DiscriminatePayload,
     Engine,
     EngineThread,
@@ -191,7 +192,29 @@ def test_labels_reach_the_nets(loaded: dict[str, Loaded]) -> None:
     made = [one.sample.run([Part(SamplePayload(1, 0, np.array([label]), 1.0), 0, 1)]) for label in range(3)]
     assert len({image.tobytes() for image in made}) == 3
     judged = [one.discriminate.run([Part(DiscriminatePayload(made[0], np.array([n])), 0, 1)])[0] for n in range(3)]
-    assert len(set(judged)) == 3
+    assert len({logit for logit, _ in judged}) == 3
+    assert [label for _, label in judged] == [0, 1, 2]
+
+
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True), data=st.data())
+def test_the_class_head_names_an_image_alone_as_beside_others(
+    loaded: dict[str, Loaded], cuts: list[int], data: st.DataObject
+) -> None:
+    """Label and logit have the same bits in any batch, given labels or named ones beside them, and are the head's."""
+    one = loaded["cond"]
+    images = np.random.default_rng(4).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    unknown = np.full(300, UNKNOWN_LABEL)
+    named = one.discriminate.run([Part(DiscriminatePayload(images, unknown), 0, 300)])
+    _, labels, scores = one.discriminator.judge(to_pixels(images[:REFERENCE_TILE]), torch.full((REFERENCE_TILE,), -1))
+    np.testing.assert_array_equal(named[:REFERENCE_TILE, 1], labels.numpy())
+    assert torch.equal(labels, scores.argmax(dim=1))
+    assert set(named[:, 1]) == {0, 1, 2}
+    given_too = data.draw(st.lists(st.booleans(), min_size=300, max_size=300))
+    mixed = np.where(given_too, named[:, 1].astype(np.int64), unknown)  # to be given the head's own label is no change
+    edges = [0, *sorted(cuts), 300]
+    parts = [one.discriminate.run([Part(DiscriminatePayload(images, mixed), a, b)]) for a, b in pairwise(edges)]
+    np.testing.assert_array_equal(np.concatenate(parts), named)
 
 
 def test_lanes_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:

@@ -10,11 +10,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.losses import (
-    GENERATOR_LOSSES,
+    LOSSES,
     discriminator_loss,
+    gradient_penalty,
+    hinge_discriminator_loss,
+    hinge_generator_loss,
     nonsaturating_generator_loss,
+    relativistic_discriminator_loss,
+    relativistic_generator_loss,
     saturating_generator_loss,
 )
+from models.networks import ConvDiscriminator
+from models.spec import ConvDiscriminatorSpec, ImageSpec
 
 LN2, LN3, LN4 = 0.6931471805599453, 1.0986122886681098, 1.3862943611198906
 logits = st.lists(st.floats(-15, 15), min_size=1, max_size=20).map(lambda row: torch.tensor(row, dtype=torch.float64))
@@ -76,8 +83,7 @@ def test_only_the_nonsaturating_loss_teaches_a_generator_that_is_seen_through() 
 
 def test_both_generator_losses_have_the_same_minimum() -> None:
     """Both fall as D is fooled more: they share a fixed point and differ in the strength of the gradient."""
-    assert set(GENERATOR_LOSSES) == {"nonsaturating", "saturating"}
-    for loss in GENERATOR_LOSSES.values():
+    for loss in (nonsaturating_generator_loss, saturating_generator_loss):
         assert all(slope < 0 for slope in gradient(loss, -5.0, -1.0, 0.0, 1.0, 5.0))
 
 
@@ -116,3 +122,80 @@ def test_equal_distributions_leave_nothing_to_tell() -> None:
     (slope,) = torch.autograd.grad(loss, table)
     assert loss.item() == pytest.approx(LN4)
     torch.testing.assert_close(slope, torch.zeros(3, dtype=torch.float64), atol=1e-15, rtol=0)
+
+
+def test_the_hinge_losses_of_two_rows_are_those_on_paper() -> None:
+    """D hears of real logits under 1 and of generated ones over −1, and G of every one."""
+    real, fake = torch.tensor([0.25, 3.0]), torch.tensor([-0.5, -7.0])
+    assert hinge_discriminator_loss(real, fake).item() == pytest.approx((0.75 + 0) / 2 + (0.5 + 0) / 2)
+    assert hinge_generator_loss(fake).item() == pytest.approx(3.75)
+    assert gradient(lambda x: hinge_discriminator_loss(x[:2], x[2:]), 0.25, 3.0, -0.5, -7.0) == [-0.5, 0, 0.5, 0]
+
+
+def test_the_relativistic_losses_judge_pairs() -> None:
+    """Two pairs with d(x) − d(G(z)) = ln 3 and −ln 3: the real one is known with ¾ and ¼, for D and for G."""
+    real, fake = torch.tensor([5 + LN3, 0.0]), torch.tensor([5.0, LN3])
+    expected = -(math.log(3 / 4) + math.log(1 / 4)) / 2
+    assert relativistic_discriminator_loss(real, fake).item() == pytest.approx(expected)
+    assert relativistic_generator_loss(real, fake).item() == pytest.approx(expected)
+    apart = torch.tensor([3.0, 3.0]), torch.tensor([-3.0, -3.0])
+    assert relativistic_discriminator_loss(*apart).item() == pytest.approx(0, abs=0.01)
+    assert relativistic_generator_loss(*apart).item() == pytest.approx(6, abs=0.01)
+    # Swapping two rivals changes what a pair says: rows are pairs, and not two heaps.
+    assert relativistic_discriminator_loss(real, fake.flip(0)).item() != pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_every_game_pulls_its_players_apart(name: str) -> None:
+    """D's loss falls where real logits rise and generated ones fall; G's falls where generated logits rise."""
+    game = LOSSES[name]
+    real, fake = torch.tensor([0.3, -0.2]), torch.tensor([0.1, 0.4])
+    slopes = gradient(lambda x: game.discriminator(x[:2], x[2:]), *real.tolist(), *fake.tolist())
+    assert all(slope < 0 for slope in slopes[:2])
+    assert all(slope > 0 for slope in slopes[2:])
+    assert all(slope < 0 for slope in gradient(lambda x: game.generator(real, x), *fake.tolist()))
+    in_g = gradient(lambda x: game.generator(x, fake) + 0 * x.sum(), *real.tolist())
+    assert any(in_g) == game.paired
+
+
+def conv_discriminator(seed: int) -> ConvDiscriminator:
+    """A small D in float64, with classes, whose every weight counts."""
+    spec = ConvDiscriminatorSpec(width=4, narrowest=4, blocks=1, group=2)
+    net = ConvDiscriminator(spec, ImageSpec(channels=1, height=16, width=16), 2).double()
+    rng = torch.Generator().manual_seed(seed)
+    for parameter in net.parameters():
+        parameter.data.normal_(0, 0.4, generator=rng)
+    return net
+
+
+def test_the_penalty_is_half_the_mean_square_of_finite_differences() -> None:
+    """Every pixel of every image moved by a hair, both ways: the slopes, squared and summed, are the penalty."""
+    net, rng = conv_discriminator(0), torch.Generator().manual_seed(1)
+    images = torch.rand(3, 1, 16, 16, generator=rng, dtype=torch.float64, requires_grad=True)
+    labels, hair = torch.tensor([0, 1, 1]), 1e-6
+    got = gradient_penalty(net(images, labels), images)
+    squares = 0.0
+    with torch.no_grad():
+        for image, label in zip(images, labels, strict=True):
+            moves = hair * torch.eye(256, dtype=torch.float64).view(256, 1, 16, 16)
+            slopes = (net(image + moves, label.expand(256)) - net(image - moves, label.expand(256))) / (2 * hair)
+            squares += float(slopes.square().sum())
+    assert got.item() > 1e-4
+    assert got.item() == pytest.approx(squares / (2 * 3), rel=1e-5)  # a kink of D may lie within a hair
+
+
+def test_the_penalty_teaches_d_what_finite_differences_say() -> None:
+    """Its gradient by D's weights, through the second derivative, is the slope of the penalty itself."""
+    net, rng = conv_discriminator(2), torch.Generator().manual_seed(3)
+    images = torch.rand(2, 1, 16, 16, generator=rng, dtype=torch.float64, requires_grad=True)
+    labels, hair = torch.tensor([1, 0]), 1e-6
+    weights = {name: p for name, p in net.named_parameters() if p.dim() > 1 and not name.startswith("class_head")}
+    slopes = torch.autograd.grad(gradient_penalty(net(images, labels), images), list(weights.values()))
+    for (name, weight), slope in zip(weights.items(), slopes, strict=True):
+        direction = torch.randn(weight.shape, generator=rng, dtype=torch.float64)
+        values = []
+        for sign in (1, -1):
+            weight.data += sign * hair * direction
+            values.append(gradient_penalty(net(images, labels), images).item())
+            weight.data -= sign * hair * direction
+        assert (slope * direction).sum().item() == pytest.approx((values[0] - values[1]) / (2 * hair), rel=1e-4), name

@@ -29,7 +29,7 @@ from models.spec import (
     LatentSpec,
     MaxoutDiscriminatorSpec,
     MLPGeneratorSpec,
-    NetworkSpec,
+    MLPSpec,
     TrainingOptions,
 )
 from models.trainer import Best, Report, State
@@ -39,7 +39,7 @@ COMMANDS = ("train", "evaluate", "inspect", "export", "toy", "interpolate", "nei
 
 QUICK = TrainingOptions(
     preset="quick",
-    network=NetworkSpec(
+    network=MLPSpec(
         family="mlp",
         generator=MLPGeneratorSpec(hidden=(16,)),
         discriminator=MaxoutDiscriminatorSpec(units=(8,), pieces=2),

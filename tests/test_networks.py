@@ -1,5 +1,6 @@
 """The nets against naive loops and NumPy, dropout's mean, labels, and the numbers of the paper's experiment."""
 
+from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -7,13 +8,36 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.networks import Maxout, MaxoutDiscriminator, MLPGenerator, build_networks, drop
-from models.spec import PRESETS, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, NetworkSpec
+from models.networks import (
+    ConvDiscriminator,
+    ConvGenerator,
+    Discriminator,
+    Generator,
+    Maxout,
+    MaxoutDiscriminator,
+    MLPGenerator,
+    build_networks,
+    drop,
+    fill_fixup,
+)
+from models.spec import (
+    PRESETS,
+    ConvDiscriminatorSpec,
+    ConvGeneratorSpec,
+    ConvSpec,
+    ImageSpec,
+    LatentSpec,
+    MaxoutDiscriminatorSpec,
+    MLPGeneratorSpec,
+    MLPSpec,
+    stage_sizes,
+)
 
 IMAGE = ImageSpec(channels=3, height=4, width=5)
-NETWORK = NetworkSpec(
+NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(9, 7)),
     discriminator=MaxoutDiscriminatorSpec(units=(6, 5), pieces=3),
@@ -34,6 +58,8 @@ def filled(net: N, seed: int = 0) -> N:
 
 def nets(classes: int = 0) -> tuple[MLPGenerator, MaxoutDiscriminator]:
     generator, discriminator = build_networks(NETWORK, IMAGE, LatentSpec(dim=6, distribution="normal"), classes)
+    assert isinstance(generator, MLPGenerator)
+    assert isinstance(discriminator, MaxoutDiscriminator)
     return filled(generator), filled(discriminator, 1)
 
 
@@ -179,3 +205,159 @@ def test_the_paper_preset_has_the_numbers_of_the_published_experiment() -> None:
             "final_momentum": 0.7,
             "momentum_epochs": 250,
         }
+
+
+# --- Convolutional nets ------------------------------------------------------------------------------------------
+
+CONV = ConvSpec(
+    family="conv",
+    generator=ConvGeneratorSpec(width=4, narrowest=2, blocks=1, group=2, embedding=3),
+    discriminator=ConvDiscriminatorSpec(width=4, narrowest=2, blocks=2, group=4),
+)
+
+
+def conv_nets(
+    size: int, channels: int = 1, classes: int = 0, network: ConvSpec = CONV
+) -> tuple[Generator, Discriminator]:
+    image = ImageSpec(channels=channels, height=size, width=size)  # type: ignore[arg-type]
+    pair = build_networks(network, image, LatentSpec(dim=5, distribution="normal"), classes)
+    for seed, net in enumerate(pair):
+        net.to_empty(device="cpu")
+        rng = torch.Generator().manual_seed(seed)
+        for parameter in net.parameters():
+            parameter.data.normal_(0, 0.3, generator=rng)
+        net.requires_grad_(requires_grad=False)
+    return pair
+
+
+def test_stages_halve_the_side_down_to_4_to_7() -> None:
+    """Every side from 16 to 128: each stage is half the next, rounded up, and the smallest has 4 to 7 pixels."""
+    assert stage_sizes(28) == (7, 14, 28)
+    assert stage_sizes(32) == (4, 8, 16, 32)
+    assert stage_sizes(100) == (7, 13, 25, 50, 100)
+    for size in range(16, 129):
+        sizes = stage_sizes(size)
+        assert sizes[-1] == size
+        assert 4 <= sizes[0] <= 7
+        assert all(small == (large + 1) // 2 for small, large in pairwise(sizes))
+
+
+@pytest.mark.parametrize("size", range(16, 129))
+def test_convolutional_nets_make_and_judge_images_of_any_side(size: int) -> None:
+    """Shapes and range of pixels for every side, in grey and colour, with classes and without."""
+    channels, classes = 1 + 2 * (size % 2), 3 * (size // 2 % 2)
+    generator, discriminator = conv_nets(size, channels, classes)
+    labels = torch.tensor([2, 0]) if classes else None
+    images = generator(numbers(2, 5), labels)
+    assert images.shape == (2, channels, size, size)
+    assert 0 <= images.min() < images.max() <= 1
+    logits = discriminator(images, labels)
+    assert logits.shape == (2,)
+    # Every corner has a say in the logit: no border is cut off on the way down.
+    (slopes,) = torch.autograd.grad(discriminator(images.requires_grad_(), labels).sum(), images)
+    assert slopes[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].all()
+
+
+@pytest.mark.parametrize("image", [(15, 15), (129, 129), (28, 32)], ids=["small", "large", "oblong"])
+def test_other_images_are_refused(image: tuple[int, int]) -> None:
+    """Convolutional nets are for squares of 16 to 128 pixels a side, and say so."""
+    shape = ImageSpec(channels=1, height=image[0], width=image[1])
+    with pytest.raises(ValueError, match="square images of 16 to 128 pixels a side"):
+        build_networks(CONV, shape, LatentSpec(dim=5, distribution="normal"))
+
+
+def test_a_residual_block_equals_its_equation() -> None:
+    """x + W₃·a(W₂∗a(W₁·x + b₁) + b₂), by loops over pixels, groups and neighbours in float64."""
+    _, discriminator = conv_nets(16)
+    assert isinstance(discriminator, ConvDiscriminator)
+    block = discriminator.stages[0][0]  # type: ignore[index]
+    state = {name: tensor.double().numpy() for name, tensor in block.state_dict().items()}
+    x = numbers(1, 2, 4, 4)
+
+    def leaky(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(values > 0, values, 0.2 * values)
+
+    inner = np.einsum("oc,chw->ohw", state["widen.weight"][:, :, 0, 0], x[0].double().numpy())
+    inner = np.pad(leaky(inner + state["widen.bias"][:, None, None]), ((0, 0), (1, 1), (1, 1)))
+    mixed = np.zeros((4, 4, 4))
+    for out in range(4):  # 4 channels in one group of 4
+        for row in range(4):
+            for column in range(4):
+                patch = inner[:, row : row + 3, column : column + 3]
+                mixed[out, row, column] = (state["mix.weight"][out] * patch).sum() + state["mix.bias"][out]
+    expected = x[0].double().numpy() + np.einsum("oc,chw->ohw", state["narrow.weight"][:, :, 0, 0], leaky(mixed))
+    np.testing.assert_allclose(block(x)[0].numpy(), expected, atol=1e-5)
+
+
+def test_the_discriminator_projects_the_class_on_its_features() -> None:
+    """A label adds e_y·h/√(its length): logits for two labels differ by what their embeddings differ by."""
+    _, discriminator = conv_nets(16, classes=3)
+    assert isinstance(discriminator, ConvDiscriminator)
+    images = torch.sigmoid(numbers(4, 1, 16, 16))
+    features: list[Tensor] = []
+    hook = discriminator.output.register_forward_hook(lambda _, inputs, __: features.append(inputs[0]))
+    logits = [discriminator(images, torch.full((4,), label)) for label in range(3)]
+    hook.remove()
+    rows = discriminator.embedding.weight
+    for label in (1, 2):
+        expected = features[0] @ (rows[label] - rows[0]) / 2  # √4
+        torch.testing.assert_close(logits[label] - logits[0], expected)
+
+
+@pytest.mark.parametrize("family", ["mlp", "conv"])
+def test_the_class_head_sees_the_image_alone(family: str) -> None:
+    """Scores are the same whatever label is judged; an unknown label becomes the likeliest, and the logit is its."""
+    _, discriminator = nets(3) if family == "mlp" else conv_nets(16, classes=3)
+    images = torch.sigmoid(numbers(40, *(IMAGE.shape if family == "mlp" else (1, 16, 16))))
+    unknown = torch.full((40,), -1)
+    # Or one class would be all that is named.
+    discriminator.class_head.bias.data -= discriminator.judge(images, unknown)[2].mean(dim=0)
+    logits, named, scores = discriminator.judge(images, unknown)
+    assert torch.equal(named, scores.argmax(dim=1))
+    assert len(set(named.tolist())) > 1
+    torch.testing.assert_close(logits, discriminator(images, named))
+    given_logits, given_labels, same = discriminator.judge(images, (named + 1) % 3)
+    assert torch.equal(scores, same)
+    assert torch.equal(given_labels, (named + 1) % 3)
+    torch.testing.assert_close(given_logits, discriminator(images, given_labels))
+
+
+@pytest.mark.parametrize("family", ["mlp", "conv"])
+def test_a_detached_class_head_teaches_itself_alone(family: str) -> None:
+    """The scores' gradient reaches the layers below, unless it is told not to."""
+    _, discriminator = nets(3) if family == "mlp" else conv_nets(16, classes=3)
+    discriminator.requires_grad_()
+    images = torch.sigmoid(numbers(4, *(IMAGE.shape if family == "mlp" else (1, 16, 16))))
+    for detach in (True, False):
+        scores = discriminator.judge(images, torch.tensor([0, 1, 2, 0]), detach=detach)[2]
+        slopes = torch.autograd.grad(scores.square().sum(), list(discriminator.parameters()), allow_unused=True)
+        reached = {
+            name for (name, _), slope in zip(discriminator.named_parameters(), slopes, strict=True) if slope is not None
+        }
+        assert {"class_head.weight", "class_head.bias"} <= reached
+        assert (len(reached) == 2) == detach
+
+
+def test_convolutional_nets_have_no_state_but_their_weights() -> None:
+    """No statistics that training mode would move or that a neighbour could reach: train and eval give equal bits."""
+    for net, inputs in zip(conv_nets(16), (numbers(6, 5), torch.sigmoid(numbers(6, 1, 16, 16))), strict=True):
+        assert not list(net.buffers())
+        torch.testing.assert_close(net.train()(inputs)[:2], net.eval()(inputs[:2]), atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name.startswith("conv-")])
+def test_convolutional_nets_start_even(preset: str) -> None:
+    """Fixup: each block starts as the identity, G's pixels and D's logits neither vanish nor explode."""
+    options = PRESETS[preset]
+    pair = build_networks(options.network, ImageSpec(channels=1, height=28, width=28), options.latent, 10)
+    for net in pair:
+        net.to_empty(device="cpu")
+        fill_fixup(net, torch.Generator().manual_seed(0))
+    generator, discriminator = pair
+    assert isinstance(generator, ConvGenerator)
+    x = numbers(2, 64, 7, 7)
+    assert torch.equal(generator.stages[0](x), x)
+    with torch.no_grad():
+        images = generator(numbers(64, options.latent.dim), torch.arange(64) % 10)
+        assert 0.05 < images.std() < 0.45
+        assert 0.05 < discriminator(torch.rand(images.shape), torch.arange(64) % 10).std() < 5

@@ -476,12 +476,12 @@ async def test_one_broken_image_among_many_gets_its_own_problem(client: httpx.As
 async def test_a_bundle_with_classes_is_asked_about_a_class(
     client: httpx.AsyncClient, digits: UInt8, problem: Problem
 ) -> None:
-    """One label for all or one for each, by query or in the JSON; none is a mistake for now."""
+    """One label for all or one for each, by query or in the JSON; the results need not repeat them."""
     url = "/discriminate?bundle=cond"
-    assert "labels" in problem(await client.post(url, content=npy(digits), headers=NPY), 422, "invalid")
     all_cats = (await client.post(f"{url}&labels=cat", content=npy(digits), headers=NPY)).json()["results"]
     mixed = (await client.post(f"{url}&labels=0,1,2,owl,cat", content=npy(digits), headers=NPY)).json()["results"]
     assert all_cats[0] == mixed[0]
+    assert not any("label" in result for result in all_cats + mixed)
     assert all_cats[4] == mixed[4]
     assert all_cats[1] != mixed[1]
     asked = {"images": [base64.b64encode(png(d)).decode() for d in digits], "labels": [0, 1, 2, 2, 0], "bundle": "cond"}
@@ -489,6 +489,21 @@ async def test_a_bundle_with_classes_is_asked_about_a_class(
     assert [r["logit"] for r in by_json] == [r["logit"] for r in mixed]
     problem(await client.post(f"{url}&labels=0,1", content=npy(digits), headers=NPY), 422, "invalid")
     problem(await client.post("/discriminate?labels=0", content=npy(digits), headers=NPY), 422, "invalid")
+
+
+async def test_the_class_head_names_the_label_that_was_not_given(client: httpx.AsyncClient, digits: UInt8) -> None:
+    """Each result names its class, alone as among others; asked about that class, D says the same."""
+    url = "/discriminate?bundle=cond"
+    named = (await client.post(url, content=npy(digits), headers=NPY)).json()["results"]
+    assert {result["label"] for result in named} <= {"cat", "dog", "owl"}
+    labels = ",".join(result.pop("label") for result in named)
+    asked = (await client.post(f"{url}&labels={labels}", content=npy(digits), headers=NPY)).json()["results"]
+    assert asked == named
+    files = [("images", base) for base in (png(digits[2]), b"broken", png(digits[0]))]
+    beside = (await client.post(url, files=files)).json()["results"]
+    assert [result.get("label") for result in beside] == [labels.split(",")[2], None, labels.split(",")[0]]
+    plain = (await client.post("/discriminate?bundle=tiny", content=npy(digits), headers=NPY)).json()["results"]
+    assert not any("label" in result for result in plain)
 
 
 async def test_labels_stay_with_their_images_when_one_is_broken(client: httpx.AsyncClient, digits: UInt8) -> None:

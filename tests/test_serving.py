@@ -212,7 +212,9 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
             np.testing.assert_array_equal(images, expected)
             np.testing.assert_array_equal(again, expected)
             np.testing.assert_array_equal(pair, expected[1:3])
-            logits, timing = await serving.discriminate(serving.find(name), images, labels=classes, deadline_s=60)
+            found = serving.find(name)
+            logits, judged_as, timing = await serving.discriminate(found, images, labels=classes, deadline_s=60)
+            assert judged_as == classes
             judged = Tiles(bundle.discriminator, [REFERENCE_TILE])(to_pixels(images), labels)
             np.testing.assert_array_equal(logits, judged.numpy())
             assert timing.queue_s >= 0

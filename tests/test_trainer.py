@@ -22,17 +22,21 @@ from models.sampler import to_pixels
 from models.spec import (
     PRESETS,
     AdamSpec,
+    ConvDiscriminatorSpec,
+    ConvGeneratorSpec,
+    ConvSpec,
     LatentSpec,
     MaxoutDiscriminatorSpec,
     MLPGeneratorSpec,
-    NetworkSpec,
+    MLPSpec,
+    PenaltySpec,
     SGDSpec,
     TrainingOptions,
 )
 from models.trainer import Resident, State, TrainingError, train, train_step
 
 CPU = torch.device("cpu")
-NETWORK = NetworkSpec(
+NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(9, 8)),
     discriminator=MaxoutDiscriminatorSpec(units=(7, 6), pieces=3),
@@ -156,6 +160,20 @@ class Reference:
         """What D minimises."""
         return -(torch.log(real).mean() + torch.log(1 - fake).mean()) * self.options.d_loss_scale
 
+    def class_loss(self, x: Tensor, labels: Tensor | None) -> Tensor | float:
+        """−log softmax of the label's score: linear in the hidden units, without dropout, that see no label."""
+        if labels is None:
+            return 0.0
+        x = torch.cat([x, torch.zeros(len(x), self.classes, dtype=torch.float64)], dim=1)
+        for layer in ("layers.0.linear", "layers.1.linear"):
+            x = x @ self.d[f"discriminator/{layer}.weight"].T + self.d[f"discriminator/{layer}.bias"]
+            x = x.reshape(len(x), -1, 3).amax(dim=2)
+        if not self.options.class_loss:
+            x = x.detach()
+        scores = x @ self.d["discriminator/class_head.weight"].T + self.d["discriminator/class_head.bias"]
+        shares = torch.exp(scores) / torch.exp(scores).sum(dim=1, keepdim=True)
+        return -torch.log(shares[torch.arange(len(x)), labels]).mean() * (self.options.class_loss or 1.0)
+
     def take(self, turn: int) -> tuple[Tensor, Tensor | None]:
         """A turn's images, flat, and their labels."""
         pixels, labels = self.data.take(turn * self.options.batch_size, self.options.batch_size)
@@ -169,14 +187,17 @@ class Reference:
                 x, labels = self.take(self.step * self.options.d_steps + turn)
                 fake = self.generator(self.noise(rng), labels).detach()
                 d_real = self.discriminator(x, labels, rng)
-                self.descend(self.d, self.d_loss(d_real, self.discriminator(fake, labels, rng)))
+                d_loss = self.d_loss(d_real, self.discriminator(fake, labels, rng))
+                self.descend(self.d, d_loss + self.class_loss(x, labels))
             self.descend(self.g, self.g_loss(self.discriminator(self.generator(self.noise(rng), labels), labels, rng)))
         else:
             x, labels = self.take(self.step)
             d_real = self.discriminator(x, labels, rng)
             d_fake = self.discriminator(self.generator(self.noise(rng), labels), labels, rng)
             g_slopes = torch.autograd.grad(self.g_loss(d_fake), list(self.g.values()), retain_graph=True)
-            d_slopes = torch.autograd.grad(self.d_loss(d_real, d_fake), list(self.d.values()))
+            d_slopes = torch.autograd.grad(
+                self.d_loss(d_real, d_fake) + self.class_loss(x, labels), list(self.d.values())
+            )
             self.move(self.g, g_slopes)
             self.move(self.d, d_slopes)
         self.step += 1
@@ -204,7 +225,9 @@ class Reference:
 
 
 @pytest.mark.parametrize("optimiser", [SGD, ADAM], ids=["sgd", "adam"])
-@pytest.mark.parametrize("labels", [0, 3], ids=["plain", "conditional"])
+@pytest.mark.parametrize(
+    ("labels", "class_loss"), [(0, 0.0), (3, 0.0), (3, 0.7)], ids=["plain", "conditional", "head teaches"]
+)
 @pytest.mark.parametrize("generator_loss", ["nonsaturating", "saturating"])
 @pytest.mark.parametrize(
     ("update", "d_steps"),
@@ -212,7 +235,7 @@ class Reference:
     ids=["k=1", "k=3", "simultaneous"],
 )
 def test_a_step_equals_the_equations(
-    update: str, d_steps: int, generator_loss: str, labels: int, optimiser: SGDSpec | AdamSpec
+    update: str, d_steps: int, generator_loss: str, labels: int, class_loss: float, optimiser: SGDSpec | AdamSpec
 ) -> None:
     """Three steps of either update give the weights that Algorithm 1, or the published code, gives in float64."""
     options = small(
@@ -220,6 +243,7 @@ def test_a_step_equals_the_equations(
         d_steps=d_steps,
         generator_loss=generator_loss,
         conditional=bool(labels),
+        class_loss=class_loss,
         d_loss_scale=0.5 if update == "simultaneous" else 1.0,
         generator_optimiser=optimiser,
         discriminator_optimiser=optimiser,
@@ -267,7 +291,7 @@ def test_the_first_weights_are_as_published() -> None:
                 assert not parameter.any()
     mean = dataset.train.images.astype(np.float64).mean(axis=0).ravel() / 255
     clipped = mean.clip(1e-7, 1 - 1e-7)
-    bias = state.generator.output.bias.detach().double().numpy()
+    bias = state.generator.output.get_parameter("bias").detach().double().numpy()
     np.testing.assert_allclose(bias, np.log(clipped / (1 - clipped)), rtol=2e-2)  # float32 near 1
     inner = (mean > 0) & (mean < 1)
     np.testing.assert_allclose(bias[inner], np.log(mean[inner] / (1 - mean[inner])), atol=1e-5)
@@ -276,7 +300,7 @@ def test_the_first_weights_are_as_published() -> None:
 def test_a_seed_fixes_a_run() -> None:
     """Equal seeds give equal bits after ten steps, and another seed other weights from the start."""
     one, same, other = (State(small(seed=seed), images(), CPU) for seed in (1, 1, 2))
-    assert not torch.equal(one.generator.layers[0].weight, other.generator.layers[0].weight)  # type: ignore[arg-type]
+    assert not torch.equal(one.tensors()["generator/output.weight"], other.tensors()["generator/output.weight"])
     for state in (one, same):
         for _ in range(10):
             train_step(state)
@@ -404,7 +428,7 @@ def test_weights_that_broke_in_the_last_update_are_noticed() -> None:
     next(step)
     assert state.is_finite()
     with torch.no_grad():
-        state.generator.output.bias[0] = torch.inf  # sigmoid makes it a 1: every loss stays finite
+        state.generator.output.get_parameter("bias")[0] = torch.inf  # sigmoid makes it a 1: every loss stays finite
     with pytest.raises(TrainingError, match="training diverged by step 2"):
         next(step)
 
@@ -440,13 +464,18 @@ def test_a_generator_that_makes_no_numbers_has_no_score() -> None:
     """NaN pixels are one clear error, not a score that beats all others."""
     state = State(small(), images(), CPU)
     with torch.no_grad():
-        state.generator.output.bias[0] = torch.nan
+        state.generator.output.get_parameter("bias")[0] = torch.nan
     with pytest.raises(TrainingError, match="some of its pixels are not numbers"):
         trainer.score(state, images())
 
 
 # --- Resuming ----------------------------------------------------------------------------------------------------
 
+CONV = ConvSpec(
+    family="conv",
+    generator=ConvGeneratorSpec(width=4, narrowest=2, blocks=1, group=2, embedding=3),
+    discriminator=ConvDiscriminatorSpec(width=4, narrowest=2, blocks=1, group=2),
+)
 RUNS = {
     "sgd simultaneous": small(update="simultaneous", d_loss_scale=0.5),
     "sgd without momentum": small(generator_optimiser=SGDSpec(lr=0.1), discriminator_optimiser=SGDSpec(lr=0.1)),
@@ -456,6 +485,83 @@ RUNS = {
     "conditional normal": small(conditional=True, latent=LatentSpec(dim=3, distribution="normal")),
     "mixed optimisers": small(generator_optimiser=ADAM, generator_loss="saturating"),
 }
+
+
+CONV_RUNS = {
+    name: PRESETS[name].model_copy(
+        update={
+            "network": CONV,
+            "latent": LatentSpec(dim=3, distribution="normal"),
+            "steps": 12,
+            "batch_size": 4,
+            "score_every": 5,
+            "burn_in_images": 40,
+        }
+    )
+    for name in ("conv-ns", "conv-r3")
+}
+
+
+@pytest.mark.parametrize("name", CONV_RUNS)
+@pytest.mark.parametrize("cut", [3, 6])
+def test_a_resumed_convolutional_run_is_the_uninterrupted_one(tmp_path: Path, name: str, cut: int) -> None:
+    """Penalties, moving rates and bfloat16 included: to the last bit, through a file."""
+    dataset = images(50, 16, 16, 1, labels=3)
+    straight, first, second = (State(CONV_RUNS[name], dataset, CPU) for _ in range(3))
+    go_on(straight, dataset, 12)
+    go_on(first, dataset, cut)
+    folder = RunDir(tmp_path)
+    folder.begin({})
+    folder.save_checkpoint(first.step, first.tensors(), first.facts())
+    found = folder.newest_checkpoint()
+    assert found is not None
+    second.load(*found)
+    go_on(second, dataset, 12)
+    assert_same(straight, second)
+
+
+def test_rates_betas_and_gammas_move_with_the_images_seen() -> None:
+    """Half a cosine over the burn-in, whatever `steps` is: the start, the middle, the end and ever after."""
+    options = CONV_RUNS["conv-r3"].model_copy(
+        update={
+            "generator_optimiser": AdamSpec(lr=1e-3, final_lr=1e-4, beta1=0.0, beta2=0.9, final_beta2=0.99),
+            "penalty": PenaltySpec(gamma=1.0, final_gamma=0.1, every=2),
+        }
+    )
+    state = State(options, images(50, 16, 16, 1, labels=3), CPU)
+    for step, lr, beta2 in ((0, 1e-3, 0.9), (5, 5.5e-4, 0.945), (10, 1e-4, 0.99), (99, 1e-4, 0.99)):
+        state.step = step
+        train_step(state)
+        group = state.g_optimiser.param_groups[0]
+        assert (group["lr"], group["betas"][1]) == (pytest.approx(lr), pytest.approx(beta2))
+        assert state.d_optimiser.param_groups[0]["lr"] == pytest.approx(lr)
+    state.step = 5
+    assert trainer.penalty_weight(state, 6) == pytest.approx(2 * 0.55)  # every second update, and twice as heavy there
+    assert trainer.penalty_weight(state, 7) == 0
+
+
+def test_a_step_of_the_generator_leaves_the_discriminator_alone() -> None:
+    """No gradient of D is computed in G's turn, and none is left behind by it."""
+    state = State(CONV_RUNS["conv-r3"], images(50, 16, 16, 1, labels=3), CPU)
+    asked: list[set[int]] = []
+    before = torch.autograd.grad
+
+    def spy(outputs: Tensor, inputs: Any, **options: Any) -> Any:
+        asked.append({id(one) for one in (inputs if isinstance(inputs, list) else [inputs])})
+        return before(outputs, inputs, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.autograd, "grad", spy)
+        train_step(state)
+    g, d = ({id(p) for p in net.parameters()} for net in (state.generator, state.discriminator))
+    assert asked[-2:] == [d, g]  # after the penalties' gradients by pixels
+    assert not any(one & (d | g) for one in asked[:-2])
+
+
+def test_images_that_convolutional_nets_cannot_make_are_refused() -> None:
+    """Too small, or not square: said before anything is computed."""
+    with pytest.raises(TrainingError, match="square images of 16 to 128 pixels a side, not 8×8"):
+        State(CONV_RUNS["conv-ns"], images(50, 8, 8, 1, labels=3), CPU)
 
 
 def go_on(state: State, dataset: Dataset, steps: int) -> None:
@@ -520,7 +626,7 @@ def test_training_on_real_digits_beats_the_untrained_generator_by_far() -> None:
     The margin is 75 to 80 nats, over an untrained generator that knows every pixel's mean already.
     """
     dataset = load_dataset(str(Path(__file__).parent / "data" / "mnist-2000.npz"), None, seed=0)
-    network = NetworkSpec(
+    network = MLPSpec(
         family="mlp",
         generator=MLPGeneratorSpec(hidden=(200,)),
         discriminator=MaxoutDiscriminatorSpec(units=(64,), pieces=3),

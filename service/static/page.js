@@ -60,7 +60,7 @@ function showBundle() {
 
 function judgeQuery() {
   const fields = new URLSearchParams({ bundle: $("bundle").value });
-  if (bundles.get($("bundle").value)?.labels) fields.set("labels", $("labels").value || "0");
+  if ($("labels").value) fields.set("labels", $("labels").value);
   return fields;
 }
 
@@ -68,6 +68,11 @@ function judgeQuery() {
 function freshSeed() {
   const [high, low] = crypto.getRandomValues(new Uint32Array(2));
   return (high >>> 11) * 2 ** 32 + low;
+}
+
+function notes(result) {
+  const label = result.label === undefined ? [] : [`looks like ${result.label}`];
+  return [...label, ...(result.converted ? ["converted to fit"] : [])].join(", ");
 }
 
 async function judge(files) {
@@ -84,7 +89,7 @@ async function judge(files) {
       picture.onload = () => URL.revokeObjectURL(picture.src);
       const answer = result.error
         ? [result.error.detail, ""]
-        : [`${(100 * result.probability_real).toFixed(1)} %`, result.converted ? "converted to fit" : ""];
+        : [`${(100 * result.probability_real).toFixed(1)} %`, notes(result)];
       for (const content of [picture, ...answer]) row.insertCell().append(content);
       return row;
     });
