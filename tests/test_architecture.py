@@ -16,7 +16,8 @@ ORDER = {
     "models": [
         "__init__",
         *("spec", "data", "networks", "losses", "sampler", "evaluation"),
-        *("bundle", "trainer", "rundir", "display", "__main__"),
+        *("bundle", "features", "scores", "suite"),
+        *("trainer", "rundir", "display", "__main__"),
     ],
     "service": [
         "__init__",
