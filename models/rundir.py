@@ -5,7 +5,7 @@
     samples/step-000500.png   images from the same noise every time
     checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
     bundle/                   the end product: the weights that scored best
-    last/                     a bundle of the last step's weights
+    last/bundle/              the last step's weights, where a server on this folder doesn't look
 
 A checkpoint is written beside its place, synced and renamed: after a kill at any moment the newest one that reads whole
 is where the run goes on.
@@ -41,7 +41,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bundle = path / "bundle"
-        self.last = path / "last"
+        self.last = path / "last" / "bundle"
         self._options = path / "options.json"
         self._stats = path / "stats.jsonl"
         self._checkpoints = path / "checkpoints"
@@ -59,7 +59,7 @@ class RunDir:
             for rest in target.parent.glob(f".{target.name}.*.tmp"):
                 rest.unlink()
         for bundle in (self.bundle, self.last):
-            for rest in self.path.glob(f".{bundle.name}-*"):
+            for rest in bundle.parent.glob(f".{bundle.name}-*"):
                 shutil.rmtree(rest)
         replace_file(self._options, (json.dumps(record, indent=1) + "\n").encode())
 

@@ -234,12 +234,12 @@ def test_a_set_too_small_for_the_figures_still_gets_its_log_likelihood(
 
 
 def test_a_run_can_be_chosen_by_the_frechet_distance_and_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:
-    """bundle/ has the weights of the lowest score in stats.jsonl, last/ those of the last step, and both say so."""
+    """bundle/ has the weights of the lowest score in stats.jsonl, last/bundle/ those of the last step; both say so."""
     assert train(data, tmp_path, "--selection", "frechet", preset="classes") == 0
     rows = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
     scored = {row["step"]: row["validation_frechet"] for row in rows if "validation_frechet" in row}
     assert list(scored) == [25, 50, 60]
-    best, last = (read_bundle(tmp_path / name).manifest for name in ("bundle", "last"))
+    best, last = (read_bundle(tmp_path / name).manifest for name in ("bundle", "last/bundle"))
     lowest = min(scored, key=lambda step: scored[step])
     assert best.training["selection"] == {"rule": "lowest validation Fréchet distance", "step": lowest}
     assert last.training["selection"] == {"rule": "last step", "step": 60}
@@ -248,7 +248,7 @@ def test_a_run_can_be_chosen_by_the_frechet_distance_and_keeps_its_last_weights(
     assert len(found["features_sha256"]) == 64
     newest = RunDir(tmp_path).newest_checkpoint()
     assert newest is not None
-    shown = read_bundle(tmp_path / "last").generator.state_dict()
+    shown = read_bundle(tmp_path / "last" / "bundle").generator.state_dict()
     assert all(torch.equal(tensor, newest[0][f"average/{name}"]) for name, tensor in shown.items())
 
 
