@@ -2,12 +2,14 @@
 
 import argparse
 import json
+import math
 import os
 import re
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -20,10 +22,12 @@ from pydantic import ValidationError
 from models import evaluation, figures, trainer
 from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
 from models.data import DataError, Dataset, load_dataset
+from models.features import load_features, untrained_features
 from models.losses import LOSSES
-from models.rundir import RunDir, RunError, environment
-from models.sampler import grid, to_pixels, to_uint8
+from models.rundir import RunDir, RunError, environment, save_picture
+from models.sampler import UInt8, draw_labels, grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
+from models.suite import Suite, TooFewError, rows_wanted
 
 if TYPE_CHECKING:
     from models import toy
@@ -81,6 +85,9 @@ def _parser() -> argparse.ArgumentParser:
     labels.add_argument("--conditional", action="store_true", default=None, help="both nets see the label")
     labels.add_argument("--unconditional", action="store_false", dest="conditional", default=None,
                         help="labels are not used, also where there are some")  # fmt: skip
+    train.add_argument("--selection", choices=trainer.SELECTIONS,
+                       help="what chooses the weights on the validation images: the paper's log-likelihood, or the "
+                       "Fréchet distance in a classifier's features")  # fmt: skip
     train.add_argument("--algorithm1", action="store_true", help="the paper's Algorithm 1 instead of its code: "
                        "alternating updates with fresh noise, log(1 − D(G(z))), D's loss unscaled")  # fmt: skip
 
@@ -93,6 +100,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
     evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
+    evaluate.add_argument("--time-limit", type=float, metavar="S",
+                          help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
+    evaluate.add_argument("--neighbours", type=Path, metavar="PNG",
+                          help="write a picture of samples beside their nearest training images")  # fmt: skip
 
     inspect = commands.add_parser("inspect", help="verify a bundle and say what is in it")
     inspect.set_defaults(run=_inspect)
@@ -203,7 +214,7 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
     options = PRESETS[arguments.preset].model_dump(mode="json")
     if arguments.algorithm1:
         options |= {"update": "alternating", "generator_loss": "saturating", "d_loss_scale": 1.0}
-    for field in ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss", "conditional"):
+    for field in ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss", "conditional", "selection"):
         if getattr(arguments, field) is not None:
             options[field] = getattr(arguments, field)
     if arguments.noise is not None:
@@ -252,9 +263,10 @@ def _train(arguments: argparse.Namespace) -> int:
     if not state.best.step:  # a --steps below the first score ended the run
         trainer.keep_if_best(state, trainer.score(state, dataset))
     name = arguments.name or _default_name(dataset.name, options.preset)
-    bundle = trainer.publish(state, dataset, run.bundle, name, record)
+    trainer.publish(state, dataset, run.last, name, record, rule="last")
+    bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best")
     print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
-          f"validation log-likelihood {state.best.score:.1f} nats.")  # fmt: skip
+          f"validation {state.selection.short.format(state.best.score)}.")  # fmt: skip
     return 0
 
 
@@ -271,13 +283,13 @@ def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every
             row = asdict(report)
             done = state.step == options.steps
             if done or state.step % options.score_every == 0:
-                choice = trainer.score(state, dataset)
-                trainer.keep_if_best(state, choice)
-                row |= {"validation_log_likelihood": choice.log_likelihood, "sigma": choice.sigma}
+                scored = trainer.score(state, dataset)
+                trainer.keep_if_best(state, scored)
+                row |= scored.stats()
                 images = trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels)
                 run.save_samples(state.step, to_uint8(images))
             run.append_stats(row)
-            display.show(report, state.best)
+            display.show(report, state.best, state.selection)
             if done or stop.is_set() or state.step % checkpoint_every == 0:
                 run.save_checkpoint(state.step, state.tensors(), state.facts())
 
@@ -321,18 +333,40 @@ class _StopOnSignal:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from models.display import show_scores  # noqa: PLC0415 — as above
+    from models.display import Status, show_figures, show_scores  # noqa: PLC0415 — as above
 
+    deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
     device = _device(arguments.device)
     bundle = read_bundle(arguments.bundle, device)
     dataset = _load_as_trained(arguments, bundle.manifest.training)
     _refuse_other_images(dataset, bundle)
-    splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
-    rows: dict[str, Any] = {}
-    for name, row in evaluation.parzen_table(lambda n, first: trainer.draw(bundle, n, first), *splits, seed=0):
-        show_scores(name, row, heading=not rows)
-        rows[name] = asdict(row)
-    scores = {"parzen": rows, "data": {"name": dataset.name, "checksum": dataset.checksum}}
+    scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
+    skipped = []
+    with Status() as status:
+        judge = load_features(dataset, device, progress=lambda *at: status.show("training the feature net", *at))
+        status.show("drawing and embedding images")
+        control = untrained_features(dataset, device) if judge.kind == "trained" else None
+        try:
+            suite = Suite(dataset, *_drawn(bundle, rows_wanted(dataset)), judge, control)
+        except TooFewError as error:
+            skipped.append(f"figures: {error}")
+        else:
+            scored: dict[str, Any] = {}
+            for group, compute in suite.groups():
+                if time.monotonic() > deadline:
+                    skipped.append(f"{group}: out of time")
+                    continue
+                status.show(f"scoring: {group}")
+                found = compute()
+                show_figures(found, heading=not scored)
+                scored |= {figure.name: figure.facts() for figure in found}
+            scores["suite"] = {**suite.facts(), "figures": scored}
+            if arguments.neighbours is not None:
+                save_picture(arguments.neighbours, suite.nearest_pictures())
+        scores["parzen"], rest = _parzen(bundle, dataset, deadline, status.show, show_scores)
+    scores["skipped"] = skipped + rest
+    for reason in scores["skipped"]:
+        print(f"not computed: {reason}")
     if arguments.record:
         record_evaluation(bundle, scores)
     print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
@@ -343,6 +377,34 @@ def _refuse_other_images(dataset: Dataset, bundle: Bundle) -> None:
     image = trainer.image_spec(dataset)
     if image != bundle.manifest.image:
         raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
+
+
+def _parzen(
+    bundle: Bundle,
+    dataset: Dataset,
+    deadline: float,
+    say: Callable[[str], None],
+    show: Callable[..., None],
+) -> tuple[dict[str, Any], list[str]]:
+    """The rows of the Parzen table, as far as the time goes, and what is missing."""
+    splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
+    table = evaluation.parzen_table(lambda n, first: trainer.draw(bundle, n, first), *splits, seed=0)
+    rows: dict[str, Any] = {}
+    while time.monotonic() <= deadline:
+        say("scoring: Parzen windows")
+        found = next(table, None)
+        if found is None:
+            return rows, []
+        show(*found, heading=not rows)
+        rows[found[0]] = asdict(found[1])
+    return rows, [f"Parzen windows after {len(rows)} rows: out of time"]
+
+
+def _drawn(bundle: Bundle, count: int) -> tuple[UInt8, torch.Tensor | None]:
+    """The bundle's first images of seed 0, as a viewer gets them, and the labels that they were asked for."""
+    frequencies = bundle.manifest.latent.label_frequencies
+    labels = None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
+    return to_uint8(trainer.draw(bundle, count, 0)), labels
 
 
 def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) -> Dataset:

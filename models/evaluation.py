@@ -81,8 +81,8 @@ def parzen_log_likelihoods(samples: Tensor, data: Tensor, sigmas: Sequence[float
     samples = samples - centre
     sample_norms = samples.square().sum(dim=1)
     chunks = []
-    with _exact_float32(samples.device.type):
-        for chunk in torch.split(data, _chunk_rows(samples)):
+    with exact_float32(samples.device.type):
+        for chunk in torch.split(data, chunk_rows(samples)):
             rows = chunk.to(samples) - centre
             squared = torch.addmm(sample_norms, rows, samples.T, alpha=-2.0)
             squared.add_(rows.square().sum(dim=1, keepdim=True)).clamp_min_(0.0)  # rounding leaves tiny negatives
@@ -202,8 +202,8 @@ def kmeans_centroids(rows: Tensor, start: Tensor, *, iterations: int = 2) -> Ten
     for _ in range(iterations):
         norms = centroids.square().sum(dim=1)
         sums, sizes = torch.zeros_like(centroids), torch.zeros_like(norms)
-        with _exact_float32(centroids.device.type):
-            for chunk in torch.split(rows, _chunk_rows(centroids)):
+        with exact_float32(centroids.device.type):
+            for chunk in torch.split(rows, chunk_rows(centroids)):
                 members = chunk.to(centroids)
                 nearest = torch.addmm(norms, members, centroids.T, alpha=-2.0).argmin(dim=1)
                 sums.index_add_(0, nearest, members)
@@ -264,7 +264,7 @@ def _flat(rows: Tensor, name: str) -> Tensor:
 
 
 @contextmanager
-def _exact_float32(device_type: str) -> Iterator[None]:
+def exact_float32(device_type: str) -> Iterator[None]:
     """Real float32 products, whatever speed training asked for: TF32's 10 bits would cost whole nats at sigma 0.1."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
@@ -280,7 +280,7 @@ def _refuse_other_length(rows: Tensor, samples: Tensor) -> None:
         raise ValueError(f"rows of {rows.shape[1]} pixels can't be compared with rows of {samples.shape[1]}")
 
 
-def _chunk_rows(samples: Tensor) -> int:
+def chunk_rows(samples: Tensor) -> int:
     """Rows whose distances to every sample fill one buffer."""
     return max(1, _BUFFER_BYTES // (samples.element_size() * len(samples)))
 

@@ -4,7 +4,8 @@
     stats.jsonl               one JSON object a line, with at least `step` and `seconds`
     samples/step-000500.png   images from the same noise every time
     checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
-    bundle/                   the end product
+    bundle/                   the end product: the weights that scored best
+    last/bundle/              the last step's weights, where a server on this folder doesn't look
 
 A checkpoint is written beside its place, synced and renamed: after a kill at any moment the newest one that reads whole
 is where the run goes on.
@@ -40,6 +41,7 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bundle = path / "bundle"
+        self.last = path / "last" / "bundle"
         self._options = path / "options.json"
         self._stats = path / "stats.jsonl"
         self._checkpoints = path / "checkpoints"
@@ -56,8 +58,9 @@ class RunDir:
         for target in (self._options, self._stats, self._checkpoints / "step-*"):
             for rest in target.parent.glob(f".{target.name}.*.tmp"):
                 rest.unlink()
-        for rest in self.path.glob(".bundle-*"):
-            shutil.rmtree(rest)
+        for bundle in (self.bundle, self.last):
+            for rest in bundle.parent.glob(f".{bundle.name}-*"):
+                shutil.rmtree(rest)
         replace_file(self._options, (json.dumps(record, indent=1) + "\n").encode())
 
     def record(self) -> dict[str, Any] | None:
@@ -91,8 +94,7 @@ class RunDir:
     def save_samples(self, step: int, images: UInt8) -> None:
         """Write images (n, h, w, c) as one square picture."""
         picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
-        target = self._samples / f"step-{step:06d}.png"
-        Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(target)
+        save_picture(self._samples / f"step-{step:06d}.png", picture)
 
     def save_checkpoint(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Write a checkpoint, then drop all but the newest two.
@@ -122,6 +124,11 @@ class RunDir:
     def _newest_first(self) -> list[Path]:
         found = [path for path in self._checkpoints.glob("step-*.safetensors") if path.stem[5:].isdigit()]
         return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+
+
+def save_picture(path: Path, picture: UInt8) -> None:
+    """Write (h, w, c) as an image file."""
+    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

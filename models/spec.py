@@ -229,6 +229,8 @@ class TrainingOptions(Spec):
         ema_half_life_images: Generated images after which a weight's share in the average of G's weights has
             halved; 0 keeps no average. The bundle gets the average where there is one.
         score_every: Steps between two scores on the validation images; the bundle gets the weights that scored best.
+        selection: What that score is: `parzen`, the log-likelihood of the Parzen window, or `frechet`, the Fréchet
+            distance in the features of a classifier of the data's labels (untrained where there are none).
     """
 
     preset: str
@@ -253,6 +255,7 @@ class TrainingOptions(Spec):
     burn_in_images: int = Field(0, ge=0)
     ema_half_life_images: int = Field(0, ge=0)
     score_every: int = Field(2_500, ge=1)
+    selection: Literal["parzen", "frechet"] = "parzen"
 
     @model_validator(mode="after")
     def _one_pass_has_one_discriminator_step(self) -> "TrainingOptions":

@@ -27,11 +27,12 @@ from torch.nn import functional as F
 
 from models.bundle import Bundle, write_bundle
 from models.data import Dataset
-from models.evaluation import PAPER_SAMPLES, SigmaChoice, fit_calibration, validation_log_likelihood
+from models.evaluation import PAPER_SAMPLES, fit_calibration, validation_log_likelihood
 from models.losses import LOSSES, gradient_penalty
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+from models.suite import FrechetOnValidation
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
 
@@ -56,13 +57,51 @@ class Report:
     images_per_s: float
 
 
+@dataclass(frozen=True)
+class Selection:
+    """A rule by which a run chooses the weights that it publishes; validation images only."""
+
+    rule: str
+    short: str  # format of the score in one line
+    higher_is_better: bool
+
+    def prefers(self, new: float, old: float) -> bool:
+        """Whether a score beats another. One that is not a number beats nothing."""
+        return new > old if self.higher_is_better else new < old
+
+    @property
+    def worst(self) -> float:
+        """What every score beats."""
+        return -math.inf if self.higher_is_better else math.inf
+
+
+SELECTIONS = {
+    "parzen": Selection(
+        "highest validation Parzen log-likelihood", "log-likelihood {:.1f} nats", higher_is_better=True
+    ),
+    "frechet": Selection("lowest validation Fréchet distance", "Fréchet distance {:.3g}", higher_is_better=False),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the shown generator's samples are worth by the run's rule; `facts` is what the manifest says of it."""
+
+    value: float
+    facts: dict[str, float | int | str]
+
+    def stats(self) -> dict[str, float | int]:
+        """For stats.jsonl: the numbers among the facts, `validation_` before their names."""
+        return {f"validation_{key}": value for key, value in self.facts.items() if not isinstance(value, str)}
+
+
 @dataclass
 class Best:
-    """The weights that scored highest on the validation images so far: what the bundle will hold."""
+    """The weights that scored best on the validation images so far: what the bundle will hold."""
 
     step: int = 0
-    score: float = -math.inf
-    sigma: float = math.nan
+    score: float = math.nan
+    facts: dict[str, Any] = field(default_factory=dict)
     generator: dict[str, Tensor] = field(default_factory=dict)
     discriminator: dict[str, Tensor] = field(default_factory=dict)
 
@@ -79,7 +118,9 @@ class State:
         self.device = device
         self.step = 0
         self.seconds = 0.0
-        self.best = Best()
+        self.selection = SELECTIONS[options.selection]
+        self.best = Best(score=self.selection.worst)
+        self.frechet: FrechetOnValidation | None = None  # made at the first score that needs it
         self.data = Resident(dataset, options, device)
         self.image = image_spec(dataset)
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
@@ -133,13 +174,13 @@ class State:
                 named |= _prefixed(name, tensors)
         return named
 
-    def facts(self) -> dict[str, float]:
+    def facts(self) -> dict[str, Any]:
         """The state's numbers that are not tensors."""
         best = self.best
         return {"step": self.step, "seconds": self.seconds, "best_step": best.step, "best_score": best.score,
-                "best_sigma": best.sigma}  # fmt: skip
+                "best_facts": best.facts}  # fmt: skip
 
-    def load(self, tensors: dict[str, Tensor], facts: dict[str, float]) -> None:
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         """Become the state that was saved. The options and data must be those of the saved run."""
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.generator.load_state_dict(_under("generator", tensors))
@@ -157,7 +198,7 @@ class State:
         self.best = Best(
             int(facts["best_step"]),
             facts["best_score"],
-            facts["best_sigma"],
+            facts["best_facts"],
             _under("best.generator", tensors),
             _under("best.discriminator", tensors),
         )
@@ -321,40 +362,79 @@ def train(
         counted, resumed = 0, time.perf_counter()
 
 
-def score(state: State, dataset: Dataset) -> SigmaChoice:
-    """Parzen log-likelihood of the validation images under what the shown generator makes, in nats.
+def score(state: State, dataset: Dataset) -> Score:
+    """Score what the shown generator makes against the validation images, by the rule of the options.
 
-    As many samples as the paper's 10,000, or a fifth of the training images where that is fewer, from the sampler's
-    seed 0: nothing of the training is touched, and two scores differ by the weights alone.
+    The samples are from the sampler's seed 0 and the feature net has generators of its own: nothing of the training is
+    touched, and two scores of a run differ by the weights alone.
 
     Raises:
-        TrainingError: The generator's pixels are not all numbers.
+        TrainingError: The generator's pixels are not all numbers, or the data set is too small for the rule.
     """
+    if state.options.selection == "frechet":
+        return _score_frechet(state, dataset)
     count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
     samples = generate(state.shown_generator, state.options.latent, count, state.sample_labels(count))
-    return validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
+    choice = validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
+    facts: dict[str, float | int | str] = {
+        "log_likelihood": choice.log_likelihood,
+        "sigma": choice.sigma,
+        "rows": len(dataset.validation.images),
+    }
+    return Score(choice.log_likelihood, facts)
 
 
-def keep_if_best(state: State, choice: SigmaChoice) -> bool:
-    """Keep the present weights as the best if they scored highest so far."""
-    if choice.log_likelihood <= state.best.score:
-        return False
-    state.best = Best(
-        state.step,
-        choice.log_likelihood,
-        choice.sigma,
-        {name: tensor.clone() for name, tensor in state.shown_generator.state_dict().items()},
-        {name: tensor.clone() for name, tensor in state.discriminator.state_dict().items()},
+def _score_frechet(state: State, dataset: Dataset) -> Score:
+    if state.frechet is None:
+        try:
+            state.frechet = FrechetOnValidation(dataset, state.device)
+        except ValueError as error:
+            raise TrainingError(f"{dataset.name} is too small for the Fréchet distance: {error}") from None
+    judge, count = state.frechet, state.frechet.count
+    images = to_uint8(generate(state.shown_generator, state.options.latent, count, state.sample_labels(count)))
+    value = judge.score(images)
+    return Score(
+        value,
+        {
+            "frechet": value,
+            "frechet_floor": judge.floor,
+            "samples": count,
+            "rows": len(dataset.validation.images),
+            "features": judge.judge.kind,
+            "features_sha256": judge.judge.checksum,
+        },
     )
+
+
+def keep_if_best(state: State, new: Score) -> bool:
+    """Keep the present weights as the best if they scored best so far."""
+    if not state.selection.prefers(new.value, state.best.score):
+        return False
+    state.best = present(state, new)
     return True
 
 
-def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any]) -> Bundle:
-    """Write the best weights as a bundle, with D's logit calibrated on images that it never saw.
+def present(state: State, scored: Score) -> Best:
+    """A copy of the weights as they are now, with what they scored."""
+    return Best(
+        state.step,
+        scored.value,
+        scored.facts,
+        {name: tensor.clone() for name, tensor in state.shown_generator.state_dict().items()},
+        {name: tensor.clone() for name, tensor in state.discriminator.state_dict().items()},
+    )
 
-    `record` goes into the manifest's `training`. Errors are those of `write_bundle`.
+
+def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], *, rule: str) -> Bundle:
+    """Write weights as a bundle, with D's logit calibrated on images that it never saw.
+
+    Args:
+        rule: `best`, the weights that scored best so far, or `last`, the present ones.
+        record: Goes into the manifest's `training`.
+
+    Errors are those of `write_bundle`.
     """
-    options, best = state.options, state.best
+    options, best = state.options, state.best if rule == "best" else present(state, score(state, dataset))
     generator, discriminator = state.empty_nets()
     generator.load_state_dict(best.generator)
     discriminator.load_state_dict(best.discriminator)
@@ -380,11 +460,9 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
             "images_seen": state.step * options.batch_size * options.d_steps,
             "wall_seconds": round(state.seconds, 1),
             "seed": options.seed,
-            "selection": {"rule": "highest validation Parzen log-likelihood", "step": best.step},
+            "selection": {"rule": state.selection.rule if rule == "best" else "last step", "step": best.step},
         },
-        "evaluation": {
-            "validation_parzen": {"log_likelihood": best.score, "sigma": best.sigma, "rows": count},
-        },
+        "evaluation": {f"validation_{options.selection}": best.facts},
     }
     return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
 

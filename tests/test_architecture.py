@@ -16,7 +16,8 @@ ORDER = {
     "models": [
         "__init__",
         *("spec", "data", "networks", "losses", "sampler", "evaluation"),
-        *("bundle", "trainer", "rundir", "display"),
+        *("bundle", "features", "scores", "suite"),
+        *("trainer", "rundir", "display"),
         *("toy", "toyplot", "figures", "export", "__main__"),
     ],
     "service": [

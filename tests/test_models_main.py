@@ -1,6 +1,7 @@
 """The offline commands as a person uses them: end to end on small data, interrupted, resumed, and given nonsense."""
 
 import json
+import math
 import re
 import signal
 import subprocess
@@ -32,7 +33,7 @@ from models.spec import (
     MLPSpec,
     TrainingOptions,
 )
-from models.trainer import Best, Report, State
+from models.trainer import SELECTIONS, Best, Report, State
 
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("train", "evaluate", "inspect", "export", "toy", "interpolate", "neighbours")
@@ -81,6 +82,14 @@ def _quick_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "classes", QUICK.model_copy(update={"preset": "classes", "conditional": True}))
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Feature nets are kept for the next test, and not in the home of whoever runs it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """80 RGB images of 10 × 6 pixels with three labels."""
@@ -124,7 +133,7 @@ def test_training_leaves_the_whole_record_of_a_run(
     out = tmp_path / "new" / "run"
     assert train(data, out, "--checkpoint-every", "20", "--seed", "5", preset="classes") == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        *("bundle", "checkpoints", "options.json", "samples", "stats.jsonl")
+        *("bundle", "checkpoints", "last", "options.json", "samples", "stats.jsonl")
     ]
     options = json.loads((out / "options.json").read_bytes())
     assert TrainingOptions.model_validate_json(json.dumps(options["options"])).seed == 5
@@ -168,14 +177,80 @@ def test_evaluate_prints_a_table_and_one_line_of_json(
     assert main(["evaluate", str(bundle.folder), "--data", str(data), "--device", "cpu", "--record"]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = ["generator", "training images", "k-means centroids", "uniform noise"]
-    assert [line[:22].strip() for line in lines[2:-1]] == rows
+    assert [line[:22].strip() for line in lines[-5:-1]] == rows
     scores = json.loads(lines[-1])
+    assert scores["skipped"] == []
+    figures = scores["suite"]["figures"]
+    assert [line.split()[0] for line in lines[1 : 1 + len(figures)]] == list(figures)
+    assert {"frechet", "kernel", "coverage", "accuracy_worst_class", "copying", "recall_control"} <= set(figures)
+    assert all(math.isfinite(figure["value"]) for figure in figures.values())
+    assert scores["suite"]["features"]["kind"] == "trained"
+    assert scores["suite"]["control"]["kind"] == "untrained"
     assert (scores["bundle"], scores["version"]) == (bundle.name, bundle.version)
     assert list(scores["parzen"]) == rows
     again = read_bundle(bundle.folder)
     assert again.version == bundle.version
     assert again.manifest.evaluation["parzen"] == scores["parzen"]
+    assert again.manifest.evaluation["suite"] == scores["suite"]
     assert "validation_parzen" in again.manifest.evaluation  # from training: recording adds
+
+
+def test_evaluate_stops_in_time_and_says_what_is_missing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No figure is begun after the limit; each one left out is named, in the table and for programs."""
+    assert train(data, tmp_path / "run", "--steps", "5") == 0
+    capsys.readouterr()
+    command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--device", "cpu"]
+    assert main([*command, "--time-limit", "0"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    skipped = json.loads(lines[-1])["skipped"]
+    assert lines[:-1] == [f"not computed: {reason}" for reason in skipped]
+    assert [reason.partition(":")[0] for reason in skipped] == [
+        *("distances", "overlap", "classes", "memorisation", "memorisation in pixels", "control"),
+        "Parzen windows after 0 rows",
+    ]
+
+
+def test_evaluate_draws_samples_beside_their_nearest_training_images(data: Path, tmp_path: Path) -> None:
+    """Three columns of twelve rows: the sample, the nearest by pixels, the nearest by features."""
+    assert train(data, tmp_path / "run", "--steps", "5") == 0
+    command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--device", "cpu"]
+    assert main([*command, "--time-limit", "0", "--neighbours", str(tmp_path / "near.png")]) == 0
+    with Image.open(tmp_path / "near.png") as picture:
+        assert (picture.size, picture.mode) == ((3 * 6, 12 * 10), "RGB")
+
+
+def test_a_set_too_small_for_the_figures_still_gets_its_log_likelihood(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """20 images leave two for the test: the figures are left out with the reason."""
+    np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8))
+    assert train(tmp_path / "few.npz", tmp_path / "run", "--steps", "2") == 0
+    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "few.npz")]) == 0
+    scores = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert "suite" not in scores
+    assert scores["skipped"] == ["figures: they need 6 test images and 30 training images; few has 2 and 16"]
+    assert len(scores["parzen"]) == 4
+
+
+def test_a_run_can_be_chosen_by_the_frechet_distance_and_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:
+    """bundle/ has the weights of the lowest score in stats.jsonl, last/bundle/ those of the last step; both say so."""
+    assert train(data, tmp_path, "--selection", "frechet", preset="classes") == 0
+    rows = [json.loads(line) for line in (tmp_path / "stats.jsonl").read_text().splitlines()]
+    scored = {row["step"]: row["validation_frechet"] for row in rows if "validation_frechet" in row}
+    assert list(scored) == [25, 50, 60]
+    best, last = (read_bundle(tmp_path / name).manifest for name in ("bundle", "last/bundle"))
+    lowest = min(scored, key=lambda step: scored[step])
+    assert best.training["selection"] == {"rule": "lowest validation Fréchet distance", "step": lowest}
+    assert last.training["selection"] == {"rule": "last step", "step": 60}
+    found: Any = best.evaluation["validation_frechet"]
+    assert found["frechet"] == scored[lowest]
+    assert len(found["features_sha256"]) == 64
+    newest = RunDir(tmp_path).newest_checkpoint()
+    assert newest is not None
+    shown = read_bundle(tmp_path / "last" / "bundle").generator.state_dict()
+    assert all(torch.equal(tensor, newest[0][f"average/{name}"]) for name, tensor in shown.items())
 
 
 def test_evaluate_divides_the_data_as_training_did(data: Path, tmp_path: Path) -> None:
@@ -183,10 +258,27 @@ def test_evaluate_divides_the_data_as_training_did(data: Path, tmp_path: Path) -
     assert train(data, tmp_path / "run", "--seed", "9", "--steps", "5") == 0
     folder = tmp_path / "run" / "bundle"
     trained_on = json.loads((tmp_path / "run" / "options.json").read_bytes())["data"]["checksum"]
-    assert main(["evaluate", str(folder), "--data", str(data), "--device", "cpu", "--record"]) == 0
+    assert main(["evaluate", str(folder), "--data", str(data), "--device", "cpu", "--record", "--time-limit", "0"]) == 0
     evaluation: Any = read_bundle(folder).manifest.evaluation
     assert evaluation["data"]["checksum"] == trained_on
-    assert main(["evaluate", str(folder), "--data", str(data), "--seed", "1", "--device", "cpu", "--record"]) == 0
+    assert (
+        main(
+            [
+                "evaluate",
+                str(folder),
+                "--data",
+                str(data),
+                "--seed",
+                "1",
+                "--device",
+                "cpu",
+                "--record",
+                "--time-limit",
+                "0",
+            ]
+        )
+        == 0
+    )
     evaluation = read_bundle(folder).manifest.evaluation
     assert evaluation["data"]["checksum"] != trained_on
 
@@ -410,7 +502,7 @@ def test_resume_starts_where_there_is_nothing_and_rests_where_all_is_done(
 def test_a_kill_before_the_bundle_is_made_good(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The last checkpoint is there and the bundle missing, or still that of a shorter run: resume writes it."""
 
-    def killed(*_: object) -> None:
+    def killed(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -645,10 +737,10 @@ def test_without_a_terminal_a_plain_line_comes_now_and_then(capsys: pytest.Captu
     with TrainingDisplay(100, 0) as display:
         for step in range(1, 2 * PLAIN_EVERY + 2):
             REPORT.step = step
-            display.show(REPORT, Best(step=10, score=99.5))
+            display.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"step {PLAIN_EVERY}/100", f"step {2 * PLAIN_EVERY}/100"]
-    for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "best 99.5 nats at 10"):
+    for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "nats at 10"):
         assert part in lines[0]
     assert lines[0].endswith("8 s left")  # 80 steps to go, at 20 steps in 2 s
 
@@ -660,7 +752,7 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("COLUMNS", "200")
     with TrainingDisplay(100, 0) as display:
         REPORT.step = 40
-        display.show(REPORT, Best())
+        display.show(REPORT, Best(), SELECTIONS["parzen"])
     shown = capsys.readouterr().err
     assert "1,234 images/s" in shown
     assert "40/100" in shown

@@ -16,7 +16,7 @@ from torch import Tensor
 from models import trainer
 from models.bundle import read_bundle
 from models.data import Dataset, Split, load_dataset
-from models.evaluation import SigmaChoice, validation_log_likelihood
+from models.evaluation import validation_log_likelihood
 from models.rundir import RunDir
 from models.sampler import to_pixels
 from models.spec import (
@@ -33,7 +33,7 @@ from models.spec import (
     SGDSpec,
     TrainingOptions,
 )
-from models.trainer import Resident, State, TrainingError, train, train_step
+from models.trainer import Resident, Score, State, TrainingError, train, train_step
 
 CPU = torch.device("cpu")
 NETWORK = MLPSpec(
@@ -436,9 +436,12 @@ def test_weights_that_broke_in_the_last_update_are_noticed() -> None:
 # --- Scores and the best -----------------------------------------------------------------------------------------
 
 
-def test_scoring_changes_nothing_and_repeats() -> None:
+@pytest.mark.parametrize("selection", trainer.SELECTIONS)
+def test_scoring_changes_nothing_and_repeats(selection: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two scores of the same weights are equal, and a run that was scored goes on like one that was not."""
-    scored, plain = (State(small(ema_half_life_images=20), images(labels=2), CPU) for _ in range(2))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    options = small(ema_half_life_images=20, selection=selection)
+    scored, plain = (State(options, images(labels=2), CPU) for _ in range(2))
     for _ in range(3):
         train_step(scored)
         train_step(plain)
@@ -449,15 +452,23 @@ def test_scoring_changes_nothing_and_repeats() -> None:
 def test_only_a_higher_score_is_kept() -> None:
     """The best is a copy: later steps don't move it, and an equal score doesn't replace it."""
     state = State(small(), images(), CPU)
-    assert trainer.keep_if_best(state, SigmaChoice(0.2, -5.0))
+    assert trainer.keep_if_best(state, Score(-5.0, {"sigma": 0.2}))
     kept = state.best.generator["output.weight"].clone()
     train_step(state)
-    assert not trainer.keep_if_best(state, SigmaChoice(0.3, -5.0))
+    assert not trainer.keep_if_best(state, Score(-5.0, {"sigma": 0.3}))
     assert torch.equal(state.best.generator["output.weight"], kept)
-    assert (state.best.step, state.best.sigma) == (0, 0.2)
-    assert trainer.keep_if_best(state, SigmaChoice(0.3, -4.0))
+    assert (state.best.step, state.best.facts) == (0, {"sigma": 0.2})
+    assert trainer.keep_if_best(state, Score(-4.0, {"sigma": 0.3}))
     assert (state.best.step, state.best.score) == (1, -4.0)
     assert not torch.equal(state.best.generator["output.weight"], kept)
+
+
+def test_a_lower_frechet_distance_is_the_better_one() -> None:
+    """The direction belongs to the rule: here less is more, and what is no number is never the best."""
+    state = State(small(selection="frechet"), images(), CPU)
+    assert not trainer.keep_if_best(state, Score(float("nan"), {}))
+    assert [trainer.keep_if_best(state, Score(value, {})) for value in (5.0, 6.0, 4.0)] == [True, False, True]
+    assert state.best.score == 4.0
 
 
 def test_a_generator_that_makes_no_numbers_has_no_score() -> None:
@@ -602,7 +613,7 @@ def test_a_conditional_run_in_colour_becomes_a_bundle(tmp_path: Path) -> None:
     options = small(conditional=True, ema_half_life_images=40)
     state = State(options, dataset, CPU)
     go_on(state, dataset, 30)
-    bundle = trainer.publish(state, dataset, tmp_path / "bundle", "colours", {"preset": "small"})
+    bundle = trainer.publish(state, dataset, tmp_path / "bundle", "colours", {"preset": "small"}, rule="best")
     manifest = read_bundle(tmp_path / "bundle").manifest
     assert manifest.image.shape == (3, 6, 10)
     assert manifest.labels == ("a", "b", "c")
