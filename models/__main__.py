@@ -90,10 +90,20 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="mnist, fashion-mnist, digits, a folder of images, or an .npz")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="mnist, fashion-mnist, digits, a folder of images, an .npz, or an IDX file of images",
+    )
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR") or None,
                         help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
-    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize a folder's images to S×S pixels")
+    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize images to S×S pixels")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out a folder's files that cannot be read")
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How `--data` is read, for `load_dataset`."""
+    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad}
 
 
 def _bundle_name(text: str) -> str:
@@ -150,7 +160,7 @@ def _train(arguments: argparse.Namespace) -> int:
     run = RunDir(arguments.out)
     if run.is_used() and not arguments.resume:
         raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, image_size=arguments.image_size)
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
     record = {
         "preset": options.preset,
         "options": options.model_dump(mode="json"),
@@ -271,7 +281,7 @@ def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) ->
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:
         raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
-    return load_dataset(arguments.data, arguments.data_dir, seed=seed, image_size=arguments.image_size)
+    return load_dataset(arguments.data, arguments.data_dir, seed=seed, **_reading(arguments))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "models": [
         "__init__",
-        *("spec", "data", "networks", "losses", "sampler", "evaluation"),
+        *("spec", "dataset", "idx", "imagecache", "imagefolder", "data"),
+        *("networks", "losses", "sampler", "evaluation"),
         *("bundle", "trainer", "rundir", "display", "__main__"),
     ],
     "service": [
