@@ -19,20 +19,28 @@ from pydantic import ValidationError
 from models import evaluation, trainer
 from models.bundle import NAME_PATTERN, BundleError, read_bundle, record_evaluation
 from models.data import DataError, Dataset, load_dataset
+from models.health import Alarm, HealthError, Probe, Watch, row_of
 from models.rundir import RunDir, RunError, environment
 from models.sampler import to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
 
+ALARMED = 4
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 GRID_IMAGES = 64
 REPORT_EVERY = 50  # steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 failed (one line on stderr), 2 wrong usage, 4 stopped by an alarm (one line on stderr), 130 interrupted.
+    """
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+    except (HealthError, trainer.DivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ALARMED
     except (DataError, RunError, BundleError, trainer.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -59,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N", help="steps (default 1000)")
+    train.add_argument("--alarms", choices=["stop", "warn", "off"], default="stop", help="what a run that goes wrong "
+                       "is met with: ended with exit code 4 (default), told so, or left alone")  # fmt: skip
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
     train.add_argument("--seed", type=int, help="fixes everything that is drawn (default 0)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
@@ -180,7 +190,7 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     run.begin(record)
     run.truncate_stats(state.step)
-    _steps(state, dataset, run, arguments.checkpoint_every)
+    _steps(state, dataset, run, arguments.checkpoint_every, arguments.alarms)
     if state.step < options.steps:
         print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
         return INTERRUPTED
@@ -193,17 +203,23 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every: int) -> None:
-    """Train to the end or to the first signal; score, show and save on the way."""
+def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every: int, alarms: str) -> None:
+    """Train to the end, to the first signal or to an alarm; score, watch, show and save on the way."""
     from models.display import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     options = state.options
     labels = state.sample_labels(GRID_IMAGES)
     stop = _StopOnSignal()
+    probe, watch = Probe(state, dataset), Watch(options.batch_size * options.d_steps, run.stats())
     with stop, TrainingDisplay(options.steps, state.step) as display:
         every = (REPORT_EVERY, checkpoint_every)
         for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
             row = asdict(report)
+            raised: list[Alarm] = []
+            if alarms != "off" and state.step % probe.every(REPORT_EVERY) == 0:
+                vitals = probe.look()
+                raised = watch.see(state.step, vitals)
+                row |= row_of(vitals) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
             done = state.step == options.steps
             if done or state.step % options.score_every == 0:
                 choice = trainer.score(state, dataset)
@@ -212,9 +228,18 @@ def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every
                 images = trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels)
                 run.save_samples(state.step, to_uint8(images))
             run.append_stats(row)
-            display.show(report, state.best)
+            display.show(report, state.best, raised)
+            if alarms == "stop" and raised and raised[0].stop:
+                raise HealthError(_stopped(state.step, raised[0], run.go_back(watch.good_step)))
             if done or stop.is_set() or state.step % checkpoint_every == 0:
-                run.save_checkpoint(state.step, state.tensors(), state.facts())
+                run.save_checkpoint(state.step, state.tensors(), state.facts(), watch.good_step)
+
+
+def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
+    if kept is None:
+        return f"stopped at step {step}, before the first checkpoint: {alarm}"
+    return (f"stopped at step {step}: {alarm}. The checkpoint of step {kept} is kept: --resume --steps {kept} makes a "
+            "bundle of the best until then, --resume --alarms warn goes on in spite of it")  # fmt: skip
 
 
 def _is_published(run: RunDir, step: int) -> bool:

@@ -17,7 +17,7 @@ ORDER = {
         "__init__",
         *("spec", "dataset", "idx", "imagecache", "imagefolder", "data"),
         *("networks", "losses", "sampler", "evaluation"),
-        *("bundle", "trainer", "rundir", "display", "__main__"),
+        *("bundle", "trainer", "health", "rundir", "display", "__main__"),
     ],
     "service": [
         "__init__",

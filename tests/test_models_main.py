@@ -355,7 +355,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> No
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """NaN ends the run with a reason and exit code 1, and what was saved before it is still there."""
+    """NaN ends the run with a reason and exit code 4, and what was saved before it is still there."""
     step = trainer.train_step
 
     def poisoned(state: State) -> torch.Tensor:
@@ -366,7 +366,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(
         return figures
 
     monkeypatch.setattr(trainer, "train_step", poisoned)
-    assert train(data, tmp_path, "--checkpoint-every", "10") == 1
+    assert train(data, tmp_path, "--checkpoint-every", "10") == 4
     assert "training diverged by step 25" in only_error(capsys)
     found = RunDir(tmp_path).newest_checkpoint()
     assert found is not None
@@ -379,9 +379,9 @@ def test_a_checkpoint_comes_at_every_nth_step(data: Path, tmp_path: Path, monkey
     saved = []
     save = RunDir.save_checkpoint
 
-    def noted(run: RunDir, step: int, tensors: Any, facts: Any) -> None:
+    def noted(run: RunDir, step: int, *rest: Any) -> None:
         saved.append(step)
-        save(run, step, tensors, facts)
+        save(run, step, *rest)
 
     monkeypatch.setattr(RunDir, "save_checkpoint", noted)
     assert train(data, tmp_path, "--checkpoint-every", "17") == 0
