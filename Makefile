@@ -40,5 +40,5 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/everything: $(VENV)/serving
-	$(PIP) --editable ".[train,test]"
+	$(PIP) --editable ".[train,tensorboard,test]"
 	touch $@

@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -18,11 +19,14 @@ from pydantic import ValidationError
 
 from models import evaluation, trainer
 from models.bundle import NAME_PATTERN, BundleError, read_bundle, record_evaluation
+from models.cost import measure_step
 from models.data import DataError, Dataset, load_dataset
 from models.health import Alarm, HealthError, Probe, Watch, row_of
+from models.report import write_report
 from models.rundir import RunDir, RunError, environment
 from models.sampler import to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
+from models.tensorboard import TensorBoard
 
 ALARMED = 4
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
@@ -48,7 +52,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        print(f"error: {error.name} is not installed: the train extra brings it", file=sys.stderr)
+        extra = "tensorboard" if error.name == "tensorboard" else "train"
+        print(f"error: {error.name} is not installed: the {extra} extra brings it", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -69,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N", help="steps (default 1000)")
     train.add_argument("--alarms", choices=["stop", "warn", "off"], default="stop", help="what a run that goes wrong "
                        "is met with: ended with exit code 4 (default), told so, or left alone")  # fmt: skip
+    train.add_argument("--dry-run", action="store_true", help="print the options and the cost of a step; train nothing")
+    train.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too (tensorboard extra)")
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
     train.add_argument("--seed", type=int, help="fixes everything that is drawn (default 0)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
@@ -168,7 +175,7 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint_every < 1:
         raise RunError("--checkpoint-every must be at least 1")
     run = RunDir(arguments.out)
-    if run.is_used() and not arguments.resume:
+    if run.is_used() and not (arguments.resume or arguments.dry_run):
         raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
     record = {
@@ -177,8 +184,11 @@ def _train(arguments: argparse.Namespace) -> int:
         "data": {"name": dataset.name, "checksum": dataset.checksum},
         **environment(device),
     }
-    _refuse_other_run(run.record(), record)
+    if arguments.resume:
+        _refuse_other_run(run.record(), record)
     state = trainer.State(options, dataset, device)
+    if arguments.dry_run:
+        return _dry_run(state, dataset, record)
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
         state.load(*found)
@@ -190,7 +200,8 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     run.begin(record)
     run.truncate_stats(state.step)
-    _steps(state, dataset, run, arguments.checkpoint_every, arguments.alarms)
+    with TensorBoard(run.path / "tensorboard", state.step) if arguments.tensorboard else nullcontext() as board:
+        _steps(state, dataset, run, arguments.checkpoint_every, arguments.alarms, board)
     if state.step < options.steps:
         print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
         return INTERRUPTED
@@ -198,12 +209,34 @@ def _train(arguments: argparse.Namespace) -> int:
         trainer.keep_if_best(state, trainer.score(state, dataset))
     name = arguments.name or _default_name(dataset.name, options.preset)
     bundle = trainer.publish(state, dataset, run.bundle, name, record)
+    write_report(run)
     print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
           f"validation log-likelihood {state.best.score:.1f} nats.")  # fmt: skip
     return 0
 
 
-def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every: int, alarms: str) -> None:
+def _dry_run(state: trainer.State, dataset: Dataset, record: dict[str, Any]) -> int:
+    """Say what the command would do, and what it would cost."""
+    print(json.dumps(record, indent=1))
+    for name, net in (("generator", state.generator), ("discriminator", state.discriminator)):
+        print(f"{name}: {sum(parameter.numel() for parameter in net.parameters()):,} parameters")
+    sizes = (len(split.images) for split in (dataset.train, dataset.validation, dataset.test))
+    print("images: {:,} to train, {:,} to validate, {:,} to test, {}×{}×{}".format(*sizes, *state.image.shape))
+    cost = measure_step(state)
+    steps, mebibytes = state.options.steps, cost.memory_bytes / 2**20
+    print(f"a step: {cost.step_s * 1000:.1f} ms, {cost.images_per_s:,.0f} images/s, {mebibytes:,.0f} MiB of memory")
+    print(f"{steps:,} steps: {steps * cost.step_s / 3600:.2f} h, and the time of the scores")
+    return 0
+
+
+def _steps(
+    state: trainer.State,
+    dataset: Dataset,
+    run: RunDir,
+    checkpoint_every: int,
+    alarms: str,
+    board: TensorBoard | None,
+) -> None:
     """Train to the end, to the first signal or to an alarm; score, watch, show and save on the way."""
     from models.display import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
@@ -221,15 +254,23 @@ def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every
                 raised = watch.see(state.step, vitals)
                 row |= row_of(vitals) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
             done = state.step == options.steps
-            if done or state.step % options.score_every == 0:
+            scored = done or state.step % options.score_every == 0
+            if scored:
                 choice = trainer.score(state, dataset)
                 trainer.keep_if_best(state, choice)
                 row |= {"validation_log_likelihood": choice.log_likelihood, "sigma": choice.sigma}
-                images = trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels)
-                run.save_samples(state.step, to_uint8(images))
+                images = to_uint8(trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels))
+                run.save_samples(state.step, images)
+                if board is not None:
+                    board.add_samples(state.step, images)
             run.append_stats(row)
+            if board is not None:
+                board.add_row(row)
             display.show(report, state.best, raised)
-            if alarms == "stop" and raised and raised[0].stop:
+            ended = alarms == "stop" and bool(raised) and raised[0].stop
+            if scored or ended:
+                write_report(run)
+            if ended:
                 raise HealthError(_stopped(state.step, raised[0], run.go_back(watch.good_step)))
             if done or stop.is_set() or state.step % checkpoint_every == 0:
                 run.save_checkpoint(state.step, state.tensors(), state.facts(), watch.good_step)

@@ -17,7 +17,7 @@ ORDER = {
         "__init__",
         *("spec", "dataset", "idx", "imagecache", "imagefolder", "data"),
         *("networks", "losses", "sampler", "evaluation"),
-        *("bundle", "trainer", "health", "rundir", "display", "__main__"),
+        *("bundle", "trainer", "health", "cost", "rundir", "report", "tensorboard", "display", "__main__"),
     ],
     "service": [
         "__init__",
@@ -32,7 +32,7 @@ MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in n
 # Where the two packages meet. What these import in turn is all that serving brings along.
 SERVICE_MAY_IMPORT = {"models.bundle", "models.sampler", "models.spec"}
 SERVING_BRINGS = {"models", *SERVICE_MAY_IMPORT, "models.networks"}
-TRAINING_EXTRA = ("rich", "sklearn", "scipy")
+TRAINING_EXTRA = ("rich", "sklearn", "scipy", "tensorboard")
 
 
 def path_of(module: str) -> Path:
@@ -102,7 +102,7 @@ def test_serving_brings_no_training_along() -> None:
 
 
 def test_serving_works_without_the_training_extra() -> None:
-    """The whole service is imported, and an application built, where scikit-learn, SciPy and rich do not exist."""
+    """The whole service is imported, and an application built, where what training needs does not exist."""
     modules = [f"service.{name}" for name in ORDER["service"]]
     program = f"""
 import importlib, sys
