@@ -122,7 +122,7 @@ CONDITIONS = (
     ),
     Condition(
         "collapse",
-        50_000,
+        100_000,
         lambda now, best: now.diversity < 0.05 and best >= 0.15,
         lambda now: (
             f"G's images differ by {now.diversity:.2g} of what real ones do, after more: lower rates, or another loss"

