@@ -267,13 +267,14 @@ def _steps(
             if board is not None:
                 board.add_row(row)
             display.show(report, state.best, raised)
-            ended = alarms == "stop" and bool(raised) and raised[0].stop
-            if scored or ended:
+            if alarms == "stop" and raised and raised[0].stop:
+                kept = run.go_back(watch.good_step)
                 write_report(run)
-            if ended:
-                raise HealthError(_stopped(state.step, raised[0], run.go_back(watch.good_step)))
+                raise HealthError(_stopped(state.step, raised[0], kept))
             if done or stop.is_set() or state.step % checkpoint_every == 0:
                 run.save_checkpoint(state.step, state.tensors(), state.facts(), watch.good_step)
+            if scored:
+                write_report(run)
 
 
 def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:

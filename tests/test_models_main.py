@@ -359,8 +359,8 @@ def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_pat
 
 FULL_DISK = """
 import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk: a report fits
+resource.setrlimit(resource.RLIMIT_FSIZE, (49152, resource.RLIM_INFINITY))
 sys.exit(main())
 """
 
