@@ -46,5 +46,5 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/everything: $(VENV)/serving
-	$(PIP) --editable ".[train,export,test]"
+	$(PIP) --editable ".[train,export,tensorboard,test]"
 	touch $@

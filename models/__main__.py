@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -21,27 +22,38 @@ from pydantic import ValidationError
 
 from models import evaluation, figures, trainer
 from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
+from models.cost import measure_step
 from models.data import DataError, Dataset, load_dataset
 from models.features import load_features, untrained_features
+from models.health import Alarm, HealthError, Probe, Watch, row_of
 from models.losses import LOSSES
+from models.report import write_report
 from models.rundir import RunDir, RunError, environment, save_picture
 from models.sampler import UInt8, draw_labels, grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
 from models.suite import Suite, TooFewError, rows_wanted
+from models.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
     from models import toy
 
+ALARMED = 4
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 GRID_IMAGES = 64
 REPORT_EVERY = 50  # steps
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0 done, 1 failed (one line on stderr), 2 wrong usage, 130 interrupted."""
+    """Run one command; returns the exit code.
+
+    0 done, 1 failed (one line on stderr), 2 wrong usage, 4 stopped by an alarm (one line on stderr), 130 interrupted.
+    """
     arguments = _parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
+    except (HealthError, trainer.DivergedError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return ALARMED
     except (DataError, RunError, BundleError, trainer.TrainingError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -49,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
-        extra = "export" if (error.name or "").startswith("onnx") else "train"
+        extra = "tensorboard" if error.name == "tensorboard" else "train"
+        extra = "export" if (error.name or "").startswith("onnx") else extra
         print(f"error: {error.name} is not installed: the {extra} extra brings it", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
@@ -69,6 +82,10 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N", help="steps (default 1000)")
+    train.add_argument("--alarms", choices=["stop", "warn", "off"], default="stop", help="what a run that goes wrong "
+                       "is met with: ended with exit code 4 (default), told so, or left alone")  # fmt: skip
+    train.add_argument("--dry-run", action="store_true", help="print the options and the cost of a step; train nothing")
+    train.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too (tensorboard extra)")
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
     train.add_argument("--seed", type=int, help="fixes everything that is drawn (default 0)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
@@ -174,10 +191,20 @@ def _whole(text: str) -> int:
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--data", required=True, help="mnist, fashion-mnist, digits, a folder of images, or an .npz")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="mnist, fashion-mnist, digits, a folder of images, an .npz, or an IDX file of images",
+    )
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR") or None,
                         help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
-    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize a folder's images to S×S pixels")
+    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize images to S×S pixels")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out a folder's files that cannot be read")
+
+
+def _reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How `--data` is read, for `load_dataset`."""
+    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad}
 
 
 def _bundle_name(text: str) -> str:
@@ -232,19 +259,20 @@ def _train(arguments: argparse.Namespace) -> int:
     if arguments.checkpoint_every < 1:
         raise RunError("--checkpoint-every must be at least 1")
     run = RunDir(arguments.out)
-    if run.is_used() and not arguments.resume:
+    if run.is_used() and not (arguments.resume or arguments.dry_run):
         raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, image_size=arguments.image_size)
-    if dataset.label_names and not options.conditional and arguments.conditional is None:
-        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
+    dataset = _training_data(arguments, options)
     record = {
         "preset": options.preset,
         "options": options.model_dump(mode="json"),
         "data": {"name": dataset.name, "checksum": dataset.checksum},
         **environment(device),
     }
-    _refuse_other_run(run.record(), record)
+    if arguments.resume:
+        _refuse_other_run(run.record(), record)
     state = trainer.State(options, dataset, device)
+    if arguments.dry_run:
+        return _dry_run(state, dataset, record)
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
         state.load(*found)
@@ -256,7 +284,8 @@ def _train(arguments: argparse.Namespace) -> int:
         return 0
     run.begin(record)
     run.truncate_stats(state.step)
-    _steps(state, dataset, run, arguments.checkpoint_every)
+    with TensorBoard(run.path / "tensorboard", state.step) if arguments.tensorboard else nullcontext() as board:
+        _steps(state, dataset, run, arguments.checkpoint_every, arguments.alarms, board)
     if state.step < options.steps:
         print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
         return INTERRUPTED
@@ -265,33 +294,86 @@ def _train(arguments: argparse.Namespace) -> int:
     name = arguments.name or _default_name(dataset.name, options.preset)
     trainer.publish(state, dataset, run.last, name, record, rule="last")
     bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best")
+    write_report(run)
     print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
           f"validation {state.selection.short.format(state.best.score)}.")  # fmt: skip
     return 0
 
 
-def _steps(state: trainer.State, dataset: Dataset, run: RunDir, checkpoint_every: int) -> None:
-    """Train to the end or to the first signal; score, show and save on the way."""
+def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
+    if dataset.label_names and not options.conditional and arguments.conditional is None:
+        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
+    return dataset
+
+
+def _dry_run(state: trainer.State, dataset: Dataset, record: dict[str, Any]) -> int:
+    """Say what the command would do, and what it would cost."""
+    print(json.dumps(record, indent=1))
+    for name, net in (("generator", state.generator), ("discriminator", state.discriminator)):
+        print(f"{name}: {sum(parameter.numel() for parameter in net.parameters()):,} parameters")
+    sizes = (len(split.images) for split in (dataset.train, dataset.validation, dataset.test))
+    print("images: {:,} to train, {:,} to validate, {:,} to test, {}×{}×{}".format(*sizes, *state.image.shape))
+    cost = measure_step(state)
+    steps, mebibytes = state.options.steps, cost.memory_bytes / 2**20
+    print(f"a step: {cost.step_s * 1000:.1f} ms, {cost.images_per_s:,.0f} images/s, {mebibytes:,.0f} MiB of memory")
+    print(f"{steps:,} steps: {steps * cost.step_s / 3600:.2f} h, and the time of the scores")
+    return 0
+
+
+def _steps(
+    state: trainer.State,
+    dataset: Dataset,
+    run: RunDir,
+    checkpoint_every: int,
+    alarms: str,
+    board: TensorBoard | None,
+) -> None:
+    """Train to the end, to the first signal or to an alarm; score, watch, show and save on the way."""
     from models.display import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     options = state.options
     labels = state.sample_labels(GRID_IMAGES)
     stop = _StopOnSignal()
+    probe, watch = Probe(state, dataset), Watch(options.batch_size * options.d_steps, run.stats())
     with stop, TrainingDisplay(options.steps, state.step) as display:
         every = (REPORT_EVERY, checkpoint_every)
         for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
             row = asdict(report)
+            raised: list[Alarm] = []
+            if alarms != "off" and state.step % probe.every(REPORT_EVERY) == 0:
+                vitals = probe.look()
+                raised = watch.see(state.step, vitals)
+                row |= row_of(vitals) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
             done = state.step == options.steps
-            if done or state.step % options.score_every == 0:
+            is_scored = done or state.step % options.score_every == 0
+            if is_scored:
                 scored = trainer.score(state, dataset)
                 trainer.keep_if_best(state, scored)
                 row |= scored.stats()
-                images = trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels)
-                run.save_samples(state.step, to_uint8(images))
+                images = to_uint8(trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels))
+                run.save_samples(state.step, images)
+                if board is not None:
+                    board.add_samples(state.step, images)
             run.append_stats(row)
-            display.show(report, state.best, state.selection)
+            if board is not None:
+                board.add_row(row)
+            display.show(report, state.best, state.selection, raised)
+            if alarms == "stop" and raised and raised[0].stop:
+                kept = run.go_back(watch.good_step)
+                write_report(run)
+                raise HealthError(_stopped(state.step, raised[0], kept))
             if done or stop.is_set() or state.step % checkpoint_every == 0:
-                run.save_checkpoint(state.step, state.tensors(), state.facts())
+                run.save_checkpoint(state.step, state.tensors(), state.facts(), watch.good_step)
+            if is_scored:
+                write_report(run)
+
+
+def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
+    if kept is None:
+        return f"stopped at step {step}, before the first checkpoint: {alarm}"
+    return (f"stopped at step {step}: {alarm}. The checkpoint of step {kept} is kept: --resume --steps {kept} makes a "
+            "bundle of the best until then, --resume --alarms warn goes on in spite of it")  # fmt: skip
 
 
 def _is_published(run: RunDir, step: int) -> bool:
@@ -412,7 +494,7 @@ def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) ->
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:
         raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
-    return load_dataset(arguments.data, arguments.data_dir, seed=seed, image_size=arguments.image_size)
+    return load_dataset(arguments.data, arguments.data_dir, seed=seed, **_reading(arguments))
 
 
 def _inspect(arguments: argparse.Namespace) -> int:

@@ -1,6 +1,7 @@
 """What a person sees of a run: the progress bar and the tables. The record of a run is rundir's."""
 
 import sys
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
@@ -8,6 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from models.evaluation import ParzenScore
+from models.health import Alarm
 from models.suite import Figure
 from models.trainer import Best, Report, Selection
 
@@ -21,6 +23,7 @@ class TrainingDisplay:
         self._console = Console(file=sys.stderr)
         self._live = self._console.is_terminal
         self._reports = 0
+        self._told: set[str] = set()
         self._progress = Progress(
             TextColumn("step"),
             MofNCompleteColumn(),
@@ -43,14 +46,21 @@ class TrainingDisplay:
     ) -> None:
         self._progress.stop()
 
-    def show(self, report: Report, best: Best, selection: Selection) -> None:
-        """Bring the bar up to date."""
+    def show(self, report: Report, best: Best, selection: Selection, alarms: Sequence[Alarm] = ()) -> None:
+        """Bring the bar up to date; tell of an alarm once, when it is raised, and keep its name in the bar."""
         figures = (
             f"D loss {report.d_loss:.3f}  G loss {report.g_loss:.3f}  D(x) {report.d_real:.2f}  "
             f"D(G(z)) {report.d_fake:.2f}  {report.images_per_s:,.0f} images/s"
         )
         if best.step:
             figures += f"  best {selection.short.format(best.score)} at {best.step}"
+        for alarm in alarms:
+            figures += f"  {alarm.name.upper()}"
+            if alarm.name not in self._told:
+                self._console.print(
+                    f"warning: step {report.step}: {alarm}", markup=False, highlight=False, soft_wrap=True
+                )
+        self._told = {alarm.name for alarm in alarms}
         self._progress.update(self._task, completed=report.step, figures=figures)
         self._reports += 1
         if not self._live and self._reports % PLAIN_EVERY == 0:

@@ -84,6 +84,13 @@ class RunDir:
         with self._stats.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
+    def stats(self) -> list[dict[str, Any]]:
+        """The rows of stats.jsonl so far; a line that a crash cut off is left out."""
+        if not self._stats.exists():
+            return []
+        lines = self._stats.read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
     def truncate_stats(self, step: int) -> None:
         """Forget the lines after a step: what came after the checkpoint will be computed again."""
         if not self._stats.exists():
@@ -96,16 +103,29 @@ class RunDir:
         picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
         save_picture(self._samples / f"step-{step:06d}.png", picture)
 
-    def save_checkpoint(self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Write a checkpoint, then drop all but the newest two.
+    def save_checkpoint(
+        self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], good_step: int | None = None
+    ) -> None:
+        """Write a checkpoint, then drop all but the newest two, and the newest up to `good_step` where that is given.
 
         Raises:
             OSError: The disk. Earlier checkpoints are untouched.
         """
         named = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
         replace_file(self._path_of(step), save_tensors(named, metadata={"facts": json.dumps(facts)}))
+        good = [path for path in self._newest_first() if good_step is not None and _step_in(path) <= good_step]
         for old in self._newest_first()[KEPT_CHECKPOINTS:]:
-            old.unlink()
+            if old not in good[:1]:
+                old.unlink()
+
+    def go_back(self, good_step: int) -> int | None:
+        """Drop the checkpoints after a step, if there is one up to it; returns the step of the newest that is left."""
+        found = self._newest_first()
+        good = [path for path in found if _step_in(path) <= good_step]
+        for path in found if good else []:
+            if path not in good:
+                path.unlink()
+        return _step_in((good or found)[0]) if found else None
 
     def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and facts of the newest checkpoint that reads whole, or None."""
@@ -123,7 +143,7 @@ class RunDir:
 
     def _newest_first(self) -> list[Path]:
         found = [path for path in self._checkpoints.glob("step-*.safetensors") if path.stem[5:].isdigit()]
-        return sorted(found, key=lambda path: int(path.stem[5:]), reverse=True)
+        return sorted(found, key=_step_in, reverse=True)
 
 
 def save_picture(path: Path, picture: UInt8) -> None:
@@ -152,6 +172,11 @@ def _source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
+
+
+def _step_in(path: Path) -> int:
+    """The step of a checkpoint's name."""
+    return int(path.stem[5:])
 
 
 def _step_of(line: str) -> float:

@@ -41,6 +41,10 @@ class TrainingError(RuntimeError):
     """The run cannot go on; the message says why, and the last checkpoint is still good."""
 
 
+class DivergedError(TrainingError):
+    """A loss or a weight is no longer a finite number."""
+
+
 @dataclass
 class Report:
     """Means over the steps since the last report. D's means are of σ(logit), dropout on, as trained.
@@ -338,7 +342,7 @@ def train(
     That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end.
 
     Raises:
-        TrainingError: A loss or a weight is no longer a finite number.
+        DivergedError: A loss or a weight is no longer a finite number.
     """
     sums, counted = torch.zeros(4, device=state.device), 0
     started, seconds_before = time.perf_counter(), state.seconds
@@ -351,7 +355,7 @@ def train(
             continue
         d_loss, g_loss, d_real, d_fake = (sums / counted).tolist()
         if not (math.isfinite(d_loss + g_loss) and state.is_finite()):
-            raise TrainingError(f"training diverged by step {state.step}: loss of D {d_loss:.4g}, of G {g_loss:.4g}")
+            raise DivergedError(f"training diverged by step {state.step}: loss of D {d_loss:.4g}, of G {g_loss:.4g}")
         now = time.perf_counter()
         state.seconds = seconds_before + now - started
         rate = counted * state.options.batch_size * state.options.d_steps / (now - resumed)

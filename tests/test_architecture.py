@@ -15,9 +15,10 @@ ROOT = Path(__file__).parents[1]
 ORDER = {
     "models": [
         "__init__",
-        *("spec", "data", "networks", "losses", "sampler", "evaluation"),
+        *("spec", "dataset", "idx", "imagecache", "imagefolder", "data"),
+        *("networks", "losses", "sampler", "evaluation"),
         *("bundle", "features", "scores", "suite"),
-        *("trainer", "rundir", "display"),
+        *("trainer", "health", "cost", "rundir", "report", "tensorboard", "display"),
         *("toy", "toyplot", "figures", "export", "__main__"),
     ],
     "service": [
@@ -33,7 +34,7 @@ MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in n
 # Where the two packages meet. What these import in turn is all that serving brings along.
 SERVICE_MAY_IMPORT = {"models.bundle", "models.sampler", "models.spec"}
 SERVING_BRINGS = {"models", *SERVICE_MAY_IMPORT, "models.networks"}
-TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript")
+TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard")
 
 
 def path_of(module: str) -> Path:

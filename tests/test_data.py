@@ -7,6 +7,8 @@ import hashlib
 import io
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Callable, Iterator
@@ -24,8 +26,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from models import data
-from models.data import DataError, Dataset, Images, PublishedSet, load_dataset, read_idx
+from models.data import DataError, Dataset, load_dataset
+from models.dataset import Images
+from models.idx import PUBLISHED, PublishedSet, read_idx
+from models.imagefolder import IMAGE_SUFFIXES
 
 SAMPLE = Path(__file__).parent / "data" / "mnist-2000.npz"
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
@@ -33,8 +37,15 @@ TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte
 no_deadline = settings(deadline=None, max_examples=40)  # files on a busy machine have no steady speed
 
 
-def load(source: Path | str, *, seed: int = 0, image_size: int | None = None, data_dir: Path | None = None) -> Dataset:
-    return load_dataset(str(source), data_dir, seed=seed, image_size=image_size)
+def load(
+    source: Path | str,
+    *,
+    seed: int = 0,
+    image_size: int | None = None,
+    data_dir: Path | None = None,
+    skip_bad: bool = False,
+) -> Dataset:
+    return load_dataset(str(source), data_dir, seed=seed, image_size=image_size, skip_bad=skip_bad)
 
 
 def refusal(source: Path | str, *, image_size: int | None = None, data_dir: Path | None = None) -> str:
@@ -132,8 +143,8 @@ def test_an_unknown_name_is_answered_with_what_there_is(
 
 
 def test_a_file_of_another_kind_is_refused() -> None:
-    """A file that exists but is neither a folder nor .npz is named."""
-    assert "test_data.py is neither a folder nor an .npz file" in refusal(__file__)
+    """A file that exists but is nothing that can be read is named."""
+    assert "test_data.py is neither a folder nor an .npz or IDX file" in refusal(__file__)
 
 
 @pytest.mark.parametrize("size", [-1, 0, 99_999])
@@ -299,15 +310,15 @@ def tiny_mnist(monkeypatch: pytest.MonkeyPatch) -> dict[str, bytes]:
     with np.load(SAMPLE) as sample:
         images, labels = sample["images"][:30], sample["labels"][:30]
     arrays = (images[:20], labels[:20], images[20:], labels[20:])
-    files = dict(zip(data.PUBLISHED["mnist"].sha256, map(idx_bytes, arrays), strict=True))
+    files = dict(zip(PUBLISHED["mnist"].sha256, map(idx_bytes, arrays), strict=True))
     sha256 = {name: hashlib.sha256(raw).hexdigest() for name, raw in files.items()}
-    tiny = replace(data.PUBLISHED["mnist"], mirrors=(), sha256=sha256, validation_images=4)
-    monkeypatch.setitem(data.PUBLISHED, "mnist", tiny)
+    tiny = replace(PUBLISHED["mnist"], mirrors=(), sha256=sha256, validation_images=4)
+    monkeypatch.setitem(PUBLISHED, "mnist", tiny)
     return files
 
 
 def publish(monkeypatch: pytest.MonkeyPatch, *mirrors: str) -> None:
-    monkeypatch.setitem(data.PUBLISHED, "mnist", replace(data.PUBLISHED["mnist"], mirrors=mirrors))
+    monkeypatch.setitem(PUBLISHED, "mnist", replace(PUBLISHED["mnist"], mirrors=mirrors))
 
 
 def write_idx_files(folder: Path, files: dict[str, bytes], *, packed: bool = True) -> None:
@@ -348,7 +359,7 @@ def test_a_file_that_was_never_published_is_refused(tiny_mnist: dict[str, bytes]
     message = refusal("mnist", data_dir=tmp_path)
     assert str(tmp_path / "mnist" / f"{TRAIN_IMAGES}.gz") in message
     assert hashlib.sha256(changed).hexdigest() in message
-    assert data.PUBLISHED["mnist"].sha256[TRAIN_IMAGES] in message
+    assert PUBLISHED["mnist"].sha256[TRAIN_IMAGES] in message
 
 
 def test_a_truncated_published_file_is_not_downloaded_over(tiny_mnist: dict[str, bytes], tmp_path: Path) -> None:
@@ -412,7 +423,7 @@ def test_where_no_mirror_answers_the_error_says_what_to_put_where(
     message = refusal("mnist", data_dir=tmp_path)
     assert f"put into {tmp_path / 'mnist'} these files" in message
     wanted = message.partition("when unpacked): ")[2]
-    for name, sha256 in data.PUBLISHED["mnist"].sha256.items():
+    for name, sha256 in PUBLISHED["mnist"].sha256.items():
         assert (f"{name}.gz ({sha256})" in wanted) == (name != TRAIN_IMAGES)
     assert "404" in message
     assert "127.0.0.1:9" in message
@@ -430,7 +441,7 @@ def test_a_download_that_cannot_be_written_is_a_data_error(
 @pytest.mark.parametrize("name", ["mnist", "fashion-mnist"])
 def test_the_published_sets_are_known_by_four_checksums(name: str) -> None:
     """Each set has its four files, sixty-four hex digits for each, two mirrors and ten names."""
-    published: PublishedSet = data.PUBLISHED[name]
+    published: PublishedSet = PUBLISHED[name]
     assert len(published.sha256) == len(set(published.sha256.values())) == 4
     assert {len(bytes.fromhex(sha256)) for sha256 in published.sha256.values()} == {32}
     assert len(published.mirrors) == 2
@@ -674,12 +685,13 @@ def test_print_and_video_colours_are_converted(mode: str, tmp_path: Path) -> Non
     assert np.abs(pixel - [250, 5, 5]).max() <= 3
 
 
-def test_one_colour_file_makes_the_whole_set_rgb(tmp_path: Path) -> None:
+def test_one_colour_file_makes_the_whole_set_rgb(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Grey images among colour ones have their grey in all three channels."""
     save_many(tmp_path, 12)
     Image.new("RGB", (4, 3), (0, 0, 255)).save(tmp_path / "00.png")
     firsts = {tuple(pixel) for pixel in everything(load(tmp_path))[:, 0, 0].tolist()}
     assert firsts == {(0, 0, 255)} | {(grey, grey, grey) for grey in range(10, 120, 10)}
+    assert "RGB because of 1 among 12: 00.png" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -734,11 +746,11 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 def test_every_suffix_is_read_in_any_case(tmp_path: Path) -> None:
     """All the listed kinds of files, in capitals too, are images."""
-    for index, suffix in enumerate(sorted(data.IMAGE_SUFFIXES)):
+    for index, suffix in enumerate(sorted(IMAGE_SUFFIXES)):
         path = tmp_path / f"{index}{suffix.upper() if index % 2 else suffix}"
         Image.new("RGB", (2, 2), (9, 9, 9)).save(path)
     save_many(tmp_path, 10, size=(2, 2))
-    assert len(everything(load(tmp_path))) == 10 + len(data.IMAGE_SUFFIXES)
+    assert len(everything(load(tmp_path))) == 10 + len(IMAGE_SUFFIXES)
 
 
 def test_unreadable_images_are_all_named_up_to_ten(tmp_path: Path) -> None:
@@ -757,6 +769,34 @@ def test_unreadable_images_are_all_named_up_to_ten(tmp_path: Path) -> None:
     assert "12 of 20 images" in message
     assert "09.png" in message
     assert message.endswith("and 2 more")
+
+
+def test_unreadable_images_are_left_out_where_that_is_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """They are named every time; the labels of the others stay theirs, and a class that lost all its images is none."""
+    save_many(tmp_path / "ant", 1)
+    save_many(tmp_path / "bee", 8)
+    save_many(tmp_path / "cow", 6)
+    for name in ("ant/00.png", "bee/07.png"):
+        (tmp_path / name).write_bytes(b"")
+    assert "--skip-bad" in refusal(tmp_path)
+    for _ in range(2):
+        farm = load(tmp_path, skip_bad=True)
+        told = capsys.readouterr().err
+        assert "Left out 2 of 15 images" in told
+        assert "ant/00.png: not an image" in told
+        assert farm.label_names == ("bee", "cow")
+        parts = [part.labels for part in (farm.train, farm.validation, farm.test) if part.labels is not None]
+        labels, greys = np.concatenate(parts), everything(farm)[:, 0, 0, 0]
+        assert [np.sort(greys[labels == label]).tolist() for label in (0, 1)] == [
+            list(range(0, 70, 10)),
+            list(range(0, 60, 10)),
+        ]
+    for index in range(6):
+        (tmp_path / "cow" / f"{index:02}.png").write_bytes(b"")
+    with pytest.raises(DataError, match="7 images are too few"):
+        load(tmp_path, skip_bad=True)
 
 
 @pytest.mark.parametrize("limit", [20, 14], ids=["Pillow would warn", "Pillow would refuse"])
@@ -785,3 +825,156 @@ def test_a_damaged_image_is_refused_or_read(scratch: Path, draw: st.DataObject, 
     damaged.write_bytes(raw[: draw.draw(st.integers(position, len(raw)))])
     with suppress(DataError):
         assert everything(load(folder)).shape == (12, 6, 6, 3)
+
+
+# --- What is kept between starts ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty cache of this test's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def entries(cache: Path) -> list[Path]:
+    return sorted(cache.glob("gan-service/images/*/*"))
+
+
+def test_images_are_decoded_once(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second start maps what the first wrote, decodes nothing, and has the same set."""
+    first = load(save_many(tmp_path / "cats", 20), image_size=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(Image, "open", lambda *_: pytest.fail("decoded again"))
+        again = load(tmp_path / "cats", image_size=8)
+    assert isinstance(again.train.images.base, np.memmap) or isinstance(again.train.images, np.memmap)
+    np.testing.assert_array_equal(everything(first), everything(again))
+    assert (again.checksum, again.name, again.label_names) == (first.checksum, "cats", None)
+    assert len(entries(cache)) == 1
+    torch.from_numpy(again.train.images)  # warns of arrays that cannot be written, and warnings are errors
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda folder: Image.new("L", (4, 3), 255).save(folder / "20.png"), id="a new file"),
+        pytest.param(lambda folder: (folder / "03.png").unlink(), id="a file less"),
+        pytest.param(lambda folder: Image.new("L", (4, 3), 250).save(folder / "03.png"), id="other pixels"),
+        pytest.param(lambda folder: (folder / "03.png").rename(folder / "x.png"), id="another name"),
+    ],
+)
+def test_a_changed_folder_is_read_again(cache: Path, tmp_path: Path, change: Callable[[Path], None]) -> None:
+    """Whatever the change is, the set is the new one; the old entry goes."""
+    folder = save_many(tmp_path / "cats", 20)
+    before = load(folder)
+    change(folder)
+    after = load(folder)
+    expected = np.sort([Image.open(path).getpixel((0, 0)) for path in folder.iterdir()])
+    np.testing.assert_array_equal(np.sort(everything(after)[:, 0, 0, 0]), expected)
+    assert after.checksum != before.checksum
+    assert len(entries(cache)) == 1
+    assert len(everything(before)) == 20  # what is mapped stays
+
+
+def test_a_folder_that_changes_while_it_is_read_is_refused(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An entry is of one state of the folder, or there is none."""
+    folder = save_many(tmp_path / "cats", 20)
+    plain = Image.open
+
+    def meddle(path: Path) -> Image.Image:
+        (folder / "19.png").touch()
+        return plain(path)
+
+    monkeypatch.setattr(Image, "open", meddle)
+    assert "changed while it was read" in refusal(folder)
+    assert not entries(cache)
+
+
+@pytest.mark.parametrize("name", ["images.npy", "facts.json"])
+@pytest.mark.parametrize("kept", [0, 100], ids=["emptied", "cut off"])
+def test_a_damaged_entry_is_made_again(cache: Path, tmp_path: Path, name: str, kept: int) -> None:
+    """It can always be made again, so nobody is bothered with it."""
+    folder = save_many(tmp_path / "cats", 20)
+    before = load(folder)
+    path = entries(cache)[0] / name
+    path.write_bytes(path.read_bytes()[:kept])
+    assert load(folder).checksum == before.checksum
+
+
+def test_seed_and_size_have_entries_of_their_own(cache: Path, tmp_path: Path) -> None:
+    """Evaluating with another seed does not throw away the training run's."""
+    folder = save_many(tmp_path / "cats", 20)
+    checksums = {load(folder, seed=seed, image_size=size).checksum for seed in (0, 1) for size in (None, 4)}
+    assert len(checksums) == len(entries(cache)) == 4
+
+
+def test_resized_arrays_are_kept_too(cache: Path, tmp_path: Path) -> None:
+    """An .npz is resized once; a new one under the same name is read."""
+    np.savez(tmp_path / "a.npz", images=noise(12, 9, 9), labels=np.arange(12) % 2)
+    first = load(tmp_path / "a.npz", image_size=4)
+    again = load(tmp_path / "a.npz", image_size=4)
+    assert first.checksum == again.checksum
+    assert len(entries(cache)) == 1
+    np.savez(tmp_path / "a.npz", images=255 - noise(12, 9, 9))
+    changed = load(tmp_path / "a.npz", image_size=4)
+    assert (changed.checksum != first.checksum, changed.label_names) == (True, None)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One line with the path: the disk is full, or the folder is somebody else's."""
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert str(tmp_path / "file") in refusal(save_many(tmp_path / "cats"))
+
+
+def test_memory_stays_bounded_while_a_folder_is_read(cache: Path, tmp_path: Path) -> None:
+    """A folder of 48 MB of pixels, read by a process that may allocate half of that."""
+    del cache
+    folder = tmp_path / "large"
+    folder.mkdir()
+    for index in range(64):
+        Image.new("RGB", (512, 512), (index, 0, 0)).save(folder / f"{index}.png")
+    program = """
+import sys, tracemalloc
+from models import imagefolder
+from models.data import load_dataset
+imagefolder.DECODED_AT_ONCE = 8
+tracemalloc.start()
+dataset = load_dataset(sys.argv[1], None, seed=0)
+print(dataset.train.images.shape, tracemalloc.get_traced_memory()[1])
+"""
+    done = subprocess.run([sys.executable, "-c", program, str(folder)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shape, _, peak = done.stdout.rpartition(" ")
+    assert shape == "(52, 512, 512, 3)"
+    assert int(peak) < 24e6
+
+
+# --- Someone's own IDX files -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("packed", [True, False], ids=["gzipped", "unpacked"])
+def test_own_idx_files_bring_their_labels_from_beside_them(tmp_path: Path, *, packed: bool) -> None:
+    """Letters numbered 3, 5 and 9: classes by those names, on the right images."""
+    images, labels = noise(30, 5, 4), np.array([3, 5, 9], np.uint8)[np.arange(30) % 3]
+    files = {"letters-images-idx3-ubyte": idx_bytes(images), "letters-labels-idx1-ubyte": idx_bytes(labels)}
+    write_idx_files(tmp_path, files, packed=packed)
+    name = "letters-images-idx3-ubyte" + (".gz" if packed else "")
+    letters = load(tmp_path / name)
+    assert (letters.name, letters.label_names) == ("letters", ("3", "5", "9"))
+    by_bytes = {image.tobytes(): label for image, label in zip(images, np.arange(30) % 3, strict=True)}
+    for part in (letters.train, letters.validation, letters.test):
+        assert part.labels is not None
+        assert [by_bytes[image.tobytes()] for image in part.images] == part.labels.tolist()
+    assert name in refusal(tmp_path)  # the folder is no folder of images: the message says what to name
+
+
+def test_own_idx_files_need_no_labels_but_refuse_wrong_ones(tmp_path: Path) -> None:
+    """Without a file beside it the set has none; with one of another length, somebody mixed files up."""
+    write_idx_files(tmp_path, {"x-images-idx3-ubyte": idx_bytes(noise(12, 3, 3))}, packed=False)
+    assert load(tmp_path / "x-images-idx3-ubyte", image_size=6).label_names is None
+    write_idx_files(tmp_path, {"x-labels-idx1-ubyte": idx_bytes(noise(11))}, packed=False)
+    assert "expected 12 labels" in refusal(tmp_path / "x-images-idx3-ubyte")
+    assert "three dimensions" in refusal(tmp_path / "x-labels-idx1-ubyte")

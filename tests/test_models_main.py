@@ -133,7 +133,7 @@ def test_training_leaves_the_whole_record_of_a_run(
     out = tmp_path / "new" / "run"
     assert train(data, out, "--checkpoint-every", "20", "--seed", "5", preset="classes") == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        *("bundle", "checkpoints", "last", "options.json", "samples", "stats.jsonl")
+        *("bundle", "checkpoints", "last", "options.json", "report.html", "samples", "stats.jsonl")
     ]
     options = json.loads((out / "options.json").read_bytes())
     assert TrainingOptions.model_validate_json(json.dumps(options["options"])).seed == 5
@@ -165,6 +165,41 @@ def test_the_paper_preset_trains_on_the_digits_that_ship_with_scikit_learn(tmp_p
     assert bundle.name == "digits-mlp-paper"
     assert bundle.manifest.image.shape == (1, 8, 8)
     assert bundle.manifest.labels is None
+
+
+def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The resolved options as options.json would hold them, sizes and the cost; a run that is there is left alone."""
+    out = tmp_path / "run"
+    assert train(data, out, "--dry-run", "--batch-size", "16") == 0
+    assert not out.exists()
+    lines = capsys.readouterr().out
+    record, _ = json.JSONDecoder().raw_decode(lines)
+    assert (record["options"]["batch_size"], record["options"]["steps"]) == (16, 60)
+    assert "images: 64 to train, 8 to validate, 8 to test, 3×10×6" in lines
+    assert float(re.findall(r"a step: ([\d.]+) ms", lines)[0]) > 0
+    assert int(re.findall(r"([\d,]+) MiB", lines)[0].replace(",", "")) > 50
+    assert train(data, out, "--steps", "5") == 0
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    assert train(data, out, "--dry-run") == 0
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_tensorboard_has_the_numbers_of_the_stats(data: Path, tmp_path: Path) -> None:
+    """Every scalar at its step and the grids, read back by TensorBoard; after a resume too, and no weight differs."""
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    assert train(data, tmp_path / "plain") == 0
+    assert train(data, tmp_path / "run", "--tensorboard", "--steps", "40") == 0
+    assert train(data, tmp_path / "run", "--tensorboard", "--resume") == 0
+    assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "run")
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    rows = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
+    read = {event.step: event.value for event in events.Scalars("d_loss")}
+    assert read == pytest.approx({row["step"]: row["d_loss"] for row in rows})
+    assert [event.step for event in events.Scalars("validation_log_likelihood")] == [25, 40, 50, 60]
+    assert [event.step for event in events.Images("samples")] == [25, 40, 50, 60]
 
 
 def test_evaluate_prints_a_table_and_one_line_of_json(
@@ -417,8 +452,8 @@ def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_pat
 
 FULL_DISK = """
 import resource, signal
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk
-resource.setrlimit(resource.RLIMIT_FSIZE, (8192, resource.RLIM_INFINITY))
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk: a report fits
+resource.setrlimit(resource.RLIMIT_FSIZE, (49152, resource.RLIM_INFINITY))
 sys.exit(main())
 """
 
@@ -448,7 +483,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> No
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(
     data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """NaN ends the run with a reason and exit code 1, and what was saved before it is still there."""
+    """NaN ends the run with a reason and exit code 4, and what was saved before it is still there."""
     step = trainer.train_step
 
     def poisoned(state: State) -> torch.Tensor:
@@ -459,7 +494,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(
         return figures
 
     monkeypatch.setattr(trainer, "train_step", poisoned)
-    assert train(data, tmp_path, "--checkpoint-every", "10") == 1
+    assert train(data, tmp_path, "--checkpoint-every", "10") == 4
     assert "training diverged by step 25" in only_error(capsys)
     found = RunDir(tmp_path).newest_checkpoint()
     assert found is not None
@@ -472,9 +507,9 @@ def test_a_checkpoint_comes_at_every_nth_step(data: Path, tmp_path: Path, monkey
     saved = []
     save = RunDir.save_checkpoint
 
-    def noted(run: RunDir, step: int, tensors: Any, facts: Any) -> None:
+    def noted(run: RunDir, step: int, *rest: Any) -> None:
         saved.append(step)
-        save(run, step, tensors, facts)
+        save(run, step, *rest)
 
     monkeypatch.setattr(RunDir, "save_checkpoint", noted)
     assert train(data, tmp_path, "--checkpoint-every", "17") == 0

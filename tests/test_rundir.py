@@ -30,11 +30,25 @@ def test_checkpoints_fall_back_to_the_newest_whole_one(tmp_path: Path) -> None:
     assert newest_step() is None
 
 
+def test_the_last_good_checkpoint_outlives_the_newest_two(tmp_path: Path) -> None:
+    """While something is wrong it is kept beside them, and going back leaves it as the newest."""
+    folder = RunDir(tmp_path)
+    folder.begin({})
+    for step, good_step in ((10, 10), (20, 20), (30, 25), (40, 25), (50, 25)):
+        folder.save_checkpoint(step, {"x": torch.zeros(1)}, {"step": step}, good_step)
+    names = sorted(path.name[5:11] for path in (tmp_path / "checkpoints").iterdir())
+    assert names == ["000020", "000040", "000050"]
+    assert folder.go_back(5) == 50  # nothing is that old: better a doubtful state than none
+    assert folder.go_back(25) == 20
+    assert [path.name[5:11] for path in (tmp_path / "checkpoints").iterdir()] == ["000020"]
+
+
 def test_stats_forget_what_will_be_computed_again(tmp_path: Path) -> None:
     """Lines after the checkpoint's step go, and so does one that a crash cut off."""
     folder = RunDir(tmp_path)
     folder.begin({})
     folder.truncate_stats(0)  # nothing there yet
+    assert folder.stats() == []
     for number in (50, 100, 150):
         folder.append_stats({"step": number, "seconds": 1.0})
     with (tmp_path / "stats.jsonl").open("a") as file:
@@ -42,6 +56,7 @@ def test_stats_forget_what_will_be_computed_again(tmp_path: Path) -> None:
     folder.truncate_stats(100)
     lines = (tmp_path / "stats.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [50, 100]
+    assert [row["step"] for row in folder.stats()] == [50, 100]
 
 
 def test_beginning_again_sweeps_out_only_what_a_kill_left(tmp_path: Path) -> None:
