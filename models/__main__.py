@@ -41,6 +41,7 @@ ALARMED = 4
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 GRID_IMAGES = 64
 REPORT_EVERY = 50  # steps
+DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,6 +88,8 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--dry-run", action="store_true", help="print the options and the cost of a step; train nothing")
     train.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too (tensorboard extra)")
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
+    train.add_argument("--override", action="store_true", help="resume also where options, data, torch version or "
+                       "instruction set are others than before; RUN and the bundle record it")  # fmt: skip
     train.add_argument("--seed", type=int, help="fixes everything that is drawn (default 0)")
     train.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
     train.add_argument("--batch-size", type=int, metavar="M", help="noise samples and images in a mini-batch")
@@ -254,22 +257,12 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
 
 
 def _train(arguments: argparse.Namespace) -> int:
-    options = resolve(arguments)
-    device = _device(arguments.device)
-    if arguments.checkpoint_every < 1:
-        raise RunError("--checkpoint-every must be at least 1")
-    run = RunDir(arguments.out)
-    if run.is_used() and not (arguments.resume or arguments.dry_run):
-        raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
+    options, device, run = resolve(arguments), _device(arguments.device), _run_folder(arguments)
     dataset = _training_data(arguments, options)
-    record = {
-        "preset": options.preset,
-        "options": options.model_dump(mode="json"),
-        "data": {"name": dataset.name, "checksum": dataset.checksum},
-        **environment(device),
-    }
-    if arguments.resume:
-        _refuse_other_run(run.record(), record)
+    record, changes = _record(run, options, dataset, device)
+    if changes and arguments.resume and not arguments.override:
+        differences = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changes.items())
+        raise RunError(f"the run was begun otherwise: {differences}. --override goes on all the same, and records it")
     state = trainer.State(options, dataset, device)
     if arguments.dry_run:
         return _dry_run(state, dataset, record)
@@ -282,6 +275,8 @@ def _train(arguments: argparse.Namespace) -> int:
     if state.step >= options.steps and _is_published(run, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
         return 0
+    if changes:
+        record["overrides"].append({"step": state.step, "changes": changes})
     run.begin(record)
     run.truncate_stats(state.step)
     with TensorBoard(run.path / "tensorboard", state.step) if arguments.tensorboard else nullcontext() as board:
@@ -300,10 +295,41 @@ def _train(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _run_folder(arguments: argparse.Namespace) -> RunDir:
+    if arguments.checkpoint_every < 1:
+        raise RunError("--checkpoint-every must be at least 1")
+    if arguments.override and not arguments.resume:
+        raise RunError("--override goes with --resume")
+    run = RunDir(arguments.out)
+    if run.is_used() and not (arguments.resume or arguments.dry_run):
+        raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
+    return run
+
+
+def _record(
+    run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
+) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    """What the run's folder and manifest will say of it, and what is otherwise than the folder says by now."""
+    before = run.record() or {}
+    threads = before.get("threads", torch.get_num_threads())
+    if device.type == "cpu" and threads != torch.get_num_threads():
+        torch.set_num_threads(threads)  # a sum's last bits depend on how it is divided
+        print(f"Computing on {threads} threads, as the run was begun.")
+    record = {
+        "preset": options.preset,
+        "options": options.model_dump(mode="json"),
+        "data": {"name": dataset.name, "checksum": dataset.checksum},
+        "overrides": before.get("overrides", []),
+        **environment(device),
+    }
+    return record, _changes(before, record)
+
+
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
     if dataset.label_names and not options.conditional and arguments.conditional is None:
-        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
+        note = f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them."
+        print(note, file=sys.stderr)
     return dataset
 
 
@@ -384,15 +410,16 @@ def _is_published(run: RunDir, step: int) -> bool:
         return False
 
 
-def _refuse_other_run(before: dict[str, Any] | None, now: dict[str, Any]) -> None:
-    """Resuming with other options would make a run that no options file describes."""
-    if before is None:
-        return
-    old, new = ({**record.get("options", {}), "data": record.get("data")} for record in (before, now))
-    differing = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key) and key != "steps")
-    if differing:
-        changes = "; ".join(f"{key} was {old.get(key)} and is {new.get(key)}" for key in differing)
-        raise RunError(f"the run was begun with other options: {changes}")
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
+    """What a resumed run would compute otherwise than it was begun, as [old, new]: options, data, what changes sums."""
+    if not before:
+        return {}
+    old, new = (
+        {**record.get("options", {}), **{key: record.get(key) for key in ("data", *DECIDES_SUMS)}}
+        for record in (before, now)
+    )
+    keys = sorted((old.keys() | new.keys()) - {"steps"})
+    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
 
 
 class _StopOnSignal:

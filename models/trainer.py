@@ -185,7 +185,18 @@ class State:
                 "best_facts": best.facts}  # fmt: skip
 
     def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become the state that was saved. The options and data must be those of the saved run."""
+        """Become the state that was saved. Nets and kinds of optimisers must be those of the saved run.
+
+        Raises:
+            TrainingError: They are others.
+        """
+        try:
+            self._load(tensors, facts)
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingError(f"the checkpoint does not fit these options: {reason[:300]}") from None
+
+    def _load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.generator.load_state_dict(_under("generator", tensors))
         self.discriminator.load_state_dict(_under("discriminator", tensors))
@@ -196,6 +207,8 @@ class State:
             for key, value in _under(name, tensors).items():
                 index, slot = key.split(".", 1)
                 slots.setdefault(int(index), {})[slot] = value
+            if any(("exp_avg" in found) != isinstance(optimiser, torch.optim.Adam) for found in slots.values()):
+                raise KeyError(f"{name} is of another kind")
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
         self.step = int(facts["step"])
         self.seconds = facts["seconds"]

@@ -584,6 +584,75 @@ def test_resuming_with_other_options_is_refused(
     assert (tmp_path / "options.json").read_bytes() == before
 
 
+def test_an_override_goes_on_and_is_recorded(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the step where it was given, with old and new value, in the run's record and in the bundle's manifest."""
+    assert train(data, tmp_path, "--steps", "3") == 0
+    other = ["--generator-loss", "hinge", "--batch-size", "4"]
+    assert train(data, tmp_path, "--resume", "--override", "--steps", "9", *other) == 0
+    expected = [{"step": 3, "changes": {"batch_size": [8, 4], "generator_loss": ["nonsaturating", "hinge"]}}]
+    assert json.loads((tmp_path / "options.json").read_text())["overrides"] == expected
+    assert read_bundle(tmp_path / "bundle").manifest.training["overrides"] == expected
+    # They are the run's options now: going on needs no override, and going back does.
+    assert train(data, tmp_path, "--resume", "--steps", "12", *other) == 0
+    assert read_bundle(tmp_path / "bundle").manifest.training["overrides"] == expected
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--steps", "15") == 1
+    assert "batch_size was 4 and is 8; generator_loss was hinge and is nonsaturating" in only_error(capsys)
+
+
+def test_an_override_cannot_change_the_nets(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A checkpoint's tensors fit one shape of nets: another is one clear line, and the run is as it was."""
+    assert train(data, tmp_path, "--steps", "3") == 0
+    before = (tmp_path / "options.json").read_bytes()
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--override", "--steps", "9", "--conditional") == 1
+    assert "the checkpoint does not fit these options" in only_error(capsys)
+    assert (tmp_path / "options.json").read_bytes() == before
+    assert train(data, tmp_path / "new", "--override") == 1
+    assert "--override goes with --resume" in only_error(capsys)
+
+
+@pytest.mark.parametrize("fact", ["torch", "instruction_set", "device"])
+def test_another_machine_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fact: str) -> None:
+    """What changes the last bits of a sum is named; whoever can live with other bits says so."""
+    assert train(data, tmp_path, "--steps", "3") == 0
+    record = json.loads((tmp_path / "options.json").read_text())
+    now, record[fact] = record[fact], "older"
+    (tmp_path / "options.json").write_text(json.dumps(record))
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--steps", "9") == 1
+    assert f"{fact} was older and is {now}" in only_error(capsys)
+    assert train(data, tmp_path, "--resume", "--steps", "9", "--override") == 0
+    assert read_bundle(tmp_path / "bundle").manifest.training["overrides"] == [
+        {"step": 3, "changes": {fact: ["older", now]}}
+    ]
+
+
+def test_a_resumed_run_has_the_threads_it_was_begun_with(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Restored, and said, since a sum's last bits depend on them."""
+    assert train(data, tmp_path, "--steps", "3") == 0
+    torch.set_num_threads(2)
+    assert train(data, tmp_path, "--resume", "--steps", "9") == 0
+    assert torch.get_num_threads() == 1
+    assert "Computing on 1 threads, as the run was begun." in capsys.readouterr().out
+
+
+def test_labels_that_are_not_used_are_spoken_of(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """An unconditional preset on data with labels says so, unless that was asked for; --conditional uses them."""
+    note = "quick is unconditional: the labels of Colours (small) are not used. --conditional uses them."
+    assert train(data, tmp_path / "a", "--steps", "3") == 0
+    assert note in capsys.readouterr().err
+    assert train(data, tmp_path / "b", "--steps", "3", "--unconditional") == 0
+    assert note not in capsys.readouterr().err
+    assert train(data, tmp_path / "c", "--steps", "3", "--conditional") == 0
+    assert note not in capsys.readouterr().err
+    labels = [read_bundle(tmp_path / run / "bundle").manifest.labels for run in "abc"]
+    assert labels[:2] == [None, None]
+    assert labels[2] is not None
+
+
 def test_resuming_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same name with one pixel changed is other data."""
     with np.load(data) as arrays:
