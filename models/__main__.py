@@ -327,9 +327,9 @@ def _record(
 
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
-    if dataset.label_names and not options.conditional and arguments.conditional is None:
-        note = f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them."
-        print(note, file=sys.stderr)
+    said = arguments.conditional is not None or arguments.dry_run  # whose output is for programs, too
+    if dataset.label_names and not options.conditional and not said:
+        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
     return dataset
 
 

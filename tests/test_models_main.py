@@ -643,11 +643,11 @@ def test_labels_that_are_not_used_are_spoken_of(data: Path, tmp_path: Path, caps
     """An unconditional preset on data with labels says so, unless that was asked for; --conditional uses them."""
     note = "quick is unconditional: the labels of Colours (small) are not used. --conditional uses them."
     assert train(data, tmp_path / "a", "--steps", "3") == 0
-    assert note in capsys.readouterr().err
+    assert note in capsys.readouterr().out
     assert train(data, tmp_path / "b", "--steps", "3", "--unconditional") == 0
-    assert note not in capsys.readouterr().err
+    assert note not in capsys.readouterr().out
     assert train(data, tmp_path / "c", "--steps", "3", "--conditional") == 0
-    assert note not in capsys.readouterr().err
+    assert note not in capsys.readouterr().out
     labels = [read_bundle(tmp_path / run / "bundle").manifest.labels for run in "abc"]
     assert labels[:2] == [None, None]
     assert labels[2] is not None
