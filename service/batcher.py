@@ -168,27 +168,27 @@ class _Queue:
     """Who waits for one lane: by age, and by need."""
 
     def __init__(self) -> None:
-        self._by_age: OrderedDict[_Entry, None] = OrderedDict()
-        self._by_need: list[tuple[int, int, _Entry]] = []  # a heap; what no longer agrees with its entry is void
+        self._by_age: dict[int, _Entry] = {}  # by number
+        # A heap of needs and numbers; void where the entry has gone or needs less by now. No entry is kept by it.
+        self._by_need: list[tuple[int, int]] = []
 
     def __len__(self) -> int:
         return len(self._by_age)
 
     def __iter__(self) -> Iterator[_Entry]:
-        return iter(self._by_age)
+        return iter(self._by_age.values())
 
     def add(self, entry: _Entry) -> None:
         """Join the queue."""
-        self._by_age[entry] = None
-        heapq.heappush(self._by_need, (entry.needed, entry.number, entry))
+        self._by_age[entry.number] = entry
+        heapq.heappush(self._by_need, (entry.needed, entry.number))
 
     def remove(self, entry: _Entry) -> bool:
         """Leave it. Whether the entry was there."""
-        if entry not in self._by_age:
+        if self._by_age.pop(entry.number, None) is None:
             return False
-        del self._by_age[entry]
-        if len(self._by_need) > 2 * len(self._by_age) + 64:  # those who left must not be kept in memory
-            self._by_need = [(one.needed, one.number, one) for one in self._by_age]
+        if len(self._by_need) > 2 * len(self._by_age) + 64:
+            self._by_need = [(one.needed, number) for number, one in self._by_age.items()]
             heapq.heapify(self._by_need)
         return True
 
@@ -201,20 +201,21 @@ class _Queue:
             taken.setdefault(entry, entry.taken)
             entry.taken += rows
             if entry.needed:
-                heapq.heappush(self._by_need, (entry.needed, entry.number, entry))
+                heapq.heappush(self._by_need, (entry.needed, entry.number))
             return rows
 
         left = room - room // 2
-        for entry in self._by_age:
+        for entry in self._by_age.values():
             if not left:
                 break
             if not entry.is_over(now):
                 left -= give(entry, left)
         left += room // 2
         while left and self._by_need:
-            needed, _, entry = heapq.heappop(self._by_need)
-            if needed == entry.needed and entry in self._by_age and not entry.is_over(now):
-                left -= give(entry, left)
+            needed, number = heapq.heappop(self._by_need)
+            smallest = self._by_age.get(number)
+            if smallest is not None and needed == smallest.needed and not smallest.is_over(now):
+                left -= give(smallest, left)
         for entry in taken:
             if not entry.needed:
                 self.remove(entry)
@@ -502,7 +503,7 @@ class Batcher:
         elif isinstance(error, OutOfMemory):
             self._metrics.out_of_memory.inc()
             self._metrics.engine_errors.labels("out_of_memory").inc()
-            self._cap, self._good_batches = max(1, rows // 2), 0
+            self._cap, self._good_batches = min(self._cap, max(1, rows // 2)), 0  # another slot may have lowered it
             log.warning("out of memory with %d rows: %s", rows, error)
             if rows == 1:
                 slices[0].entry.fail(EngineFailed("out of memory with a single row"))

@@ -49,7 +49,7 @@ class Keys:
         if needed not in self._scopes.values():
             raise Forbidden("No administrator's key is set on this service.")
         scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key")
+        key = (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key")
         if not key:
             raise Unauthorized("A key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
         scope = self._scope(key)

@@ -142,6 +142,8 @@ class Server(uvicorn.Server):
         while True:
             await asyncio.sleep(LINGER_S / 10)
             reason = health.live()
+            if self._draining is not None:  # the end is near anyway, and the engine's threads end before it
+                return
             if reason is None:
                 failing_since = None
                 continue
@@ -150,6 +152,7 @@ class Server(uvicorn.Server):
                 log.critical("%s: ending the process", reason)
                 self.exit_code = FAILED
                 await self._end()
+                return
 
     async def _end(self) -> None:
         """Tell those who still wait that it is over."""

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import selectors
+import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
@@ -274,7 +275,7 @@ async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 16))
 def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows: int) -> None:
-    """Whatever waits: the next batch has all the rows it can, and those who need least, or came first, are in it."""
+    """Whatever waits: half of the next batch goes to those who came first, the rest to those who then need least."""
 
     @on_jumping_time
     async def story() -> None:
@@ -285,15 +286,20 @@ def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows:
             one.engine.gate.set()
             await one.engine.reached(2)
             batch = one.engine.calls[1]
-            half = max_rows // 2
-            assert sum(batch.values()) == min(max_rows, sum(sizes))
-            assert batch[1] >= min(sizes[0], max_rows - half)
-            room = half
-            for rows, caller in sorted((rows, caller) for caller, rows in enumerate(sizes, 1)):
-                if rows > room:
-                    break
-                assert batch[caller] == rows
-                room -= rows
+            needs, expected = dict(enumerate(sizes, 1)), dict[int, int]()
+
+            def hand_out(callers: list[int], room: int) -> int:
+                for caller in callers:
+                    rows = min(room, needs[caller])
+                    if rows:
+                        expected[caller] = expected.get(caller, 0) + rows
+                        needs[caller] -= rows
+                        room -= rows
+                return room
+
+            left = hand_out(list(needs), max_rows - max_rows // 2)
+            hand_out(sorted(needs, key=lambda number: (needs[number], number)), left + max_rows // 2)
+            assert batch == expected
             for caller, (task, rows) in enumerate(zip(tasks, sizes, strict=True), 1):
                 assert_own_rows(await task, caller, rows)
 
@@ -696,6 +702,26 @@ async def test_out_of_memory_halves_the_batches_and_loses_nobody() -> None:
         sizes = [sum(call.values()) for call in one.engine.calls[8:]]
         assert sizes == [8] * few + [16] * GROW_AFTER_BATCHES + [32]
         assert one.value("gan_out_of_memory_total") == 3
+
+
+@on_jumping_time
+async def test_nothing_is_kept_of_those_who_were_answered() -> None:
+    """While large callers come and go, the queue holds on to no answer, payload or entry of one that has left."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
+        payload = rows_of(0, 40)
+        kept = weakref.ref(payload)
+        other = one.submit(lane, 300)
+        task = asyncio.create_task(one.batcher.submit(lane, payload, 40, 60))
+        one.callers += 1
+        del payload
+        await task
+        del task
+        lane.computed.clear()
+        await one.submit(lane, 1)
+        assert not other.done()
+        assert kept() is None
+        await other
 
 
 @on_jumping_time

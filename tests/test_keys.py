@@ -48,6 +48,7 @@ async def test_without_a_key_only_probes_metrics_and_pages_answer(
         {"Authorization": "bearer beta"},
         {"X-API-Key": "beta"},
         {"Authorization": "Basic dXNlcjp4", "X-API-Key": "alpha"},
+        {"Authorization": "Bearer ", "X-API-Key": "alpha"},
         {"X-API-Key": "root"},
     ],
 )
