@@ -284,6 +284,9 @@ class EngineThread:
         self._inbox.put(None)
 
     def _main(self) -> None:
+        # Takes over the number of torch's threads. A new thread would do so only at its first large operator, and until
+        # then MKL would divide sums among all processors, which changes their last bits.
+        torch.get_num_threads()
         try:
             while (call := self._inbox.get()) is not None:
                 call.settle(*_outcome(call.function, call.arguments))
