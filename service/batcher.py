@@ -41,6 +41,7 @@ Rows = NDArray[Any]
 
 GROW_AFTER_BATCHES = 64  # batches without an out-of-memory error before a lowered cap is doubled
 RATE_MEMORY = 0.9  # what a batch counts in the measured rate when the next one has run
+NEAR_FULL = 0.25  # of the largest batch: fewer rows say little about the rate, for a batch has a cost of its own
 SHARE_ROWS = 16  # fewer are not divided among idle slots: a batch of so few costs little less than one of twice as many
 
 log = logging.getLogger(__name__)
@@ -263,6 +264,7 @@ class Batcher:
         self._unfinished: set[_Entry] = set()
         self._queued_rows = 0
         self._recent_rows = self._recent_s = 0.0  # of recent batches, the older the less
+        self._rate_is_known = False  # whether these are nearly full ones
         self._good_batches = 0
         self._slots = slots
         self._workers: list[asyncio.Task[None]] = []
@@ -321,7 +323,7 @@ class Batcher:
 
     def _comes_too_late(self, rows: int, deadline_s: float) -> bool:
         """Whether this many rows, coming now, would wait until after their deadline."""
-        if self._seconds(self._queued_rows) <= deadline_s:
+        if not self._rate_is_known or self._seconds(self._queued_rows) <= deadline_s:
             return False
         waiting = (entry.needed for queue in self._lanes.values() for entry in queue)
         ahead = 2 * sum(needed for needed in waiting if needed <= rows)  # half of each batch is theirs
@@ -417,8 +419,11 @@ class Batcher:
     def _launch_next(self, slot: int, closed_by: str) -> _Call | None:
         """Start a half of a failed batch, else a batch from the lane whose turn it is; None where there is nothing."""
         while self._failed:
-            # Some of their callers may have left since.
+            # Some of their callers may have left since, and what fits may have become less.
             if slices := [s for s in self._failed.popleft() if not s.entry.future.done()]:
+                if _count(slices) > self._cap:
+                    slices, rest = _halved(slices, self._cap)
+                    self._failed.appendleft(rest)
                 return self._launch(slot, slices)
         share = max(SHARE_ROWS, math.ceil(self._queued_rows / (1 + len(self._idle))))
         for lane, waiting in list(self._lanes.items()):
@@ -520,11 +525,18 @@ class Batcher:
             self._failed.extendleft([slices[middle:], slices[:middle]])
 
     def _note_success(self, rows: int, seconds: float) -> None:
-        # Rows and seconds apart, so that a large batch counts for what it is worth among many small ones.
-        self._recent_rows = RATE_MEMORY * self._recent_rows + rows
-        self._recent_s = RATE_MEMORY * self._recent_s + seconds
+        is_near_full = rows >= NEAR_FULL * self._cap
+        if is_near_full and not self._rate_is_known:
+            self._recent_rows = self._recent_s = 0.0
+            self._rate_is_known = True
+        if is_near_full or not self._rate_is_known:
+            # Rows and seconds apart, so that a large batch counts for what it is worth among smaller ones.
+            self._recent_rows = RATE_MEMORY * self._recent_rows + rows
+            self._recent_s = RATE_MEMORY * self._recent_s + seconds
+        if self._cap == self._max_rows or rows < self._cap:
+            return  # a small batch says nothing about a larger one
         self._good_batches += 1
-        if self._cap < self._max_rows and self._good_batches >= GROW_AFTER_BATCHES:
+        if self._good_batches >= GROW_AFTER_BATCHES:
             self._cap, self._good_batches = min(self._max_rows, 2 * self._cap), 0
 
     def fail_all(self, reason: str, error: BaseException | None) -> None:

@@ -39,6 +39,23 @@ class Desk:
         """The result of work that takes long enough to be felt by others on the event loop."""
         return await asyncio.get_running_loop().run_in_executor(executor, work)
 
+    async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
+        """As `run`, but what has not begun by the deadline is not begun, and nobody waits for it any longer.
+
+        Raises:
+            DeadlinePassed: It was not done in time.
+        """
+
+        def unless_late() -> T:
+            deadline.left_s()
+            return work()
+
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                return await self.run(executor, unless_late)
+        except TimeoutError:
+            raise DeadlinePassed(deadline.seconds) from None
+
 
 class Deadline:
     """Seconds from a request's arrival in which its answer is worth something."""

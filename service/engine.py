@@ -198,11 +198,13 @@ class Engine:
             torch.set_num_threads(1)
         self.threads = [EngineThread(f"engine {self.name} {slot}") for slot in range(slots)]
 
+    @_device_errors()
     def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
         """Verify and warm a bundle, on the calling thread; one that is `known`, by name, is not warmed again.
 
         Raises:
             BundleError: As `read_bundle`; or its nets give NaN or Inf.
+            OutOfMemory, DeviceFailed: See there.
         """
         started = time.monotonic()
         bundle = read_bundle(folder, self.device)
@@ -260,6 +262,7 @@ class EngineThread:
     def __init__(self, name: str) -> None:
         self._inbox: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._has_ended = False
+        self._began: float | None = None  # when the running call did
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
         self._thread.start()
 
@@ -273,6 +276,11 @@ class EngineThread:
         if self._has_ended:
             self._refuse_rest()
         return call.future
+
+    def busy_s(self) -> float:
+        """Seconds since the running call began; 0 when none runs."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
 
     @property
     def is_alive(self) -> bool:
@@ -289,8 +297,11 @@ class EngineThread:
         torch.get_num_threads()
         try:
             while (call := self._inbox.get()) is not None:
-                call.settle(*_outcome(call.function, call.arguments))
-                del call  # or it would be kept, with its payloads and its answer, until the next one comes
+                self._began = time.monotonic()
+                outcome = _outcome(call.function, call.arguments)
+                self._began = None
+                call.settle(*outcome)
+                del call, outcome  # or it would be kept, with its payloads and its answer, until the next one comes
         finally:
             # First this, then look: `run` looks after it has put, so one of the two finds every call.
             self._has_ended = True

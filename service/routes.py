@@ -107,7 +107,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         deadline_s=deadline.left_s(),
     )
     origin = Origin(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
-    content, encode_s = await _encode(desk, images, plan, origin)
+    content, encode_s = await _encode(desk, images, plan, origin, deadline)
     deadline.left_s()  # an answer that comes too late is none
     headers |= server_timing(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
     return Response(content, 200, headers, MEDIA_TYPES[plan.look.format])
@@ -119,10 +119,12 @@ def _note(bundle: Bundle, count: int) -> None:
     facts.bundle, facts.count = bundle.name, count
 
 
-async def _encode(desk: Desk, images: UInt8, plan: SamplePlan, origin: Origin) -> tuple[bytes, float]:
+async def _encode(
+    desk: Desk, images: UInt8, plan: SamplePlan, origin: Origin, deadline: Deadline
+) -> tuple[bytes, float]:
     work = timed(partial(encode, images, plan.look, origin))
     small = images.size * plan.look.scale**2 <= SMALL_PIXELS
-    content, seconds = work() if small else await desk.run(desk.encoders, work)
+    content, seconds = work() if small else await desk.run_in_time(desk.encoders, work, deadline)
     desk.metrics.encode.labels(plan.look.format).observe(seconds)
     return content, seconds
 

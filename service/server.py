@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from models.bundle import BundleError
+from service.errors import ServiceError
 from service.settings import Settings
 
 if sys.platform == "win32":
@@ -125,6 +126,7 @@ class Server(uvicorn.Server):
             self.exit_code = BY_SIGNAL + sig
             self._draining.cancel()
             self._draining = self._loop.create_task(self._end())
+            self.force_exit = True  # uvicorn may be waiting for slow clients already
 
     async def _drain(self, delay_s: float) -> None:
         """Finish what was accepted, while new requests are still answered: that this is no place for them any more."""
@@ -176,7 +178,7 @@ class Server(uvicorn.Server):
         try:
             for reason in await serving.reload():
                 log.error("bundle refused: %s", reason)
-        except BundleError as error:
+        except (BundleError, ServiceError) as error:
             log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
         else:
             log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))

@@ -1,6 +1,7 @@
 """Holds what start-up built: the device's engine, its batcher, the loaded bundles, and the truth about its health."""
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.sampler import Float32, UInt8, draw_labels
-from service.batcher import Batcher, Lane, Part, Rows
+from service.batcher import Batcher, DeviceFailed, Lane, Part, Rows
 from service.engine import (
     MAX_BATCH_ROWS,
     UNKNOWN_LABEL,
@@ -21,12 +22,14 @@ from service.engine import (
     Loaded,
     SamplePayload,
 )
-from service.errors import NotReady, UnknownBundle
+from service.errors import Draining, NotReady, ServiceError, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
 
 NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
 DEAD_AFTER_S = 30.0  # and this long: it will not come back, replace the process
+
+log = logging.getLogger(__name__)
 
 
 class Timing(NamedTuple):
@@ -70,6 +73,7 @@ class Serving:
         self.is_draining = False
         self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
+        self._unloaded: dict[str, Path] = {}  # where a bundle came from, whose folder may have another name
         self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why
         self._loading = asyncio.Lock()
         metrics.ready.set_function(lambda: float(self.health.ready() is None))
@@ -107,6 +111,7 @@ class Serving:
 
         Raises:
             BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
+            Draining, NotReady: The service ends, or its device has failed.
         """
         async with self._loading:
             bundles: dict[str, Loaded] = {}
@@ -114,6 +119,8 @@ class Serving:
             for folder in find_bundles(self.settings.bundles):
                 try:
                     _add(bundles, await self._load(folder))
+                except ServiceError:  # not the bundle's fault
+                    raise
                 except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, the others go on
                     refused[folder] = str(error) if isinstance(error, BundleError) else f"{folder}: {error!r}"
             before = self._bundles
@@ -131,15 +138,20 @@ class Serving:
         Raises:
             UnknownBundle: There is no such folder.
             BundleError: It can't be loaded. Nothing has changed.
+            Draining, NotReady: The service ends, or its device has failed.
         """
         async with self._loading:
             before = self._bundles
             folders = {folder.name: folder for folder in await asyncio.to_thread(find_bundles, self.settings.bundles)}
-            folder = before[name].folder if name in before else folders.get(name)
+            folder = before[name].folder if name in before else self._unloaded.get(name)
+            if folder not in folders.values():
+                folder = folders.get(name)
             if folder is None:
                 raise UnknownBundle(name, list(folders))
             try:
                 self._replace_bundles({**before, name: await self._load(folder, name)})
+            except ServiceError:  # not the bundle's fault
+                raise
             except Exception as error:
                 self._refused[folder] = str(error)
                 self._count_swaps(before, before, [folder])
@@ -161,6 +173,7 @@ class Serving:
             if name not in before:
                 raise UnknownBundle(name, list(before))
             self._replace_bundles({other: bundle for other, bundle in before.items() if other != name})
+            self._unloaded[name] = before[name].folder
             self._count_swaps(before, self._bundles, [])
 
     async def repository(self) -> list[RepositoryEntry]:
@@ -168,9 +181,14 @@ class Serving:
         loaded = self._bundles.values()
         entries = [RepositoryEntry(one.name, one.version, "READY", "") for one in loaded]
         served = {one.folder for one in loaded}
-        folders = await asyncio.to_thread(find_bundles, self.settings.bundles)
+        try:
+            folders = await asyncio.to_thread(find_bundles, self.settings.bundles)
+        except BundleError as error:  # what is loaded is served all the same
+            log.warning("the index has no more than what is loaded: %s", error)
+            return entries
+        names = {folder: name for name, folder in self._unloaded.items()}
         return entries + [
-            RepositoryEntry(folder.name, "", "UNAVAILABLE", self._refused.get(folder, "unloaded"))
+            RepositoryEntry(names.get(folder, folder.name), "", "UNAVAILABLE", self._refused.get(folder, "unloaded"))
             for folder in folders
             if folder not in served
         ]
@@ -180,11 +198,21 @@ class Serving:
 
         Raises:
             BundleError: As `Engine.load`; or it has another name.
+            Draining: The threads that load have ended.
+            NotReady: The device failed, which no other bundle can mend: from now on nothing is computed.
         """
-        loaded = await self._loader.run(self.engine.load, folder, self._bundles)
-        if name not in {None, loaded.name}:
-            raise BundleError(f"{folder} holds the bundle {loaded.name}")
-        await asyncio.gather(*(thread.run(loaded.run_first_batch) for thread in self.engine.threads))
+        if self.is_draining:
+            raise Draining
+        try:
+            loaded = await self._loader.run(self.engine.load, folder, self._bundles)
+            if name not in {None, loaded.name}:
+                raise BundleError(f"{folder} holds the bundle {loaded.name}")
+            await asyncio.gather(*(thread.run(loaded.run_first_batch) for thread in self.engine.threads))
+        except DeviceFailed as error:
+            if self.is_draining:
+                raise Draining from None
+            self.batcher.fail_all("the device failed", error)
+            raise NotReady("the device failed") from error
         return loaded
 
     def _replace_bundles(self, bundles: dict[str, Loaded]) -> None:
@@ -324,8 +352,10 @@ class Health:
         return None if self._serving.loaded() else "the bundles are being loaded"
 
     def _stuck(self, after_s: float) -> str | None:
-        # A batch ends, however long the queue: busy is not stuck.
-        if self._serving.batcher.busy_s() > after_s:
+        # A batch ends, however long the queue: busy is not stuck. The threads are asked too, for a new bundle's first
+        # batch is none of the batcher's.
+        busy_s = [self._serving.batcher.busy_s(), *(thread.busy_s() for thread in self._serving.engine.threads)]
+        if max(busy_s) > after_s:
             return f"the engine has been in one batch for over {after_s:g} s"
         return None
 

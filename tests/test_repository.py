@@ -28,13 +28,17 @@ def folder(tmp_path: Path, tiny_bundles: dict[str, Bundle]) -> Path:
 
 
 @pytest.fixture
+def served(folder: Path, tiny_settings: Callable[..., Settings]) -> FastAPI:
+    """A service on that folder."""
+    return create_app(tiny_settings(bundles=folder, admin_keys="root"))
+
+
+@pytest.fixture
 async def admin(
-    folder: Path,
-    start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]],
-    tiny_settings: Callable[..., Settings],
+    served: FastAPI, start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """An administrator of a service on that folder."""
-    async with start(create_app(tiny_settings(bundles=folder, admin_keys="root"))) as client:
+    """An administrator of it."""
+    async with start(served) as client:
         client.headers.update(ADMIN)
         yield client
 
@@ -113,3 +117,27 @@ async def test_requests_that_make_no_sense_have_the_protocols_shape(admin: httpx
     refusal(await admin.get("/v2/nothing"), 404)
     for odd in ("..", "%2e%2e%2ftiny", "tiny%00", "."):
         assert (await admin.post(f"/v2/repository/models/{odd}/load")).status_code in {404, 405}
+
+
+async def test_a_bundle_whose_folder_has_another_name_comes_back(
+    admin: httpx.AsyncClient, folder: Path, served: FastAPI
+) -> None:
+    """It is known by its own name once it was loaded, whatever its folder is called."""
+    (folder / "rgb").rename(folder / "colours")
+    await served.state.serving.reload()
+    assert (await change(admin, "rgb", "unload")).status_code == 200
+    assert await index(admin) == {"tiny": ("READY", ""), "rgb": ("UNAVAILABLE", "unloaded")}
+    assert (await change(admin, "rgb", "load")).status_code == 200
+    assert (await admin.get("/sample?bundle=rgb")).status_code == 200
+
+
+async def test_the_index_survives_the_loss_of_the_folder(admin: httpx.AsyncClient, folder: Path) -> None:
+    """What is loaded is served and listed; the rest can't be known."""
+    shutil.rmtree(folder)
+    assert await index(admin) == {"rgb": ("READY", ""), "tiny": ("READY", "")}
+
+
+async def test_a_service_that_drains_loads_nothing(admin: httpx.AsyncClient, served: FastAPI) -> None:
+    """The bundle is not to blame, and the reply says where it belongs."""
+    await served.state.serving.stop()
+    assert "shutting down" in refusal(await change(admin, "rgb", "load"), 503)

@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import math
+import threading
 import zipfile
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
@@ -23,7 +24,8 @@ from PIL import Image
 from models.bundle import Bundle
 from models.sampler import UInt8, draw_labels, draw_latents, to_uint8
 from service.app import create_app
-from service.encode import MEDIA_TYPES
+from service.encode import MEDIA_TYPES, encode
+from service.engine import cpu_limit
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -653,3 +655,27 @@ async def test_bundles_are_listed_with_their_facts(client: httpx.AsyncClient, ti
 async def test_an_unknown_bundle_is_404(client: httpx.AsyncClient, problem: Problem) -> None:
     """And the problem says which there are."""
     assert "cond@" in problem(await client.get("/bundles/nope"), 404, "unknown_bundle")
+
+
+async def test_what_waits_for_an_encoder_ends_at_its_deadline(
+    tiny_settings: Callable[..., Settings], start: Start, problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody waits longer for a picture than the deadline, and what has not been begun by then is never encoded."""
+    gate, begun = threading.Event(), []
+
+    def slow_encode(*arguments: Any) -> bytes:
+        begun.append(arguments)
+        gate.wait(60)
+        return encode(*arguments)
+
+    monkeypatch.setattr("service.routes.encode", slow_encode)
+    async with start(create_app(tiny_settings())) as client:
+        asked = [client.get("/sample?count=64&scale=16", headers={"X-Timeout-Ms": "300"}) for _ in range(8)]
+        try:
+            for reply in await asyncio.gather(*asked):
+                problem(reply, 504, "deadline_exceeded")
+        finally:
+            gate.set()
+        assert len(begun) == cpu_limit()
+        assert (await client.get("/sample?count=64&scale=16")).status_code == 200
+        assert len(begun) == cpu_limit() + 1

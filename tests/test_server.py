@@ -106,6 +106,24 @@ def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any) -> None:
         assert server.exit_code == 128 + signal.SIGTERM
 
 
+def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
+    """Also when the work is done and only somebody who sends slowly is left, and the exit code is the signal's."""
+    with (
+        one_waiting(drain_timeout_s=600, deadline_s=120) as (server, waiting, let_go),
+        socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow,
+    ):
+        slow.sendall(b"POST /discriminate HTTP/1.1\r\nHost: x\r\nContent-Type: image/png\r\nContent-Length: 9\r\n\r\n")
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == 1)
+        server.handle_exit(signal.SIGTERM, None)
+        let_go()
+        assert waiting.result(60).status_code == 200
+        server.wait_for(lambda: not server.servers[0].is_serving())  # it waits for its clients only
+        server.handle_exit(signal.SIGTERM, None)
+        server.thread.join(30)
+        assert not server.thread.is_alive()
+        assert server.exit_code == 128 + signal.SIGTERM
+
+
 def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """When even the time for sending is over, a request that nobody has read yet hears why it is not answered.
 

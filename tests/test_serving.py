@@ -303,6 +303,34 @@ async def test_a_stuck_engine_is_not_ready_then_dead_then_well_again(tiny_settin
             serving.admit()
 
 
+async def test_a_new_bundle_that_hangs_in_its_first_batch_is_seen(
+    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is none of the batcher's batches, but it holds the engine's thread all the same."""
+    monkeypatch.setattr("service.serving.NOT_READY_AFTER_S", 0.05)
+    async with started(tiny_settings()) as serving, held(serving) as gate:
+        await until(lambda: serving.health.ready() is not None)
+        assert serving.health.live() is None
+        gate.set()
+        await until(lambda: serving.health.ready() is None)
+
+
+async def test_a_device_that_is_lost_while_a_bundle_is_loaded_is_lost_for_all(
+    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is not to blame: nothing is refused, nothing is computed any more, and health says so."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: the device fell off the bus")
+
+    async with started(tiny_settings()) as serving:
+        monkeypatch.setattr("service.engine.read_bundle", fail)
+        with pytest.raises(NotReady, match="device failed"):
+            await serving.reload()
+        assert serving.health.live() == "the device failed"
+        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="refused") is None
+
+
 async def test_busy_is_neither_stuck_nor_dead(tiny_settings: Make) -> None:
     """A queue that takes many minutes, of batches that each take seconds, is healthy from beginning to end."""
     clock = Clock()
