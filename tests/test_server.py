@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import httpx
 import pytest
+import uvicorn
 
 from models.bundle import Bundle
 from service.__main__ import start
@@ -106,8 +107,16 @@ def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any) -> None:
         assert server.exit_code == 128 + signal.SIGTERM
 
 
-def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
+def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also when the work is done and only somebody who sends slowly is left, and the exit code is the signal's."""
+    only_clients_are_left = threading.Event()
+    wait_for_clients = uvicorn.Server._wait_tasks_to_complete  # noqa: SLF001 - nothing else says that it waits
+
+    async def say_so(server: uvicorn.Server) -> None:
+        only_clients_are_left.set()
+        await wait_for_clients(server)
+
+    monkeypatch.setattr(uvicorn.Server, "_wait_tasks_to_complete", say_so)
     with (
         one_waiting(drain_timeout_s=600, deadline_s=120) as (server, waiting, let_go),
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow,
@@ -117,7 +126,7 @@ def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
         server.handle_exit(signal.SIGTERM, None)
         let_go()
         assert waiting.result(60).status_code == 200
-        server.wait_for(lambda: not server.servers[0].is_serving())  # it waits for its clients only
+        assert only_clients_are_left.wait(60)
         server.handle_exit(signal.SIGTERM, None)
         server.thread.join(30)
         assert not server.thread.is_alive()
