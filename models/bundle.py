@@ -136,11 +136,17 @@ class Bundle:
     def images(self, latents: Float32, labels: Int64 | None = None) -> UInt8:
         """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c).
 
-        One tile at a time, so that a latent's bytes are the same alone or among others, and the service's.
+        One tile at a time and, on a CPU, on one thread, so that a latent's bytes are the same alone or among others,
+        and the service's: sums that threads divide among themselves differ in their last bits.
         """
         device = next(self.generator.parameters()).device
         numbers = None if labels is None else torch.from_numpy(labels).to(device)
-        return to_uint8(Tiles(self.generator, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), numbers))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return to_uint8(Tiles(self.generator, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), numbers))
+        finally:
+            torch.set_num_threads(threads)
 
     def _label_numbers(self, labels: int | str | Sequence[int | str], count: int) -> Int64:
         names = self.manifest.labels or ()

@@ -682,3 +682,17 @@ def test_labels_for_a_bundle_without_are_refused(tiny_bundles: dict[str, Bundle]
     """Silence would pass for obedience."""
     with pytest.raises(ValueError, match="no labels"):
         tiny_bundles["tiny"].draw(1, labels=0)
+
+
+def test_images_do_not_depend_on_the_number_of_threads() -> None:
+    """A program that lets torch use every processor draws the same bytes as one that does not."""
+    paper = read_bundle(Path(__file__).parent.parent / "bundles" / "mnist-mlp")
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        alone = paper.draw(1000, seed=7)
+        torch.set_num_threads(2)
+        np.testing.assert_array_equal(paper.draw(1000, seed=7), alone)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
