@@ -144,7 +144,7 @@ class Serving:
             before = self._bundles
             folders = {folder.name: folder for folder in await asyncio.to_thread(find_bundles, self.settings.bundles)}
             folder = before[name].folder if name in before else self._unloaded.get(name)
-            if folder not in folders.values():
+            if name not in before and folder not in folders.values():
                 folder = folders.get(name)
             if folder is None:
                 raise UnknownBundle(name, list(folders))

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
-from models.bundle import GENERATOR, Bundle
+from models.bundle import GENERATOR, MANIFEST, Bundle
 from service.app import create_app
 from service.settings import Settings
 
@@ -141,3 +141,12 @@ async def test_a_service_that_drains_loads_nothing(admin: httpx.AsyncClient, ser
     """The bundle is not to blame, and the reply says where it belongs."""
     await served.state.serving.stop()
     assert "shutting down" in refusal(await change(admin, "rgb", "load"), 503)
+
+
+async def test_a_loaded_bundle_that_lost_its_manifest_is_refused_with_the_reason(
+    admin: httpx.AsyncClient, folder: Path
+) -> None:
+    """It is not unknown: it goes on serving, and the reply names the file that is missing."""
+    (folder / "rgb" / MANIFEST).unlink()
+    assert MANIFEST in refusal(await change(admin, "rgb", "load"), 422)
+    assert (await admin.get("/sample?bundle=rgb")).status_code == 200
