@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 from models.spec import LatentSpec
 
@@ -143,18 +144,22 @@ class Tiles:
             result = self.run(_pad(rows[start:stop], size), None if labels is None else _pad(labels[start:stop], size))
             out.append(result[: stop - start])
             start = stop
-        return torch.cat(out)
+        return torch.cat(out) if len(out) > 1 else out[0]
 
 
 def _pad(rows: Tensor, size: int) -> Tensor:
-    if len(rows) == size:
-        return rows
-    return torch.cat([rows, rows.new_zeros(size - len(rows), *rows.shape[1:])])
+    missing = size - len(rows)
+    return F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, missing]) if missing else rows
 
 
 def to_uint8(pixels: Tensor) -> UInt8:
-    """Pixels (n, c, h, w) in [0, 1] on any device → uint8 (n, h, w, c): 255·x, rounded half to even."""
-    return (pixels * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    """Pixels (n, c, h, w) in [0, 1] on any device → uint8 (n, h, w, c) as an array."""
+    return grey_levels(pixels).cpu().numpy()
+
+
+def grey_levels(pixels: Tensor) -> Tensor:
+    """Pixels (n, c, h, w) in [0, 1] → uint8 (n, h, w, c) on the same device: 255·x, rounded half to even."""
+    return (pixels * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def grid(images: UInt8, columns: int) -> UInt8:

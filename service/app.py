@@ -2,15 +2,17 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any, NoReturn
 
 import torch
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
-from starlette.middleware import Middleware
+from starlette.requests import Request
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle import BundleError
 from service import __version__
@@ -18,7 +20,7 @@ from service.desk import Desk
 from service.engine import cpu_limit
 from service.keys import Keys, KeyScope, read_keys
 from service.metrics import Metrics
-from service.middleware import Admission, Door, Observe, Problems, RouteTable
+from service.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
 from service.pages import page_routes
 from service.probes import metrics_routes, probe_routes
 from service.repository import repository_routes
@@ -36,6 +38,29 @@ SCOPES = {
 }
 
 log = logging.getLogger(__name__)
+
+
+class Application(FastAPI):
+    """FastAPI, with what surrounds requests outermost: its own layers are for the routes that need them.
+
+    Args:
+        surround: Puts everything around those layers.
+        options: FastAPI's.
+    """
+
+    def __init__(self, surround: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
+        super().__init__(**options)
+        self._surrounded = surround(super().__call__)
+        # What its routes raise is answered outside: nothing may be sent before.
+        self.add_exception_handler(Exception, _raise)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or go through start and end."""
+        await self._surrounded(scope, receive, send)
+
+
+def _raise(_: Request, error: Exception) -> NoReturn:
+    raise error
 
 
 def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
@@ -65,7 +90,11 @@ def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
         metrics_routes(metrics),
         page_routes(),
     ]
-    table = RouteTable(route for router in routers for route in router.routes if isinstance(route, Route))
+    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
+    table = RouteTable(routes)
+    endpoints = {
+        (route.path, method): route.endpoint for route in routes if route.path in WORK for method in route.methods or ()
+    }
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -80,7 +109,15 @@ def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
             for workers in (encoders, decoders):
                 workers.shutdown(wait=False, cancel_futures=True)
 
-    app = FastAPI(
+    def surround(app: ASGIApp) -> ASGIApp:
+        app = Shortcut(app, endpoints)
+        app = Admission(app, WORK, serving.admit, settings.max_body_bytes)
+        app = Door(app, keys, SCOPES)
+        app = Problems(app, metrics, lambda: serving.is_draining)
+        return Observe(app, metrics, table, lambda: serving.is_draining)
+
+    app = Application(
+        surround,
         title="gan-service",
         summary="Images of generative adversarial nets: reproducible, batched, observable.",
         version=__version__,
@@ -90,12 +127,6 @@ def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
-        middleware=[
-            Middleware(Observe, metrics=metrics, routes=table, is_draining=lambda: serving.is_draining),
-            Middleware(Problems, metrics=metrics, is_draining=lambda: serving.is_draining),
-            Middleware(Door, keys=keys, scopes=SCOPES),
-            Middleware(Admission, work=WORK, admit=serving.admit, max_body_bytes=settings.max_body_bytes),
-        ],
     )
     for router in routers:
         app.include_router(router)

@@ -444,10 +444,11 @@ class Batcher:
     def _note_start(self, batch: Sequence[_Slice], closed_by: str) -> None:
         lane, rows, now = batch[0].entry.lane, _count(batch), self._clock()
         labels = lane.bundle, lane.operation
+        observe = self._metrics.queue_wait.labels(*labels).observe
         for entry, start, _ in batch:
             if start == 0:
                 entry.queue_s = now - entry.arrival
-                self._metrics.queue_wait.labels(*labels).observe(entry.queue_s)
+                observe(entry.queue_s)
         self._metrics.batches.labels(*labels, "full" if rows == self._cap else closed_by).inc()
         self._metrics.batch_images.labels(*labels).observe(rows)
 

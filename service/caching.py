@@ -42,9 +42,9 @@ def caching(
     return Caching({**vary, "Cache-Control": freshness, "ETag": etag}, etag)
 
 
-def client_has_it(if_none_match: str | None, etag: str | None) -> bool:
+def client_has_it(if_none_match: str, etag: str | None) -> bool:
     """Whether a client's If-None-Match names this validator; W/ makes no difference to GET (RFC 9110, 13.1.2)."""
-    if if_none_match is None or etag is None:
+    if etag is None:
         return False
     if if_none_match.strip() == "*":
         return True

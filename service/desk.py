@@ -11,6 +11,7 @@ from typing import TypeVar
 from starlette.requests import Request
 
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
+from service.headers import header
 from service.logs import current_request
 from service.metrics import Metrics
 from service.schemas import timeout_s
@@ -61,7 +62,7 @@ class Deadline:
     """Seconds from a request's arrival in which its answer is worth something."""
 
     def __init__(self, request: Request, settings: Settings) -> None:
-        self.seconds = timeout_s(request.headers.get("x-timeout-ms"), settings)
+        self.seconds = timeout_s(header(request.scope, b"x-timeout-ms"), settings)
         self._at = current_request().arrived_s + self.seconds
 
     def end(self) -> None:
@@ -87,7 +88,7 @@ async def read_body(request: Request, deadline: Deadline) -> bytes:
         UnsupportedEncoding: It is compressed.
         RequestTimeout: It was not there before the deadline.
     """
-    encoding = request.headers.get("content-encoding", "identity").strip().lower()
+    encoding = (header(request.scope, b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedEncoding(encoding)
     try:
@@ -99,12 +100,12 @@ async def read_body(request: Request, deadline: Deadline) -> bytes:
 
 def media_type(request: Request) -> str:
     """The body's media type without parameters, in lower case; empty where none is named."""
-    return request.headers.get("content-type", "").split(";", maxsplit=1)[0].strip().lower()
+    return (header(request.scope, b"content-type") or "").split(";", maxsplit=1)[0].strip().lower()
 
 
 def server_timing(**seconds: float) -> dict[str, str]:
     """Where a reply's time went, in the header that browsers draw."""
-    return {"Server-Timing": ", ".join(f"{name};dur={1000 * value:.3f}" for name, value in seconds.items())}
+    return {"Server-Timing": ", ".join([f"{name};dur={1000 * value:.3f}" for name, value in seconds.items()])}
 
 
 def timed(work: Callable[[], T]) -> Callable[[], tuple[T, float]]:

@@ -8,9 +8,10 @@ from enum import IntEnum
 from pathlib import Path
 
 from pydantic import SecretStr
-from starlette.datastructures import Headers
+from starlette.types import Scope
 
 from service.errors import Forbidden, Unauthorized
+from service.headers import header
 from service.settings import Settings, SettingsError, variable
 
 _KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,1024}")  # printable ASCII without spaces and commas
@@ -37,7 +38,7 @@ class Keys:
         self.are_needed = bool(self._scopes)
         self._scopes |= {_digest(key): KeyScope.ADMIN for key in admin}
 
-    def check(self, headers: Headers, needed: KeyScope) -> None:
+    def check(self, scope: Scope, needed: KeyScope) -> None:
         """Return where this request may do what needs this scope.
 
         Raises:
@@ -48,14 +49,14 @@ class Keys:
             return
         if needed not in self._scopes.values():
             raise Forbidden("No administrator's key is set on this service.")
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        key = (token.strip() if scheme.lower() == "bearer" else "") or headers.get("x-api-key")
+        scheme, _, token = (header(scope, b"authorization") or "").partition(" ")
+        key = (token.strip() if scheme.lower() == "bearer" else "") or header(scope, b"x-api-key")
         if not key:
             raise Unauthorized("A key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
-        scope = self._scope(key)
-        if scope is KeyScope.NONE:
+        found = self._scope(key)
+        if found is KeyScope.NONE:
             raise Unauthorized("This key is not known here.")
-        if scope < needed:
+        if found < needed:
             raise Forbidden("This key is not an administrator's.")
 
     def _scope(self, key: str) -> KeyScope:

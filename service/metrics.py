@@ -117,7 +117,35 @@ class Metrics:
         )
         self.build_info = gauge("gan_build_info", "1, with the versions that run.", ["version", "torch"])
 
+        self._routes: dict[str, RouteSeries] = {}
+
         # process_* and python_*: memory, open files, CPU time, garbage collections.
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+
+    def of_route(self, route: str) -> "RouteSeries":
+        """The edge's series of one route: every request needs them, and to find them takes as long as to count."""
+        series = self._routes.get(route)
+        if series is None:
+            series = self._routes[route] = RouteSeries(self, route)
+        return series
+
+
+class RouteSeries:
+    """The series of one route at the edge."""
+
+    def __init__(self, metrics: Metrics, route: str) -> None:
+        self.in_flight = metrics.requests_in_flight.labels(route)
+        self.duration = metrics.request_duration.labels(route)
+        self.bytes_in = metrics.request_bytes.labels(route)
+        self.bytes_out = metrics.response_bytes.labels(route)
+        self._count = partial(metrics.requests.labels, route)
+        self._requests: dict[tuple[str, int], Counter] = {}
+
+    def requests(self, method: str, status: int) -> Counter:
+        """The counter of requests that ended like this."""
+        counter = self._requests.get((method, status))
+        if counter is None:
+            counter = self._requests[method, status] = self._count(method, str(status))
+        return counter

@@ -17,6 +17,7 @@ from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_
 from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
 from service.encode import MEDIA_TYPES, Origin, encode
 from service.errors import ServiceError, UnsupportedMediaType
+from service.headers import all_of_header, header
 from service.logs import current_request
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.problems import problem
@@ -61,9 +62,10 @@ def sample_routes(desk: Desk) -> APIRouter:
     @router.post("/sample", **SAMPLE_BY_BODY)
     async def sample_by_body(request: Request) -> Response:
         """Draw images from the generator: everything in a JSON body; an empty one asks for one image."""
-        parse_query(Schema, request.scope["query_string"])  # a field in the wrong place is refused, not ignored
+        if request.scope["query_string"]:
+            parse_query(Schema, request.scope["query_string"])  # a field in the wrong place is refused, not ignored
         deadline = Deadline(request, desk.settings)
-        content_type = request.headers.get("content-type", "")
+        content_type = header(request.scope, b"content-type") or ""
         if media_type(request) not in {JSON, ""}:
             raise UnsupportedMediaType(content_type, [JSON])
         body = await read_body(request, deadline)
@@ -83,7 +85,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
     """Settle what was left open, see whether the client has the answer already, compute it, encode it."""
     bundle = desk.serving.find(asked.bundle)
     manifest = bundle.manifest
-    accept = ", ".join(request.headers.getlist("accept"))
+    accept = all_of_header(request.scope, b"accept")
     plan = resolve_sample(asked, manifest.image, manifest.labels, accept, desk.settings)
     _note(bundle, plan.count)
     headers = {
@@ -95,7 +97,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         device_kind = desk.serving.fingerprint(bundle)
         kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)
         headers |= kept.headers
-        if client_has_it(request.headers.get("if-none-match"), kept.etag):
+        if client_has_it(all_of_header(request.scope, b"if-none-match"), kept.etag):
             return Response(status_code=304, headers=headers)
     images, labels, timing = await desk.serving.sample(
         bundle,
@@ -160,7 +162,7 @@ def discriminate_routes(desk: Desk) -> APIRouter:
 async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Callable[[], Images]]:
     """The bundle and the labels that a request names, and what will decode its images."""
     settings, query = desk.settings, request.scope["query_string"]
-    content_type, kind = request.headers.get("content-type", ""), media_type(request)
+    content_type, kind = header(request.scope, b"content-type") or "", media_type(request)
     if kind == JSON:
         parse_query(Schema, query)
         body = await read_body(request, deadline)

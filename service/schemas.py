@@ -10,6 +10,7 @@ import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import parse_qsl
 
@@ -281,6 +282,7 @@ def _refusal(error: ValidationError) -> Malformed | Invalid:
     return Invalid(" ".join(shown))
 
 
+@lru_cache(maxsize=256)  # few clients think of an Accept of their own
 def choose_format(wanted: Format | None, accept: str | None) -> Format:
     """The format a reply is written in: the one asked for by name, else the best that `Accept` allows (RFC 9110).
 

@@ -263,6 +263,11 @@ class Serving:
             raise UnknownBundle(name or self._default, loaded)
         return found
 
+    @property
+    def is_started(self) -> bool:
+        """Whether requests can name a bundle."""
+        return bool(self._bundles)
+
     def loaded(self) -> list[Bundle]:
         """Every bundle that requests can name."""
         return list(self._bundles.values())
@@ -335,9 +340,7 @@ class Health:
 
     def live(self) -> str | None:
         """Whether this process can still come to something; the event loop turns, or nobody would hear this."""
-        if not all(thread.is_alive for thread in self._serving.engine.threads):
-            return "a thread of the engine has ended"
-        return self._serving.batcher.failure or self._stuck(DEAD_AFTER_S)
+        return self._lost() or self._stuck(DEAD_AFTER_S)
 
     def ready(self) -> str | None:
         """Whether requests should come here now."""
@@ -345,19 +348,23 @@ class Health:
 
     def able(self) -> str | None:
         """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
-        return self.started() or self.live() or self._stuck(NOT_READY_AFTER_S)
+        return self.started() or self._lost() or self._stuck(NOT_READY_AFTER_S)
 
     def started(self) -> str | None:
         """Whether every bundle is loaded and warm."""
-        return None if self._serving.loaded() else "the bundles are being loaded"
+        return None if self._serving.is_started else "the bundles are being loaded"
+
+    def _lost(self) -> str | None:
+        for thread in self._serving.engine.threads:
+            if not thread.is_alive:
+                return "a thread of the engine has ended"
+        return self._serving.batcher.failure
 
     def _stuck(self, after_s: float) -> str | None:
         # A batch ends, however long the queue: busy is not stuck. The threads are asked too, for a new bundle's first
         # batch is none of the batcher's.
-        busy_s = [self._serving.batcher.busy_s(), *(thread.busy_s() for thread in self._serving.engine.threads)]
-        if max(busy_s) > after_s:
-            return f"the engine has been in one batch for over {after_s:g} s"
-        return None
+        busy_s = [self._serving.batcher.busy_s(), *[thread.busy_s() for thread in self._serving.engine.threads]]
+        return f"the engine has been in one batch for over {after_s:g} s" if max(busy_s) > after_s else None
 
 
 def find_bundles(root: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import socket
 import threading
@@ -50,6 +51,19 @@ def one_processor() -> Iterator[None]:
         patch.setattr("service.engine.cpu_limit", lambda: 1)
         yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For tests that set up the log: the root logger is everybody's, and so are logging's options."""
+    for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile"):
+        monkeypatch.setattr(logging, name, getattr(logging, name))
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.captureWarnings(capture=False)
 
 
 @pytest.fixture(autouse=True, scope="session")

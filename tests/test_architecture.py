@@ -16,14 +16,14 @@ ORDER = {
     "models": [
         "__init__",
         *("spec", "dataset", "idx", "imagecache", "imagefolder", "data"),
-        *("networks", "losses", "sampler", "evaluation"),
+        *("networks", "losses", "sampler", "packing", "evaluation"),
         *("bundle", "features", "scores", "suite"),
         *("trainer", "health", "cost", "rundir", "report", "tensorboard", "display"),
         *("toy", "toyplot", "figures", "export", "__main__"),
     ],
     "service": [
         "__init__",
-        *("settings", "errors", "keys", "metrics", "logs"),
+        *("settings", "errors", "headers", "keys", "metrics", "logs"),
         *("encode", "decode", "problems", "schemas", "caching"),
         *("batcher", "engine", "serving"),
         *("middleware", "desk", "openapi", "routes", "repository", "probes", "pages", "app", "server", "__main__"),
@@ -33,7 +33,7 @@ MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in n
 
 # Where the two packages meet. What these import in turn is all that serving brings along.
 SERVICE_MAY_IMPORT = {"models.bundle", "models.sampler", "models.spec"}
-SERVING_BRINGS = {"models", *SERVICE_MAY_IMPORT, "models.networks"}
+SERVING_BRINGS = {"models", *SERVICE_MAY_IMPORT, "models.networks", "models.packing"}
 TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard")
 
 

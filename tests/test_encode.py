@@ -3,7 +3,9 @@
 import base64
 import io
 import json
+import struct
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -51,6 +53,24 @@ def test_a_picture_holds_every_pixel(images: UInt8, columns: int, scale: int, fo
 def test_one_image_is_a_picture_of_its_own_size() -> None:
     """No grid around a single image."""
     np.testing.assert_array_equal(pixels(encode(GREY[:1], Look("png", 1, 1), ORIGIN)), GREY[0])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (3, 1000), (700, 5)])
+def test_grey_pngs_are_whole_files(size: tuple[int, int]) -> None:
+    """They are put together here: another reader finds the right chunks, with the right checksums, and every pixel."""
+    image = np.random.default_rng(2).integers(0, 256, (1, *size, 1), dtype=np.uint8)
+    file = encode(image, Look("png", 1, 1), ORIGIN)
+    chunks, place = [], 8
+    while place < len(file):
+        (length,) = struct.unpack(">I", file[place : place + 4])
+        body = file[place + 4 : place + 8 + length]
+        assert struct.unpack(">I", file[place + 8 + length : place + 12 + length]) == (zlib.crc32(body),)
+        chunks.append(body[:4])
+        place += 12 + length
+    assert (file[:8], chunks) == (b"\x89PNG\r\n\x1a\n", [b"IHDR", b"IDAT", b"IEND"])
+    with Image.open(io.BytesIO(file)) as picture:
+        assert (picture.mode, picture.size) == ("L", size[::-1])
+    np.testing.assert_array_equal(pixels(file), image[0])
 
 
 def test_jpeg_comes_close() -> None:

@@ -104,12 +104,10 @@ def test_keys_come_from_files_too(tmp_path: Path, tiny_settings: Make) -> None:
     file.write_text("# team a\nalpha\n\n  beta  \n")
     keys = read_keys(tiny_settings(api_keys_file=file))
     assert keys.are_needed
-    from starlette.datastructures import Headers  # noqa: PLC0415
-
     from service.keys import KeyScope  # noqa: PLC0415
 
     for key in ("alpha", "beta"):
-        keys.check(Headers({"X-API-Key": key}), KeyScope.USE)
+        keys.check({"headers": [(b"x-api-key", key.encode("latin-1"))]}, KeyScope.USE)
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "two words\n", "a,b\n", "schlüssel\n"])

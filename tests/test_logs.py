@@ -1,10 +1,11 @@
 """Log lines: one object a line for machines, one readable line for people, and the request's id in both."""
 
+import asyncio
+import io
 import json
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
 
 import pytest
 
@@ -15,19 +16,11 @@ from service.logs import (
     current_request,
     current_route,
     enter_request,
+    log_facts,
     set_up_logs,
 )
 
-
-@pytest.fixture(autouse=True)
-def logging_as_before() -> Iterator[None]:
-    """The root logger is everybody's."""
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
+pytestmark = pytest.mark.usefixtures("logging_as_before")
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
@@ -98,3 +91,28 @@ def test_every_logger_goes_to_stderr_in_one_form(form: str, capsys: pytest.Captu
         assert word in err
     if form == "json":
         assert [json.loads(line)["level"] for line in err.splitlines()] == ["info", "error", "warning"]
+
+
+@pytest.mark.anyio
+async def test_lines_of_one_step_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy loop writes once for all that it logs in one step; trouble is written at once, behind what waited."""
+    written: list[str] = []
+
+    class Stream(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", Stream())
+    set_up_logs("console", "info")
+    log = logging.getLogger("service.test")
+    for number in range(3):
+        log_facts(log, logging.INFO, "request", {"count": number})
+    assert written == []
+    await asyncio.sleep(0)
+    assert [text.count("\n") for text in written] == [3]
+    log.info("before")
+    log.error("trouble")
+    assert [line.split()[2] for line in written[1].splitlines()] == ["before", "trouble"]
+    await asyncio.sleep(0)
+    assert len(written) == 2

@@ -24,6 +24,10 @@ from models.bundle import Bundle
 from service.__main__ import start
 from service.settings import Settings, flag, variable
 
+pytestmark = pytest.mark.usefixtures(
+    "logging_as_before"
+)  # `start` sets up the log of its process, which here is pytest's
+
 # ------------------------------------------------------------------------------------------- drain, in a thread of ours
 
 
@@ -154,19 +158,6 @@ def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkey
 
 
 # ------------------------------------------------------------------------------------------------------- command line
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """`start` sets up the logs of its process, which here is pytest's."""
-    import logging  # noqa: PLC0415
-
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
-    logging.captureWarnings(capture=False)
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
