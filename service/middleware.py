@@ -130,7 +130,8 @@ class Observe:
             "bytes": exchange.bytes_out,
         }
         if facts.bundle is not None:
-            line |= {"bundle": facts.bundle, "count": facts.count}
+            line["bundle"], line["count"] = facts.bundle, facts.count
+        line["request_id"] = facts.id
         log_facts(log, level, "request", line)
 
 
@@ -357,9 +358,14 @@ def _headers_only(send: Send) -> Send:
 
 
 class Departure:
-    """Of a connection's client. A server that puts one into its requests' scopes says at once when it happens."""
+    """Of a connection's client. A server that puts one into its requests' scopes says at once when it happens.
+
+    Attributes:
+        has_whole_body: Whether all that the client has sent so far are whole requests: there is no body to wait for.
+    """
 
     def __init__(self) -> None:
+        self.has_whole_body = False
         self._has_happened = False
         self._tell: Callable[[], None] | None = None
 
@@ -374,6 +380,12 @@ class Departure:
         self._tell = tell
         if tell is not None and self._has_happened:
             tell()
+
+
+def is_whole(scope: Scope) -> bool:
+    """Whether the server has a request's body already, as far as it says so."""
+    departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
+    return departure is not None and departure.has_whole_body
 
 
 class _Client:

@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+import re
 import sys
 import warnings
 
@@ -116,3 +117,17 @@ async def test_lines_of_one_step_are_written_together(monkeypatch: pytest.Monkey
     assert [line.split()[2] for line in written[1].splitlines()] == ["before", "trouble"]
     await asyncio.sleep(0)
     assert len(written) == 2
+
+
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_the_short_way_writes_what_logging_writes(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line of facts looks the same whether a record was made for it, as beside other handlers, or not."""
+    set_up_logs(form, "info")  # type: ignore[arg-type]
+    log, facts = logging.getLogger("service.test"), {"status": 200, "bundle": "mnist", "request_id": "the-id"}
+    log_facts(log, logging.INFO, "request", facts)
+    log_facts(log, logging.DEBUG, "unwanted", facts)
+    logging.getLogger().addHandler(logging.NullHandler())
+    log_facts(log, logging.INFO, "request", facts)
+    short, long = [re.sub(r"T[0-9:.]+Z", "", line) for line in capsys.readouterr().err.splitlines()]
+    assert short == long
+    assert "the-id" in short

@@ -1,5 +1,6 @@
 """The server drains on a signal, ends on a failed start, and its exit code says how it went."""
 
+import asyncio
 import http.client
 import json
 import os
@@ -22,6 +23,8 @@ import uvicorn
 
 from models.bundle import Bundle
 from service.__main__ import start
+from service.middleware import LARGE_REPLY_BYTES
+from service.server import _Joining
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
@@ -155,6 +158,46 @@ def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkey
         assert b'"code":"draining"' in reply
         server.thread.join(60)
         assert server.exit_code == 0
+
+
+# --------------------------------------------------------------------------------------------------------- connections
+
+
+class Wire(asyncio.Transport):
+    """Notes what reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+
+    def write(self, data: Any) -> None:  # noqa: D102
+        self.writes.append(data)
+
+    def writelines(self, list_of_data: Any) -> None:  # noqa: D102
+        self.write(b"".join(list_of_data))
+
+    def close(self) -> None:  # noqa: D102
+        self.writes.append(b"closed")
+
+
+@pytest.mark.anyio
+async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
+    """Head and body together; a head alone at the end of the step, or before the connection closes."""
+    wire = Wire()
+    joining = _Joining(wire, asyncio.get_running_loop())
+    joining.write(b"head ")
+    joining.write(b"body")
+    joining.write(b"next head")
+    assert wire.writes == [b"head body"]
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head body", b"next head"]
+    joining.write(b"head ")
+    joining.write(bytes(LARGE_REPLY_BYTES))
+    joining.write(bytes(LARGE_REPLY_BYTES))  # at once: whoever writes so much is told when to wait
+    assert [len(data) for data in wire.writes[2:]] == [5 + LARGE_REPLY_BYTES, LARGE_REPLY_BYTES]
+    joining.write(b"last")
+    joining.close()
+    assert wire.writes[4:] == [b"last", b"closed"]
 
 
 # ------------------------------------------------------------------------------------------------------- command line
