@@ -67,18 +67,46 @@ class Promise(NamedTuple):
     real: float
 
 
-async def find_knee(service: Service, request: Callable[[int], Request], seconds: float) -> float:
+class Load(NamedTuple):
+    """What was delivered, and what it took of the processors: in images per second, and in cores."""
+
+    rate: float
+    service: float
+    client: float
+
+    @property
+    def per_core(self) -> float:
+        """Images per second of the service's own time."""
+        return self.rate / self.service
+
+
+class Meter:
+    """Measures a load from its making on."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._started = time.perf_counter(), service.cpu_s(), time.process_time()
+
+    def read(self, exchanges: Sequence[Exchange]) -> Load:
+        """The load so far."""
+        now = time.perf_counter(), self._service.cpu_s(), time.process_time()
+        seconds, service, client = (after - before for before, after in zip(self._started, now, strict=True))
+        return Load(images(exchanges) / seconds, service / seconds, client / seconds)
+
+
+async def find_knee(service: Service, request: Callable[[int], Request], seconds: float) -> Load:
     """The most images per second that waiting clients can get out of the service."""
-    rows = []
+    rows, loads = [], []
     async with Client(service.port) as client:
         await keep_asking(client, request, 4, after(2))  # warm
         for clients in CLIENTS:
-            started = time.perf_counter()
+            meter = Meter(service)
             exchanges = await keep_asking(client, request, clients, after(seconds))
-            rate = images(exchanges) / (time.perf_counter() - started)
-            rows.append({"clients": clients, "images/s": round(rate), **percentiles(e.latency_s for e in exchanges)})
+            loads.append(load := meter.read(exchanges))
+            cells = {"images/s": round(load.rate), "service cores": f"{load.service:.2f}", "own": f"{load.client:.2f}"}
+            rows.append({"clients": clients, **cells, **percentiles(e.latency_s for e in exchanges)})
     table(rows)
-    return float(max(row["images/s"] for row in rows))
+    return max(loads)
 
 
 class Seen(NamedTuple):
@@ -87,7 +115,7 @@ class Seen(NamedTuple):
     exchanges: list[Exchange]
     probes: Mapping[str, list[Exchange]]
     watch: Watch
-    goodput: float  # images delivered per second, from the first request to the last reply
+    load: Load  # from the first request to the last reply
 
 
 async def overload(service: Service, request: Callable[[int], Request], per_s: float, seconds: float) -> Seen:
@@ -96,12 +124,12 @@ async def overload(service: Service, request: Callable[[int], Request], per_s: f
     with probing(service.port, seconds, PROBES_PER_S) as probes:
         async with Client(service.port) as client, asyncio.TaskGroup() as group:
             group.create_task(every(LOOK_EVERY_S, watch.look, stop))
-            started = time.perf_counter()
+            meter = Meter(service)
             exchanges = await offer(client, request, per_s, seconds)
-            took_s = time.perf_counter() - started
+            load = meter.read(exchanges)
             stop.set()
         probed = await asyncio.wrap_future(probes)
-    return Seen(exchanges, probed, watch, images(exchanges) / took_s)
+    return Seen(exchanges, probed, watch, load)
 
 
 def promises(seen: Seen) -> list[Promise]:
@@ -110,7 +138,7 @@ def promises(seen: Seen) -> list[Promise]:
     return [Promise(promised, real) for promised, real in refused if real is not None]
 
 
-def report(seen: Seen, knee: float, offered: float, arguments: argparse.Namespace) -> int:
+def report(seen: Seen, knee: Load, offered: float, arguments: argparse.Namespace) -> int:
     """Print what was seen beside what was wanted; the exit code."""
     by_outcome = outcomes(seen.exchanges)
     accepted = percentiles(e.latency_s for e in seen.exchanges if e.outcome == OK)
@@ -125,9 +153,15 @@ def report(seen: Seen, knee: float, offered: float, arguments: argparse.Namespac
     unpromised = sum(e.retry_after_s is None for e in seen.exchanges if e.outcome == TOO_MANY)
     checks = [
         Check(
-            f"goodput >= 90 % of the knee, {knee:.0f} images/s",
-            f"{100 * seen.goodput / knee:.1f} %",
-            seen.goodput >= 0.9 * knee,
+            f"goodput >= 90 % of the knee, {knee.rate:.0f} images/s",
+            f"{100 * seen.load.rate / knee.rate:.1f} %",
+            seen.load.rate >= 0.9 * knee.rate,
+        ),
+        # The load comes from the same processors: what it takes, the service can't have.
+        Check(
+            f"goodput per core of the service >= 90 % of {knee.per_core:.0f} images/s",
+            f"{100 * seen.load.per_core / knee.per_core:.1f} %",
+            seen.load.per_core >= 0.9 * knee.per_core,
         ),
         Check(
             f"accepted p99 < {arguments.deadline_s:g} s",
@@ -156,11 +190,13 @@ def report(seen: Seen, knee: float, offered: float, arguments: argparse.Namespac
         ),
     ]
     facts = {
-        "knee_images_per_s": knee,
+        "knee_images_per_s": round(knee.rate),
+        "knee_cores": {"service": round(knee.service, 2), "client": round(knee.client, 2)},
         "factor": arguments.factor,
         "queue_images": arguments.queue_images,
         "offered_requests_per_s": round(offered, 1),
-        "goodput_images_per_s": round(seen.goodput),
+        "goodput_images_per_s": round(seen.load.rate),
+        "cores": {"service": round(seen.load.service, 2), "client": round(seen.load.client, 2)},
         "outcomes": by_outcome,
         "accepted": accepted,
         "refused": refused,
@@ -205,7 +241,7 @@ async def measure(arguments: argparse.Namespace) -> int:
         bundles=arguments.bundles, max_queued_images=arguments.queue_images, deadline_s=arguments.deadline_s
     ) as service:
         knee = await find_knee(service, request, arguments.knee_seconds)
-        per_s = arguments.factor * knee / arguments.count
+        per_s = arguments.factor * knee.rate / arguments.count
         seen = await overload(service, request, per_s, arguments.seconds)
     return report(seen, knee, per_s, arguments)
 

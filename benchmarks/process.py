@@ -22,6 +22,7 @@ START_S, STOP_S = 120, 60  # patience, on a busy machine
 POLL_S = 0.05
 SPARE_FILES = 256
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _SERVING = "serving http://127.0.0.1:"  # and the port: the bundles are loaded
 
 
@@ -108,6 +109,11 @@ class Service:
     def rss_bytes(self) -> int:
         """Resident memory of the process."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE_BYTES
+
+    def cpu_s(self) -> float:
+        """Processor seconds that the process has used."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / TICKS_PER_S  # user and system
 
     def send(self, number: signal.Signals) -> None:
         """Send a signal."""

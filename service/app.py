@@ -44,19 +44,19 @@ class Application(FastAPI):
     """FastAPI, with what surrounds requests outermost: its own layers are for the routes that need them.
 
     Args:
-        surround: Puts everything around those layers.
+        surround: Puts everything around those layers; what it returns is `outermost`.
         options: FastAPI's.
     """
 
     def __init__(self, surround: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
         super().__init__(**options)
-        self._surrounded = surround(super().__call__)
+        self.outermost = surround(super().__call__)
         # What its routes raise is answered outside: nothing may be sent before.
         self.add_exception_handler(Exception, _raise)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or go through start and end."""
-        await self._surrounded(scope, receive, send)
+        await self.outermost(scope, receive, send)
 
 
 def _raise(_: Request, error: Exception) -> NoReturn:
@@ -111,7 +111,13 @@ def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
 
     def surround(app: ASGIApp) -> ASGIApp:
         app = Shortcut(app, endpoints)
-        app = Admission(app, WORK, serving.admit, settings.max_body_bytes)
+        app = Admission(
+            app,
+            WORK,
+            serving.admit,
+            max_body_bytes=settings.max_body_bytes,
+            max_reply_bytes=settings.max_output_pixels,
+        )
         app = Door(app, keys, SCOPES)
         app = Problems(app, metrics, lambda: serving.is_draining)
         return Observe(app, metrics, table, lambda: serving.is_draining)

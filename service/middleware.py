@@ -18,22 +18,21 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import Draining, Internal, MethodNotAllowed, NotFound, QueueFull, ServiceError, TooLarge
+from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
 from service.headers import header
+from service.held import SMALL_BYTES, Held
 from service.keys import Keys, KeyScope
 from service.logs import RequestFacts, current_request, enter_request, log_facts
 from service.metrics import METHODS, Metrics, RouteSeries
 from service.problems import problem_reply
 
 UNMATCHED = "unmatched"
-BODIES_AT_ONCE = 8  # of the largest size
-BODIES_RETRY_AFTER_S = 1
-LARGE_REPLY_BYTES = 2**16  # what a server's buffer for one connection takes without a pause
+AT_ONCE = 8  # bodies of the largest size, and replies
 CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
 # Asked all the time by machines; they would drown the log.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_FOUND = "gan.route"
+_FOUND, _CLIENT = "gan.route", "gan.client"
 DEPARTURE = "gan.departure"  # in a scope's extensions
 _PROCESS = secrets.token_hex(10)
 _numbers = itertools.count()
@@ -261,22 +260,32 @@ class Door:
 class Admission:
     """Decides on the head of a request alone whether its body is read, and stops work whose client has left.
 
-    The bodies of all requests together, and the replies that their clients have yet to take, are bounded: memory is
-    finite however many clients there are, and however slow they are.
+    The bodies of all requests together are bounded, and so are their images, from before they are computed until the
+    client has taken them: memory is finite however many clients there are, and however slow they are.
 
     Args:
         app: What is inside.
         work: Templates of the routes that need the engine.
         admit: Raises what speaks against taking more work now; O(1).
-        max_body_bytes: Largest body. All that is held at once is `BODIES_AT_ONCE` times as much.
+        max_body_bytes: Largest body. Bodies that are held at once have up to `AT_ONCE` times as much.
+        max_reply_bytes: Largest reply, before it is encoded; as above.
     """
 
-    def __init__(self, app: ASGIApp, work: frozenset[str], admit: Callable[[], None], max_body_bytes: int) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        work: frozenset[str],
+        admit: Callable[[], None],
+        *,
+        max_body_bytes: int,
+        max_reply_bytes: int,
+    ) -> None:
         self.app = app
         self.work = work
         self.admit = admit
         self.max_body_bytes = max_body_bytes
-        self.held = _HeldBytes(BODIES_AT_ONCE * max_body_bytes)
+        self.bodies = Held(AT_ONCE * max_body_bytes)
+        self.replies = Held(AT_ONCE * max_reply_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on with a watch on its client."""
@@ -296,9 +305,9 @@ class Admission:
         announced = self._announced_bytes(header(scope, b"content-length") or "")
         self.admit()
         # Held is what has come, not what is announced: else a few clients that send nothing could keep all others out.
-        self.held.check(announced)
-        client = _Client(receive, send, self, expects_body=scope["method"] != "GET")
-        await client.serve(self.app, scope)
+        self.bodies.check(announced)
+        client = Client(receive, send, self, scope)
+        await client.serve(self.app, {**scope, _CLIENT: client})
 
     def _announced_bytes(self, length: str) -> int:
         if not length.isdecimal():
@@ -333,19 +342,6 @@ class Shortcut:
         await response(scope, receive, send)
 
 
-class _HeldBytes:
-    """Bytes that all requests together hold."""
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.now = 0
-
-    def check(self, more: int) -> None:
-        """Raise QueueFull where there is no room for so many more."""
-        if self.now + more > self.most:
-            raise QueueFull(BODIES_RETRY_AFTER_S)
-
-
 def _headers_only(send: Send) -> Send:
     """HEAD is GET without the body: same work, same headers."""
 
@@ -360,11 +356,15 @@ def _headers_only(send: Send) -> Send:
 class Departure:
     """Of a connection's client. A server that puts one into its requests' scopes says at once when it happens.
 
+    Args:
+        hang_up: Ends the connection at once, whatever the client has yet to take.
+
     Attributes:
         has_whole_body: Whether all that the client has sent so far are whole requests: there is no body to wait for.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, hang_up: Callable[[], None]) -> None:
+        self.hang_up = hang_up
         self.has_whole_body = False
         self._has_happened = False
         self._tell: Callable[[], None] | None = None
@@ -388,29 +388,39 @@ def is_whole(scope: Scope) -> bool:
     return departure is not None and departure.has_whole_body
 
 
-class _Client:
-    """The client's end of one request: bounds its body, and cancels the work for it when it leaves."""
+def reserve_reply(scope: Scope, size: int) -> None:
+    """Hold the memory for the reply to this request until its client has taken it. `size` is in bytes, not encoded.
 
-    def __init__(self, receive: Receive, send: Send, limits: Admission, *, expects_body: bool) -> None:
+    Raises:
+        QueueFull: There is none.
+    """
+    client: Client = scope[_CLIENT]
+    client.reserve_reply(size)
+
+
+class Client:
+    """The client's end of one request: bounds what is held for it, and cancels the work for it when it leaves."""
+
+    def __init__(self, receive: Receive, send: Send, limits: Admission, scope: Scope) -> None:
         self._receive = receive
         self._send = send
         self._limits = limits
-        self._held = limits.held
-        self._body_bytes = 0
-        self._expects_body = expects_body
+        self._departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
+        self._body_bytes = self._reply_bytes = 0
+        self._expects_body = scope["method"] != "GET"
         self._body_read = asyncio.Event()
         self._left = False
 
     async def serve(self, app: ASGIApp, scope: Scope) -> None:
+        """Have the request answered."""
         work = self._work = asyncio.current_task()
         assert work is not None  # noqa: S101 - servers run requests in tasks
-        departure = scope.get("extensions", {}).get(DEPARTURE)
         watcher = None
         try:
-            if departure is None:  # another server than ours: a task of its own for what ours says of itself
+            if self._departure is None:  # another server than ours: a task of its own for what ours says of itself
                 watcher = asyncio.create_task(self._wait_for_departure())
             else:
-                departure.watch(self._leave)
+                self._departure.watch(self._leave)
             await app(scope, self._receive_body, self._send_held)
         except asyncio.CancelledError:
             # Ours only if the client left; else the server is stopping. There is nobody left to answer.
@@ -419,40 +429,54 @@ class _Client:
         except ClientDisconnect:
             pass  # it left while it was still sending
         finally:
-            self._held.now -= self._body_bytes
-            if watcher is None:
-                departure.watch(None)
-            else:
+            self._limits.bodies.now -= self._body_bytes
+            self._limits.bodies.client_moved(self)
+            self._limits.replies.now -= self._reply_bytes
+            self._limits.replies.client_moved(self)
+            if self._departure is not None:
+                self._departure.watch(None)
+            if watcher is not None:
                 watcher.cancel()
+
+    def reserve_reply(self, size: int) -> None:
+        """See `reserve_reply`."""
+        self._limits.replies.check(size)
+        self._limits.replies.now += size
+        self._reply_bytes += size
+
+    def hang_up(self) -> None:
+        """End the connection, because others need the memory that is held for this client."""
+        if self._departure is not None:
+            self._departure.hang_up()
 
     async def _receive_body(self) -> Message:
         """Called by the application: the body, as far as it is allowed."""
+        bodies = self._limits.bodies
+        if self._body_bytes > SMALL_BYTES:
+            bodies.wait_for_client(self)
         message = await self._receive()
         more = len(message.get("body", b""))
         if self._body_bytes + more > self._limits.max_body_bytes:
             raise TooLarge(f"The body has more than {self._limits.max_body_bytes} bytes.")
-        self._held.check(more)
-        self._held.now += more
+        bodies.check(more, self._body_bytes + more)
+        bodies.now += more
         self._body_bytes += more
         if not message.get("more_body"):
             self._expects_body = False
             self._body_read.set()
+            bodies.client_moved(self)
         return message
 
     async def _send_held(self, message: Message) -> None:
-        """Called by the application: a large reply counts as held until the client has taken (nearly) all of it."""
+        """Called by the application: what is large is held until the client has taken (nearly) all of it."""
         size = len(message.get("body", b""))
-        if size <= LARGE_REPLY_BYTES or message.get("more_body"):
+        if size <= SMALL_BYTES or message.get("more_body"):
             await self._send(message)
             return
-        self._held.now += size
-        try:
-            await self._send({**message, "more_body": True})
-            # The server takes this, the end, only when its buffer has run down. It ends the connections of clients that
-            # take nothing for too long (server.listen).
-            await self._send({**message, "body": b""})
-        finally:
-            self._held.now -= size
+        self._limits.replies.wait_for_client(self)
+        await self._send({**message, "more_body": True})
+        # The server takes this, the end, only when its buffer has run down.
+        await self._send({**message, "body": b""})
 
     def _leave(self) -> None:
         """The client has left. While its body is being read, whoever reads it hears of that by itself."""

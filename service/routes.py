@@ -16,9 +16,10 @@ from service.caching import caching, client_has_it
 from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
 from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
 from service.encode import MEDIA_TYPES, Origin, encode
-from service.errors import ServiceError, UnsupportedMediaType
+from service.errors import DeadlinePassed, ServiceError, UnsupportedMediaType
 from service.headers import all_of_header, header
 from service.logs import current_request
+from service.middleware import reserve_reply
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.problems import problem
 from service.schemas import (
@@ -99,6 +100,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         headers |= kept.headers
         if client_has_it(all_of_header(request.scope, b"if-none-match"), kept.etag):
             return Response(status_code=304, headers=headers)
+    reserve_reply(request.scope, plan.count * manifest.image.size * plan.look.scale**2)
     images, labels, timing = await desk.serving.sample(
         bundle,
         seed=plan.seed,
@@ -141,8 +143,8 @@ def discriminate_routes(desk: Desk) -> APIRouter:
         deadline = Deadline(request, desk.settings)
         bundle, labels, decode = await _read_upload(desk, request, deadline)
         try:
-            images, decode_s = await desk.run(desk.decoders, timed(decode))
-        except asyncio.CancelledError:
+            images, decode_s = await desk.run_in_time(desk.decoders, timed(decode), deadline)
+        except (asyncio.CancelledError, DeadlinePassed):
             deadline.end()  # a thread can't be cancelled, but it asks the deadline before each image
             raise
         desk.metrics.decode.observe(decode_s)

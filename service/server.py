@@ -19,7 +19,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.bundle import BundleError
 from service.errors import ServiceError
-from service.middleware import DEPARTURE, LARGE_REPLY_BYTES, Departure
+from service.held import SMALL_BYTES
+from service.middleware import DEPARTURE, Departure
 from service.settings import Settings
 
 if sys.platform == "win32":
@@ -84,7 +85,7 @@ class _Joining:
         if self._kept:
             kept, self._kept = self._kept, b""
             self._transport.writelines([kept, data])
-        elif len(data) < LARGE_REPLY_BYTES:
+        elif len(data) <= SMALL_BYTES:
             self._kept = data
             self._loop.call_soon(self._write_kept)
         else:
@@ -111,7 +112,9 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
         super().connection_made(cast("asyncio.Transport", _Joining(transport, self.loop)))
-        self._departure = Departure()  # one for all of a connection's requests: they are answered one after the other
+        self._departure = Departure(
+            transport.abort
+        )  # one for all of a connection's requests: they are answered one after the other
 
     def on_message_begin(self) -> None:
         """Called by the parser."""

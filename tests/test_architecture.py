@@ -23,7 +23,7 @@ ORDER = {
     ],
     "service": [
         "__init__",
-        *("settings", "errors", "headers", "keys", "metrics", "logs"),
+        *("settings", "errors", "headers", "held", "keys", "metrics", "logs"),
         *("encode", "decode", "problems", "schemas", "caching"),
         *("batcher", "engine", "serving"),
         *("middleware", "desk", "openapi", "routes", "repository", "probes", "pages", "app", "server", "__main__"),

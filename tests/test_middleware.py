@@ -13,7 +13,7 @@ from starlette.types import Message
 
 from service.app import create_app
 from service.errors import Draining
-from service.middleware import BODIES_AT_ONCE
+from service.middleware import AT_ONCE, Admission
 from service.settings import Settings
 
 Problem = Callable[[httpx.Response, int, str], str]
@@ -339,51 +339,73 @@ def test_a_body_that_does_not_come_is_408(wire: Wire) -> None:
 
 
 def test_bodies_are_bounded_together(live_server: Any, tiny_settings: Callable[..., Settings]) -> None:
-    """Each is small enough alone; when all that are held leave no room, the next is told so before it is read."""
-    with live_server(tiny_settings(max_body_bytes=1000)).running() as server:
-        half_sent = [Wire(server.port) for _ in range(BODIES_AT_ONCE)]
+    """Each is allowed alone; when all that are held leave no room, the next is told so before it is read."""
+    size = 2**20
+    with live_server(tiny_settings(max_body_bytes=size)).running() as server:
+        half_sent = [Wire(server.port) for _ in range(AT_ONCE)]
         for one in half_sent:
-            one.send(*UPLOAD, "Content-Length: 1000", body=bytes(900))
-        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == BODIES_AT_ONCE)
+            one.send(*UPLOAD, f"Content-Length: {size}", "X-Timeout-Ms: 60000", body=bytes(size - 100))
+        server.wait_for(lambda: held(server).bodies.now == AT_ONCE * (size - 100))
         late = Wire(server.port)
-        late.send(*UPLOAD, "Content-Length: 1000", "X-Timeout-Ms: 60000")
+        late.send(*UPLOAD, f"Content-Length: {size}")
         status, headers, body = late.read()
         assert (status, headers["retry-after"]) == (429, "1")
         assert b"queue_full" in body
         # One that does not say how large it is finds out when it is too much.
         chunked = Wire(server.port)
-        chunked.send(*UPLOAD, "Transfer-Encoding: chunked", body=b"384\r\n" + bytes(900) + b"\r\n")
+        chunked.send(*UPLOAD, "Transfer-Encoding: chunked", body=b"80000\r\n" + bytes(2**19) + b"\r\n")
         assert chunked.read()[0] == 429
+        small = Wire(server.port)
+        small.send(*UPLOAD, "Content-Length: 3", body=b"abc")
+        assert small.read()[0] == 422  # read, though there is no room for more: it is small
         half_sent.pop().close()
-        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == BODIES_AT_ONCE - 1)
+        server.wait_for(lambda: held(server).bodies.now == (AT_ONCE - 1) * (size - 100))
         again = Wire(server.port)
-        again.send(*UPLOAD, "Content-Length: 3", body=b"abc")
+        again.send(*UPLOAD, f"Content-Length: {size // 2}", body=bytes(size // 2))
         assert again.read()[0] == 422
-        for wire in (*half_sent, late, chunked, again):
+        for wire in (*half_sent, late, chunked, small, again):
             wire.close()
+        server.wait_for(lambda: held(server).bodies.now == 0)
 
 
-def test_replies_that_nobody_takes_are_bounded_too(live_server: Any, tiny_settings: Callable[..., Settings]) -> None:
-    """Clients that ask and do not read hold what they asked for; newcomers are refused until the replies are taken."""
-    with live_server(tiny_settings(max_body_bytes=2**20)).running() as server:
+def held(server: Any) -> Any:
+    """The admission of a live server."""
+    layer = server.app.outermost
+    while not isinstance(layer, Admission):
+        layer = layer.app
+    return layer
+
+
+LARGE = "GET /sample?count=1024&scale=11&format=npy&seed=1 HTTP/1.1"  # what the system's own buffers don't take
+
+
+def test_replies_that_nobody_takes_are_bounded_too(
+    live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients that ask and do not read hold what they asked for, until it has lasted too long while others ask."""
+    with live_server(tiny_settings(max_output_pixels=2**23)).running() as server:
         readers = []
-        while True:  # what the system's own buffers take is not ours to count, so each asks for much more
+        while True:
             wire = Wire(server.port)
-            wire.send("GET /sample?count=1024&scale=8&format=npy&seed=1 HTTP/1.1", "Host: x")
+            wire.send(LARGE, "Host: x")
             head = wire.file.readline()
             if b" 200 " not in head:
-                wire.close()
                 break
             readers.append(wire)
         assert b" 429 " in head
-        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == len(readers) > 1)
-        for reader in readers:
-            reader.close()
-        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == 0)
-        wire = Wire(server.port)
-        wire.send("GET /sample HTTP/1.1", "Host: x")
-        assert wire.read()[0] == 200
+        assert len(readers) == AT_ONCE
         wire.close()
+        small = Wire(server.port)
+        small.send("GET /sample HTTP/1.1", "Host: x")
+        assert small.read()[0] == 200  # nobody who asks for little is kept out by them
+        monkeypatch.setattr("service.held.PATIENCE_S", 0.0)
+        again = Wire(server.port)
+        again.send(LARGE, "Host: x")
+        assert again.read()[0] == 200  # in the place of the one that has not read for longest
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == AT_ONCE - 1)
+        for one in (*readers, small, again):
+            one.close()
+        server.wait_for(lambda: held(server).replies.now == 0)
 
 
 @pytest.mark.parametrize("head", [("GET /sample?count=40 HTTP/1.1", "Host: x"), ("POST /sample HTTP/1.1", "Host: x")])

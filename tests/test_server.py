@@ -23,7 +23,7 @@ import uvicorn
 
 from models.bundle import Bundle
 from service.__main__ import start
-from service.middleware import LARGE_REPLY_BYTES
+from service.held import SMALL_BYTES
 from service.server import _Joining
 from service.settings import Settings, flag, variable
 
@@ -192,9 +192,9 @@ async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
     await asyncio.sleep(0)
     assert wire.writes == [b"head body", b"next head"]
     joining.write(b"head ")
-    joining.write(bytes(LARGE_REPLY_BYTES))
-    joining.write(bytes(LARGE_REPLY_BYTES))  # at once: whoever writes so much is told when to wait
-    assert [len(data) for data in wire.writes[2:]] == [5 + LARGE_REPLY_BYTES, LARGE_REPLY_BYTES]
+    joining.write(bytes(2 * SMALL_BYTES))
+    joining.write(bytes(2 * SMALL_BYTES))  # at once: whoever writes so much is told when to wait
+    assert [len(data) for data in wire.writes[2:]] == [5 + 2 * SMALL_BYTES, 2 * SMALL_BYTES]
     joining.write(b"last")
     joining.close()
     assert wire.writes[4:] == [b"last", b"closed"]
