@@ -15,6 +15,7 @@ in the tile. A pixel is then a function of its latent alone, on one kind of devi
 """
 
 import math
+import time
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -33,6 +34,7 @@ UInt8 = NDArray[np.uint8]
 LATENT_STREAM, LABEL_STREAM = 0, 1
 REFERENCE_TILE = 64
 TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
+WORTH_IT, LONG_S = 1.5, 0.02  # a row's time over its time in the fastest smaller tile; what can be told from noise
 _WORD = 2**64 - 1
 
 
@@ -113,19 +115,26 @@ class Tiles:
 
         Sums run in an order that depends on a batch's size and a row's place in it and never on the numbers, so what
         agrees on a few thousand random outputs agrees. Where no candidate passes, rows are run one at a time.
-        `example` has as many rows as the largest candidate, and at least the reference tile's.
+        `example` has as many rows as the largest candidate, and at least the reference tile's. Candidates rise; they
+        end where a row takes clearly longer than in a smaller tile, because so many no longer fit the caches.
         """
         expected = cls(run, [REFERENCE_TILE])(example, labels)
-
-        def agrees(size: int) -> bool:
-            tile = cls(run, [size])
-            rows = max(size, REFERENCE_TILE)
-            got = tile(example[:rows], None if labels is None else labels[:rows])
+        sizes, fastest_s = [], math.inf
+        for size in candidates:
+            tile, rows = cls(run, [size]), max(size, REFERENCE_TILE)
             first = torch.zeros(size, dtype=torch.int64, device=example.device)  # one row at every place
-            places = tile(example[first], None if labels is None else labels[first])
-            return torch.equal(got, expected[:rows]) and torch.equal(places, expected[first])
-
-        return cls(run, [size for size in candidates if agrees(size)] or [1])
+            agrees, took_s = True, math.inf
+            for asked in (slice(rows), first):
+                given = example[asked], None if labels is None else labels[asked]
+                started = time.perf_counter()
+                agrees &= torch.equal(tile(*given), expected[asked])
+                took_s = min(took_s, (time.perf_counter() - started) * size / len(given[0]))
+            if took_s > LONG_S and took_s > WORTH_IT * fastest_s * size:
+                break
+            fastest_s = min(fastest_s, took_s / size)
+            if agrees:
+                sizes.append(size)
+        return cls(run, sizes or [1])
 
     def padded(self, rows: int) -> int:
         """Rows that are really computed for this many."""

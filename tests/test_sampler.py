@@ -257,6 +257,19 @@ def test_sizes_that_would_change_a_row_are_refused(run: Run, sizes: Sequence[int
     assert torch.equal(tiles(rows), 2 * rows)
 
 
+def test_tiles_end_where_a_row_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that no longer fit the caches take longer in a larger tile: several smaller ones are then faster."""
+    now = 0.0
+
+    def run(rows: Tensor, _: Tensor | None) -> Tensor:
+        nonlocal now
+        now += len(rows) * (0.001 if len(rows) <= 128 else 0.002) + 0.002  # and every call costs something
+        return 2 * rows
+
+    monkeypatch.setattr("models.sampler.time.perf_counter", lambda: now)
+    assert Tiles.proven(run, noise(512), None).sizes == (4, 8, 16, 32, 64, 128)
+
+
 def test_labels_travel_with_their_rows() -> None:
     """Padding and cutting keep row and label together."""
     tiles = Tiles(lambda rows, labels: rows + labels[:, None], [4, 16])  # type: ignore[index]
