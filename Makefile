@@ -8,7 +8,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN ?= runs/mnist
 
-.PHONY: serve test install check train docs clean
+PEERS := mosec triton litserve bentoml ray
+
+.PHONY: serve test install check train docs bench clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -32,8 +34,11 @@ docs: $(VENV)/everything
 	$(BIN)/python -m models interpolate bundles/mnist-mlp --seeds 0 1 2 3 --steps 6 --scale 2 \
 		--out docs/figures/interpolation.png
 
+bench: $(VENV)/serving $(PEERS:%=.bench/%/installed)
+	$(BIN)/python -m benchmarks.compare --write
+
 clean:
-	rm -rf $(VENV) build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 $(VENV)/created:
@@ -48,3 +53,9 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 $(VENV)/everything: $(VENV)/serving
 	$(PIP) --editable ".[train,export,tensorboard,test]"
 	touch $@
+
+# A peer that can't be installed must not stop the bench: its table says that it is not there.
+.bench/%/installed: benchmarks/peers/%.txt benchmarks/peers/work.txt
+	$(PYTHON) -m venv .bench/$*
+	-$(if $(TORCH_INDEX),.bench/$*/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) torch)
+	-.bench/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@

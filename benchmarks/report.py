@@ -67,7 +67,7 @@ def trend(times: Sequence[float], values: Sequence[float]) -> Trend:
 
 def finish(program: str, facts: Mapping[str, object], checks: Sequence[Check]) -> int:
     """Print the table and the JSON line; the exit code is 1 where an expectation is not met."""
-    width = max(len(check.wanted) for check in checks)
+    width = max((len(check.wanted) for check in checks), default=0)
     print(f"\n{'expected':<{width}}  seen")
     for check in checks:
         print(f"{check.wanted:<{width}}  {check.seen}{'' if check.met else '   <- NOT MET'}")

@@ -94,11 +94,14 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         "X-First-Index": str(plan.first_index),
         "X-Bundle": f"{bundle.name}@{bundle.version}",
     }
+    tags = all_of_header(request.scope, b"if-none-match")
+    if not tags:
+        desk.serving.batcher.admit(plan.count)  # what will be refused is refused before it costs more
     if request.method == "GET":
         device_kind = desk.serving.fingerprint(bundle)
         kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)
         headers |= kept.headers
-        if client_has_it(all_of_header(request.scope, b"if-none-match"), kept.etag):
+        if client_has_it(tags, kept.etag):
             return Response(status_code=304, headers=headers)
     reserve_reply(request.scope, plan.count * manifest.image.size * plan.look.scale**2)
     images, labels, timing = await desk.serving.sample(

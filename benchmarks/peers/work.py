@@ -1,0 +1,119 @@
+"""What every peer computes, so that peers differ in how they serve and in nothing else.
+
+The service's own weights and random numbers, and Pillow as people call it. A batch is many requests: their noise is
+drawn in one go, one forward pass makes all images. Nothing is padded, as the service does so that a row's last bits
+never depend on its neighbours: a pixel may be one grey level off.
+
+Peers read their options from the environment, which reaches the processes that their frameworks start.
+"""
+
+import base64
+import io
+import json
+import os
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.bundle import read_bundle
+from models.sampler import LatentRange, UInt8, draw_latent_ranges, grid, to_pixels, to_uint8
+
+HOST = "127.0.0.1"
+MAX_REQUESTS = 64  # in a batch
+MAX_WAIT_S = 0.002  # for a batch to fill
+ROWS_AT_ONCE = 512  # more in one forward pass is no faster, and takes memory
+WARM_ROWS = (1, 64, ROWS_AT_ONCE)
+MEDIA_TYPES = {"png": "image/png", "json": "application/json", "npy": "application/x-npy"}
+
+
+def port() -> int:
+    """Where to listen."""
+    return int(os.environ["PEER_PORT"])
+
+
+def workers() -> int:
+    """Processes that hold the nets, where the framework has such."""
+    return int(os.environ.get("PEER_WORKERS", "1"))
+
+
+class Ask(BaseModel):
+    """The part of the service's POST /sample that the bench uses."""
+
+    model_config = ConfigDict(frozen=True)
+
+    count: int = Field(1, ge=1, le=4096)
+    seed: int = Field(ge=0, lt=2**53)
+    format: Literal["png", "json", "npy"] = "png"
+
+
+class Nets:
+    """The bundle's nets, warm."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(int(os.environ.get("PEER_THREADS", "1")))
+        self._bundle = read_bundle(os.environ["PEER_BUNDLE"])
+        for rows in WARM_ROWS:
+            self.judge([self.sample([Ask(count=rows, seed=0)])[0]])
+
+    @torch.inference_mode()
+    def sample(self, asked: Sequence[Ask]) -> list[UInt8]:
+        """The images of each request, (count, h, w, c)."""
+        ranges = [LatentRange(ask.seed, 0, ask.count) for ask in asked]
+        latents = torch.from_numpy(draw_latent_ranges(self._bundle.manifest.latent, ranges))
+        images = [to_uint8(self._bundle.generator(part)) for part in torch.split(latents, ROWS_AT_ONCE)]
+        return _split(images, [ask.count for ask in asked])
+
+    @torch.inference_mode()
+    def judge(self, asked: Sequence[UInt8]) -> list[NDArray[np.float32]]:
+        """The logit of each image of each request."""
+        pixels = to_pixels(np.concatenate(asked))
+        logits = [self._bundle.discriminator(part).numpy() for part in torch.split(pixels, ROWS_AT_ONCE)]
+        return _split(logits, [len(images) for images in asked])
+
+    def verdicts(self, logits: NDArray[np.float32]) -> bytes:
+        """The reply to /discriminate: JSON, as the service's."""
+        calibration = self._bundle.manifest.calibration
+        scale, offset = (calibration.scale, calibration.offset) if calibration else (1.0, 0.0)
+        probabilities = 1 / (1 + np.exp(-(scale * logits.astype(np.float64) + offset)))
+        results = [
+            {"probability_real": p, "logit": logit}
+            for p, logit in zip(probabilities.tolist(), logits.tolist(), strict=True)
+        ]
+        return json.dumps({"results": results}).encode()
+
+
+def _split(parts: Sequence[NDArray[Any]], lengths: Sequence[int]) -> list[NDArray[Any]]:
+    whole = np.concatenate(parts) if len(parts) > 1 else parts[0]
+    return np.split(whole, np.cumsum(lengths)[:-1])
+
+
+def encode(images: UInt8, ask: Ask) -> bytes:
+    """The reply to /sample, in the format that was asked for."""
+    if ask.format == "npy":
+        out = io.BytesIO()
+        np.save(out, images, allow_pickle=False)
+        return out.getvalue()
+    if ask.format == "json":
+        return json.dumps({"images": [base64.b64encode(png(image)).decode() for image in images]}).encode()
+    return png(grid(images, round(len(images) ** 0.5)) if len(images) > 1 else images[0])
+
+
+def png(image: UInt8) -> bytes:
+    """One grey image (h, w, 1) as a file."""
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0]).save(out, "png", compress_level=1)
+    return out.getvalue()
+
+
+def decode(body: bytes) -> UInt8:
+    """What was uploaded to /discriminate, a PNG or an array, as (n, h, w, 1)."""
+    if body.startswith(b"\x93NUMPY"):
+        array: UInt8 = np.load(io.BytesIO(body), allow_pickle=False)
+        return array
+    with Image.open(io.BytesIO(body)) as picture:
+        return np.asarray(picture.convert("L"), np.uint8)[np.newaxis, ..., np.newaxis]
