@@ -172,7 +172,7 @@ def decode_npy(body: bytes, limits: Limits) -> list[Decoded | ServiceError]:
     _check_pixels(width, height, limits)
     pictures = array if array.ndim == 4 else array[..., np.newaxis]
     if pictures.shape[1:] == (image.height, image.width, image.channels):
-        return [Decoded(np.ascontiguousarray(pixels), converted=False) for pixels in pictures]
+        return [Decoded(pixels, converted=False) for pixels in np.ascontiguousarray(pictures)]
     return [_convert(pixels, limits) for pixels in pictures]
 
 

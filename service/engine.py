@@ -275,19 +275,25 @@ class Engine:
             if not torch.isfinite(rows).all():
                 raise BundleError(f"{folder}: its {net} gives NaN or Inf")
         # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
-        sizes = self._tiles(bundle.generator, latents, labels).sizes
+        sizes = self._tiles(bundle.generator, latents, labels, pixels).sizes
         images = Tiles(_traced(_Images(bundle.generator), latents, labels), sizes)
         return Loaded(
             **vars(bundle),
             sample=SampleLane(bundle.name, latent, images, self.device),
-            discriminate=DiscriminateLane(bundle.name, self._tiles(verdicts, pixels, asked), self.device),
+            discriminate=DiscriminateLane(bundle.name, self._tiles(verdicts, pixels, asked, judged), self.device),
             fingerprint=hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()[:12],
             warmup_s=time.monotonic() - started,
         )
 
-    def _tiles(self, net: Callable[..., torch.Tensor], example: torch.Tensor, labels: torch.Tensor | None) -> Tiles:
+    def _tiles(
+        self,
+        net: Callable[..., torch.Tensor],
+        example: torch.Tensor,
+        labels: torch.Tensor | None,
+        expected: torch.Tensor,
+    ) -> Tiles:
         if self.exact:
-            return Tiles.proven(net, example, labels)
+            return Tiles.proven(net, example, labels, expected=expected)
         tiles = Tiles(net, (1, 2, *TILE_SIZES))
         for size in tiles.sizes:  # warm
             tiles(example[:size], None if labels is None else labels[:size])

@@ -6,6 +6,8 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 
 from functools import partial
 
+import numpy as np
+from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics
 from prometheus_client.gc_collector import GCCollector
 from prometheus_client.platform_collector import PlatformCollector
@@ -123,6 +125,15 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+
+    def observe_probabilities(self, bundle: str, origin: str, probabilities: NDArray[np.float64]) -> None:
+        """What D thinks of several images. The library takes one number at a time, hundreds of them in half a ms."""
+        histogram = self.discriminator_probability.labels(bundle, origin)
+        places = np.searchsorted(histogram._upper_bounds, probabilities)  # noqa: SLF001 - see above
+        for place, count in enumerate(np.bincount(places).tolist()):
+            if count:
+                histogram._buckets[place].inc(count)  # noqa: SLF001
+        histogram._sum.inc(float(probabilities.sum()))  # noqa: SLF001
 
     def of_route(self, route: str) -> "RouteSeries":
         """The edge's series of one route: every request needs them, and to find them takes as long as to count."""

@@ -1,11 +1,12 @@
 """The routes that do the service's work: sample, discriminate, and which bundles there are."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
 from fastapi import APIRouter
+from numpy.typing import NDArray
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -21,20 +22,20 @@ from service.headers import all_of_header, header
 from service.logs import current_request
 from service.middleware import reserve_reply
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
-from service.problems import problem
+from service.problems import Problem, problem
 from service.schemas import (
     BundleFacts,
     BundleList,
     DiscriminateQuery,
-    DiscriminateReply,
     DiscriminateRequest,
-    DiscriminateResult,
+    Judged,
     Labels,
     Reply,
     SamplePlan,
     SampleRequest,
     Schema,
     SchemaT,
+    discriminate_reply,
     parse_body,
     parse_query,
     resolve_labels,
@@ -157,9 +158,8 @@ def discriminate_routes(desk: Desk) -> APIRouter:
         classes = resolve_labels(labels, bundle.manifest.labels, len(images))
         results, timing = await _judge(desk, bundle, images, classes, deadline)
         deadline.left_s()  # an answer that comes too late is none
-        reply = DiscriminateReply(bundle=bundle.name, version=bundle.version, results=results)
         headers = server_timing(decode=decode_s, queue=timing.queue_s, compute=timing.compute_s)
-        return Response(reply.model_dump_json(exclude_none=True), 200, headers, JSON)
+        return Response(discriminate_reply(bundle.name, bundle.version, results), 200, headers, JSON)
 
     return router
 
@@ -186,10 +186,10 @@ async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tupl
 
 async def _judge(
     desk: Desk, bundle: Bundle, images: Images, classes: list[int] | None, deadline: Deadline
-) -> tuple[list[DiscriminateResult], Timing]:
+) -> tuple[list[Judged | Problem], Timing]:
     """One result for each image. D is asked about those that could be decoded; the others get their problem."""
     decoded = {place: image for place, image in enumerate(images) if isinstance(image, Decoded)}
-    judged: dict[int, DiscriminateResult] = {}
+    judged: dict[int, Judged] = {}
     timing = Timing(0.0, 0.0)
     if decoded:
         logits, judged_as, timing = await desk.serving.discriminate(
@@ -202,37 +202,27 @@ async def _judge(
         named: list[str | None] = [None] * len(decoded)
         if names and judged_as and classes is None:
             named = [names[label] for label in judged_as]
-        results = _results(list(decoded.values()), logits, named, bundle.manifest.calibration)
-        judged = dict(zip(decoded, results, strict=True))
-        observe = desk.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe
-        for result in judged.values():
-            observe(result.probability_real or 0.0)
+        calibration = bundle.manifest.calibration
+        probabilities = _probabilities(logits, calibration)
+        desk.metrics.observe_probabilities(bundle.name, "uploaded", probabilities)
+        judged = {
+            place: Judged(probability, logit, label, bool(calibration), image.converted)
+            for (place, image), probability, logit, label in zip(
+                decoded.items(), probabilities.tolist(), logits.tolist(), named, strict=True
+            )
+        }
     request_id = current_request().id
     return [
-        judged[place] if isinstance(image, Decoded) else DiscriminateResult(error=problem(image, request_id))
+        judged[place] if isinstance(image, Decoded) else problem(image, request_id)
         for place, image in enumerate(images)
     ], timing
 
 
-def _results(
-    images: Sequence[Decoded], logits: Float32, named: Sequence[str | None], calibration: Calibration | None
-) -> list[DiscriminateResult]:
-    """D's answers in words that mean something: σ of the logit, calibrated where the bundle has a calibration.
-
-    `named` are the labels that the class head found, or None for images that it was not asked about.
-    """
+def _probabilities(logits: Float32, calibration: Calibration | None) -> NDArray[np.float64]:
+    """D's answers in words that mean something: σ of the logit, calibrated where the bundle has a calibration."""
     scale, offset = (calibration.scale, calibration.offset) if calibration else (1.0, 0.0)
-    probabilities = np.exp(-np.logaddexp(0, -(scale * logits.astype(np.float64) + offset)))
-    return [
-        DiscriminateResult(
-            probability_real=float(probability),
-            logit=float(logit),
-            label=label,
-            calibrated=None if calibration else False,
-            converted=True if image.converted else None,
-        )
-        for image, logit, probability, label in zip(images, logits, probabilities, named, strict=True)
-    ]
+    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0, -(scale * logits.astype(np.float64) + offset)))
+    return probabilities
 
 
 def bundle_routes(desk: Desk) -> APIRouter:

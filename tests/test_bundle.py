@@ -37,6 +37,8 @@ from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGener
 FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, SAMPLES)
 Json = dict[str, Any]
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
@@ -696,3 +698,15 @@ def test_images_do_not_depend_on_the_number_of_threads() -> None:
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_reading_a_bundle_brings_no_compiler_along() -> None:
+    """A second of start-up and 75 MB: what torch imports when a tensor on the meta device is filled."""
+    program = f"""
+import sys
+from models.bundle import read_bundle
+read_bundle({str(ROOT / "bundles/mnist")!r}).packed()
+print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"

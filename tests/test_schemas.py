@@ -11,12 +11,17 @@ from hypothesis import strategies as st
 from models.spec import ImageSpec
 from service.encode import MEDIA_TYPES
 from service.errors import Invalid, Malformed, NotAcceptable
+from service.problems import problem
 from service.schemas import (
     SEED_LIMIT,
     DiscriminateQuery,
+    DiscriminateReply,
+    DiscriminateResult,
+    Judged,
     SamplePlan,
     SampleRequest,
     choose_format,
+    discriminate_reply,
     fingerprint,
     parse_body,
     parse_query,
@@ -258,3 +263,19 @@ def test_a_timeout_that_is_none_is_refused(header: str) -> None:
     """Whole milliseconds, at least one."""
     with pytest.raises(Invalid, match="X-Timeout-Ms"):
         timeout_s(header, Settings())
+
+
+def test_verdicts_are_written_as_their_schema_says() -> None:
+    """The reply is put together without models; read back through the schema it is what the models would have been."""
+    broken = problem(Invalid("images: not an image."), "the-id")
+    first = Judged(0.25, -1.5, None, is_calibrated=True, is_converted=False)
+    last = Judged(1.0, 3e-9, "cat", is_calibrated=False, is_converted=True)
+    written = discriminate_reply("tiny", "0123456789ab", [first, broken, last])
+    results = [
+        DiscriminateResult(probability_real=0.25, logit=-1.5),
+        DiscriminateResult(error=broken),
+        DiscriminateResult(probability_real=1.0, logit=3e-9, label="cat", calibrated=False, converted=True),
+    ]
+    expected = DiscriminateReply(bundle="tiny", version="0123456789ab", results=results)
+    assert DiscriminateReply.model_validate_json(written) == expected
+    assert json.loads(written) == json.loads(expected.model_dump_json(exclude_none=True))
