@@ -57,5 +57,6 @@ $(VENV)/everything: $(VENV)/serving
 # A peer that can't be installed must not stop the bench: its table says that it is not there.
 .bench/%/installed: benchmarks/peers/%.txt benchmarks/peers/work.txt
 	$(PYTHON) -m venv .bench/$*
-	-$(if $(TORCH_INDEX),.bench/$*/bin/python -m pip install --quiet --no-deps --index-url $(TORCH_INDEX) torch)
+	-$(if $(TORCH_INDEX),.bench/$*/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
+		--index-url $(TORCH_INDEX) torch)
 	-.bench/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@

@@ -146,7 +146,7 @@ def _soon(call: Callable[[], None]) -> bool:
 
 
 def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, object]) -> None:
-    """Write a line with facts, in a third of the time that `log.log(level, message, extra={"facts": facts})` takes.
+    """Write a line with facts, in less time than `log.log(level, message, extra={"facts": facts})` takes.
 
     Where ours is the only handler, as in a service, no record is made. The facts name the request, if there is one.
     """
