@@ -31,6 +31,7 @@ from service.engine import (
     Loaded,
     SampleLane,
     SamplePayload,
+    _graphs,
     _traced,
     cpu_limit,
 )
@@ -241,8 +242,23 @@ def test_a_net_that_a_trace_would_change_is_called_layer_by_layer(caplog: pytest
     """One call without the interpreter is worth nothing if it gives other bits; the log says why it is not made."""
     rows = torch.arange(float(REFERENCE_TILE))[:, None]
     net = Fickle()
-    assert _traced(net, rows, None) is net
+    assert _traced(net, rows, None, "fickle") is net
     assert "Fickle is called layer by layer: its bits differ" in caplog.text
+
+
+def test_bundles_that_come_and_go_share_what_is_traced(tiny_bundles: dict[str, Bundle], engine: Engine) -> None:
+    """torch never frees a graph: loading again makes none, and other weights of one architecture give other images."""
+    folder = tiny_bundles["tiny"].folder
+    first = engine.load(folder, {})
+    graphs = dict(_graphs)
+    parts = [Part(SamplePayload(1, 0, None, 1.0), 0, 8)]
+    again = engine.load(folder, {})
+    assert dict(_graphs) == graphs
+    np.testing.assert_array_equal(first.sample.run(parts), again.sample.run(parts))
+    with torch.no_grad():
+        for weight in again.generator.parameters():
+            weight.mul_(-1)
+    assert not np.array_equal(first.sample.run(parts), again.sample.run(parts))
 
 
 def test_two_engines_of_one_kind_have_the_same_fingerprints(
