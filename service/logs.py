@@ -128,12 +128,13 @@ class _Lines(logging.StreamHandler[TextIO]):
             self.flush()
 
     def flush(self) -> None:
-        """Write what waits."""
+        """Write what waits. Where that fails, as on a full disk, the lines are lost and nothing else: as in logging."""
         with self.lock or contextlib.nullcontext():
-            if self._lines:
-                self.stream.write("\n".join([*self._lines, ""]))
-                self._lines.clear()
-            super().flush()
+            lines, self._lines = self._lines, []
+            with contextlib.suppress(OSError, ValueError):
+                if lines:
+                    self.stream.write("\n".join([*lines, ""]))
+                super().flush()
 
 
 def _soon(call: Callable[[], None]) -> bool:

@@ -473,6 +473,10 @@ class Client:
         if size <= SMALL_BYTES or message.get("more_body"):
             await self._send(message)
             return
+        # Reserved is what the images take; a long list of verdicts is not known before it is there.
+        unreserved = max(0, size - self._reply_bytes)
+        self._limits.replies.now += unreserved
+        self._reply_bytes += unreserved
         self._limits.replies.wait_for_client(self)
         await self._send({**message, "more_body": True})
         # The server takes this, the end, only when its buffer has run down.

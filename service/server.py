@@ -93,8 +93,8 @@ class _Joining:
             self._transport.write(data)
 
     def _write_kept(self) -> None:
-        if self._kept:
-            kept, self._kept = self._kept, b""
+        kept, self._kept = self._kept, b""
+        if kept and not self.is_closing():  # the client may have left since
             self._transport.write(kept)
 
     def close(self) -> None:
@@ -113,9 +113,8 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
         super().connection_made(cast("asyncio.Transport", _Joining(transport, self.loop)))
-        self._departure = Departure(
-            transport.abort
-        )  # one for all of a connection's requests: they are answered one after the other
+        # One for all of a connection's requests: they are answered one after the other.
+        self._departure = Departure(transport.abort)
 
     def on_message_begin(self) -> None:
         """Called by the parser."""

@@ -1,6 +1,7 @@
 """Log lines: one object a line for machines, one readable line for people, and the request's id in both."""
 
 import asyncio
+import errno
 import io
 import json
 import logging
@@ -131,3 +132,31 @@ def test_the_short_way_writes_what_logging_writes(form: str, capsys: pytest.Capt
     short, long = [re.sub(r"T[0-9:.]+Z", "", line) for line in capsys.readouterr().err.splitlines()]
     assert short == long
     assert "the-id" in short
+
+
+@pytest.mark.anyio
+async def test_a_log_that_cannot_be_written_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk, or a reader that has gone: requests go on, and what could not be written does not pile up."""
+    written: list[str] = []
+
+    class Stream(io.StringIO):
+        full = True
+
+        def write(self, text: str) -> int:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            written.append(text)
+            return len(text)
+
+    monkeypatch.setattr(sys, "stderr", stream := Stream())
+    troubles: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
+    set_up_logs("console", "info")
+    log = logging.getLogger("service.test")
+    log_facts(log, logging.INFO, "request", {"count": 1})
+    await asyncio.sleep(0)
+    log.error("lost")
+    stream.full = False
+    log.error("kept")
+    assert [line.split()[2] for line in "".join(written).splitlines()] == ["kept"]
+    assert troubles == []

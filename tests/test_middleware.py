@@ -1,5 +1,6 @@
 """What surrounds every request holds for every one: those that end badly and those whose client leaves, too."""
 
+import io
 import logging
 import socket
 import threading
@@ -7,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.types import Message
@@ -406,6 +408,23 @@ def test_replies_that_nobody_takes_are_bounded_too(
         for one in (*readers, small, again):
             one.close()
         server.wait_for(lambda: held(server).replies.now == 0)
+
+
+def test_a_long_reply_that_was_not_reserved_is_held_too(live: Any) -> None:
+    """Thousands of verdicts are known only once they are there; until they are taken they count like images."""
+    layer = held(live)
+    seen: list[int] = []
+    layer.replies.wait_for_client, waits = lambda _: seen.append(layer.replies.now), layer.replies.wait_for_client
+    try:
+        np.save(body := io.BytesIO(), np.zeros((2000, 8, 8), np.uint8))
+        reply = httpx.post(
+            f"{live.url}/discriminate", content=body.getvalue(), headers={"Content-Type": "application/x-npy"}
+        )
+    finally:
+        layer.replies.wait_for_client = waits
+    assert reply.status_code == 200
+    assert seen == [len(reply.content)]
+    live.wait_for(lambda: layer.replies.now == 0)
 
 
 @pytest.mark.parametrize("head", [("GET /sample?count=40 HTTP/1.1", "Host: x"), ("POST /sample HTTP/1.1", "Host: x")])

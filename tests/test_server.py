@@ -179,6 +179,9 @@ class Wire(asyncio.Transport):
     def close(self) -> None:  # noqa: D102
         self.writes.append(b"closed")
 
+    def is_closing(self) -> bool:  # noqa: D102
+        return b"closed" in self.writes
+
 
 @pytest.mark.anyio
 async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
@@ -198,6 +201,9 @@ async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
     joining.write(b"last")
     joining.close()
     assert wire.writes[4:] == [b"last", b"closed"]
+    joining.write(b"nobody is there any more")
+    await asyncio.sleep(0)
+    assert wire.writes[6:] == []
 
 
 # ------------------------------------------------------------------------------------------------------- command line
