@@ -10,11 +10,11 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.client import is_whole
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.headers import header
 from service.logs import current_request
 from service.metrics import Metrics
-from service.middleware import is_whole
 from service.schemas import timeout_s
 from service.serving import Serving
 from service.settings import Settings

@@ -11,15 +11,12 @@ the event loop, or another program, takes from one processor would be lost on al
 
 import asyncio
 import contextlib
-import copy
 import hashlib
-import logging
 import math
 import os
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,14 +41,13 @@ from models.sampler import (
 )
 from models.spec import LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
+from service.tracing import traced
 
 T = TypeVar("T")
 
 MAX_BATCH_ROWS = max(TILE_SIZES)
 WARMUP_SEED = 0
 UNKNOWN_LABEL = -1  # for D's class head to name
-
-log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -176,67 +172,6 @@ class _Verdicts(nn.Module):
         return torch.cat([logits[:, None], labels[:, None].to(scores.dtype), scores], dim=1)
 
 
-# By architecture and kind of call: torch never frees what it has traced, so bundles that come and go share a graph.
-_graphs: dict[tuple[str, ...], Callable[..., torch.Tensor]] = {}
-
-
-def _traced(
-    net: nn.Module, example: torch.Tensor, labels: torch.Tensor | None, architecture: str
-) -> Callable[..., torch.Tensor]:
-    """The net as one call that does not come back to the interpreter in between, where that gives the same bits.
-
-    Called layer by layer, a net lets go of the interpreter's lock at every step, and waits at every step until the busy
-    event loop lets go of it in turn: a batch of 32 digits takes 10.6 ms beside a busy thread instead of 2.3.
-    """
-    rows = [given[:REFERENCE_TILE] for given in (example, labels) if given is not None]
-    few = [given[: TILE_SIZES[0]] for given in rows]
-    named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
-    names, weights = list(named), list(named.values())
-    key = (type(net).__name__, architecture, str(example.device))
-    reason = "its bits differ"
-    try:
-        if key not in _graphs:
-            _graphs[key] = _graph(net, rows, names, weights)
-        graph = _graphs[key]
-        same = torch.equal(graph(*few, *weights), net(*few)) and torch.equal(graph(*rows, *weights), net(*rows))
-    except (AttributeError, RuntimeError) as error:
-        same, reason = False, str(error)
-    if not same:
-        log.warning("%s is called layer by layer: %s", type(net).__name__, reason)
-        return net
-
-    def call(rows: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
-        return graph(rows, *weights) if labels is None else graph(rows, labels, *weights)
-
-    return call
-
-
-def _graph(
-    net: nn.Module, rows: Sequence[torch.Tensor], names: Sequence[str], weights: Sequence[torch.Tensor]
-) -> Callable[..., torch.Tensor]:
-    """What the net does with (rows, then its parameters and buffers in the order of these names)."""
-    twin = copy.deepcopy(net, {id(weight): weight for weight in weights})
-    places = []
-    for name in names:
-        owner, _, leaf = name.rpartition(".")
-        module = twin.get_submodule(owner)
-        places.append((module._parameters if leaf in module._parameters else module._buffers, leaf))  # noqa: SLF001 - torch's own way to put weights in from outside refuses to be traced
-
-    def run(*given: torch.Tensor) -> torch.Tensor:
-        for (where, leaf), weight in zip(places, given[len(rows) :], strict=True):
-            where[leaf] = weight  # type: ignore[assignment]  # a buffer or a parameter, as it was
-        out: torch.Tensor = twin(*given[: len(rows)])
-        return out
-
-    with warnings.catch_warnings(), torch.no_grad():
-        # What is to come after `trace` needs a compiler at hand; what a trace may miss shows in the bits.
-        warnings.simplefilter("ignore")
-        graph: Callable[..., torch.Tensor] = torch.jit.trace(run, (*rows, *weights), check_trace=False)  # type: ignore[no-untyped-call]
-    for where, leaf in places:
-        where[leaf] = None  # the graph keeps the twin
-    return graph
-
-
 @dataclass(frozen=True, eq=False)
 class Loaded(Bundle):
     """A bundle on the device, warm, with a lane for each net.
@@ -305,14 +240,14 @@ class Engine:
                 if labels is None
                 else labels.where(torch.arange(len(labels), device=self.device) % 2 == 0, UNKNOWN_LABEL)
             )
-            verdicts = _traced(_Verdicts(bundle), pixels, asked, architecture)
+            verdicts = traced(_Verdicts(bundle), pixels, asked, architecture)
             judged = Tiles(verdicts, [REFERENCE_TILE])(pixels, asked)
         for net, rows in (("generator", pixels), ("discriminator", judged)):
             if not torch.isfinite(rows).all():
                 raise BundleError(f"{folder}: its {net} gives NaN or Inf")
         # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
         sizes = self._tiles(bundle.generator, latents, labels, pixels).sizes
-        images = Tiles(_traced(_Images(bundle.generator), latents, labels, architecture), sizes)
+        images = Tiles(traced(_Images(bundle.generator), latents, labels, architecture), sizes)
         return Loaded(
             **vars(bundle),
             sample=SampleLane(bundle.name, latent, images, self.device),

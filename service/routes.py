@@ -14,13 +14,13 @@ from models.bundle import Bundle
 from models.sampler import Float32, UInt8
 from models.spec import Calibration
 from service.caching import caching, client_has_it
+from service.client import reserve_reply
 from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
 from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
 from service.encode import MEDIA_TYPES, Origin, encode
 from service.errors import DeadlinePassed, ServiceError, UnsupportedMediaType
 from service.headers import all_of_header, header
 from service.logs import current_request
-from service.middleware import reserve_reply
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.problems import Problem, problem
 from service.schemas import (
@@ -97,7 +97,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
     }
     tags = all_of_header(request.scope, b"if-none-match")
     if not tags:
-        desk.serving.batcher.admit(plan.count)  # what will be refused is refused before it costs more
+        desk.serving.admit(plan.count)  # what will be refused is refused before it costs more
     if request.method == "GET":
         device_kind = desk.serving.fingerprint(bundle)
         kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)

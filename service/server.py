@@ -19,9 +19,9 @@ from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.bundle import BundleError
+from service.client import DEPARTURE, Departure
 from service.errors import ServiceError
 from service.held import SMALL_BYTES
-from service.middleware import DEPARTURE, Departure
 from service.settings import Settings
 
 if sys.platform == "win32":

@@ -241,11 +241,11 @@ class Serving:
             thread.stop()
         self._loader.stop()
 
-    def admit(self) -> None:
-        """Raise what no request can get past at this moment: Draining, NotReady, QueueFull. Looks at no body."""
+    def admit(self, images: int = 1) -> None:
+        """Raise what no request of so many images can get past at this moment: Draining, NotReady, QueueFull."""
         if not self.batcher.is_draining and (reason := self.health.able()) is not None:
             raise NotReady(reason)
-        self.batcher.admit()
+        self.batcher.admit(images)
 
     def find(self, name: str | None) -> Loaded:
         """The loaded bundle of this name or name@version; the default where there is none.

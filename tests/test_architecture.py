@@ -25,8 +25,20 @@ ORDER = {
         "__init__",
         *("settings", "errors", "headers", "held", "keys", "metrics", "logs"),
         *("encode", "decode", "problems", "schemas", "caching"),
-        *("batcher", "engine", "serving"),
-        *("middleware", "desk", "openapi", "routes", "repository", "probes", "pages", "app", "server", "__main__"),
+        *("batcher", "tracing", "engine", "serving"),
+        *(
+            "client",
+            "middleware",
+            "desk",
+            "openapi",
+            "routes",
+            "repository",
+            "probes",
+            "pages",
+            "app",
+            "server",
+            "__main__",
+        ),
     ],
 }
 MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in names]

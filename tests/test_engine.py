@@ -15,7 +15,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
 from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
 from models.networks import build_networks
@@ -31,10 +30,9 @@ from service.engine import (
     Loaded,
     SampleLane,
     SamplePayload,
-    _graphs,
-    _traced,
     cpu_limit,
 )
+from service.tracing import _graphs
 
 KINDS = ("tiny", "rgb", "cond", "paper")
 ROWS = 12  # of each seed, known from batches of a single row
@@ -229,21 +227,6 @@ def test_lanes_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:
 
 
 # Loading
-
-
-class Fickle(nn.Module):
-    """Decides by its numbers what it does: a trace keeps one way only."""
-
-    def forward(self, rows: torch.Tensor) -> torch.Tensor:  # noqa: D102
-        return rows * 2 if rows[-1, 0] > 10 else rows * 3
-
-
-def test_a_net_that_a_trace_would_change_is_called_layer_by_layer(caplog: pytest.LogCaptureFixture) -> None:
-    """One call without the interpreter is worth nothing if it gives other bits; the log says why it is not made."""
-    rows = torch.arange(float(REFERENCE_TILE))[:, None]
-    net = Fickle()
-    assert _traced(net, rows, None, "fickle") is net
-    assert "Fickle is called layer by layer: its bits differ" in caplog.text
 
 
 def test_bundles_that_come_and_go_share_what_is_traced(tiny_bundles: dict[str, Bundle], engine: Engine) -> None:

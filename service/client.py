@@ -1,0 +1,170 @@
+"""The client's end of a request: bounds what is held for it, and cancels the work for it when it leaves."""
+
+import asyncio
+from collections.abc import Callable
+
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.errors import TooLarge
+from service.held import SMALL_BYTES, Held
+
+DEPARTURE = "gan.departure"  # in a scope's extensions
+_CLIENT = "gan.client"
+
+
+class Departure:
+    """Of a connection's client. A server that puts one into its requests' scopes says at once when it happens.
+
+    Args:
+        hang_up: Ends the connection at once, whatever the client has yet to take.
+
+    Attributes:
+        has_whole_body: Whether all that the client has sent so far are whole requests: there is no body to wait for.
+    """
+
+    def __init__(self, hang_up: Callable[[], None]) -> None:
+        self.hang_up = hang_up
+        self.has_whole_body = False
+        self._has_happened = False
+        self._tell: Callable[[], None] | None = None
+
+    def happen(self) -> None:
+        """The client has left. Called by the server, on the event loop."""
+        self._has_happened = True
+        if self._tell is not None:
+            self._tell()
+
+    def watch(self, tell: Callable[[], None] | None) -> None:
+        """Have this called when it happens, now if it has; None for nothing any more."""
+        self._tell = tell
+        if tell is not None and self._has_happened:
+            tell()
+
+
+def is_whole(scope: Scope) -> bool:
+    """Whether the server has a request's body already, as far as it says so."""
+    departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
+    return departure is not None and departure.has_whole_body
+
+
+def reserve_reply(scope: Scope, size: int) -> None:
+    """Hold the memory for the reply to this request until its client has taken it. `size` is in bytes, not encoded.
+
+    Raises:
+        QueueFull: There is none.
+    """
+    client: Client = scope[_CLIENT]
+    client.reserve_reply(size)
+
+
+class Client:
+    """The client's end of one request.
+
+    Args:
+        receive, send, scope: Of the request.
+        bodies, replies: What all requests together hold.
+        max_body_bytes: Largest body.
+    """
+
+    def __init__(
+        self, receive: Receive, send: Send, scope: Scope, bodies: Held, replies: Held, max_body_bytes: int
+    ) -> None:
+        self._receive = receive
+        self._send = send
+        self._scope = {**scope, _CLIENT: self}
+        self._bodies, self._replies = bodies, replies
+        self._max_body_bytes = max_body_bytes
+        self._departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
+        self._body_bytes = self._reply_bytes = 0
+        self._expects_body = scope["method"] != "GET"
+        self._body_read = asyncio.Event()
+        self._left = False
+
+    async def serve(self, app: ASGIApp) -> None:
+        """Have the request answered."""
+        work = self._work = asyncio.current_task()
+        assert work is not None  # noqa: S101 - servers run requests in tasks
+        watcher = None
+        try:
+            if self._departure is None:  # another server than ours: a task of its own for what ours says of itself
+                watcher = asyncio.create_task(self._wait_for_departure())
+            else:
+                self._departure.watch(self._leave)
+            await app(self._scope, self._receive_body, self._send_held)
+        except asyncio.CancelledError:
+            # Ours only if the client left; else the server is stopping. There is nobody left to answer.
+            if not self._left or work.uncancel() > 0:
+                raise
+        except ClientDisconnect:
+            pass  # it left while it was still sending
+        finally:
+            self._bodies.now -= self._body_bytes
+            self._bodies.client_moved(self)
+            self._replies.now -= self._reply_bytes
+            self._replies.client_moved(self)
+            if self._departure is not None:
+                self._departure.watch(None)
+            if watcher is not None:
+                watcher.cancel()
+
+    def reserve_reply(self, size: int) -> None:
+        """See `reserve_reply`."""
+        self._replies.check(size)
+        self._replies.now += size
+        self._reply_bytes += size
+
+    def hang_up(self) -> None:
+        """End the connection, because others need the memory that is held for this client."""
+        if self._departure is not None:
+            self._departure.hang_up()
+        else:  # to stop in the middle of a reply is all that another server lets us do
+            self._leave()
+
+    async def _receive_body(self) -> Message:
+        """Called by the application: the body, as far as it is allowed."""
+        if self._body_bytes > SMALL_BYTES:
+            self._bodies.wait_for_client(self)
+        message = await self._receive()
+        more = len(message.get("body", b""))
+        if self._body_bytes + more > self._max_body_bytes:
+            raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
+        self._bodies.check(more, self._body_bytes + more)
+        self._bodies.now += more
+        self._body_bytes += more
+        if not message.get("more_body"):
+            self._expects_body = False
+            self._body_read.set()
+            self._bodies.client_moved(self)
+        return message
+
+    async def _send_held(self, message: Message) -> None:
+        """Called by the application: what is large is held until the client has taken (nearly) all of it."""
+        size = len(message.get("body", b""))
+        if size <= SMALL_BYTES or message.get("more_body"):
+            await self._send(message)
+            return
+        # Reserved is what the images take; a long list of verdicts is not known before it is there.
+        unreserved = max(0, size - self._reply_bytes)
+        self._replies.now += unreserved
+        self._reply_bytes += unreserved
+        self._replies.wait_for_client(self)
+        await self._send({**message, "more_body": True})
+        # The server takes this, the end, only when its buffer has run down.
+        await self._send({**message, "body": b""})
+
+    def _leave(self) -> None:
+        """The client has left. While its body is being read, whoever reads it hears of that by itself."""
+        # The task is suspended inside the application, so that is where the cancellation arrives: it can't outlive
+        # this request, since `serve` ends the watch before it goes on.
+        if not self._expects_body and self._work is not None:
+            self._left = True
+            self._work.cancel()
+
+    async def _wait_for_departure(self) -> None:
+        """Once the body is in, the next thing to hear from the client is that it left."""
+        if self._expects_body:
+            await self._body_read.wait()
+        while (await self._receive())["type"] != "http.disconnect":
+            pass  # what a GET carries as its body
+        self._leave()
