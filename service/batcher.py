@@ -434,23 +434,21 @@ class Batcher:
                 if waiting:
                     self._lanes.move_to_end(lane)
                 self._queued_rows -= _count(slices)
-                self._note_start(slices, closed_by)
                 call = self._launch(slot, slices)
+                self._note_start(call, closed_by)  # while the engine works already
                 if self._lanes:
                     self._wake_one()
                 return call
         return None
 
-    def _note_start(self, batch: Sequence[_Slice], closed_by: str) -> None:
-        lane, rows, now = batch[0].entry.lane, _count(batch), self._clock()
-        labels = lane.bundle, lane.operation
-        observe = self._metrics.queue_wait.labels(*labels).observe
-        for entry, start, _ in batch:
+    def _note_start(self, call: _Call, closed_by: str) -> None:
+        series = self._metrics.of_work(call.lane.bundle, call.lane.operation)
+        for entry, start, _ in call.slices:
             if start == 0:
-                entry.queue_s = now - entry.arrival
-                observe(entry.queue_s)
-        self._metrics.batches.labels(*labels, "full" if rows == self._cap else closed_by).inc()
-        self._metrics.batch_images.labels(*labels).observe(rows)
+                entry.queue_s = call.started - entry.arrival
+                series.queue_wait.observe(entry.queue_s)
+        series.batches("full" if call.rows == self._cap else closed_by).inc()
+        series.batch_images.observe(call.rows)
 
     def _launch(self, slot: int, slices: list[_Slice]) -> _Call:
         parts = [Part(s.entry.payload, s.start, s.stop) for s in slices]
@@ -485,16 +483,16 @@ class Batcher:
         finally:
             self._calls.discard(call)
             call.seconds = self._clock() - call.started
-            self._metrics.compute.labels(call.lane.bundle, call.lane.operation).observe(call.seconds)
+            self._metrics.of_work(call.lane.bundle, call.lane.operation).compute.observe(call.seconds)
         self._note_success(call.rows, call.seconds)
         return None
 
     def _hand_out(self, call: _Call) -> None:
         """Give every caller its rows."""
-        labels = call.lane.bundle, call.lane.operation
+        series = self._metrics.of_work(call.lane.bundle, call.lane.operation)
         self._metrics.engine_last_progress.labels(self._device).set_to_current_time()
-        self._metrics.images.labels(*labels).inc(call.rows)
-        self._metrics.batch_padding_images.labels(*labels).inc(call.lane.padded(call.rows) - call.rows)
+        series.images.inc(call.rows)
+        series.batch_padding_images.inc(call.lane.padded(call.rows) - call.rows)
         result, place = call.future.result(), 0
         for entry, start, stop in call.slices:
             entry.give(start, result[place : place + stop - start], call.seconds)

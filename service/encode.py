@@ -4,7 +4,7 @@ The bytes are a function of the images and the arguments alone, on one build of 
 machines. `ENCODERS` names that build for cache validators.
 
 Pillow writes everything but grey PNGs, which most requests ask for: their few chunks are put together here around one
-call of zlib-ng, in a sixth of Pillow's time for a 28×28 digit and for a large grid (docs/performance.md).
+call of zlib-ng, in a fifth of Pillow's time for a 28×28 digit and for a large grid (benchmarks/pieces.py).
 """
 
 import base64

@@ -120,6 +120,7 @@ class Metrics:
         self.build_info = gauge("gan_build_info", "1, with the versions that run.", ["version", "torch"])
 
         self._routes: dict[str, RouteSeries] = {}
+        self._work: dict[tuple[str, str], WorkSeries] = {}
 
         # process_* and python_*: memory, open files, CPU time, garbage collections.
         ProcessCollector(registry=registry)
@@ -141,6 +142,26 @@ class Metrics:
         if series is None:
             series = self._routes[route] = RouteSeries(self, route)
         return series
+
+    def of_work(self, bundle: str, operation: str) -> "WorkSeries":
+        """The batcher's series of one kind of work, for the same reason."""
+        series = self._work.get((bundle, operation))
+        if series is None:
+            series = self._work[bundle, operation] = WorkSeries(self, bundle, operation)
+        return series
+
+
+class WorkSeries:
+    """The series of one bundle's operation in the batcher."""
+
+    def __init__(self, metrics: Metrics, bundle: str, operation: str) -> None:
+        labels = bundle, operation
+        self.queue_wait = metrics.queue_wait.labels(*labels)
+        self.compute = metrics.compute.labels(*labels)
+        self.batch_images = metrics.batch_images.labels(*labels)
+        self.batch_padding_images = metrics.batch_padding_images.labels(*labels)
+        self.images = metrics.images.labels(*labels)
+        self.batches = partial(metrics.batches.labels, *labels)  # by why they closed
 
 
 class RouteSeries:

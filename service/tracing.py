@@ -22,7 +22,7 @@ def traced(
     """The net as one call that does not come back to the interpreter in between, where that gives the same bits.
 
     Called layer by layer, a net lets go of the interpreter's lock at every step, and waits at every step until the busy
-    event loop lets go of it in turn: a batch of 32 digits takes 10.6 ms beside a busy thread instead of 2.3.
+    event loop lets go of it in turn: that takes twice as long and more (benchmarks/pieces.py).
     """
     rows = [given[:REFERENCE_TILE] for given in (example, labels) if given is not None]
     few = [given[: TILE_SIZES[0]] for given in rows]
