@@ -178,7 +178,7 @@ class Judged(NamedTuple):
 
 
 def discriminate_reply(bundle: str, version: str, results: Sequence[Judged | Problem]) -> bytes:
-    """A `DiscriminateReply` as JSON. Without a model for each image: that takes 2.5 times as long (benchmarks/pieces.py)."""
+    """A `DiscriminateReply` as JSON, without a model for each image, which takes longer (benchmarks/pieces.py)."""
     shown: list[dict[str, object]] = []
     for result in results:
         if isinstance(result, Problem):
