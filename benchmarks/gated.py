@@ -19,6 +19,7 @@ from fastapi import FastAPI
 from service import engine, server
 from service import serving as core
 from service.app import create_app
+from service.listener import listen
 from service.logs import set_up_logs
 from service.serving import Serving
 from service.settings import read_settings
@@ -37,7 +38,7 @@ def main(arguments: list[str]) -> int:
     set_up_logs(settings.log_format, settings.log_level)
     app = create_app(settings)
     _install_gate(app)
-    return server.run(app, settings, server.listen(settings.host, settings.port))
+    return server.run(app, settings, [listen(settings.host, settings.port)])
 
 
 def _install_gate(app: FastAPI) -> None:

@@ -15,8 +15,9 @@ from typing import Any
 from service import serving as core
 from service.app import create_app
 from service.batcher import Batcher, Lane, Part, Result, Rows
+from service.listener import listen
 from service.logs import set_up_logs
-from service.server import listen, run
+from service.server import run
 from service.settings import read_settings
 
 
@@ -42,7 +43,7 @@ def main() -> int:
     setattr(core, "Batcher", Bypass)  # noqa: B010 - mypy knows better than to let a class be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
-    return run(create_app(settings), settings, listen(settings.host, settings.port))
+    return run(create_app(settings), settings, [listen(settings.host, settings.port)])
 
 
 if __name__ == "__main__":

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from service import app
+from service.listener import listen
 from service.logs import set_up_logs
 from service.metrics import Metrics
-from service.server import listen, run
+from service.server import run
 from service.settings import read_settings
 
 
@@ -44,7 +45,7 @@ def main() -> int:
     setattr(app, "Metrics", _NoMetrics)  # noqa: B010 - mypy knows better than to let a class be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
-    return run(app.create_app(settings), settings, listen(settings.host, settings.port))
+    return run(app.create_app(settings), settings, [listen(settings.host, settings.port)])
 
 
 if __name__ == "__main__":

@@ -333,6 +333,7 @@ PRESETS: dict[str, TrainingOptions] = {
             discriminator_optimiser=_CONV_ADAM,
             burn_in_images=640_000,
             ema_half_life_images=30_000,
+            selection="frechet",
         )
         for preset, loss, penalty in _CONV_LOSSES
     },

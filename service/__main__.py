@@ -5,16 +5,21 @@ setting; 3 for a bundle that can't be loaded; 128 + the signal's number where a 
 """
 
 import argparse
+import asyncio
 import logging
 import os
 import signal
+import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from service.keys import read_keys
+from service.crew import Crew
+from service.keys import Keys, read_keys
+from service.listener import listen, url
 from service.logs import set_up_logs
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
+from service.supervisor import Supervisor
 
 PROGRAM = "gan-service"
 FAILED, BAD_SETTING = 1, 2
@@ -24,9 +29,14 @@ log = logging.getLogger(__name__)
 
 def main() -> NoReturn:
     """Serve until told to stop, and end the process."""
+    run_process(start, sys.argv[1:])
+
+
+def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
+    """Do this with the command line, and end the process with the code that it returns."""
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server listens to them there is nothing to drain
         signal.signal(number, lambda *_: os._exit(0))
-    code = start(sys.argv[1:])
+    code = start(arguments)
     logging.shutdown()
     sys.stderr.flush()
     # Not through the interpreter's own end, which aborts when it takes threads down that are inside torch: one may be
@@ -36,31 +46,49 @@ def main() -> NoReturn:
 
 def start(arguments: Sequence[str]) -> int:
     """Serve until told to stop; returns the exit code."""
-    try:
-        settings = read_settings(vars(_parser().parse_args(arguments)))
-        keys = read_keys(settings)
-        warnings = check_names(os.environ)
-    except SettingsError as error:
-        return _complain(str(error), BAD_SETTING)
-    set_up_logs(settings.log_format, settings.log_level)
-    for warning in warnings:
+    prepared = prepare(arguments)
+    if isinstance(prepared, int):
+        return prepared
+    settings, keys = prepared
+    for warning in check_names(os.environ):
         log.warning(warning)
-    # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it.
-    from service.app import create_app  # noqa: PLC0415
-    from service.server import listen, run  # noqa: PLC0415
-
     try:
         listener = listen(settings.host, settings.port)
     except OSError as error:
         number = error.errno or 0
         reason = os.strerror(number) if number > 0 else error.strerror  # those of name resolution are negative
         return _complain(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
+    if settings.workers > 1:
+        return asyncio.run(Supervisor(listener, url(listener), arguments, settings.workers).run())
+    return serve(settings, keys, [listener], Crew())
+
+
+def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys] | int:
+    """Read the settings and begin to log; an exit code where they can't be used."""
     try:
-        app = create_app(settings, keys)
+        settings = read_settings(vars(_parser().parse_args(arguments)))
+        keys = read_keys(settings)
+        check_names(os.environ)
+    except SettingsError as error:
+        return _complain(str(error), BAD_SETTING)
+    set_up_logs(settings.log_format, settings.log_level, is_shared=settings.workers > 1)
+    return settings, keys
+
+
+def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: Crew) -> int:
+    """Answer requests until told to stop; returns the exit code."""
+    # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it, nor those who only
+    # start others that do this.
+    from service.app import create_app  # noqa: PLC0415
+    from service.server import run  # noqa: PLC0415
+
+    try:
+        app = create_app(settings, keys, crew)
     except ValueError as error:
-        listener.close()
+        for listener in listeners:
+            listener.close()
         return _complain(f"{variable('device')} (or {flag('device')}): {error}", BAD_SETTING)
-    return run(app, settings, listener)
+    return run(app, settings, listeners, crew)
 
 
 def _complain(message: str, code: int) -> int:

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle import BundleError
 from service import __version__
+from service.crew import Crew
 from service.desk import Desk
 from service.engine import cpu_limit
 from service.keys import Keys, KeyScope, read_keys
@@ -63,10 +64,10 @@ def _raise(_: Request, error: Exception) -> NoReturn:
     raise error
 
 
-def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
+def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None = None) -> FastAPI:
     """The application, not yet started: its lifespan loads the bundles while probes are answered already.
 
-    `keys` are those of the settings where they are not given.
+    `keys` are those of the settings where they are not given. `crew` are the other workers, where there are any.
 
     `app.state.serving` is the core. `app.state.starting`, once the lifespan has begun, is the task that loads: it
     raises BundleError where that fails, and the service then stays not ready.
@@ -77,9 +78,10 @@ def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
     keys = keys or read_keys(settings)
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
-    serving = Serving(settings, metrics)
-    encoders = ThreadPoolExecutor(cpu_limit(), thread_name_prefix="encoder")
-    decoders = ThreadPoolExecutor(cpu_limit(), thread_name_prefix="decoder")
+    serving = Serving(settings, metrics, crew=crew)
+    processors = max(1, cpu_limit() // settings.workers)
+    encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")
+    decoders = ThreadPoolExecutor(processors, thread_name_prefix="decoder")
     desk = Desk(settings, serving, metrics, encoders, decoders, is_private=keys.are_needed)
     routers = [
         sample_routes(desk),
@@ -87,7 +89,7 @@ def create_app(settings: Settings, keys: Keys | None = None) -> FastAPI:
         bundle_routes(desk),
         repository_routes(serving),
         probe_routes(serving),
-        metrics_routes(metrics),
+        metrics_routes(metrics, serving.crew),
         page_routes(),
     ]
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]

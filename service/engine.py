@@ -198,18 +198,19 @@ class Engine:
     Args:
         device: auto, cpu, cuda or cuda:N.
         exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
+        workers: Processes that share the CPU's processors.
 
     Raises:
         ValueError: There is no such device.
     """
 
-    def __init__(self, device: str, *, exact: bool) -> None:
+    def __init__(self, device: str, *, exact: bool, workers: int = 1) -> None:
         self.device = _find_device(device)
         self.name = str(self.device)
         self.exact = exact
         slots = 1
         if self.device.type == "cpu":
-            slots = cpu_limit()
+            slots = max(1, cpu_limit() // workers)
             torch.set_num_threads(1)
         self.threads = [EngineThread(f"engine {self.name} {slot}") for slot in range(slots)]
 

@@ -4,13 +4,16 @@ import asyncio
 import contextlib
 import json
 import logging
+import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TextIO
+
+PIPE_BYTES = 4096  # POSIX promises 512, Linux this: a write of more may be cut by another process' write
 
 
 @dataclass
@@ -106,10 +109,14 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
 
 
 class _Lines(logging.StreamHandler[TextIO]):
-    """Writes what is logged within one step of the event loop in one go, at its end; all else, and trouble, at once."""
+    """Writes what is logged within one step of the event loop in one go, at its end; all else, and trouble, at once.
 
-    def __init__(self, formatter: _Formatter) -> None:
+    Where other processes write to the same place, `is_shared`, it is as much in one go as a pipe keeps together.
+    """
+
+    def __init__(self, formatter: _Formatter, *, is_shared: bool) -> None:
         super().__init__(sys.stderr)
+        self._most = PIPE_BYTES if is_shared else math.inf
         self.setFormatter(formatter)
         self.line = formatter.line
         self._lines: list[str] = []
@@ -132,9 +139,23 @@ class _Lines(logging.StreamHandler[TextIO]):
         with self.lock or contextlib.nullcontext():
             lines, self._lines = self._lines, []
             with contextlib.suppress(OSError, ValueError):
-                if lines:
-                    self.stream.write("\n".join([*lines, ""]))
-                super().flush()
+                for text in _joined(lines, self._most):
+                    self.stream.write(text)
+                    super().flush()
+
+
+def _joined(lines: list[str], most: float) -> Iterator[str]:
+    """The lines as text in pieces of at most so many bytes, or of one line."""
+    size, piece = 0, list[str]()
+    for line in lines:
+        more = len(line) + 1 if line.isascii() else len(line.encode(errors="replace")) + 1
+        if piece and size + more > most:
+            yield "\n".join([*piece, ""])
+            size, piece = 0, []
+        piece.append(line)
+        size += more
+    if piece:
+        yield "\n".join([*piece, ""])
 
 
 def _soon(call: Callable[[], None]) -> bool:
@@ -163,9 +184,12 @@ def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, ob
         log.log(level, message, extra={"facts": facts})
 
 
-def set_up_logs(form: Literal["console", "json"], level: str) -> None:
-    """Send every logger's lines, uvicorn's and Python's warnings included, to stderr in one form."""
-    handler = _Lines(JsonFormatter() if form == "json" else ConsoleFormatter())
+def set_up_logs(form: Literal["console", "json"], level: str, *, is_shared: bool = False) -> None:
+    """Send every logger's lines, uvicorn's and Python's warnings included, to stderr in one form.
+
+    `is_shared`: other processes do the same, and lines must not be cut by one another.
+    """
+    handler = _Lines(JsonFormatter() if form == "json" else ConsoleFormatter(), is_shared=is_shared)
     # No line shows these, and to look for them takes as long as to write it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 - as logging's own documentation says

@@ -5,11 +5,14 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.crew import Crew
 from service.errors import Draining, NotReady
+from service.merging import Merged, Series, series_of
 from service.metrics import Metrics
 from service.openapi import METRICS, PROBE
 from service.serving import Serving
 
+METRICS_S = 5.0  # for all workers to say theirs; Prometheus itself waits 10 s
 _YES = b'{"status":"ok"}'
 
 
@@ -41,14 +44,22 @@ def _answer(serving: Serving, reason: str | None) -> Response:
     raise Draining if serving.is_draining else NotReady(reason)
 
 
-def metrics_routes(metrics: Metrics) -> APIRouter:
+def metrics_routes(metrics: Metrics, crew: Crew) -> APIRouter:
     """GET /metrics."""
     router = APIRouter()
+
+    async def own_series() -> Series:
+        return series_of(metrics.registry)
+
+    crew.answer({"metrics": own_series})
 
     @router.get("/metrics", **METRICS)
     async def metrics_page(request: Request) -> Response:
         """Every series of this service, for Prometheus."""
         encoder, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encoder(metrics.registry), headers={"Content-Type": content_type})
+        # All or nothing: without one worker's share, counters would seem to have started anew.
+        others = await crew.ask("metrics", within_s=METRICS_S)
+        collector = Merged([series_of(metrics.registry), *others]) if others else metrics.registry
+        return Response(encoder(collector), headers={"Content-Type": content_type})
 
     return router

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import BundleError
-from service.errors import Invalid, TooLarge
+from service.errors import Invalid, ServiceError, TooLarge
 from service.openapi import REPOSITORY_CHANGE, REPOSITORY_INDEX
 from service.schemas import (
     RepositoryIndex,
@@ -24,11 +24,31 @@ from service.serving import Serving
 
 JSON = "application/json"
 MAX_BODY_BYTES = 65536
+CHANGE_S = 300.0  # for all workers to load a bundle
 
 
 def repository_routes(serving: Serving) -> APIRouter:
     """POST /v2/repository/index, /v2/repository/models/{name}/load and …/unload."""
     router = APIRouter()
+    changes = {"load": serving.load, "unload": serving.unload}
+
+    async def change(how: str, bundle: str) -> None:
+        """Here first, for what is refused here is refused everywhere; then in all other workers at once."""
+        await changes[how](bundle)
+        there = await serving.crew.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
+        reasons = [why for version, why in there if why is not None or version != serving.version(bundle)]
+        if reasons:
+            raise BundleError(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
+
+    async def follow(how: str, bundle: str) -> tuple[str | None, str | None]:
+        """The version that another worker's change has led to here, and why it has not where that failed."""
+        try:
+            await changes[how](bundle)
+        except (BundleError, ServiceError) as error:
+            return None, str(error)
+        return serving.version(bundle), None
+
+    serving.crew.answer({"change": follow})
 
     @router.post("/v2/repository/index", **REPOSITORY_INDEX)
     async def index(request: Request) -> Response:
@@ -42,7 +62,7 @@ def repository_routes(serving: Serving) -> APIRouter:
         """Take up a bundle's folder as it is now, beside what serves: answered when it serves, or with the reason."""
         await _parse(request, RepositoryLoad)
         try:
-            await serving.load(request.path_params["name"])
+            await change("load", request.path_params["name"])
         except BundleError as error:
             raise Invalid(str(error)) from None
         return Response("{}", 200, media_type=JSON)
@@ -52,7 +72,7 @@ def repository_routes(serving: Serving) -> APIRouter:
         """Let go of a bundle; requests that found it before are still answered."""
         await _parse(request, RepositoryUnload)
         try:
-            await serving.unload(request.path_params["name"])
+            await change("unload", request.path_params["name"])
         except BundleError as error:
             raise Invalid(str(error)) from None
         return Response("{}", 200, media_type=JSON)

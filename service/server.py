@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import cast
 
@@ -20,9 +21,12 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from models.bundle import BundleError
 from service.client import DEPARTURE, Departure
+from service.crew import Crew
 from service.errors import ServiceError
 from service.held import SMALL_BYTES
+from service.listener import url
 from service.settings import Settings
+from service.supervisor import PROBES
 
 if sys.platform == "win32":
     from asyncio import new_event_loop
@@ -30,33 +34,21 @@ else:
     from uvloop import new_event_loop
 
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
-BACKLOG = 2048
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
-TAKES_NOTHING_S = 60  # a client that leaves a reply lying for so long is cut off
 GARBAGE = 10_000, 10, 10  # new objects, young and middle collections before the collector looks
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; clients can connect from now on, and wait until they are served.
+def run(app: FastAPI, settings: Settings, listeners: list[socket.socket], crew: Crew | None = None) -> int:
+    """Serve until a signal or a failed start, and return the process' exit code.
 
-    Raises:
-        OSError: The address can't be had.
+    A worker among others has no listener; its connections come from its crew.
     """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; without it one that takes nothing stays for ever
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * TAKES_NOTHING_S)
-    return listener
-
-
-def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
-    """Serve until a signal or a failed start, and return the process' exit code."""
-    server = Server(app, settings)
+    server = Server(app, settings, crew)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
-        runner.run(server.serve([listener]))
+        runner.run(server.serve(listeners))
     if server.exit_code not in {FAILED, BAD_BUNDLE}:
         log.info("stopped")
     return server.exit_code
@@ -110,6 +102,8 @@ class Protocol(HttpToolsProtocol):
     than all else that surrounds it.
     """
 
+    when_closed: Callable[[], None] = staticmethod(lambda: None)
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
         super().connection_made(cast("asyncio.Transport", _Joining(transport, self.loop)))
@@ -131,6 +125,7 @@ class Protocol(HttpToolsProtocol):
         """Called by the transport."""
         super().connection_lost(exc)
         self._departure.happen()
+        self.when_closed()
 
 
 class Server(uvicorn.Server):
@@ -140,7 +135,7 @@ class Server(uvicorn.Server):
     before uvicorn notes them: a process that has drained in order ends with exit code 0.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, crew: Crew | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -158,6 +153,7 @@ class Server(uvicorn.Server):
         self.exit_code = OK
         self._app = app
         self._settings = settings
+        self._crew = crew or Crew()
         self._draining: asyncio.Task[None] | None = None
         self._watching: asyncio.Task[None] | None = None
         self._reloads: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
@@ -174,8 +170,24 @@ class Server(uvicorn.Server):
             with contextlib.suppress(RuntimeError):  # signals are the main thread's
                 self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._watching = self._loop.create_task(self._watch(), name="watch")
-        addresses = [_url(listener) for listener in sockets or []]
+        await self._crew.join(self._reasons, self._make_protocol, self._be_alone)
+        addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
+
+    def _reasons(self) -> dict[str, str | None]:
+        health = self._app.state.serving.health
+        return {probe: health.own(probe) for probe in PROBES}
+
+    def _make_protocol(self) -> Protocol:
+        protocol = Protocol(self.config, self.server_state, self.lifespan.state)
+        protocol.when_closed = self._crew.connection_closed
+        return protocol
+
+    def _be_alone(self) -> None:
+        """The supervisor is gone, and nobody can reach us any more."""
+        if self._draining is None:
+            log.error("the supervisor is gone")
+            self._stop(signal.SIGTERM)
 
     def _started(self, starting: "asyncio.Task[None]", addresses: list[str]) -> None:
         if starting.cancelled():
@@ -183,7 +195,8 @@ class Server(uvicorn.Server):
         error = starting.exception()
         if error is None:
             _settle_memory()
-            log.info("serving %s", " ".join(addresses))
+            if addresses:  # else the supervisor says so
+                log.info("serving %s", " ".join(addresses))
             return
         self.exit_code = BAD_BUNDLE if isinstance(error, BundleError) else FAILED
         self.should_exit = True
@@ -214,6 +227,7 @@ class Server(uvicorn.Server):
             self._app.state.starting.cancel()
             await self._app.state.serving.stop(delay_s)
         finally:
+            await self._crew.leave()
             self._exit(math.ceil(over - time.monotonic()))
 
     async def _watch(self) -> None:
@@ -222,7 +236,7 @@ class Server(uvicorn.Server):
         failing_since = None
         while True:
             await asyncio.sleep(LINGER_S / 10)
-            reason = health.live()
+            reason = health.own("live")
             if self._draining is not None:  # the end is near anyway, and the engine's threads end before it
                 return
             if reason is None:
@@ -238,6 +252,7 @@ class Server(uvicorn.Server):
     async def _end(self) -> None:
         """Tell those who still wait that it is over."""
         await self._app.state.serving.batcher.close()
+        await self._crew.leave()
         self._exit(1)
 
     def _exit(self, timeout_s: int) -> None:
@@ -278,8 +293,3 @@ def _settle_memory() -> None:
         with contextlib.suppress(AttributeError):  # another C library than GNU's
             # What warming up took and gave back stays with this process otherwise: 50 MB.
             ctypes.CDLL(None).malloc_trim(0)
-
-
-def _url(listener: socket.socket) -> str:
-    host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

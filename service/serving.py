@@ -13,6 +13,7 @@ import numpy as np
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.sampler import Float32, UInt8, draw_labels
 from service.batcher import Batcher, DeviceFailed, Lane, Part, Rows
+from service.crew import Crew
 from service.engine import (
     MAX_BATCH_ROWS,
     UNKNOWN_LABEL,
@@ -55,17 +56,24 @@ class Serving:
         ValueError: The settings name a device that is not there.
     """
 
-    def __init__(self, settings: Settings, metrics: Metrics, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        metrics: Metrics,
+        clock: Callable[[], float] = time.monotonic,
+        crew: Crew | None = None,
+    ) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.engine = Engine(settings.device, exact=settings.exact)
+        self.crew = crew or Crew()
+        self.engine = Engine(settings.device, exact=settings.exact, workers=settings.workers)
         self.batcher = Batcher(
             self._run,
             metrics,
             device=self.engine.name,
             slots=len(self.engine.threads),
             max_rows=MAX_BATCH_ROWS,
-            max_queued_rows=settings.max_queued_images,
+            max_queued_rows=settings.own_queued_images,
             window_s=settings.batch_window_ms / 1000,
             clock=clock,
         )
@@ -272,6 +280,10 @@ class Serving:
         """Every bundle that requests can name."""
         return list(self._bundles.values())
 
+    def version(self, name: str) -> str | None:
+        """The version that is loaded of a bundle, if any is."""
+        return self._bundles[name].version if name in self._bundles else None
+
     def fingerprint(self, bundle: Bundle) -> str:
         """Equal for two replicas where the bundle's images have the same bytes on both."""
         return _warm(bundle).fingerprint
@@ -339,20 +351,28 @@ class Health:
         self._serving = serving
 
     def live(self) -> str | None:
-        """Whether this process can still come to something; the event loop turns, or nobody would hear this."""
-        return self._lost() or self._stuck(DEAD_AFTER_S)
+        """Whether this service can still come to something; the event loop turns, or nobody would hear this."""
+        return self.own("live") or self._serving.crew.reason("live")
 
     def ready(self) -> str | None:
         """Whether requests should come here now."""
-        return "draining" if self._serving.is_draining else self.able()
-
-    def able(self) -> str | None:
-        """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
-        return self.started() or self._lost() or self._stuck(NOT_READY_AFTER_S)
+        return self.own("ready") or self._serving.crew.reason("ready")
 
     def started(self) -> str | None:
         """Whether every bundle is loaded and warm."""
+        return self.own("started") or self._serving.crew.reason("started")
+
+    def own(self, probe: str) -> str | None:
+        """What this process alone says, of several that are one service."""
+        if probe == "live":
+            return self._lost() or self._stuck(DEAD_AFTER_S)
+        if probe == "ready":
+            return "draining" if self._serving.is_draining else self.able()
         return None if self._serving.is_started else "the bundles are being loaded"
+
+    def able(self) -> str | None:
+        """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
+        return self.own("started") or self._lost() or self._stuck(NOT_READY_AFTER_S)
 
     def _lost(self) -> str | None:
         for thread in self._serving.engine.threads:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -55,6 +56,9 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
         description="auto (a GPU where there is one), cpu, cuda or cuda:N.",
     )
+    workers: _Count = Field(
+        1, le=64, description="Processes that answer, each with its share of the processors and of the queue."
+    )
     max_count: _Count = Field(4096, description="Images in one request; over it 422.")
     max_queued_images: _Count = Field(16384, description="Images that may wait per device; over it 429.")
     batch_window_ms: _Seconds = Field(
@@ -92,11 +96,19 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GAN_DEADLINE_S ({self.deadline_s:g}) is over GAN_MAX_DEADLINE_S ({self.max_deadline_s:g})"
             )
-        if self.max_count > self.max_queued_images:  # such a request would be told to try again for ever
+        if self.max_count > self.own_queued_images:  # such a request would be told to try again for ever
+            share = f" / GAN_WORKERS ({self.workers})" if self.workers > 1 else ""
             raise ValueError(
-                f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images})"
+                f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images}){share}"
             )
+        if self.workers > 1 and not hasattr(socket, "send_fds"):
+            raise ValueError("GAN_WORKERS can't be more than 1 on this system: it passes no connections to processes")
         return self
+
+    @property
+    def own_queued_images(self) -> int:
+        """Images that may wait in one worker."""
+        return self.max_queued_images // self.workers
 
 
 def read_settings(flags: Mapping[str, str]) -> Settings:

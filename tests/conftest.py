@@ -23,7 +23,8 @@ from models.bundle import Bundle, write_bundle
 from models.networks import build_networks
 from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 from service.app import create_app
-from service.server import Server, listen
+from service.listener import listen
+from service.server import Server
 from service.settings import Settings, variable
 
 NETWORK = MLPSpec(

@@ -23,7 +23,8 @@ ORDER = {
     ],
     "service": [
         "__init__",
-        *("settings", "errors", "headers", "held", "keys", "metrics", "logs"),
+        *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
+        *("listener", "supervisor", "crew"),
         *("encode", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "engine", "serving"),
         *(
@@ -38,6 +39,7 @@ ORDER = {
             "app",
             "server",
             "__main__",
+            "worker",
         ),
     ],
 }

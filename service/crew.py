@@ -1,0 +1,184 @@
+"""A worker among others: how it hears of them, asks them, and gets its connections. Alone, it is all there is.
+
+See supervisor.py for the other end.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from service.errors import NotReady
+from service.supervisor import BEAT_S, LONGEST_LINE, PROBES, Message, Reasons
+
+AT_ONCE = 64  # connections that are taken up in one go
+
+Handler = Callable[..., Awaitable[Any]]
+
+log = logging.getLogger(__name__)
+
+
+class Crew:
+    """All workers of a service but this one: nobody, in a service of one process."""
+
+    async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:  # noqa: ARG002 - see Member
+        """Every other worker's answer to this.
+
+        Raises:
+            NotReady: One of them gave none in time.
+        """
+        return []
+
+    def answer(self, handlers: Mapping[str, Handler]) -> None:
+        """Answer the others with what these return, by what is asked; called with its details."""
+
+    def reason(self, probe: str) -> str | None:  # noqa: ARG002 - see Member
+        """Why another worker says no to this probe; None where all say yes."""
+        return None
+
+    async def join(
+        self,
+        reasons: Callable[[], Reasons],
+        make_protocol: Callable[[], asyncio.Protocol],
+        when_alone: Callable[[], None],
+    ) -> None:
+        """Begin to take connections and to say how this worker is.
+
+        Args:
+            reasons: Why it says no to each probe.
+            make_protocol: For each connection.
+            when_alone: Called when the supervisor is gone.
+        """
+
+    async def leave(self) -> None:
+        """Take no more connections than those that are on their way."""
+
+    def connection_closed(self) -> None:
+        """A connection has ended."""
+
+
+class Member(Crew):
+    """One of several workers.
+
+    Args:
+        messages, door: Sockets to the supervisor.
+    """
+
+    def __init__(self, messages: socket.socket, door: socket.socket) -> None:
+        self._messages = messages
+        self._door = door
+        self._writer: asyncio.StreamWriter
+        self._others: Reasons = dict.fromkeys(PROBES, "the other workers are being started")
+        self._handlers: dict[str, Handler] = {}
+        self._asked: dict[int, asyncio.Future[list[Any]]] = {}
+        self._numbers = itertools.count()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._closed = 0  # connections, since that was last said
+        self._door_closed = asyncio.Event()
+
+    def reason(self, probe: str) -> str | None:
+        """See the base."""
+        return self._others[probe]
+
+    def answer(self, handlers: Mapping[str, Handler]) -> None:
+        """See the base."""
+        self._handlers |= handlers
+
+    async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:
+        """See the base."""
+        number = next(self._numbers)
+        future = self._asked[number] = asyncio.get_running_loop().create_future()
+        try:
+            self._send({"ask": number, "what": {"name": what, **details}, "within_s": within_s})
+            answers: list[Any] = await future
+        finally:
+            del self._asked[number]
+        if None in answers:
+            raise NotReady("another worker does not answer")
+        return answers
+
+    async def join(
+        self,
+        reasons: Callable[[], Reasons],
+        make_protocol: Callable[[], asyncio.Protocol],
+        when_alone: Callable[[], None],
+    ) -> None:
+        """See the base."""
+        reader, self._writer = await asyncio.open_unix_connection(sock=self._messages, limit=LONGEST_LINE)
+        self._make_protocol = make_protocol
+        self._door.settimeout(0)
+        asyncio.get_running_loop().add_reader(self._door, self._take_connections)
+        self._keep(self._hear(reader, when_alone))
+        self._keep(self._beat(reasons))
+
+    async def leave(self) -> None:
+        """See the base."""
+        self._send({"closing": True})
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._door_closed.wait(), BEAT_S)
+
+    def connection_closed(self) -> None:
+        """See the base; the supervisor hears of it at the end of this step."""
+        self._closed += 1
+        if self._closed == 1:
+            asyncio.get_running_loop().call_soon(self._say_closed)
+
+    def _say_closed(self) -> None:
+        closed, self._closed = self._closed, 0
+        self._send({"closed": closed})
+
+    def _send(self, message: Message) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
+    async def _beat(self, reasons: Callable[[], Reasons]) -> None:
+        while True:
+            self._send({"reasons": reasons()})
+            await asyncio.sleep(BEAT_S)
+
+    async def _hear(self, reader: asyncio.StreamReader, when_alone: Callable[[], None]) -> None:
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                match json.loads(line):
+                    case {"others": others}:
+                        self._others = others
+                    case {"ask": number, "what": what}:
+                        self._keep(self._answer(number, what))
+                    case {"answer": number, "value": value}:
+                        if (asked := self._asked.get(number)) is not None and not asked.done():
+                            asked.set_result(value)
+        when_alone()
+
+    async def _answer(self, number: int, what: dict[str, Any]) -> None:
+        details = dict(what)
+        value = await self._handlers[details.pop("name")](**details)
+        self._send({"answer": number, "value": value})
+
+    def _take_connections(self) -> None:
+        try:
+            sent, fds, *_ = socket.recv_fds(self._door, AT_ONCE, AT_ONCE)
+        except BlockingIOError:
+            return
+        if not sent:
+            asyncio.get_running_loop().remove_reader(self._door)
+            self._door_closed.set()
+        for fd in fds:
+            self._keep(self._connect(socket.socket(fileno=fd)))
+
+    async def _connect(self, connection: socket.socket) -> None:
+        connection.settimeout(0)
+        try:
+            await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, connection)
+        except OSError as error:  # it has gone already
+            log.debug("a connection was lost: %s", error)
+            connection.close()
+            self.connection_closed()
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,290 @@
+"""Runs several workers as one service: hands out its connections, and passes on what they ask of one another.
+
+The design, in short:
+
+- A worker is a whole service, with an event loop, an engine on its share of the processors, and its share of the queue.
+  Workers share no memory. One interpreter answers only so many small requests a second, however many cores there are.
+- The supervisor alone listens. It passes each connection to the worker that has the fewest, over a socket of their
+  own: where all listen on one port, the kernel deals connections out by hash, and of two both often go to one worker.
+- Beside it each worker has a socket for messages, JSON by the line. A worker says at every beat how it is, and hears
+  how the worst of the others is, so that each can answer probes for all. What it asks (metrics, to load a bundle) goes
+  to all others, and their answers come back together.
+- Signals go to every worker; each drains as a single process does. One that takes no more connections sees the end of
+  the socket they come by after the last one that was sent: none is lost between the two.
+- A worker that ends unasked, or is killed for being mute, ends the service: the others drain, and whoever runs us
+  starts it again. So it is with a single process, and one way to fail is enough.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import json
+import logging
+import signal
+import socket
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+PROBES = ("started", "ready", "live")
+BEAT_S = 0.5
+MUTE_S = 8.0  # no beat for so long: the service is not ready
+LOST_S = 40.0  # and for so long: the worker will not come back by itself
+LONGEST_LINE = 2**26  # all metrics of all workers, on one line
+AT_ONCE = 64  # connections that are taken before anything else gets its turn
+BREATH_S = 0.05  # when there is no way to take a connection
+
+Message = dict[str, Any]
+Reasons = dict[str, str | None]
+
+log = logging.getLogger(__name__)
+
+
+class Worker:
+    """One worker, as its supervisor sees it.
+
+    Attributes:
+        connections: Those that it was given and has not closed.
+        reasons: For each probe, why it says no; None for yes.
+        beat: When it was last heard (time.monotonic()); None before the first time.
+        told: What it knows of the others.
+        has_ended: Whether its process has.
+    """
+
+    def __init__(self, number: int, process: asyncio.subprocess.Process, door: socket.socket) -> None:
+        self.number = number
+        self.process = process
+        self.connections = 0
+        self.reasons: Reasons = dict.fromkeys(PROBES, "it is being started")
+        self.beat: float | None = None
+        self.told: Reasons = {}
+        self.has_ended = False
+        self._door = door
+        self._writer: asyncio.StreamWriter
+
+    async def listen_to(self, messages: socket.socket) -> asyncio.StreamReader:
+        """Open the way for messages; returns that of the worker's own."""
+        reader, self._writer = await asyncio.open_unix_connection(sock=messages, limit=LONGEST_LINE)
+        return reader
+
+    def send(self, message: Message) -> None:
+        """Send a message. One to a worker that has ended is lost."""
+        if not self._writer.is_closing():
+            self._writer.write(json.dumps(message).encode() + b"\n")
+
+    @property
+    def takes_connections(self) -> bool:
+        """Whether it has started to and has not stopped."""
+        return self.beat is not None and self._door.fileno() >= 0
+
+    def take(self, connection: socket.socket) -> bool:
+        """Give it a connection; whether there was a way."""
+        try:
+            socket.send_fds(self._door, [b"+"], [connection.fileno()])
+        except OSError:
+            return False
+        self.connections += 1
+        return True
+
+    def close_door(self) -> None:
+        """Give it no more connections."""
+        self._door.close()
+
+    def reason(self, probe: str) -> str | None:
+        """What speaks against it."""
+        is_mute = self.beat is not None and time.monotonic() - self.beat > MUTE_S
+        reason = "it does not answer" if is_mute else self.reasons[probe]
+        return None if reason is None else f"worker {self.number}: {reason}"
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.send_signal(number)
+
+
+class Supervisor:
+    """The parent of all workers.
+
+    Args:
+        listener: Where clients connect.
+        address: The same for the log.
+        arguments: The command line. Each worker reads it, and the environment, for itself.
+        workers: How many.
+    """
+
+    def __init__(self, listener: socket.socket, address: str, arguments: Sequence[str], workers: int) -> None:
+        self._listener = listener
+        self._address = address
+        self._arguments = arguments
+        self._wanted = workers
+        self._workers: list[Worker] = []
+        self._numbers = itertools.count()
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
+        self._code: int | None = None  # how this ends; None until it is about to
+        self._is_accepting = self._has_started = False
+
+    async def run(self) -> int:
+        """Serve until a signal or a worker's end; returns the exit code."""
+        loop = asyncio.get_running_loop()
+        self._listener.settimeout(0)
+        signals = [signal.SIGTERM, signal.SIGINT]
+        if not (sys.stdin and sys.stdin.isatty()):  # else it means that the terminal has gone
+            signals.append(signal.SIGHUP)
+        for number in signals:
+            loop.add_signal_handler(number, self._pass_on, number)
+        for place in range(1, self._wanted + 1):
+            await self._start(place)
+        watch = loop.create_task(self._watch())
+        ends = {loop.create_task(worker.process.wait()): worker for worker in self._workers}
+        codes = []
+        while ends:
+            for end in (await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))[0]:
+                worker = ends.pop(end)
+                codes.append(end.result())
+                self._ended(worker, codes[-1])
+        watch.cancel()
+        self._listener.close()
+        return self._code or max(codes)
+
+    async def _start(self, place: int) -> None:
+        messages, its_messages = socket.socketpair()
+        door, its_door = socket.socketpair()
+        with its_messages, its_door:
+            fds = its_messages.fileno(), its_door.fileno()
+            process = await asyncio.create_subprocess_exec(
+                *(sys.executable, "-m", "service.worker", *map(str, fds), *self._arguments),
+                stdin=asyncio.subprocess.DEVNULL,
+                pass_fds=fds,
+                start_new_session=True,  # a terminal's Ctrl-C is for us alone; we pass it on
+            )
+        door.settimeout(0)
+        worker = Worker(place, process, door)
+        self._workers.append(worker)
+        self._keep(self._hear(worker, await worker.listen_to(messages)))
+
+    def _ended(self, worker: Worker, code: int) -> None:
+        worker.has_ended = True
+        self._close(worker)
+        if self._code is not None:
+            return
+        log.critical("worker %d ended with exit code %d: stopping the others", worker.number, code)
+        self._code = code if code > 0 else 1
+        for other in self._workers:
+            other.signal(signal.SIGTERM)
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        if number != signal.SIGHUP and self._code is None:
+            self._code = 0
+        for worker in self._workers:
+            worker.signal(number)
+
+    async def _watch(self) -> None:
+        """Look after those that can't speak for themselves any more."""
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._tell_others()
+            for worker in self._workers:
+                if worker.beat is not None and time.monotonic() - worker.beat > LOST_S and worker.takes_connections:
+                    log.critical("worker %d has not answered for %g s: ending it", worker.number, LOST_S)
+                    worker.signal(signal.SIGKILL)
+
+    def _tell_others(self) -> None:
+        """Tell every worker how the worst of the others is, where that has changed."""
+        for worker in self._workers:
+            others = [other for other in self._workers if other is not worker]
+            worst = {probe: next(filter(None, [other.reason(probe) for other in others]), None) for probe in PROBES}
+            if worst != worker.told and worker.beat is not None:
+                worker.told = worst
+                worker.send({"others": worst})
+
+    # What workers say.
+
+    async def _hear(self, worker: Worker, reader: asyncio.StreamReader) -> None:
+        with contextlib.suppress(ConnectionError):
+            while line := await reader.readline():
+                self._take(worker, json.loads(line))
+
+    def _take(self, worker: Worker, message: Message) -> None:
+        worker.beat = time.monotonic()
+        match message:
+            case {"reasons": reasons}:
+                worker.reasons = reasons
+                self._tell_others()
+                self._accept_or_not()
+                if not self._has_started and all(one.reasons["started"] is None for one in self._workers):
+                    self._has_started = True
+                    log.info("serving %s with %d workers", self._address, len(self._workers))
+            case {"closed": connections}:
+                worker.connections -= connections
+            case {"closing": True}:
+                self._close(worker)
+            case {"ask": number, "what": what, "within_s": seconds}:
+                self._keep(self._relay(worker, number, what, seconds))
+            case {"answer": number, "value": value}:
+                if (asked := self._asked.get(number)) is not None and not asked.done():
+                    asked.set_result(value)
+
+    async def _relay(self, asker: Worker, number: int, what: Message, seconds: float) -> None:
+        """Ask all others what one worker wants to know, and give it their answers: null from one that gave none."""
+        others = [worker for worker in self._workers if worker is not asker]
+        asked = {next(self._numbers): worker for worker in others}
+        loop = asyncio.get_running_loop()
+        self._asked |= {one: loop.create_future() for one in asked}
+        for one, worker in asked.items():
+            worker.send({"ask": one, "what": what})
+        await asyncio.wait([self._asked[one] for one, worker in asked.items() if not worker.has_ended], timeout=seconds)
+        answers = [self._asked.pop(one) for one in asked]
+        values = [answer.result() if answer.done() else None for answer in answers]
+        asker.send({"answer": number, "value": values})
+
+    # Connections.
+
+    def _close(self, worker: Worker) -> None:
+        worker.close_door()
+        self._accept_or_not()
+
+    def _accept_or_not(self) -> None:
+        """While nobody takes connections, clients wait in the listener's queue."""
+        wanted = any(worker.takes_connections for worker in self._workers)
+        if wanted == self._is_accepting:
+            return
+        self._is_accepting = wanted
+        loop = asyncio.get_running_loop()
+        if wanted:
+            loop.add_reader(self._listener, self._accept)
+            return
+        loop.remove_reader(self._listener)
+        if self._code is not None:
+            self._listener.close()  # what comes now is refused at once
+
+    def _accept(self) -> None:
+        for _ in range(AT_ONCE):
+            takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: w.connections)
+            if not takers:
+                return
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:  # most likely no file number is left
+                log.error("cannot accept connections: %s", error)  # noqa: TRY400 - the reason is all there is to know
+                self._take_breath()
+                return
+            with connection:
+                if not any(worker.take(connection) for worker in takers):
+                    log.error("no worker could take a connection")
+                    self._take_breath()
+                    return
+
+    def _take_breath(self) -> None:
+        loop = asyncio.get_running_loop()
+        loop.remove_reader(self._listener)
+        self._is_accepting = False
+        loop.call_later(BREATH_S, self._accept_or_not)
+
+    def _keep(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,25 @@
+"""`python -m service.worker MESSAGES DOOR …`: one of several workers. Only the supervisor starts it.
+
+MESSAGES and DOOR are the numbers of open sockets; the rest is the service's own command line.
+"""
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from service.__main__ import prepare, run_process, serve
+from service.crew import Member
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Serve what the supervisor hands over until told to stop; returns the exit code."""
+    messages, door, *rest = arguments
+    prepared = prepare(rest)
+    if isinstance(prepared, int):
+        return prepared
+    crew = Member(socket.socket(fileno=int(messages)), socket.socket(fileno=int(door)))
+    return serve(*prepared, [], crew)
+
+
+if __name__ == "__main__":
+    run_process(start, sys.argv[1:])
