@@ -215,7 +215,7 @@ class Supervisor:
                 self._accept_or_not()
                 if not self._has_started and all(one.reasons["started"] is None for one in self._workers):
                     self._has_started = True
-                    log.info("serving %s with %d workers", self._address, len(self._workers))
+                    log.info("serving %s", self._address)
             case {"closed": connections}:
                 worker.connections -= connections
             case {"closing": True}:

@@ -1,0 +1,261 @@
+"""Several workers are one service to everyone outside: real processes around tiny bundles."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.client import UNANSWERED, Client, Connection, NoReply, Reply, Request
+from benchmarks.drain import Load
+from benchmarks.process import ROOT, Service, running
+from models.bundle import Bundle
+from service.supervisor import MUTE_S
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="connections can't be passed to processes here"),
+]
+
+ADMIN = (("X-API-Key", "root"),)
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles of our own."""
+    return shutil.copytree(tiny_bundles["tiny"].folder.parent, tmp_path_factory.mktemp("workers") / "bundles")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    """A service of two workers."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, admin_keys="root") as one:
+        yield one
+
+
+def workers_of(service: Service) -> list[int]:
+    """Their process ids."""
+    return [int(pid) for pid in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()]
+
+
+def worker_of(reply: Reply) -> str:
+    """Who answered: the ids that a process gives to requests begin alike."""
+    return reply.headers["x-request-id"][:-12]
+
+
+async def ask_each(service: Service, request: Request) -> list[Reply]:
+    """Every worker's reply."""
+    connections = [await Connection.open(service.port) for _ in range(2)]
+    replies = [await connection.ask(request) for connection in connections]
+    for connection in connections:
+        connection.close()
+    assert len({worker_of(reply) for reply in replies}) == 2
+    return replies
+
+
+async def test_every_worker_gets_as_many_connections_as_the_others(service: Service) -> None:
+    """Also after some have been closed."""
+    connections = [await Connection.open(service.port) for _ in range(6)]
+    by_worker: dict[str, list[Connection]] = {}
+    for connection in connections:
+        by_worker.setdefault(worker_of(await connection.ask(Request("GET", "/livez"))), []).append(connection)
+    assert [len(ones) for ones in by_worker.values()] == [3, 3]
+    first, *_ = by_worker
+    for connection in by_worker[first]:
+        connection.close()
+    while not all([connection.is_open is False for connection in by_worker[first]]):  # noqa: C419 - a list to see
+        await asyncio.sleep(0)
+    await ask_until_heard(service)
+    new = [await Connection.open(service.port) for _ in range(3)]
+    assert {worker_of(await connection.ask(Request("GET", "/livez"))) for connection in new} == {first}
+    for connection in connections + new:
+        connection.close()
+
+
+async def ask_until_heard(service: Service) -> None:
+    """Return once the supervisor has heard what the workers said before now: it passes their answers in order."""
+    await service.metrics()
+
+
+async def test_metrics_are_the_sum_of_all_workers(service: Service) -> None:
+    """Counted exactly, whoever is asked; what is one thing to all is not multiplied."""
+    before = await service.metrics()
+    async with Client(service.port) as client:
+        replies = await asyncio.gather(*(client.ask(Request("GET", f"/sample?count=3&seed={n}")) for n in range(40)))
+    assert {reply.status for reply in replies} == {200}
+    assert len({worker_of(reply) for reply in replies}) == 2
+    pages = [await service.metrics() for _ in range(2)]  # a connection each: two workers
+    for now in pages:
+        labels = {"route": "/sample", "status": "200"}
+        assert now.total("gan_requests_total", **labels) - before.total("gan_requests_total", **labels) == 40
+        assert now.total("gan_images_total") - before.total("gan_images_total") == 120
+        buckets = "gan_request_duration_seconds_bucket"
+        assert now.total(buckets, route="/sample", le="+Inf") == now.total(
+            "gan_request_duration_seconds_count", route="/sample"
+        )
+        assert now.total("gan_ready") == now.total("gan_build_info") == 1
+        assert now.total("gan_bundle_info", bundle="tiny") == 1
+        assert now.total("gan_queue_capacity_images") == 16384
+        assert now.total("gan_queue_images") == now.total("gan_requests_in_flight", route="/sample") == 0
+    workers = sum(resident(pid) for pid in workers_of(service))
+    assert pages[0].total("process_resident_memory_bytes") == pytest.approx(workers, rel=0.2)
+    assert pages[0].total("process_start_time_seconds") == pytest.approx(time.time(), abs=600)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_a_seed_has_the_same_bytes_in_every_worker(service: Service) -> None:
+    """And the same ETag, so that a client may have asked another one before."""
+    one, other = await ask_each(service, Request("GET", "/sample?count=70&seed=5"))
+    assert (one.status, one.body, one.headers["etag"]) == (other.status, other.body, other.headers["etag"])
+
+
+async def test_a_bundle_is_loaded_and_unloaded_in_every_worker(service: Service) -> None:
+    """By one request to any of them."""
+    sample = Request("GET", "/sample?bundle=rgb&seed=1")
+    change = "/v2/repository/models/rgb"
+    assert (await service.ask(Request("POST", f"{change}/unload", headers=ADMIN))).status == 200
+    assert [reply.status for reply in await ask_each(service, sample)] == [404, 404]
+    assert (await service.ask(Request("POST", f"{change}/load", headers=ADMIN))).status == 200
+    assert [reply.status for reply in await ask_each(service, sample)] == [200, 200]
+    swapped = await service.metrics()
+    assert swapped.total("gan_bundle_swaps_total", bundle="rgb", result="loaded") == 2  # each worker's own
+
+
+async def test_sighup_reaches_every_worker(service: Service, folder: Path) -> None:
+    """What has gone from the folder is gone from all of them, and comes back."""
+    hidden = folder / ".cond"
+    (folder / "cond").rename(hidden)
+    loaded = service.log().count("bundles: ")
+    service.send(signal.SIGHUP)
+    service.wait_for_log("bundles: ", loaded + 2)
+    assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=cond"))] == [404, 404]
+    hidden.rename(folder / "cond")
+    service.send(signal.SIGHUP)
+    service.wait_for_log("bundles: ", loaded + 4)
+    assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=cond"))] == [200, 200]
+
+
+async def test_what_one_worker_is_refused_changes_nothing_in_the_others(service: Service, folder: Path) -> None:
+    """A bundle that does not verify is refused where the request arrives, and all go on with what they have."""
+    weights = folder / "rgb" / "generator.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1])
+    try:
+        reply = await service.ask(Request("POST", "/v2/repository/models/rgb/load", headers=ADMIN))
+        assert reply.status == 422
+    finally:
+        weights.write_bytes(good)
+    assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=rgb"))] == [200, 200]
+
+
+async def test_a_stop_under_load_loses_no_accepted_request(folder: Path) -> None:
+    """SIGTERM reaches the supervisor alone; every worker drains, and the exit code is 0."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        async with Client(service.port) as client, asyncio.TaskGroup() as group:
+            load = Load(client)
+            group.create_task(load.run())
+            await load.is_on.wait()
+            service.send(signal.SIGTERM)
+            code = await asyncio.to_thread(service.wait)
+        logged = {str(line.get("request_id")) for line in service.log_lines()}
+    assert code == 0
+    answered = [exchange for exchange in load.exchanges if exchange.outcome == 200]
+    cut = [e for e in load.exchanges if e.outcome == UNANSWERED and dict(e.request.headers)["X-Request-ID"] in logged]
+    assert answered
+    assert not cut
+    assert all(exchange.outcome != "reply cut off" for exchange in load.exchanges)
+
+
+async def test_a_worker_that_dies_ends_the_service_after_a_drain(folder: Path) -> None:
+    """The other one answers what it has taken in; the exit code asks for another start."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, drain_delay_s=1) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        for connection in connections:
+            assert (await connection.ask(Request("GET", "/sample"))).status == 200
+        os.kill(workers_of(service)[0], signal.SIGKILL)
+        service.wait_for_log("ended with exit code -9: stopping the others")
+        outcomes = []
+        for connection in connections:
+            try:
+                outcomes.append((await connection.ask(Request("GET", "/sample"))).status)
+            except NoReply:
+                outcomes.append(0)
+        assert sorted(outcomes) == [0, 200]
+        assert await asyncio.to_thread(service.wait) == 1
+
+
+async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(folder: Path) -> None:
+    """Whoever is asked: the others have heard that it does not answer, and counters are not given without its share."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        ready = Request("GET", "/readyz")
+        assert [(await connection.ask(ready)).status for connection in connections] == [200, 200]
+        halted = workers_of(service)[0]
+        os.kill(halted, signal.SIGSTOP)
+        try:
+            replies = [asyncio.ensure_future(connection.ask(Request("GET", "/metrics"))) for connection in connections]
+            done, _ = await asyncio.wait(replies, return_when=asyncio.FIRST_COMPLETED)
+            [refused] = [reply.result() for reply in done]
+            assert refused.status == 503
+            [awake] = [c for c, reply in zip(connections, replies, strict=True) if reply.done()]
+            give_up = time.monotonic() + 10 + MUTE_S
+            while (reply := await awake.ask(ready)).status == 200:
+                assert time.monotonic() < give_up
+            assert "does not answer" in json.loads(reply.body)["detail"]
+        finally:
+            os.kill(halted, signal.SIGCONT)
+        while (await awake.ask(ready)).status != 200:  # it was not lost
+            assert time.monotonic() < give_up + 10
+        for reply in replies:
+            await asyncio.wait({reply})
+
+
+async def test_workers_end_with_their_supervisor(folder: Path) -> None:
+    """Even where it had no time to say so: nobody could reach them any more."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        pids = workers_of(service)
+        service.send(signal.SIGKILL)
+        give_up = time.monotonic() + 30
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, zombies apart."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The service with a command line, until it ends."""
+    command = [sys.executable, "-m", "service", "--workers", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_bad_bundle_ends_all_workers_with_its_exit_code(tmp_path: Path) -> None:
+    """As with one process."""
+    ended = start(["--bundles", str(tmp_path), "--port", "0"])
+    assert ended.returncode == 3
+    assert "no sub-folder with a manifest.json" in ended.stderr
+
+
+def test_the_share_of_the_queue_must_hold_a_largest_request() -> None:
+    """Else such a request would be told to try again for ever."""
+    ended = start(["--max-queued-images", "8000"])
+    assert ended.returncode == 2
+    assert "GAN_MAX_COUNT (4096) is over GAN_MAX_QUEUED_IMAGES (8000) / GAN_WORKERS (2)" in ended.stderr
