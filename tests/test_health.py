@@ -133,9 +133,9 @@ def replayed(course: dict[str, Any]) -> tuple[int, str] | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["paper", "adam", "dig-paper", "dig-adam"])
+@pytest.mark.parametrize("name", ["paper", "adam", "dig-paper", "dig-adam", "conv-hinge", "conv-r3"])
 def test_no_preset_trips_an_alarm(name: str) -> None:
-    """The shipped presets as they ran on MNIST and on the small digits: the paper's early lead of D is no alarm."""
+    """The shipped presets as they ran on MNIST, and on the small digits: the paper's early lead of D is no alarm."""
     assert replayed(COURSES[name]) is None
 
 
