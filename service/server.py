@@ -35,7 +35,8 @@ else:
 
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
-GARBAGE = 10_000, 10, 10  # new objects, young and middle collections before the collector looks
+BURST = 8  # replies
+GARBAGE = 50_000, 10, 10  # new objects, young and middle collections before the collector looks
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
@@ -54,20 +55,48 @@ def run(app: FastAPI, settings: Settings, listeners: list[socket.socket], crew: 
     return server.exit_code
 
 
+class _Burst:
+    """Replies that wait to be written together, at the latest at the end of a step of the loop.
+
+    The kernel's half of a reply and ours, in turns, would drive each other out of a processor's caches. More than a few
+    at a time would keep clients waiting who could send their next request.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._waiting: list[_Joining] = []
+
+    def add(self, one: "_Joining") -> None:
+        """Have its `write_kept` called soon."""
+        if not self._waiting:
+            self._loop.call_soon(self.write)
+        self._waiting.append(one)
+
+    def is_full(self) -> bool:
+        """Whether there are enough."""
+        return len(self._waiting) >= BURST
+
+    def write(self) -> None:
+        """Write them all."""
+        waiting, self._waiting = self._waiting, []
+        for one in waiting:
+            one.write_kept()
+
+
 class _Joining:
-    """A transport that keeps what is written first within a step of the loop for what comes next.
+    """A transport that keeps what is written within a step of the loop, for what comes next and for others' bursts.
 
     So a reply's head goes out with its body: one system call instead of two, each of which takes as long as a PNG.
 
     Args:
         transport: The one that writes, and does all else.
-        loop: Whose steps they are.
+        burst: Of its loop.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, transport: asyncio.Transport, burst: _Burst) -> None:
         self._transport = transport
-        self._loop = loop
-        self._kept = b""
+        self._burst = burst
+        self._kept: list[bytes] = []
         self.get_extra_info = transport.get_extra_info
         self.is_closing = transport.is_closing
         self.pause_reading = transport.pause_reading
@@ -75,23 +104,23 @@ class _Joining:
 
     def write(self, data: bytes) -> None:
         """Write, at the latest at the end of this step."""
-        if self._kept:
-            kept, self._kept = self._kept, b""
-            self._transport.writelines([kept, data])
-        elif len(data) <= SMALL_BYTES:
-            self._kept = data
-            self._loop.call_soon(self._write_kept)
-        else:
-            self._transport.write(data)
+        self._kept.append(data)
+        if len(data) > SMALL_BYTES:
+            self.write_kept()
+        elif len(self._kept) == 1:
+            self._burst.add(self)
+        elif self._burst.is_full():
+            self._burst.write()
 
-    def _write_kept(self) -> None:
-        kept, self._kept = self._kept, b""
+    def write_kept(self) -> None:
+        """Write what was kept."""
+        kept, self._kept = self._kept, []
         if kept and not self.is_closing():  # the client may have left since
-            self._transport.write(kept)
+            self._transport.writelines(kept)
 
     def close(self) -> None:
         """Close once all is written."""
-        self._write_kept()
+        self.write_kept()
         self._transport.close()
 
 
@@ -106,7 +135,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
-        super().connection_made(cast("asyncio.Transport", _Joining(transport, self.loop)))
+        burst = vars(self.server_state).setdefault("burst", _Burst(self.loop))
+        super().connection_made(cast("asyncio.Transport", _Joining(transport, burst)))
         # One for all of a connection's requests: they are answered one after the other.
         self._departure = Departure(transport.abort)
 

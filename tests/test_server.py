@@ -24,7 +24,7 @@ import uvicorn
 from models.bundle import Bundle
 from service.__main__ import start
 from service.held import SMALL_BYTES
-from service.server import _Joining
+from service.server import BURST, _Burst, _Joining
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
@@ -185,15 +185,17 @@ class Wire(asyncio.Transport):
 
 @pytest.mark.anyio
 async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
-    """Head and body together; a head alone at the end of the step, or before the connection closes."""
+    """Head and body together, at the end of the step, at once where they are large, or before the connection closes."""
     wire = Wire()
-    joining = _Joining(wire, asyncio.get_running_loop())
+    joining = _Joining(wire, _Burst(asyncio.get_running_loop()))
     joining.write(b"head ")
     joining.write(b"body")
-    joining.write(b"next head")
-    assert wire.writes == [b"head body"]
+    assert wire.writes == []
     await asyncio.sleep(0)
-    assert wire.writes == [b"head body", b"next head"]
+    assert wire.writes == [b"head body"]
+    joining.write(b"head alone")
+    await asyncio.sleep(0)
+    assert wire.writes[1:] == [b"head alone"]
     joining.write(b"head ")
     joining.write(bytes(2 * SMALL_BYTES))
     joining.write(bytes(2 * SMALL_BYTES))  # at once: whoever writes so much is told when to wait
@@ -204,6 +206,20 @@ async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
     joining.write(b"nobody is there any more")
     await asyncio.sleep(0)
     assert wire.writes[6:] == []
+
+
+@pytest.mark.anyio
+async def test_replies_that_are_ready_together_are_written_together() -> None:
+    """A few at a time, so that no client waits for all of them; each in the order in which it was ready."""
+    burst = _Burst(asyncio.get_running_loop())
+    wires = [Wire() for _ in range(BURST + 1)]
+    for wire in wires:
+        joining = _Joining(wire, burst)
+        joining.write(b"head ")
+        joining.write(b"body")
+    assert [wire.writes for wire in wires] == [[b"head body"]] * BURST + [[]]
+    await asyncio.sleep(0)
+    assert wires[-1].writes == [b"head body"]
 
 
 # ------------------------------------------------------------------------------------------------------- command line
