@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
 from models import __main__ as commands
 from models import trainer
@@ -107,6 +110,12 @@ def train(data: Path | str, out: Path, *more: str, preset: str = "quick") -> int
 
 def steps_of(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (out / "stats.jsonl").read_text().splitlines()]
+
+
+def computed(out: Path) -> list[dict[str, Any]]:
+    """The rows of stats.jsonl without those figures that the clock gives."""
+    rows = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row.keys() - {"seconds", "images_per_s"}} for row in rows]
 
 
 def weights_of(out: Path) -> list[dict[str, Any]]:
@@ -448,6 +457,48 @@ def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_pat
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
     seen = steps_of(tmp_path / "killed")
     assert seen == sorted(set(seen))
+
+
+def test_a_convolutional_run_survives_kills_at_random_steps(tmp_path: Path) -> None:
+    """By the command itself, killed three times: every tensor of both bundles and every figure is as without kills."""
+    labels = np.arange(60) % 3
+    pixels = np.random.default_rng(0).integers(0, 100, (60, 16, 16)) + 50 * labels[:, None, None]
+    np.savez(tmp_path / "small.npz", images=pixels.astype(np.uint8), labels=labels)
+    command = [*(sys.executable, "-m", "models", "train", "--preset", "conv-r3", "--data", str(tmp_path / "small.npz")),
+               *("--steps", "40", "--batch-size", "4", "--device", "cpu", "--checkpoint-every", "3")]  # fmt: skip
+
+    def begin(out: Path) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*command, "--out", str(out), "--resume"],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+
+    def last_step() -> int:
+        return max(steps_of(killed), default=0) if (killed / "stats.jsonl").exists() else 0
+
+    random = np.random.default_rng(8)
+    for _ in range(3):
+        process, step = begin(killed), last_step() + int(random.integers(1, 10))
+        wait_for(partial(lambda step: last_step() >= step, step), process)
+        process.kill()
+        process.communicate()
+    for out in (killed, straight):
+        process = begin(out)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    for bundle in ("bundle", "last/bundle"):
+        for net in ("generator", "discriminator"):
+            one, other = (load_file(out / bundle / f"{net}.safetensors") for out in (killed, straight))
+            assert one.keys() == other.keys()
+            for name, tensor in one.items():
+                assert torch.equal(tensor, other[name]), f"{bundle} {net} {name}"
+    assert computed(killed) == computed(straight)
 
 
 FULL_DISK = """
