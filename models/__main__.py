@@ -59,7 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
+        said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        print(f"error: {said or error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         extra = "tensorboard" if error.name == "tensorboard" else "train"

@@ -614,6 +614,30 @@ def test_a_run_can_be_ended_early_by_fewer_steps(data: Path, tmp_path: Path, mon
     assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 1
 
 
+def test_a_run_without_a_readable_checkpoint_is_left_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there may be worth more than a fresh start: nothing changes before its owner has looked."""
+    assert train(data, tmp_path, "--steps", "20") == 0
+    (tmp_path / "checkpoints" / "step-000020.safetensors").write_bytes(b"junk")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--steps", "40") == 1
+    assert "none of the checkpoints can be read: step-000020.safetensors: " in only_error(capsys)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_error_of_the_system_without_a_number_is_told_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow's has only words, which name the file."""
+    assert train(data, tmp_path, "--steps", "5") == 0
+    (tmp_path / "samples" / "step-000003.png").write_bytes(b"junk")
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--steps", "10") == 1
+    assert "step-000003.png" in only_error(capsys)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
