@@ -260,20 +260,33 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
 def _train(arguments: argparse.Namespace) -> int:
     options, device, run = resolve(arguments), _device(arguments.device), _run_folder(arguments)
     dataset = _training_data(arguments, options)
-    record, changes = _record(run, options, dataset, device)
+    record, changes = _record(arguments, run, options, dataset, device)
     if changes and arguments.resume and not arguments.override:
         differences = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changes.items())
         raise RunError(f"the run was begun otherwise: {differences}. --override goes on all the same, and records it")
     state = trainer.State(options, dataset, device)
     if arguments.dry_run:
         return _dry_run(state, dataset, record)
+    with run.held():
+        return _train_alone(arguments, state, dataset, run, record, changes)
+
+
+def _train_alone(
+    arguments: argparse.Namespace,
+    state: trainer.State,
+    dataset: Dataset,
+    run: RunDir,
+    record: dict[str, Any],
+    changes: dict[str, list[Any]],
+) -> int:
+    options, name = state.options, record["name"]
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
         state.load(*found)
         print(f"Going on from step {state.step} of {run.path}.")
     elif arguments.resume:
         print(f"No checkpoint in {run.path} yet: starting from the beginning.")
-    if state.step >= options.steps and _is_published(run, state.step):
+    if state.step >= options.steps and _is_published(run, name, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
         return 0
     if changes:
@@ -287,7 +300,6 @@ def _train(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     if not state.best.step:  # a --steps below the first score ended the run
         trainer.keep_if_best(state, trainer.score(state, dataset))
-    name = arguments.name or _default_name(dataset.name, options.preset)
     trainer.publish(state, dataset, run.last, name, record, rule="last")
     bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best")
     write_report(run)
@@ -308,7 +320,7 @@ def _run_folder(arguments: argparse.Namespace) -> RunDir:
 
 
 def _record(
-    run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
+    arguments: argparse.Namespace, run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """What the run's folder and manifest will say of it, and what is otherwise than the folder says by now."""
     before = run.record() or {}
@@ -316,14 +328,16 @@ def _record(
     if device.type == "cpu" and threads != torch.get_num_threads():
         torch.set_num_threads(threads)  # a sum's last bits depend on how it is divided
         print(f"Computing on {threads} threads, as the run was begun.")
+    name = arguments.name or before.get("name") or _default_name(dataset.name, options.preset)
     record = {
+        "name": name,
         "preset": options.preset,
         "options": options.model_dump(mode="json"),
         "data": {"name": dataset.name, "checksum": dataset.checksum},
         "overrides": before.get("overrides", []),
         **environment(device),
     }
-    return record, _changes(before, record)
+    return record, _changes({"name": name, **before} if before else {}, record)
 
 
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
@@ -403,20 +417,21 @@ def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
             "bundle of the best until then, --resume --alarms warn goes on in spite of it")  # fmt: skip
 
 
-def _is_published(run: RunDir, step: int) -> bool:
+def _is_published(run: RunDir, name: str, step: int) -> bool:
     """Whether the run's bundle is there, whole, and of this step: a kill may have come between the two writes."""
     try:
-        return read_bundle(run.bundle).manifest.training.get("steps") == step
+        bundle = read_bundle(run.bundle)
+        return (bundle.name, bundle.manifest.training.get("steps")) == (name, step)
     except BundleError:
         return False
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """What a resumed run would compute otherwise than it was begun, as [old, new]: options, data, what changes sums."""
+    """What a resumed run would do otherwise than before, as [old, new]: name, options, data, what alters sums."""
     if not before:
         return {}
     old, new = (
-        {**record.get("options", {}), **{key: record.get(key) for key in ("data", *DECIDES_SUMS)}}
+        {**record.get("options", {}), **{key: record.get(key) for key in ("name", "data", *DECIDES_SUMS)}}
         for record in (before, now)
     )
     keys = sorted((old.keys() | new.keys()) - {"steps"})

@@ -1,6 +1,6 @@
 """The record of a run, a folder that people and later commands read:
 
-    options.json              what was asked for: options, data set and its checksum, environment
+    options.json              what was asked for: name, options, data set and its checksum, environment
     stats.jsonl               one JSON object a line, with at least `step` and `seconds`
     samples/step-000500.png   images from the same noise every time
     checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
@@ -18,7 +18,8 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from torch import Tensor
 
 from models.bundle import replace_file
 from models.sampler import UInt8, grid
+
+if sys.platform != "win32":
+    import fcntl
 
 KEPT_CHECKPOINTS = 2
 
@@ -54,6 +58,30 @@ class RunDir:
     def is_used(self) -> bool:
         """Whether a run has begun here, or anything else lies here."""
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process holds this run while the block lasts. The lock ends with the process, however that ends.
+
+        Raises:
+            RunError: Another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":  # folders cannot be locked there
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise RunError(f"{self.path}: another process is at work on this run") from None
+        except OSError:
+            pass  # some network file systems know no such locks, and their users must do without
+        try:
+            yield
+        finally:
+            os.close(folder)
 
     def begin(self, record: dict[str, Any]) -> None:
         """Write options.json, atomically, and sweep out what a kill left half written."""

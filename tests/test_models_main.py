@@ -399,6 +399,31 @@ def test_a_signal_saves_the_work_and_resume_finishes_it(data: Path, tmp_path: Pa
     assert seen[-1] == at + 60
 
 
+def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) -> None:
+    """The second is told so in one line and harms nothing; the lock of one that was killed is gone with it."""
+    arguments = [
+        "train",
+        "--preset",
+        "quick",
+        "--data",
+        str(data),
+        "--out",
+        str(tmp_path),
+        "--device",
+        "cpu",
+        "--resume",
+    ]
+    first = start(*arguments, "--steps", "1000000")
+    wait_for((tmp_path / "stats.jsonl").exists, first)
+    second = start(*arguments, "--steps", "60")
+    _, err = second.communicate()
+    assert (second.returncode, err) == (1, f"error: {tmp_path}: another process is at work on this run\n")
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    assert train(data, tmp_path, "--resume", "--steps", "1") == 0
+
+
 # Forks a child that goes on training after each SIGKILL, which comes some steps later, at a random moment.
 KILLER = """
 import contextlib, os, random, signal, time
@@ -673,6 +698,23 @@ def test_an_override_goes_on_and_is_recorded(data: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     assert train(data, tmp_path, "--resume", "--steps", "15") == 1
     assert "batch_size was 4 and is 8; generator_loss was hinge and is nonsaturating" in only_error(capsys)
+
+
+def test_a_resumed_run_keeps_its_name(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given once it need not be given again; another one is refused, and with --override the bundle is renamed."""
+    assert train(data, tmp_path, "--steps", "3", "--name", "mine") == 0
+    assert train(data, tmp_path, "--steps", "6", "--resume") == 0
+    assert read_bundle(tmp_path / "bundle").name == "mine"
+    capsys.readouterr()
+    assert train(data, tmp_path, "--steps", "6", "--resume", "--name", "other") == 1
+    assert "name was mine and is other" in only_error(capsys)
+    assert train(data, tmp_path, "--steps", "6", "--resume", "--name", "other", "--override") == 0
+    assert read_bundle(tmp_path / "bundle").name == "other"
+    record = json.loads((tmp_path / "options.json").read_bytes())
+    assert record["overrides"] == [{"step": 6, "changes": {"name": ["mine", "other"]}}]
+    del record["name"]  # as options.json was before it held the name
+    (tmp_path / "options.json").write_text(json.dumps(record))
+    assert train(data, tmp_path, "--steps", "9", "--resume", "--name", "other") == 0
 
 
 def test_an_override_cannot_change_the_nets(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

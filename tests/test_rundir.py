@@ -1,6 +1,8 @@
 """A run's folder keeps what is whole, forgets what will be computed again, and touches nothing that isn't its own."""
 
+import errno
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -140,6 +142,28 @@ def test_options_that_cannot_be_read_are_named(tmp_path: Path, content: str) -> 
     (tmp_path / "options.json").write_text(content)
     with pytest.raises(RunError, match=r"options\.json"):
         RunDir(tmp_path).record()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
+def test_a_run_is_held_by_one_at_a_time(tmp_path: Path) -> None:
+    """A second one is refused until the first is gone, and nothing is left of the lock."""
+    first, second = RunDir(tmp_path / "run"), RunDir(tmp_path / "run")
+    with first.held(), pytest.raises(RunError, match="run: another process is at work on this run"), second.held():
+        pass
+    with second.held():
+        pass
+    assert not list((tmp_path / "run").iterdir())
+
+
+def test_a_run_is_held_also_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on some network file systems: two at once are then up to the user."""
+
+    def unknown(_: int, __: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", unknown)
+    with RunDir(tmp_path).held():
+        pass
 
 
 def test_a_folder_is_used_as_soon_as_anything_lies_there(tmp_path: Path) -> None:
