@@ -461,20 +461,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from models.display import Status, show_figures, show_scores  # noqa: PLC0415 — as above
 
     deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
+    if arguments.neighbours is not None:
+        _require_png(arguments.neighbours)  # not after minutes of scoring
     device = _device(arguments.device)
     bundle = read_bundle(arguments.bundle, device)
-    dataset = _load_as_trained(arguments, bundle.manifest.training)
-    _refuse_other_images(dataset, bundle)
+    dataset = _load_as_trained(arguments, bundle)
     scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
     skipped = []
     with Status() as status:
         judge = load_features(dataset, device, progress=lambda *at: status.show("training the feature net", *at))
         status.show("drawing and embedding images")
         control = untrained_features(dataset, device) if judge.kind == "trained" else None
+        images, labels = _drawn(bundle, rows_wanted(dataset))
+        if labels is not None and bundle.manifest.labels != dataset.label_names:
+            labels = None
+            skipped.append(f"accuracy: the labels of {bundle.name} are not those of {dataset.name}")
         try:
-            suite = Suite(dataset, *_drawn(bundle, rows_wanted(dataset)), judge, control)
+            suite = Suite(dataset, images, labels, judge, control)
         except TooFewError as error:
             skipped.append(f"figures: {error}")
+            skipped += ["neighbours: as the figures"] if arguments.neighbours is not None else []
         else:
             scored: dict[str, Any] = {}
             for group, compute in suite.groups():
@@ -487,6 +493,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                 scored |= {figure.name: figure.facts() for figure in found}
             scores["suite"] = {**suite.facts(), "figures": scored}
             if arguments.neighbours is not None:
+                arguments.neighbours.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(arguments.neighbours, suite.nearest_pictures())
         scores["parzen"], rest = _parzen(bundle, dataset, deadline, status.show, show_scores)
     scores["skipped"] = skipped + rest
@@ -496,12 +503,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         record_evaluation(bundle, scores)
     print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
-
-
-def _refuse_other_images(dataset: Dataset, bundle: Bundle) -> None:
-    image = trainer.image_spec(dataset)
-    if image != bundle.manifest.image:
-        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
 
 
 def _parzen(
@@ -532,12 +533,20 @@ def _drawn(bundle: Bundle, count: int) -> tuple[UInt8, torch.Tensor | None]:
     return to_uint8(trainer.draw(bundle, count, 0)), labels
 
 
-def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) -> Dataset:
+def _load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
     """The data set, divided by the seed of the command line or else the bundle's: its test images were never seen."""
+    training: dict[str, Any] = bundle.manifest.training
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:
         raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
-    return load_dataset(arguments.data, arguments.data_dir, seed=seed, **_reading(arguments))
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **_reading(arguments))
+    image = trainer.image_spec(dataset)
+    if image != bundle.manifest.image:
+        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
+    if training.get("data", {}).get("checksum", dataset.checksum) != dataset.checksum:
+        print("warning: this is not the data that the bundle was trained on, or not divided as it was then: "
+              "test images may be among those that it learnt from", file=sys.stderr, flush=True)  # fmt: skip
+    return dataset
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -616,8 +625,7 @@ def _interpolate(arguments: argparse.Namespace) -> int:
 
 def _neighbours(arguments: argparse.Namespace) -> int:
     bundle = read_bundle(arguments.bundle)
-    dataset = _load_as_trained(argparse.Namespace(**vars(arguments), seed=None), bundle.manifest.training)
-    _refuse_other_images(dataset, bundle)
+    dataset = _load_as_trained(argparse.Namespace(**vars(arguments), seed=None), bundle)
     picture, found = figures.neighbours(
         bundle, dataset.train.images, seed=arguments.sample_seed, rows=arguments.rows, columns=arguments.columns
     )
@@ -630,9 +638,13 @@ def _neighbours(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write_picture(path: Path, content: bytes) -> None:
+def _require_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise RunError(f"{path}: pictures are written as PNG, so the name must end in .png")
+
+
+def _write_picture(path: Path, content: bytes) -> None:
+    _require_png(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
 

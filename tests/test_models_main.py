@@ -256,13 +256,18 @@ def test_evaluate_stops_in_time_and_says_what_is_missing(
     ]
 
 
-def test_evaluate_draws_samples_beside_their_nearest_training_images(data: Path, tmp_path: Path) -> None:
+def test_evaluate_draws_samples_beside_their_nearest_training_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three columns of twelve rows: the sample, the nearest by pixels, the nearest by features."""
     assert train(data, tmp_path / "run", "--steps", "5") == 0
     command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--device", "cpu"]
-    assert main([*command, "--time-limit", "0", "--neighbours", str(tmp_path / "near.png")]) == 0
-    with Image.open(tmp_path / "near.png") as picture:
+    assert main([*command, "--time-limit", "0", "--neighbours", str(tmp_path / "new" / "near.png")]) == 0
+    with Image.open(tmp_path / "new" / "near.png") as picture:
         assert (picture.size, picture.mode) == ((3 * 6, 12 * 10), "RGB")
+    capsys.readouterr()
+    assert main([*command, "--neighbours", str(tmp_path / "near.txt")]) == 1
+    assert "the name must end in .png" in only_error(capsys)  # before anything is scored
 
 
 def test_a_set_too_small_for_the_figures_still_gets_its_log_likelihood(
@@ -271,11 +276,47 @@ def test_a_set_too_small_for_the_figures_still_gets_its_log_likelihood(
     """20 images leave two for the test: the figures are left out with the reason."""
     np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8))
     assert train(tmp_path / "few.npz", tmp_path / "run", "--steps", "2") == 0
-    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "few.npz")]) == 0
+    command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "few.npz")]
+    assert main([*command, "--neighbours", str(tmp_path / "near.png")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "suite" not in scores
-    assert scores["skipped"] == ["figures: they need 6 test images and 30 training images; few has 2 and 16"]
+    assert scores["skipped"] == [
+        "figures: they need 6 test images and 30 training images; few has 2 and 16",
+        "neighbours: as the figures",
+    ]
     assert len(scores["parzen"]) == 4
+
+
+def test_a_set_too_small_for_the_frechet_distance_is_refused_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not at the first score, after thousands of steps; one image more is enough."""
+    images = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=images[:19])
+    assert train(tmp_path / "few.npz", tmp_path / "run", "--selection", "frechet") == 1
+    assert only_error(capsys) == "error: few is too small for the Fréchet distance: 20 images are the least"
+    assert not (tmp_path / "run").exists()
+    np.savez(tmp_path / "few.npz", images=images)
+    assert train(tmp_path / "few.npz", tmp_path / "run", "--selection", "frechet", "--steps", "2") == 0
+
+
+def test_a_bundle_is_not_asked_for_the_labels_of_other_data(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its classes mean something else there: all else is scored, and a warning says that the data are others."""
+    assert train(data, tmp_path / "run", "--steps", "5", preset="classes") == 0
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", images=arrays["images"], labels=arrays["labels"] % 2)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "other.npz")]) == 0
+    out, err = capsys.readouterr()
+    scores = json.loads(out.splitlines()[-1])
+    assert scores["skipped"] == ["accuracy: the labels of colours-small-classes are not those of other"]
+    assert "classifier_score" in scores["suite"]["figures"]
+    assert "accuracy" not in scores["suite"]["figures"]
+    assert "warning: this is not the data that the bundle was trained on" in err
+    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--time-limit", "0"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_a_run_can_be_chosen_by_the_frechet_distance_and_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:

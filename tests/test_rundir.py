@@ -155,6 +155,7 @@ def test_a_run_is_held_by_one_at_a_time(tmp_path: Path) -> None:
     assert not list((tmp_path / "run").iterdir())
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="folders cannot be locked")
 def test_a_run_is_held_also_where_there_are_no_locks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As on some network file systems: two at once are then up to the user."""
 
