@@ -24,6 +24,7 @@ from models import evaluation, figures, trainer
 from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
 from models.cost import measure_step
 from models.data import DataError, Dataset, load_dataset
+from models.dataset import listed
 from models.features import load_features, untrained_features
 from models.health import Alarm, HealthError, Probe, Watch, row_of
 from models.losses import LOSSES
@@ -181,17 +182,15 @@ def _add_experiments(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**53:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 … 2⁵³ − 1")
-    return number
+    if not text.isdecimal() or int(text) >= 2**53:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 0 … 2⁵³ − 1")
+    return int(text)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -283,9 +282,9 @@ def _train_alone(
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
         state.load(*found)
-        print(f"Going on from step {state.step} of {run.path}.")
+        print(f"Going on from step {state.step} of {run.path}.", flush=True)
     elif arguments.resume:
-        print(f"No checkpoint in {run.path} yet: starting from the beginning.")
+        print(f"No checkpoint in {run.path} yet: starting from the beginning.", flush=True)
     if state.step >= options.steps and _is_published(run, name, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
         return 0
@@ -327,7 +326,7 @@ def _record(
     threads = before.get("threads", torch.get_num_threads())
     if device.type == "cpu" and threads != torch.get_num_threads():
         torch.set_num_threads(threads)  # a sum's last bits depend on how it is divided
-        print(f"Computing on {threads} threads, as the run was begun.")
+        print(f"Computing on {threads} threads, as the run was begun.", flush=True)
     name = arguments.name or before.get("name") or _default_name(dataset.name, options.preset)
     record = {
         "name": name,
@@ -344,7 +343,14 @@ def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> D
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
     said = arguments.conditional is not None or arguments.dry_run  # whose output is for programs, too
     if dataset.label_names and not options.conditional and not said:
-        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
+        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
+              flush=True)  # fmt: skip
+    if options.conditional and dataset.label_names and dataset.train.labels is not None:
+        seen = set(dataset.train.labels.tolist())
+        unseen = [name for label, name in enumerate(dataset.label_names) if label not in seen]
+        if unseen:
+            print(f"warning: no training image of {listed(unseen)}: what is drawn for such a label means nothing",
+                  file=sys.stderr, flush=True)  # fmt: skip
     return dataset
 
 
@@ -581,12 +587,12 @@ def _export(arguments: argparse.Namespace) -> int:
 def _toy(arguments: argparse.Namespace) -> int:
     from models import toy, toyplot  # noqa: PLC0415 — matplotlib is an extra that `inspect` does without
 
+    arguments.out.mkdir(parents=True, exist_ok=True)
     options = toy.ToyOptions(seed=arguments.seed, steps=arguments.steps, d_updates=arguments.d_updates)
     result = toy.play(options, report=_show_stage)
     fresh = result.fresh
     print(f"fresh D: value {fresh.value:.4f}, largest gap to p_data/(p_data+p_g) {fresh.gap:.3f}, "
           f"largest distance from ½ {fresh.from_half:.3f}")  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
     replace_file(
         arguments.out / "toy.json", (json.dumps(result.record(), indent=1, ensure_ascii=False) + "\n").encode()
     )

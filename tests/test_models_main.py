@@ -25,6 +25,7 @@ from models import __main__ as commands
 from models import trainer
 from models.__main__ import main
 from models.bundle import NAME_PATTERN, read_bundle
+from models.data import load_dataset
 from models.display import PLAIN_EVERY, TrainingDisplay
 from models.rundir import RunDir
 from models.spec import (
@@ -442,20 +443,12 @@ def test_a_signal_saves_the_work_and_resume_finishes_it(data: Path, tmp_path: Pa
 
 def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) -> None:
     """The second is told so in one line and harms nothing; the lock of one that was killed is gone with it."""
-    arguments = [
-        "train",
-        "--preset",
-        "quick",
-        "--data",
-        str(data),
-        "--out",
-        str(tmp_path),
-        "--device",
-        "cpu",
-        "--resume",
-    ]
+    arguments = ["train", "--preset", "quick", "--unconditional", "--data", str(data), "--device", "cpu", "--resume"]
+    arguments += ["--out", str(tmp_path)]
     first = start(*arguments, "--steps", "1000000")
-    wait_for((tmp_path / "stats.jsonl").exists, first)
+    assert first.stdout is not None
+    told = first.stdout.readline()  # not held back until the end
+    assert told == f"No checkpoint in {tmp_path} yet: starting from the beginning.\n"
     second = start(*arguments, "--steps", "60")
     _, err = second.communicate()
     assert (second.returncode, err) == (1, f"error: {tmp_path}: another process is at work on this run\n")
@@ -865,15 +858,19 @@ def test_nonsense_is_one_line_and_exit_code_1(
         ["train", "--preset", "quick", "--data", "x", "--out", "y", "--name", "../up"],
         ["inspect"],
         ["inspect", "x", "--loud"],
+        ["toy", "--out", "x", "--steps", "0"],
+        ["toy", "--out", "x", "--seed", "one"],
     ],
-    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag"],
+    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag", "toy's steps", "toy's seed"],
 )
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """As every command line does: the usage, and what was wrong with it."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in said
+    assert "_whole" not in said  # no name of a function
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(
@@ -892,6 +889,20 @@ def test_a_conditional_preset_refuses_data_without_labels(tmp_path: Path, capsys
     assert train(tmp_path / "plain.npz", tmp_path / "run", preset="classes") == 1
     assert "classes is class-conditional, and plain has no labels" in only_error(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The division is by chance: the only image of a class may go to the validation or test images."""
+    images = np.random.default_rng(0).integers(0, 255, (20, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "rare.npz", images=images, labels=np.arange(20))
+    seen = load_dataset(str(tmp_path / "rare.npz"), None, seed=0).train.labels
+    assert seen is not None
+    unseen = sorted({*range(20)} - {*seen.tolist()})
+    warning = f"warning: no training image of {', '.join(map(str, unseen))}: what is drawn for such a label"
+    assert train(tmp_path / "rare.npz", tmp_path / "run", "--steps", "2", preset="classes") == 0
+    assert warning in capsys.readouterr().err
+    assert train(tmp_path / "rare.npz", tmp_path / "plain", "--steps", "2") == 0
+    assert not capsys.readouterr().err
 
 
 def test_evaluate_and_inspect_refuse_what_they_cannot_use(
