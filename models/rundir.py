@@ -108,8 +108,8 @@ class RunDir:
             return None
         except ValueError as error:
             raise RunError(f"{self._options}: {error}") from None
-        if not isinstance(record, dict):
-            raise RunError(f"{self._options}: not a JSON object")
+        if not isinstance(record, dict) or not isinstance(record.get("options", {}), dict):
+            raise RunError(f"{self._options}: not the record of a run")
         return record
 
     def append_stats(self, row: dict[str, Any]) -> None:

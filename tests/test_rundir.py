@@ -136,7 +136,7 @@ def test_beginning_again_sweeps_out_only_what_a_kill_left(tmp_path: Path) -> Non
     assert mine.exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]"], ids=["empty", "cut off", "no object"])
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"options": 3}'], ids=["empty", "cut off", "list", "number"])
 def test_options_that_cannot_be_read_are_named(tmp_path: Path, content: str) -> None:
     """A damaged options.json is one clear line: guessing what a run was would be worse."""
     (tmp_path / "options.json").write_text(content)
