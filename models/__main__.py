@@ -24,6 +24,7 @@ from models import evaluation, figures, trainer
 from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
 from models.cost import measure_step
 from models.data import DataError, Dataset, load_dataset
+from models.dataset import listed
 from models.features import load_features, untrained_features
 from models.health import Alarm, HealthError, Probe, Watch, row_of
 from models.losses import LOSSES
@@ -59,7 +60,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except OSError as error:
-        print(f"error: {': '.join(str(part) for part in (error.filename, error.strerror) if part)}", file=sys.stderr)
+        said = ": ".join(str(part) for part in (error.filename, error.strerror) if part)
+        print(f"error: {said or error}", file=sys.stderr)
         return 1
     except ModuleNotFoundError as error:
         extra = "tensorboard" if error.name == "tensorboard" else "train"
@@ -180,17 +182,15 @@ def _add_experiments(commands: "argparse._SubParsersAction[argparse.ArgumentPars
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text} must be at least 1")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
 
 
 def _whole(text: str) -> int:
-    number = int(text)
-    if not 0 <= number < 2**53:
-        raise argparse.ArgumentTypeError(f"{text} must be 0 … 2⁵³ − 1")
-    return number
+    if not text.isdecimal() or int(text) >= 2**53:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 0 … 2⁵³ − 1")
+    return int(text)
 
 
 def _add_data(parser: argparse.ArgumentParser) -> None:
@@ -259,20 +259,33 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
 def _train(arguments: argparse.Namespace) -> int:
     options, device, run = resolve(arguments), _device(arguments.device), _run_folder(arguments)
     dataset = _training_data(arguments, options)
-    record, changes = _record(run, options, dataset, device)
+    record, changes = _record(arguments, run, options, dataset, device)
     if changes and arguments.resume and not arguments.override:
         differences = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changes.items())
         raise RunError(f"the run was begun otherwise: {differences}. --override goes on all the same, and records it")
     state = trainer.State(options, dataset, device)
     if arguments.dry_run:
         return _dry_run(state, dataset, record)
+    with run.held():
+        return _train_alone(arguments, state, dataset, run, record, changes)
+
+
+def _train_alone(
+    arguments: argparse.Namespace,
+    state: trainer.State,
+    dataset: Dataset,
+    run: RunDir,
+    record: dict[str, Any],
+    changes: dict[str, list[Any]],
+) -> int:
+    options, name = state.options, record["name"]
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
         state.load(*found)
-        print(f"Going on from step {state.step} of {run.path}.")
+        print(f"Going on from step {state.step} of {run.path}.", flush=True)
     elif arguments.resume:
-        print(f"No checkpoint in {run.path} yet: starting from the beginning.")
-    if state.step >= options.steps and _is_published(run, state.step):
+        print(f"No checkpoint in {run.path} yet: starting from the beginning.", flush=True)
+    if state.step >= options.steps and _is_published(run, name, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
         return 0
     if changes:
@@ -286,7 +299,6 @@ def _train(arguments: argparse.Namespace) -> int:
         return INTERRUPTED
     if not state.best.step:  # a --steps below the first score ended the run
         trainer.keep_if_best(state, trainer.score(state, dataset))
-    name = arguments.name or _default_name(dataset.name, options.preset)
     trainer.publish(state, dataset, run.last, name, record, rule="last")
     bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best")
     write_report(run)
@@ -307,29 +319,38 @@ def _run_folder(arguments: argparse.Namespace) -> RunDir:
 
 
 def _record(
-    run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
+    arguments: argparse.Namespace, run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """What the run's folder and manifest will say of it, and what is otherwise than the folder says by now."""
     before = run.record() or {}
     threads = before.get("threads", torch.get_num_threads())
     if device.type == "cpu" and threads != torch.get_num_threads():
         torch.set_num_threads(threads)  # a sum's last bits depend on how it is divided
-        print(f"Computing on {threads} threads, as the run was begun.")
+        print(f"Computing on {threads} threads, as the run was begun.", flush=True)
+    name = arguments.name or before.get("name") or _default_name(dataset.name, options.preset)
     record = {
+        "name": name,
         "preset": options.preset,
         "options": options.model_dump(mode="json"),
         "data": {"name": dataset.name, "checksum": dataset.checksum},
         "overrides": before.get("overrides", []),
         **environment(device),
     }
-    return record, _changes(before, record)
+    return record, _changes({"name": name, **before} if before else {}, record)
 
 
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **_reading(arguments))
     said = arguments.conditional is not None or arguments.dry_run  # whose output is for programs, too
     if dataset.label_names and not options.conditional and not said:
-        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.")
+        print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
+              flush=True)  # fmt: skip
+    if options.conditional and dataset.label_names and dataset.train.labels is not None:
+        seen = set(dataset.train.labels.tolist())
+        unseen = [name for label, name in enumerate(dataset.label_names) if label not in seen]
+        if unseen:
+            print(f"warning: no training image of {listed(unseen)}: what is drawn for such a label means nothing",
+                  file=sys.stderr, flush=True)  # fmt: skip
     return dataset
 
 
@@ -402,20 +423,21 @@ def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
             "bundle of the best until then, --resume --alarms warn goes on in spite of it")  # fmt: skip
 
 
-def _is_published(run: RunDir, step: int) -> bool:
+def _is_published(run: RunDir, name: str, step: int) -> bool:
     """Whether the run's bundle is there, whole, and of this step: a kill may have come between the two writes."""
     try:
-        return read_bundle(run.bundle).manifest.training.get("steps") == step
+        bundle = read_bundle(run.bundle)
+        return (bundle.name, bundle.manifest.training.get("steps")) == (name, step)
     except BundleError:
         return False
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """What a resumed run would compute otherwise than it was begun, as [old, new]: options, data, what changes sums."""
+    """What a resumed run would do otherwise than before, as [old, new]: name, options, data, what alters sums."""
     if not before:
         return {}
     old, new = (
-        {**record.get("options", {}), **{key: record.get(key) for key in ("data", *DECIDES_SUMS)}}
+        {**record.get("options", {}), **{key: record.get(key) for key in ("name", "data", *DECIDES_SUMS)}}
         for record in (before, now)
     )
     keys = sorted((old.keys() | new.keys()) - {"steps"})
@@ -445,20 +467,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     from models.display import Status, show_figures, show_scores  # noqa: PLC0415 — as above
 
     deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
+    if arguments.neighbours is not None:
+        _require_png(arguments.neighbours)  # not after minutes of scoring
     device = _device(arguments.device)
     bundle = read_bundle(arguments.bundle, device)
-    dataset = _load_as_trained(arguments, bundle.manifest.training)
-    _refuse_other_images(dataset, bundle)
+    dataset = _load_as_trained(arguments, bundle)
     scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
     skipped = []
     with Status() as status:
         judge = load_features(dataset, device, progress=lambda *at: status.show("training the feature net", *at))
         status.show("drawing and embedding images")
         control = untrained_features(dataset, device) if judge.kind == "trained" else None
+        images, labels = _drawn(bundle, rows_wanted(dataset))
+        if labels is not None and bundle.manifest.labels != dataset.label_names:
+            labels = None
+            skipped.append(f"accuracy: the labels of {bundle.name} are not those of {dataset.name}")
         try:
-            suite = Suite(dataset, *_drawn(bundle, rows_wanted(dataset)), judge, control)
+            suite = Suite(dataset, images, labels, judge, control)
         except TooFewError as error:
             skipped.append(f"figures: {error}")
+            skipped += ["neighbours: as the figures"] if arguments.neighbours is not None else []
         else:
             scored: dict[str, Any] = {}
             for group, compute in suite.groups():
@@ -471,6 +499,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                 scored |= {figure.name: figure.facts() for figure in found}
             scores["suite"] = {**suite.facts(), "figures": scored}
             if arguments.neighbours is not None:
+                arguments.neighbours.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(arguments.neighbours, suite.nearest_pictures())
         scores["parzen"], rest = _parzen(bundle, dataset, deadline, status.show, show_scores)
     scores["skipped"] = skipped + rest
@@ -480,12 +509,6 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         record_evaluation(bundle, scores)
     print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
-
-
-def _refuse_other_images(dataset: Dataset, bundle: Bundle) -> None:
-    image = trainer.image_spec(dataset)
-    if image != bundle.manifest.image:
-        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
 
 
 def _parzen(
@@ -516,12 +539,20 @@ def _drawn(bundle: Bundle, count: int) -> tuple[UInt8, torch.Tensor | None]:
     return to_uint8(trainer.draw(bundle, count, 0)), labels
 
 
-def _load_as_trained(arguments: argparse.Namespace, training: dict[str, Any]) -> Dataset:
+def _load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
     """The data set, divided by the seed of the command line or else the bundle's: its test images were never seen."""
+    training: dict[str, Any] = bundle.manifest.training
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:
         raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
-    return load_dataset(arguments.data, arguments.data_dir, seed=seed, **_reading(arguments))
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **_reading(arguments))
+    image = trainer.image_spec(dataset)
+    if image != bundle.manifest.image:
+        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
+    if training.get("data", {}).get("checksum", dataset.checksum) != dataset.checksum:
+        print("warning: this is not the data that the bundle was trained on, or not divided as it was then: "
+              "test images may be among those that it learnt from", file=sys.stderr, flush=True)  # fmt: skip
+    return dataset
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
@@ -556,12 +587,12 @@ def _export(arguments: argparse.Namespace) -> int:
 def _toy(arguments: argparse.Namespace) -> int:
     from models import toy, toyplot  # noqa: PLC0415 — matplotlib is an extra that `inspect` does without
 
+    arguments.out.mkdir(parents=True, exist_ok=True)
     options = toy.ToyOptions(seed=arguments.seed, steps=arguments.steps, d_updates=arguments.d_updates)
     result = toy.play(options, report=_show_stage)
     fresh = result.fresh
     print(f"fresh D: value {fresh.value:.4f}, largest gap to p_data/(p_data+p_g) {fresh.gap:.3f}, "
           f"largest distance from ½ {fresh.from_half:.3f}")  # fmt: skip
-    arguments.out.mkdir(parents=True, exist_ok=True)
     replace_file(
         arguments.out / "toy.json", (json.dumps(result.record(), indent=1, ensure_ascii=False) + "\n").encode()
     )
@@ -600,8 +631,7 @@ def _interpolate(arguments: argparse.Namespace) -> int:
 
 def _neighbours(arguments: argparse.Namespace) -> int:
     bundle = read_bundle(arguments.bundle)
-    dataset = _load_as_trained(argparse.Namespace(**vars(arguments), seed=None), bundle.manifest.training)
-    _refuse_other_images(dataset, bundle)
+    dataset = _load_as_trained(argparse.Namespace(**vars(arguments), seed=None), bundle)
     picture, found = figures.neighbours(
         bundle, dataset.train.images, seed=arguments.sample_seed, rows=arguments.rows, columns=arguments.columns
     )
@@ -614,9 +644,13 @@ def _neighbours(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _write_picture(path: Path, content: bytes) -> None:
+def _require_png(path: Path) -> None:
     if path.suffix.lower() != ".png":
         raise RunError(f"{path}: pictures are written as PNG, so the name must end in .png")
+
+
+def _write_picture(path: Path, content: bytes) -> None:
+    _require_png(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
 

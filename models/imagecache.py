@@ -59,7 +59,12 @@ def cached(
     with tempfile.TemporaryDirectory(dir=home, prefix=".", ignore_cleanup_errors=True) as beside:
         entry = Path(beside) / "entry"
         entry.mkdir()
-        build(entry)
+        try:
+            build(entry)
+        except OSError as error:
+            if error.filename is None:  # a write, as on a full disk: the source's name would lead to the wrong one
+                raise OSError(error.errno, error.strerror, str(home)) from error
+            raise
         shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been read
         try:
             entry.rename(place)

@@ -1,21 +1,26 @@
 """The record of a run, a folder that people and later commands read:
 
-    options.json              what was asked for: options, data set and its checksum, environment
+    options.json              what was asked for: name, options, data set and its checksum, environment
     stats.jsonl               one JSON object a line, with at least `step` and `seconds`
     samples/step-000500.png   images from the same noise every time
     checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
     bundle/                   the end product: the weights that scored best
     last/bundle/              the last step's weights, where a server on this folder doesn't look
 
-A checkpoint is written beside its place, synced and renamed: after a kill at any moment the newest one that reads whole
-is where the run goes on.
+A checkpoint is written beside its place, synced and renamed, with a checksum of its own: after a kill at any moment the
+newest one that reads whole is where the run goes on.
 """  # noqa: D400, D415
 
+import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +32,9 @@ from torch import Tensor
 
 from models.bundle import replace_file
 from models.sampler import UInt8, grid
+
+if sys.platform != "win32":
+    import fcntl
 
 KEPT_CHECKPOINTS = 2
 
@@ -51,11 +59,36 @@ class RunDir:
         """Whether a run has begun here, or anything else lies here."""
         return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process holds this run while the block lasts. The lock ends with the process, however that ends.
+
+        Raises:
+            RunError: Another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":  # folders cannot be locked there
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise RunError(f"{self.path}: another process is at work on this run") from None
+        except OSError:
+            pass  # some network file systems know no such locks, and their users must do without
+        try:
+            yield
+        finally:
+            os.close(folder)
+
     def begin(self, record: dict[str, Any]) -> None:
         """Write options.json, atomically, and sweep out what a kill left half written."""
         for folder in (self._checkpoints, self._samples):
             folder.mkdir(parents=True, exist_ok=True)
-        for target in (self._options, self._stats, self._checkpoints / "step-*"):
+        pages = (self._options, self._stats, self.path / "report.html")
+        for target in (*pages, self._checkpoints / "step-*", self._samples / "step-*"):
             for rest in target.parent.glob(f".{target.name}.*.tmp"):
                 rest.unlink()
         for bundle in (self.bundle, self.last):
@@ -75,8 +108,8 @@ class RunDir:
             return None
         except ValueError as error:
             raise RunError(f"{self._options}: {error}") from None
-        if not isinstance(record, dict):
-            raise RunError(f"{self._options}: not a JSON object")
+        if not isinstance(record, dict) or not isinstance(record.get("options", {}), dict):
+            raise RunError(f"{self._options}: not the record of a run")
         return record
 
     def append_stats(self, row: dict[str, Any]) -> None:
@@ -112,7 +145,9 @@ class RunDir:
             OSError: The disk. Earlier checkpoints are untouched.
         """
         named = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-        replace_file(self._path_of(step), save_tensors(named, metadata={"facts": json.dumps(facts)}))
+        written = json.dumps(facts)
+        metadata = {"facts": written, "sha256": _checksum(named, written)}
+        replace_file(self._path_of(step), save_tensors(named, metadata=metadata))
         good = [path for path in self._newest_first() if good_step is not None and _step_in(path) <= good_step]
         for old in self._newest_first()[KEPT_CHECKPOINTS:]:
             if old not in good[:1]:
@@ -128,14 +163,25 @@ class RunDir:
         return _step_in((good or found)[0]) if found else None
 
     def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest checkpoint that reads whole, or None."""
+        """Tensors and facts of the newest checkpoint that reads whole, or None where there is none yet.
+
+        One that is damaged is named on stderr, and the one before it taken.
+
+        Raises:
+            RunError: There are some, and none can be read: beginning anew would bury what is left of the run.
+        """
+        faults = []
         for path in self._newest_first():
             try:
-                with safe_open(path, framework="pt") as file:
-                    facts = json.loads(file.metadata()["facts"])
-                    return {name: file.get_tensor(name) for name in file.keys()}, facts  # noqa: SIM118 — not a dict
-            except (SafetensorError, OSError, ValueError, KeyError, TypeError):
-                continue  # cut off by a crash before the rename was synced: the one before it is whole
+                found = _read_checkpoint(path)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                faults.append(f"{path.name}: {' '.join(str(error).split())}")
+                continue
+            for fault in faults:
+                print(f"warning: passing over a checkpoint that cannot be read: {fault}", file=sys.stderr, flush=True)
+            return found
+        if faults:
+            raise RunError(f"{self._checkpoints}: none of the checkpoints can be read: {'; '.join(faults)}")
         return None
 
     def _path_of(self, step: int) -> Path:
@@ -147,8 +193,10 @@ class RunDir:
 
 
 def save_picture(path: Path, picture: UInt8) -> None:
-    """Write (h, w, c) as an image file."""
-    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(path)
+    """Write (h, w, c) as a PNG, atomically."""
+    content = BytesIO()
+    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(content, "PNG")
+    replace_file(path, content.getvalue())
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -172,6 +220,24 @@ def _source_commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return found.stdout.strip() or None
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
+    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata["facts"]):
+        raise ValueError("its checksum differs")
+    return tensors, json.loads(metadata["facts"])
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """sha256, in hex, over the facts and every tensor: bits that flip on a disk are in no other check."""
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _step_in(path: Path) -> int:

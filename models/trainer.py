@@ -32,7 +32,7 @@ from models.losses import LOSSES, gradient_penalty
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
-from models.suite import FrechetOnValidation
+from models.suite import FrechetOnValidation, rows_wanted
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
 
@@ -114,7 +114,7 @@ class State:
     """All that a run has computed so far: both nets, the average of G, both optimisers, the step, and the best.
 
     Raises:
-        TrainingError: The options need labels, and the data has none; or the nets can't make such images.
+        TrainingError: The data has no labels, or too few images, for the options; or the nets can't make such images.
     """
 
     def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device) -> None:
@@ -128,6 +128,8 @@ class State:
         self.data = Resident(dataset, options, device)
         self.image = image_spec(dataset)
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
+        if options.selection == "frechet" and min(rows_wanted(dataset), len(dataset.validation.images)) < 2:
+            raise TrainingError(f"{dataset.name} is too small for the Fréchet distance: 20 images are the least")
         self.generator, self.discriminator = self.empty_nets()
         self.average = (
             self.empty_nets()[0].requires_grad_(requires_grad=False) if options.ema_half_life_images else None
@@ -386,7 +388,7 @@ def score(state: State, dataset: Dataset) -> Score:
     touched, and two scores of a run differ by the weights alone.
 
     Raises:
-        TrainingError: The generator's pixels are not all numbers, or the data set is too small for the rule.
+        TrainingError: The generator's pixels are not all numbers.
     """
     if state.options.selection == "frechet":
         return _score_frechet(state, dataset)
@@ -403,10 +405,7 @@ def score(state: State, dataset: Dataset) -> Score:
 
 def _score_frechet(state: State, dataset: Dataset) -> Score:
     if state.frechet is None:
-        try:
-            state.frechet = FrechetOnValidation(dataset, state.device)
-        except ValueError as error:
-            raise TrainingError(f"{dataset.name} is too small for the Fréchet distance: {error}") from None
+        state.frechet = FrechetOnValidation(dataset, state.device)
     judge, count = state.frechet, state.frechet.count
     images = to_uint8(generate(state.shown_generator, state.options.latent, count, state.sample_labels(count)))
     value = judge.score(images)

@@ -929,6 +929,18 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     assert str(tmp_path / "file") in refusal(save_many(tmp_path / "cats"))
 
 
+def test_a_full_disk_of_the_cache_is_named(cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The operating system does not say which disk it was that a write found full."""
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("models.data.write_folder", full)
+    reason = refusal(save_many(tmp_path / "cats"))
+    assert "No space left on device" in reason
+    assert str(cache) in reason
+
+
 def test_memory_stays_bounded_while_a_folder_is_read(cache: Path, tmp_path: Path) -> None:
     """A folder of 48 MB of pixels, read by a process that may allocate half of that."""
     del cache

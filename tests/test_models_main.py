@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +19,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors.torch import load_file
 
 from models import __main__ as commands
 from models import trainer
 from models.__main__ import main
 from models.bundle import NAME_PATTERN, read_bundle
+from models.data import load_dataset
 from models.display import PLAIN_EVERY, TrainingDisplay
 from models.rundir import RunDir
 from models.spec import (
@@ -107,6 +111,12 @@ def train(data: Path | str, out: Path, *more: str, preset: str = "quick") -> int
 
 def steps_of(out: Path) -> list[int]:
     return [json.loads(line)["step"] for line in (out / "stats.jsonl").read_text().splitlines()]
+
+
+def computed(out: Path) -> list[dict[str, Any]]:
+    """The rows of stats.jsonl without those figures that the clock gives."""
+    rows = [json.loads(line) for line in (out / "stats.jsonl").read_text().splitlines()]
+    return [{key: row[key] for key in row.keys() - {"seconds", "images_per_s"}} for row in rows]
 
 
 def weights_of(out: Path) -> list[dict[str, Any]]:
@@ -247,13 +257,18 @@ def test_evaluate_stops_in_time_and_says_what_is_missing(
     ]
 
 
-def test_evaluate_draws_samples_beside_their_nearest_training_images(data: Path, tmp_path: Path) -> None:
+def test_evaluate_draws_samples_beside_their_nearest_training_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """Three columns of twelve rows: the sample, the nearest by pixels, the nearest by features."""
     assert train(data, tmp_path / "run", "--steps", "5") == 0
     command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--device", "cpu"]
-    assert main([*command, "--time-limit", "0", "--neighbours", str(tmp_path / "near.png")]) == 0
-    with Image.open(tmp_path / "near.png") as picture:
+    assert main([*command, "--time-limit", "0", "--neighbours", str(tmp_path / "new" / "near.png")]) == 0
+    with Image.open(tmp_path / "new" / "near.png") as picture:
         assert (picture.size, picture.mode) == ((3 * 6, 12 * 10), "RGB")
+    capsys.readouterr()
+    assert main([*command, "--neighbours", str(tmp_path / "near.txt")]) == 1
+    assert "the name must end in .png" in only_error(capsys)  # before anything is scored
 
 
 def test_a_set_too_small_for_the_figures_still_gets_its_log_likelihood(
@@ -262,11 +277,47 @@ def test_a_set_too_small_for_the_figures_still_gets_its_log_likelihood(
     """20 images leave two for the test: the figures are left out with the reason."""
     np.savez(tmp_path / "few.npz", images=np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8))
     assert train(tmp_path / "few.npz", tmp_path / "run", "--steps", "2") == 0
-    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "few.npz")]) == 0
+    command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "few.npz")]
+    assert main([*command, "--neighbours", str(tmp_path / "near.png")]) == 0
     scores = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert "suite" not in scores
-    assert scores["skipped"] == ["figures: they need 6 test images and 30 training images; few has 2 and 16"]
+    assert scores["skipped"] == [
+        "figures: they need 6 test images and 30 training images; few has 2 and 16",
+        "neighbours: as the figures",
+    ]
     assert len(scores["parzen"]) == 4
+
+
+def test_a_set_too_small_for_the_frechet_distance_is_refused_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And not at the first score, after thousands of steps; one image more is enough."""
+    images = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=images[:19])
+    assert train(tmp_path / "few.npz", tmp_path / "run", "--selection", "frechet") == 1
+    assert only_error(capsys) == "error: few is too small for the Fréchet distance: 20 images are the least"
+    assert not (tmp_path / "run").exists()
+    np.savez(tmp_path / "few.npz", images=images)
+    assert train(tmp_path / "few.npz", tmp_path / "run", "--selection", "frechet", "--steps", "2") == 0
+
+
+def test_a_bundle_is_not_asked_for_the_labels_of_other_data(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its classes mean something else there: all else is scored, and a warning says that the data are others."""
+    assert train(data, tmp_path / "run", "--steps", "5", preset="classes") == 0
+    with np.load(data) as arrays:
+        np.savez(tmp_path / "other.npz", images=arrays["images"], labels=arrays["labels"] % 2)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "other.npz")]) == 0
+    out, err = capsys.readouterr()
+    scores = json.loads(out.splitlines()[-1])
+    assert scores["skipped"] == ["accuracy: the labels of colours-small-classes are not those of other"]
+    assert "classifier_score" in scores["suite"]["figures"]
+    assert "accuracy" not in scores["suite"]["figures"]
+    assert "warning: this is not the data that the bundle was trained on" in err
+    assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--time-limit", "0"]) == 0
+    assert "warning" not in capsys.readouterr().err
 
 
 def test_a_run_can_be_chosen_by_the_frechet_distance_and_keeps_its_last_weights(data: Path, tmp_path: Path) -> None:
@@ -390,6 +441,23 @@ def test_a_signal_saves_the_work_and_resume_finishes_it(data: Path, tmp_path: Pa
     assert seen[-1] == at + 60
 
 
+def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) -> None:
+    """The second is told so in one line and harms nothing; the lock of one that was killed is gone with it."""
+    arguments = ["train", "--preset", "quick", "--unconditional", "--data", str(data), "--device", "cpu", "--resume"]
+    arguments += ["--out", str(tmp_path)]
+    first = start(*arguments, "--steps", "1000000")
+    assert first.stdout is not None
+    told = first.stdout.readline()  # not held back until the end
+    assert told == f"No checkpoint in {tmp_path} yet: starting from the beginning.\n"
+    second = start(*arguments, "--steps", "60")
+    _, err = second.communicate()
+    assert (second.returncode, err) == (1, f"error: {tmp_path}: another process is at work on this run\n")
+    assert first.poll() is None
+    first.kill()
+    first.communicate()
+    assert train(data, tmp_path, "--resume", "--steps", "1") == 0
+
+
 # Forks a child that goes on training after each SIGKILL, which comes some steps later, at a random moment.
 KILLER = """
 import contextlib, os, random, signal, time
@@ -448,6 +516,48 @@ def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_pat
     assert weights_of(tmp_path / "killed") == weights_of(tmp_path / "straight")
     seen = steps_of(tmp_path / "killed")
     assert seen == sorted(set(seen))
+
+
+def test_a_convolutional_run_survives_kills_at_random_steps(tmp_path: Path) -> None:
+    """By the command itself, killed three times: every tensor of both bundles and every figure is as without kills."""
+    labels = np.arange(60) % 3
+    pixels = np.random.default_rng(0).integers(0, 100, (60, 16, 16)) + 50 * labels[:, None, None]
+    np.savez(tmp_path / "small.npz", images=pixels.astype(np.uint8), labels=labels)
+    command = [*(sys.executable, "-m", "models", "train", "--preset", "conv-r3", "--data", str(tmp_path / "small.npz")),
+               *("--steps", "40", "--batch-size", "4", "--device", "cpu", "--checkpoint-every", "3")]  # fmt: skip
+
+    def begin(out: Path) -> "subprocess.Popen[str]":
+        return subprocess.Popen(
+            [*command, "--out", str(out), "--resume"],
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    killed, straight = tmp_path / "killed", tmp_path / "straight"
+
+    def last_step() -> int:
+        return max(steps_of(killed), default=0) if (killed / "stats.jsonl").exists() else 0
+
+    random = np.random.default_rng(8)
+    for _ in range(3):
+        process, step = begin(killed), last_step() + int(random.integers(1, 10))
+        wait_for(partial(lambda step: last_step() >= step, step), process)
+        process.kill()
+        process.communicate()
+    for out in (killed, straight):
+        process = begin(out)
+        _, err = process.communicate()
+        assert process.returncode == 0, err
+    for bundle in ("bundle", "last/bundle"):
+        for net in ("generator", "discriminator"):
+            one, other = (load_file(out / bundle / f"{net}.safetensors") for out in (killed, straight))
+            assert one.keys() == other.keys()
+            for name, tensor in one.items():
+                assert torch.equal(tensor, other[name]), f"{bundle} {net} {name}"
+    assert computed(killed) == computed(straight)
 
 
 FULL_DISK = """
@@ -563,6 +673,30 @@ def test_a_run_can_be_ended_early_by_fewer_steps(data: Path, tmp_path: Path, mon
     assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 1
 
 
+def test_a_run_without_a_readable_checkpoint_is_left_alone(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What is there may be worth more than a fresh start: nothing changes before its owner has looked."""
+    assert train(data, tmp_path, "--steps", "20") == 0
+    (tmp_path / "checkpoints" / "step-000020.safetensors").write_bytes(b"junk")
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--steps", "40") == 1
+    assert "none of the checkpoints can be read: step-000020.safetensors: " in only_error(capsys)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+def test_an_error_of_the_system_without_a_number_is_told_too(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Pillow's has only words, which name the file."""
+    assert train(data, tmp_path, "--steps", "5") == 0
+    (tmp_path / "samples" / "step-000003.png").write_bytes(b"junk")
+    capsys.readouterr()
+    assert train(data, tmp_path, "--resume", "--steps", "10") == 1
+    assert "step-000003.png" in only_error(capsys)
+
+
 @pytest.mark.parametrize(
     ("change", "named"),
     [
@@ -598,6 +732,23 @@ def test_an_override_goes_on_and_is_recorded(data: Path, tmp_path: Path, capsys:
     capsys.readouterr()
     assert train(data, tmp_path, "--resume", "--steps", "15") == 1
     assert "batch_size was 4 and is 8; generator_loss was hinge and is nonsaturating" in only_error(capsys)
+
+
+def test_a_resumed_run_keeps_its_name(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Given once it need not be given again; another one is refused, and with --override the bundle is renamed."""
+    assert train(data, tmp_path, "--steps", "3", "--name", "mine") == 0
+    assert train(data, tmp_path, "--steps", "6", "--resume") == 0
+    assert read_bundle(tmp_path / "bundle").name == "mine"
+    capsys.readouterr()
+    assert train(data, tmp_path, "--steps", "6", "--resume", "--name", "other") == 1
+    assert "name was mine and is other" in only_error(capsys)
+    assert train(data, tmp_path, "--steps", "6", "--resume", "--name", "other", "--override") == 0
+    assert read_bundle(tmp_path / "bundle").name == "other"
+    record = json.loads((tmp_path / "options.json").read_bytes())
+    assert record["overrides"] == [{"step": 6, "changes": {"name": ["mine", "other"]}}]
+    del record["name"]  # as options.json was before it held the name
+    (tmp_path / "options.json").write_text(json.dumps(record))
+    assert train(data, tmp_path, "--steps", "9", "--resume", "--name", "other") == 0
 
 
 def test_an_override_cannot_change_the_nets(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -707,15 +858,19 @@ def test_nonsense_is_one_line_and_exit_code_1(
         ["train", "--preset", "quick", "--data", "x", "--out", "y", "--name", "../up"],
         ["inspect"],
         ["inspect", "x", "--loud"],
+        ["toy", "--out", "x", "--steps", "0"],
+        ["toy", "--out", "x", "--seed", "one"],
     ],
-    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag"],
+    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag", "toy's steps", "toy's seed"],
 )
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """As every command line does: the usage, and what was wrong with it."""
     with pytest.raises(SystemExit) as caught:
         main(arguments)
     assert caught.value.code == 2
-    assert "error: " in capsys.readouterr().err.splitlines()[-1]
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert "error: " in said
+    assert "_whole" not in said  # no name of a function
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(
@@ -734,6 +889,20 @@ def test_a_conditional_preset_refuses_data_without_labels(tmp_path: Path, capsys
     assert train(tmp_path / "plain.npz", tmp_path / "run", preset="classes") == 1
     assert "classes is class-conditional, and plain has no labels" in only_error(capsys)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_class_without_a_training_image_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The division is by chance: the only image of a class may go to the validation or test images."""
+    images = np.random.default_rng(0).integers(0, 255, (20, 4, 4), dtype=np.uint8)
+    np.savez(tmp_path / "rare.npz", images=images, labels=np.arange(20))
+    seen = load_dataset(str(tmp_path / "rare.npz"), None, seed=0).train.labels
+    assert seen is not None
+    unseen = sorted({*range(20)} - {*seen.tolist()})
+    warning = f"warning: no training image of {', '.join(map(str, unseen))}: what is drawn for such a label"
+    assert train(tmp_path / "rare.npz", tmp_path / "run", "--steps", "2", preset="classes") == 0
+    assert warning in capsys.readouterr().err
+    assert train(tmp_path / "rare.npz", tmp_path / "plain", "--steps", "2") == 0
+    assert not capsys.readouterr().err
 
 
 def test_evaluate_and_inspect_refuse_what_they_cannot_use(

@@ -141,6 +141,14 @@ def test_the_seed_fixes_everything_and_the_command_leaves_it_all(
     assert set(one) == {"options", "optimum", "stages", "fresh_discriminator", "claims"}
 
 
+def test_a_folder_that_cannot_be_is_refused_before_the_game(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """And not after half a minute of it."""
+    (tmp_path / "file").write_text("mine")
+    assert main(["toy", "--out", str(tmp_path / "file")]) == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"error: {tmp_path / 'file'}: File exists\n")
+
+
 def test_the_pictures_show_four_panels_and_the_whole_game(result: ToyResult) -> None:
     """A wide picture with the three colours of the curves in it, and a film that ends where the game does."""
     with Image.open(io.BytesIO(panels(result))) as picture:
