@@ -129,7 +129,9 @@ class State:
         self.image = image_spec(dataset)
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
         if options.selection == "frechet" and min(rows_wanted(dataset), len(dataset.validation.images)) < 2:
-            raise TrainingError(f"{dataset.name} is too small for the Fréchet distance: 20 images are the least")
+            raise TrainingError(
+                f"{dataset.name} is too small for the Fréchet distance: 20 images are the least; --selection parzen takes fewer"
+            )
         self.generator, self.discriminator = self.empty_nets()
         self.average = (
             self.empty_nets()[0].requires_grad_(requires_grad=False) if options.ema_half_life_images else None
