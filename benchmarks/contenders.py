@@ -267,6 +267,12 @@ def contenders(uploads: Uploads, bundles: Path, bundle: str) -> list[Contender]:
     return [
         service("ours", "service", variables=settings),
         service(
+            "ours, more workers",
+            "service",
+            variables=settings | {"GAN_WORKERS": str(CORES)},
+            says=f"`GAN_WORKERS={CORES}`: a process for each processor",
+        ),
+        service(
             "unobserved",
             "benchmarks.unobserved",
             requests={"png": plain["png"]},

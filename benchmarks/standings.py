@@ -10,7 +10,8 @@ from typing import NamedTuple
 from benchmarks.contenders import KINDS
 from benchmarks.report import Check
 
-OURS, UNOBSERVED, STATIC, LIMIT = "ours", "unobserved", "static bytes", "limit"
+OURS, WORKERS, UNOBSERVED = "ours", "ours, more workers", "unobserved"
+STATIC, LIMIT = "static bytes", "limit"
 START, MEMORY = "start", "memory"  # beside the loads
 NOTHING = "–"  # in a cell
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
@@ -127,8 +128,9 @@ class Target(NamedTuple):
     at_least: bool = True
 
 
-def _least(wanted: str, load: str, factor: float, server: str) -> Target:
-    return Target(wanted, Place(OURS, load), factor, Place(server, load))
+def _least(wanted: str, load: str, factor: float, server: str, whose: str = WORKERS) -> Target:
+    """For throughput: peers keep the number of workers that is best here, and so do we."""
+    return Target(wanted, Place(whose, load), factor, Place(server, load))
 
 
 PEERS = ("mosec", "Triton", "LitServe", "BentoML", "Ray Serve", "plain FastAPI")
@@ -148,7 +150,7 @@ TARGETS = (
     *(_least(f"count=64 PNG grid: >= {peer}", "grid-8", 1, peer) for peer in PEERS if peer != "Triton"),
     _least("count=1024 npy: >= 0.9 x the model alone", "npy-2", 0.9, LIMIT),
     _least("/discriminate, 256 rows: >= 0.85 x the model alone", "judge-npy-8", 0.85, LIMIT),
-    _least("count=1, 64 connections: >= 0.92 x without metrics and log", "png-64", 0.92, UNOBSERVED),
+    _least("count=1, 64 connections: >= 0.92 x without metrics and log", "png-64", 0.92, UNOBSERVED, OURS),
     Target(
         "start to ready <= 1.3 x imports, reading and warming",
         Place(OURS, START, "s"),

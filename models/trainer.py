@@ -130,7 +130,8 @@ class State:
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
         if options.selection == "frechet" and min(rows_wanted(dataset), len(dataset.validation.images)) < 2:
             raise TrainingError(
-                f"{dataset.name} is too small for the Fréchet distance: 20 images are the least; --selection parzen takes fewer"
+                f"{dataset.name} is too small for the Fréchet distance: 20 images are the least; "
+                "--selection parzen takes fewer"
             )
         self.generator, self.discriminator = self.empty_nets()
         self.average = (

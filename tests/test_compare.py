@@ -31,6 +31,7 @@ from benchmarks.standings import (
     LOADS,
     OURS,
     STATIC,
+    WORKERS,
     Place,
     Results,
     judge,
@@ -93,7 +94,7 @@ def test_medians_spread_and_ratios() -> None:
 @pytest.mark.parametrize(("mine", "met"), [(124, False), (125, True)], ids=["too slow", "fast enough"])
 def test_a_target_is_judged_by_its_factor(mine: float, met: bool) -> None:  # noqa: FBT001 - a parameter
     """1.25 times mosec, and nothing else, since nobody else took part."""
-    (check,) = judge(results(ours=mine, mosec=100))
+    (check,) = judge(results(**{WORKERS: mine, "mosec": 100}))
     assert "1.25 x mosec" in check.wanted
     assert check.met is met
     assert f"{mine} and 100" in check.seen
@@ -110,7 +111,7 @@ def test_most_is_judged_the_other_way_round() -> None:
 
 def test_what_could_not_be_measured_is_not_met() -> None:
     """A target that needs a server that failed says why; one whose load nobody asked for is left out."""
-    made = results(ours=100)
+    made = results(**{WORKERS: 100})
     made.titles["mosec"] = "mosec 1.0"
     made.absent["mosec"] = "it ended with 1"
     checks = [check for check in judge(made) if "mosec" in check.wanted]

@@ -295,7 +295,9 @@ def test_a_set_too_small_for_the_frechet_distance_is_refused_at_the_start(
     images = np.random.default_rng(0).integers(0, 255, (20, 8, 8), dtype=np.uint8)
     np.savez(tmp_path / "few.npz", images=images[:19])
     assert train(tmp_path / "few.npz", tmp_path / "run", "--selection", "frechet") == 1
-    assert only_error(capsys) == "error: few is too small for the Fréchet distance: 20 images are the least"
+    assert only_error(capsys) == (
+        "error: few is too small for the Fréchet distance: 20 images are the least; --selection parzen takes fewer"
+    )
     assert not (tmp_path / "run").exists()
     np.savez(tmp_path / "few.npz", images=images)
     assert train(tmp_path / "few.npz", tmp_path / "run", "--selection", "frechet", "--steps", "2") == 0
