@@ -54,6 +54,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 def run(app: FastAPI, settings: Settings, listener: socket.socket) -> int:
     """Serve until a signal or a failed start, and return the process' exit code."""
+    gc.freeze()  # what was imported stays, and nobody need look at it again
     server = Server(app, settings)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(server.serve([listener]))
@@ -260,6 +261,7 @@ class Server(uvicorn.Server):
         except (BundleError, ServiceError) as error:
             log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
         else:
+            gc.unfreeze()  # the replaced ones are among it
             _settle_memory()
             log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
 
@@ -270,10 +272,10 @@ def _settle_memory() -> None:
     It would look at them again and again for as long as the process lives: a quarter of a small request's time. What
     requests leave behind is freed by its counts; the collector needs to look only now and then.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
+    gc.enable()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library than GNU's
             # What warming up took and gave back stays with this process otherwise: 50 MB.
