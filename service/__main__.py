@@ -30,6 +30,10 @@ def main() -> NoReturn:
     """Serve until told to stop, and end the process."""
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server listens to them there is nothing to drain
         signal.signal(number, lambda *_: os._exit(0))
+    _share_one_heap()
+    # Imports make hundreds of thousands of objects that stay, and the collector would look at them over and over: a
+    # sixth of the time. It begins once the bundles are loaded.
+    gc.disable()
     code = start(sys.argv[1:])
     logging.shutdown()
     sys.stderr.flush()
@@ -49,10 +53,6 @@ def start(arguments: Sequence[str]) -> int:
     set_up_logs(settings.log_format, settings.log_level)
     for warning in warnings:
         log.warning(warning)
-    _share_one_heap()
-    # Imports make hundreds of thousands of objects that stay, and the collector would look at them over and over: a
-    # sixth of the time. It begins once the bundles are loaded.
-    gc.disable()
     # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it.
     from service.app import create_app  # noqa: PLC0415
     from service.server import listen, run  # noqa: PLC0415
