@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.report import machine, parser, table
 from models.bundle import read_bundle
-from models.sampler import TILE_SIZES, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
+from models.sampler import Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
 from service.encode import Look, Origin, encode
 from service.engine import _Images
 from service.logs import log_facts, set_up_logs
@@ -146,8 +146,9 @@ def measure(bundles: Path) -> list[dict[str, object]]:
     for n in ROWS:
         few = latents[:n].contiguous()
         add(f"G of mnist-mlp, {n} rows: linear layers, packed", lambda x=few: paper.generator(x), lambda x=few: fast(x))  # type: ignore[misc]
-    call = traced(_Images(fast), latents, None, "pieces")
     few = latents[:32].contiguous()
+    images = _Images(fast)
+    call = traced(images, few, None, images(few), "pieces")
     with busy_interpreter():
         add(
             "the same packed, 32 rows, beside a busy thread: by layer, traced",
@@ -157,7 +158,7 @@ def measure(bundles: Path) -> list[dict[str, object]]:
     conv = read_bundle(bundles / "mnist").packed()
     noise = torch.from_numpy(draw_latents(conv.manifest.latent, 0, 0, LARGE))
     labels = torch.arange(LARGE) % len(conv.manifest.labels or ())
-    largest, fitting = Tiles(conv.generator, TILE_SIZES), Tiles.proven(conv.generator, noise, labels)
+    largest, fitting = Tiles(conv.generator, [LARGE]), Tiles.proven(conv.generator, noise, labels)
     gc.collect()
     add(
         f"{LARGE} images of mnist: one tile, tiles of {fitting.sizes[-1]}",

@@ -29,7 +29,6 @@ from torch import nn
 from models.bundle import Bundle, BundleError, read_bundle
 from models.sampler import (
     REFERENCE_TILE,
-    TILE_SIZES,
     Int64,
     LatentRange,
     Tiles,
@@ -37,6 +36,7 @@ from models.sampler import (
     draw_latent_ranges,
     draw_latents,
     grey_levels,
+    tile_sizes,
     to_pixels,
 )
 from models.spec import LatentSpec
@@ -45,7 +45,7 @@ from service.tracing import traced
 
 T = TypeVar("T")
 
-MAX_BATCH_ROWS = max(TILE_SIZES)
+MAX_BATCH_ROWS = 512
 WARMUP_SEED = 0
 UNKNOWN_LABEL = -1  # for D's class head to name
 
@@ -231,28 +231,30 @@ class Engine:
         bundle = bundle.packed()
         facts = bundle.manifest
         architecture = f"{facts.network!r} {facts.image!r} {latent.dim} {len(names or ())}"
-        latents = torch.from_numpy(draw_latents(latent, WARMUP_SEED, 0, MAX_BATCH_ROWS)).to(self.device)
-        labels = None if names is None else torch.arange(MAX_BATCH_ROWS, device=self.device) % len(names)
-        with torch.inference_mode():
-            pixels = Tiles(bundle.generator, [REFERENCE_TILE])(latents, labels)
+        # One reference tile: what each net gives for it is what every other size of tile has to give.
+        latents = torch.from_numpy(draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE)).to(self.device)
+        labels = asked = None
+        if names is not None:
+            numbers = torch.arange(REFERENCE_TILE, device=self.device)
+            labels = numbers % len(names)
             # Every other label is unknown: what the class head names is proven too.
-            asked = (
-                None
-                if labels is None
-                else labels.where(torch.arange(len(labels), device=self.device) % 2 == 0, UNKNOWN_LABEL)
-            )
-            verdicts = traced(_Verdicts(bundle), pixels, asked, architecture)
-            judged = Tiles(verdicts, [REFERENCE_TILE])(pixels, asked)
-        for net, rows in (("generator", pixels), ("discriminator", judged)):
-            if not torch.isfinite(rows).all():
-                raise BundleError(f"{folder}: its {net} gives NaN or Inf")
-        # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
-        sizes = self._tiles(bundle.generator, latents, labels, pixels).sizes
-        images = Tiles(traced(_Images(bundle.generator), latents, labels, architecture), sizes)
+            asked = labels.where(numbers % 2 == 0, UNKNOWN_LABEL)
+        with torch.inference_mode():
+            judge = _Verdicts(bundle)
+            pixels = bundle.generator(latents, labels)
+            judged = judge(pixels, asked)
+            for net, rows in (("generator", pixels), ("discriminator", judged)):
+                if not torch.isfinite(rows).all():
+                    raise BundleError(f"{folder}: its {net} gives NaN or Inf")
+            images = traced(_Images(bundle.generator), latents, labels, grey_levels(pixels), architecture)
+            verdicts = traced(judge, pixels, asked, judged, architecture)
+            # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
+            sizes = self._tiles(bundle.generator, latents, labels, pixels).sizes
+            sampled, discriminated = Tiles(images, sizes), self._tiles(verdicts, pixels, asked, judged)
         return Loaded(
             **vars(bundle),
-            sample=SampleLane(bundle.name, latent, images, self.device),
-            discriminate=DiscriminateLane(bundle.name, self._tiles(verdicts, pixels, asked, judged), self.device),
+            sample=SampleLane(bundle.name, latent, sampled, self.device),
+            discriminate=DiscriminateLane(bundle.name, discriminated, self.device),
             fingerprint=hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()[:12],
             warmup_s=time.monotonic() - started,
         )
@@ -266,9 +268,10 @@ class Engine:
     ) -> Tiles:
         if self.exact:
             return Tiles.proven(net, example, labels, expected=expected)
-        tiles = Tiles(net, (1, 2, *TILE_SIZES))
+        tiles = Tiles(net, (1, 2, *tile_sizes(self.device)))
         for size in tiles.sizes:  # warm
-            tiles(example[:size], None if labels is None else labels[:size])
+            asked = torch.arange(size, device=example.device) % len(example)
+            tiles(example[asked], None if labels is None else labels[asked])
         return tiles
 
     def memory(self) -> dict[str, int]:

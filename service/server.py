@@ -47,6 +47,7 @@ def run(app: FastAPI, settings: Settings, listeners: list[socket.socket], crew: 
 
     A worker among others has no listener; its connections come from its crew.
     """
+    gc.freeze()  # what was imported stays, and nobody need look at it again
     server = Server(app, settings, crew)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(server.serve(listeners))
@@ -305,6 +306,7 @@ class Server(uvicorn.Server):
         except (BundleError, ServiceError) as error:
             log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
         else:
+            gc.unfreeze()  # the replaced ones are among it
             _settle_memory()
             log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
 
@@ -315,10 +317,10 @@ def _settle_memory() -> None:
     It would look at them again and again for as long as the process lives: a quarter of a small request's time. What
     requests leave behind is freed by its counts; the collector needs to look only now and then.
     """
-    gc.unfreeze()
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
+    gc.enable()
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library than GNU's
             # What warming up took and gave back stays with this process otherwise: 50 MB.

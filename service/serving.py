@@ -96,15 +96,26 @@ class Serving:
         return float(self.engine.memory()[kind])
 
     async def start(self) -> None:
-        """Load and warm every bundle, then be ready.
+        """Load and warm every bundle, on as many threads as will run batches, then be ready.
 
         Raises:
             BundleError: A bundle that does not verify, two of one name, or none at all.
         """
         async with self._loading:
+            folders = find_bundles(self.settings.bundles)
+            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), len(self.engine.threads)))]
+            loaders = [self._loader, *helpers]
+            loads = [self._load(folder, loader=loaders[n % len(loaders)]) for n, folder in enumerate(folders)]
+            try:
+                results = await asyncio.gather(*loads, return_exceptions=True)
+            finally:
+                for helper in helpers:
+                    helper.stop()
             bundles: dict[str, Loaded] = {}
-            for folder in find_bundles(self.settings.bundles):
-                _add(bundles, await self._load(folder))
+            for result in results:  # in the order of the folders, whichever failed first
+                if isinstance(result, BaseException):
+                    raise result
+                _add(bundles, result)
             self._replace_bundles(bundles)
             self.batcher.start()
 
@@ -201,7 +212,7 @@ class Serving:
             if folder not in served
         ]
 
-    async def _load(self, folder: Path, name: str | None = None) -> Loaded:
+    async def _load(self, folder: Path, name: str | None = None, loader: EngineThread | None = None) -> Loaded:
         """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has.
 
         Raises:
@@ -212,7 +223,7 @@ class Serving:
         if self.is_draining:
             raise Draining
         try:
-            loaded = await self._loader.run(self.engine.load, folder, self._bundles)
+            loaded = await (loader or self._loader).run(self.engine.load, folder, self._bundles)
             if name not in {None, loaded.name}:
                 raise BundleError(f"{folder} holds the bundle {loaded.name}")
             await asyncio.gather(*(thread.run(loaded.run_first_batch) for thread in self.engine.threads))

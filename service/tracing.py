@@ -2,39 +2,43 @@
 
 import copy
 import logging
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 
-from models.sampler import REFERENCE_TILE, TILE_SIZES
+from models.sampler import TILE_SIZES
 
 log = logging.getLogger(__name__)
 
 # By architecture and kind of call: torch never frees what it has traced, so bundles that come and go share a graph.
 _graphs: dict[tuple[str, ...], Callable[..., torch.Tensor]] = {}
+_tracing = threading.Lock()
 
 
 def traced(
-    net: nn.Module, example: torch.Tensor, labels: torch.Tensor | None, architecture: str
+    net: nn.Module, example: torch.Tensor, labels: torch.Tensor | None, expected: torch.Tensor, architecture: str
 ) -> Callable[..., torch.Tensor]:
     """The net as one call that does not come back to the interpreter in between, where that gives the same bits.
 
     Called layer by layer, a net lets go of the interpreter's lock at every step, and waits at every step until the busy
-    event loop lets go of it in turn: that takes twice as long and more (benchmarks/pieces.py).
+    event loop lets go of it in turn: that takes twice as long and more (benchmarks/pieces.py). `expected` is what the
+    net gives for the example, all in one batch.
     """
-    rows = [given[:REFERENCE_TILE] for given in (example, labels) if given is not None]
+    rows = [given for given in (example, labels) if given is not None]
     few = [given[: TILE_SIZES[0]] for given in rows]
     named = {**dict(net.named_parameters()), **dict(net.named_buffers())}
     names, weights = list(named), list(named.values())
     key = (type(net).__name__, architecture, str(example.device))
     reason = "its bits differ"
     try:
-        if key not in _graphs:
-            _graphs[key] = _graph(net, rows, names, weights)
+        with _tracing:
+            if key not in _graphs:
+                _graphs[key] = _graph(net, few, names, weights)
         graph = _graphs[key]
-        same = torch.equal(graph(*few, *weights), net(*few)) and torch.equal(graph(*rows, *weights), net(*rows))
+        same = torch.equal(graph(*few, *weights), net(*few)) and torch.equal(graph(*rows, *weights), expected)
     except (AttributeError, RuntimeError) as error:
         same, reason = False, str(error)
     if not same:

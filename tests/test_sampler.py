@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.networks import build_networks
 from models.sampler import (
+    CPU_TILE_SIZES,
     LABEL_STREAM,
     LATENT_STREAM,
     REFERENCE_TILE,
@@ -212,7 +213,7 @@ def test_any_number_of_rows_has_the_bits_of_the_reference_tile(
         out: Tensor = net(rows)
         return out
 
-    tiles = Tiles.proven(run, rows[:512], None)
+    tiles = Tiles.proven(run, rows[:REFERENCE_TILE], None)
     assert tiles.sizes
     expected = Tiles(run, [REFERENCE_TILE])(rows)
     for count in (1, 2, 3, 5, 8, 33, 65, 127, 513):
@@ -222,15 +223,22 @@ def test_any_number_of_rows_has_the_bits_of_the_reference_tile(
 
 
 def batch_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
-    """Twice the row, but in batches of 8 and 128 one unit in the last place more."""
-    return torch.nextafter(2 * rows, torch.full_like(rows, 9)) if len(rows) in (8, 128) else 2 * rows
+    """Twice the row, but in batches of 8 and 256 one unit in the last place more."""
+    return torch.nextafter(2 * rows, torch.full_like(rows, 9)) if len(rows) in (8, 256) else 2 * rows
 
 
 def place_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
-    """Twice the row, but the last place of any batch of 32 is one unit in the last place more."""
+    """Twice the row, but the last place of any batch of 16 is one unit in the last place more."""
     out = 2 * rows
-    if len(rows) == 32:
+    if len(rows) == 16:
         out[-1] = torch.nextafter(out[-1], torch.full_like(out[-1], 9))
+    return out
+
+
+def far_place_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
+    """The same from the 200th place on, which only the largest batch has."""
+    out = 2 * rows
+    out[199:] = torch.nextafter(out[199:], torch.full_like(out[199:], 9))
     return out
 
 
@@ -241,33 +249,87 @@ def constant_place_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
     return out
 
 
+def reference_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
+    """The reference tile gives its last row other bits than its first: there is nothing to compare with."""
+    out = 2 * rows
+    if len(rows) == REFERENCE_TILE:
+        out[-1] = torch.nextafter(out[-1], torch.full_like(out[-1], 9))
+    return out
+
+
 @pytest.mark.parametrize(
     ("run", "sizes"),
     [
-        (batch_sensitive, [4, 16, 32, 64, 256, 512]),
-        (place_sensitive, [4, 8, 16, 64, 128, 256, 512]),
+        (batch_sensitive, [4, 16, 64]),
+        (place_sensitive, [4, 8, 64, 256]),
+        (far_place_sensitive, [4, 8, 16, 64]),
         (constant_place_sensitive, [1]),
+        (reference_sensitive, [1]),
     ],
 )
 def test_sizes_that_would_change_a_row_are_refused(run: Run, sizes: Sequence[int]) -> None:
     """A size whose results differ in one last bit, at any place of the tile, is not admitted."""
-    tiles = Tiles.proven(run, noise(512), None)
+    tiles = Tiles.proven(run, noise(REFERENCE_TILE), None)
     assert tiles.sizes == tuple(sizes)
     rows = noise(77, seed=9)
     assert torch.equal(tiles(rows), 2 * rows)
 
 
-def test_tiles_end_where_a_row_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that no longer fit the caches take longer in a larger tile: several smaller ones are then faster."""
+@pytest.mark.parametrize("size", CPU_TILE_SIZES)
+def test_every_place_of_a_tile_is_proven(size: int) -> None:
+    """Each place of each size is given two rows or more, and none of them where it stood in the reference tile."""
+    seen: dict[int, set[int]] = {place: set() for place in range(size)}
+
+    def run(rows: Tensor, _: Tensor | None) -> Tensor:
+        if len(rows) == size:
+            for place, row in enumerate(rows[:, 0].tolist()):
+                seen[place].add(int(row))
+        return rows
+
+    assert size in Tiles.proven(run, torch.arange(float(REFERENCE_TILE))[:, None], None).sizes
+    assert all(len(rows) >= 2 for rows in seen.values())
+    assert set().union(*seen.values()) == set(range(REFERENCE_TILE))
+    if size == REFERENCE_TILE:  # the reference itself has seen one more at each
+        assert all(rows == {place, (place + 1) % size} for place, rows in seen.items())
+
+
+@pytest.mark.parametrize(
+    ("row_s", "large_row_s", "sizes"),
+    [
+        pytest.param(1e-4, 1e-4, (4, 8, 16, 64, 256), id="small rows"),
+        pytest.param(1e-4, 2e-4, (4, 8, 16, 64), id="rows that fit the caches in small tiles only"),
+        pytest.param(1e-3, 1e-3, (4, 8, 16), id="large rows"),
+    ],
+)
+def test_tiles_end_where_larger_ones_gain_nothing(
+    monkeypatch: pytest.MonkeyPatch, row_s: float, large_row_s: float, sizes: tuple[int, ...]
+) -> None:
+    """They would take more memory, or be slower: several smaller ones are as good or better."""
     now = 0.0
 
     def run(rows: Tensor, _: Tensor | None) -> Tensor:
         nonlocal now
-        now += len(rows) * (0.001 if len(rows) <= 128 else 0.002) + 0.002  # and every call costs something
+        now += len(rows) * (row_s if len(rows) <= REFERENCE_TILE else large_row_s) + 1e-3  # every call costs something
         return 2 * rows
 
-    monkeypatch.setattr("models.sampler.time.perf_counter", lambda: now)
-    assert Tiles.proven(run, noise(512), None).sizes == (4, 8, 16, 32, 64, 128)
+    monkeypatch.setattr("models.sampler.time.thread_time", lambda: now)
+    assert Tiles.proven(run, noise(REFERENCE_TILE), None).sizes == sizes
+
+
+def test_a_gap_between_sizes_is_filled_with_tiles_and_not_with_zeros() -> None:
+    """From 65 rows on, 256 would be mostly padding; within the smaller sizes one tile that is half full is faster."""
+    sizes: list[int] = []
+
+    def run(rows: Tensor, _: Tensor | None) -> Tensor:
+        sizes.append(len(rows))
+        return rows
+
+    tiles = Tiles(run, CPU_TILE_SIZES)
+    for rows, expected in ((5, [8]), (64, [64]), (70, [64, 8]), (200, [64, 64, 64, 8]), (300, [256, 16, 16, 16])):
+        sizes.clear()
+        tiles(torch.zeros(rows, 1))
+        assert sizes == expected, rows
+        assert tiles.padded(rows) == sum(expected)
 
 
 def test_labels_travel_with_their_rows() -> None:

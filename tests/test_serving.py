@@ -6,7 +6,7 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from models.bundle import GENERATOR, MANIFEST, Bundle, BundleError, write_bundle
 from models.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
+from service.engine import Engine, Loaded
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
 from service.metrics import Metrics
 from service.serving import DEAD_AFTER_S, NOT_READY_AFTER_S, Serving
@@ -145,6 +146,49 @@ async def test_a_start_that_fails_says_why_in_one_line(
     assert len(str(error.value).splitlines()) == 1
     assert serving.loaded() == []
     assert serving.health.ready() == serving.health.started() == "the bundles are being loaded"
+    await serving.stop()
+
+
+async def test_bundles_are_loaded_side_by_side(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two processors two bundles are loaded at once, each while the other is."""
+    monkeypatch.setattr("service.engine.cpu_limit", lambda: 2)
+    for name in ("one", "two", "three", "four"):
+        place(tiny_bundles["tiny"], tmp_path / name)
+    load, pair = Engine.load, threading.Barrier(2)
+
+    def load_beside_another(*arguments: Any) -> Loaded:
+        pair.wait(60)
+        return load(*arguments)
+
+    monkeypatch.setattr(Engine, "load", load_beside_another)
+    async with started(tiny_settings(bundles=tmp_path, default_bundle="one")) as serving:
+        assert sorted(bundle.name for bundle in serving.loaded()) == ["four", "one", "three", "two"]
+        assert len({(await sample(serving, name)).tobytes() for name in ("one", "two", "three", "four")}) == 1
+
+
+async def test_of_two_bad_bundles_the_first_by_name_is_told(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is found out first: the same start fails with the same words."""
+    monkeypatch.setattr("service.engine.cpu_limit", lambda: 2)
+    for name in ("a", "b"):
+        damage(place(tiny_bundles["tiny"], tmp_path / name))
+    load, over = Engine.load, threading.Event()
+
+    def load_the_second_first(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+        if folder.name == "a":
+            over.wait(60)
+        try:
+            return load(engine, folder, known)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(Engine, "load", load_the_second_first)
+    serving = Serving(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
+    with pytest.raises(BundleError, match=str(tmp_path / "a")):
+        await serving.start()
     await serving.stop()
 
 

@@ -19,7 +19,7 @@ def test_a_net_that_a_trace_would_change_is_called_layer_by_layer(caplog: pytest
     """One call without the interpreter is worth nothing if it gives other bits; the log says why it is not made."""
     rows = torch.arange(float(REFERENCE_TILE))[:, None]
     net = Fickle()
-    assert traced(net, rows, None, "fickle") is net
+    assert traced(net, rows, None, net(rows), "fickle") is net
     assert "Fickle is called layer by layer: its bits differ" in caplog.text
 
 
@@ -27,8 +27,8 @@ def test_other_weights_of_one_architecture_share_a_graph() -> None:
     """The graph is made for the first; the second gives it its own weights."""
     rows = torch.randn(REFERENCE_TILE, 3)
     first, second = nn.Linear(3, 2), nn.Linear(3, 2)
-    calls = [traced(net, rows, None, "two linear layers") for net in (first, second)]
     with torch.no_grad():
+        calls = [traced(net, rows, None, net(rows), "two linear layers") for net in (first, second)]
         for net, call in zip((first, second), calls, strict=True):
             assert call is not net
             assert torch.equal(call(rows[:5], None), net(rows[:5]))
