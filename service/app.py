@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle import BundleError
 from service import __version__
+from service.caching import ReplyCache
 from service.crew import Crew
 from service.desk import Desk
 from service.engine import cpu_limit
@@ -82,7 +83,8 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
     processors = max(1, cpu_limit() // settings.workers)
     encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")
     decoders = ThreadPoolExecutor(processors, thread_name_prefix="decoder")
-    desk = Desk(settings, serving, metrics, encoders, decoders, is_private=keys.are_needed)
+    cache = ReplyCache(settings.cache_bytes)
+    desk = Desk(settings, serving, metrics, encoders, decoders, cache, is_private=keys.are_needed)
     routers = [
         sample_routes(desk),
         discriminate_routes(desk),

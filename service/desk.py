@@ -10,6 +10,7 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
+from service.caching import ReplyCache
 from service.client import is_whole
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.headers import header
@@ -35,6 +36,7 @@ class Desk:
     metrics: Metrics
     encoders: Executor
     decoders: Executor
+    cache: ReplyCache
     is_private: bool
 
     async def run(self, executor: Executor, work: Callable[[], T]) -> T:

@@ -96,14 +96,20 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         "X-Bundle": f"{bundle.name}@{bundle.version}",
     }
     tags = all_of_header(request.scope, b"if-none-match")
-    if not tags:
+    etag = None
+    if not tags and not desk.settings.cache_bytes:
         desk.serving.admit(plan.count)  # what will be refused is refused before it costs more
     if request.method == "GET":
         device_kind = desk.serving.fingerprint(bundle)
         kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)
         headers |= kept.headers
-        if client_has_it(tags, kept.etag):
+        etag = kept.etag
+        if client_has_it(tags, etag):
             return Response(status_code=304, headers=headers)
+        if (content := desk.cache.get(etag)) is not None:
+            desk.metrics.cache_hits.inc()
+            headers["Server-Timing"] = "cache"
+            return Response(content, 200, headers, MEDIA_TYPES[plan.look.format])
     reserve_reply(request.scope, plan.count * manifest.image.size * plan.look.scale**2)
     images, labels, timing = await desk.serving.sample(
         bundle,
@@ -118,6 +124,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
     content, encode_s = await _encode(desk, images, plan, origin, deadline)
     deadline.left_s()  # an answer that comes too late is none
     headers |= server_timing(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
+    desk.cache.put(etag, content)
     return Response(content, 200, headers, MEDIA_TYPES[plan.look.format])
 
 
