@@ -151,9 +151,11 @@ def plot(found: dict[str, list[Row]], path: Path) -> None:
         panel.set_title(title, fontsize=10)
         panel.set_xlabel(below)
         panel.set_xscale("log", base=2)
+        panel.xaxis.set_major_formatter("{x:g}")
         panel.grid(alpha=0.3)
     for panel in (panels[1], panels[3]):
         panel.set_yscale("log", base=2)
+        panel.yaxis.set_major_formatter("{x:g}")
     for panel in (panels[0], panels[2]):
         panel.set_ylim(bottom=0)
         panel.legend(fontsize=8)
