@@ -4,22 +4,56 @@ What anybody would write, written well: float images that wait on the device, a 
 schedules and fused optimisers as the options say, `zero_grad`, `backward`, `step`, D without gradients in G's turn, and
 the losses read every 50 steps. It does without what the trainer adds: random numbers that follow from seed and step,
 means over all steps, checks for what is not finite, health, an average of G's weights, files.
+
+TINY is a game so small that a step's time is nearly all the loop's own.
 """
 
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from models.dataset import Dataset
+from models.dataset import Dataset, Split, divide
 from models.losses import LOSSES, gradient_penalty
 from models.networks import build_networks
-from models.spec import AdamSpec, SGDSpec, TrainingOptions
+from models.spec import (
+    AdamSpec,
+    LatentSpec,
+    MaxoutDiscriminatorSpec,
+    MLPGeneratorSpec,
+    MLPSpec,
+    SGDSpec,
+    TrainingOptions,
+)
 from models.trainer import Optimiser, image_spec, initialise
 
 LOG_EVERY = 50  # steps
+
+TINY = TrainingOptions(
+    preset="tiny",
+    network=MLPSpec(
+        family="mlp",
+        generator=MLPGeneratorSpec(hidden=(8,)),
+        discriminator=MaxoutDiscriminatorSpec(units=(8,), pieces=2),
+    ),
+    latent=LatentSpec(dim=8, distribution="normal"),
+    steps=10**9,
+    batch_size=1,
+    update="alternating",
+    generator_loss="nonsaturating",
+    generator_optimiser=AdamSpec(lr=1e-4),
+    discriminator_optimiser=AdamSpec(lr=1e-4),
+    score_every=10**9,
+)
+
+
+def tiny_images() -> Dataset:
+    """Grey noise of 8×8 pixels."""
+    images = np.random.default_rng(0).integers(0, 256, (1_000, 8, 8, 1), np.uint8)
+    return divide("noise", Split(images, None), None, seed=0)
 
 
 class Eager:
@@ -27,14 +61,19 @@ class Eager:
 
     Args:
         fused: Whether the optimisers are PyTorch's fused ones, as the trainer's are, or what it takes when not told.
+
+    Attributes:
+        backward: What is done with a loss; a framework may want to do that itself.
     """
+
+    backward: Callable[[Tensor], object] = staticmethod(Tensor.backward)
 
     def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device, *, fused: bool = True) -> None:
         self.options = options
         self.device = device
         self.rng = torch.Generator(device).manual_seed(options.seed)
-        bytes_ = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
-        self.images = bytes_.float().div_(255)
+        levels = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
+        self.images = levels.float().div_(255)
         labels = dataset.train.labels if options.conditional else None
         self.labels = None if labels is None else torch.from_numpy(labels).to(device)
         classes = 0 if labels is None else len(dataset.label_names or ())
@@ -42,7 +81,7 @@ class Eager:
         self.generator, self.discriminator = nets
         for net in nets:
             net.to_empty(device=device)
-        initialise(self.generator, self.discriminator, options, bytes_.double().mean(dim=0).div_(255).float())
+        initialise(self.generator, self.discriminator, options, levels.double().mean(dim=0).div_(255).float())
         self.g_optimiser = _optimiser(self.generator, options.generator_optimiser, fused=fused)
         self.d_optimiser = _optimiser(self.discriminator, options.discriminator_optimiser, fused=fused)
         self.low = torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
@@ -55,6 +94,12 @@ class Eager:
             d_loss, g_loss = self.step(*self.batch())
             if self.done % LOG_EVERY == 0:
                 log(f"step {self.done}  D loss {d_loss.item():.3f}  G loss {g_loss.item():.3f}")
+
+    def bare(self, steps: int) -> None:
+        """The arithmetic of so many steps alone: always the same images, no order, no schedule, no log."""
+        batch = self.batch()
+        for _ in range(steps):
+            self.alternate(*batch)
 
     def batch(self) -> tuple[Tensor, Tensor | None]:
         """The next images and labels; what is left over at an epoch's end is too few for a batch."""
@@ -89,18 +134,16 @@ class Eager:
                 total = total + weight * gradient_penalty(real_logits, x) if penalty.r1 else total
                 total = total + weight * gradient_penalty(fake_logits, fake) if penalty.r2 else total
         self.d_optimiser.zero_grad()
-        total.backward()
+        self.backward(total)
         self.d_optimiser.step()
 
         discriminator.requires_grad_(requires_grad=False)
         with self.low:
             with torch.no_grad():
                 rivals = discriminator(x, labels, self.rng).float() if loss.paired else real_logits
-            g_loss = loss.generator(
-                rivals, discriminator(generator(self.noise(), labels), labels, self.rng).float()
-            )
+            g_loss = loss.generator(rivals, discriminator(generator(self.noise(), labels), labels, self.rng).float())
         self.g_optimiser.zero_grad()
-        g_loss.backward()
+        self.backward(g_loss)
         self.g_optimiser.step()
         discriminator.requires_grad_(requires_grad=True)
         return d_loss.detach(), g_loss.detach()
@@ -115,8 +158,8 @@ class Eager:
             fake_logits = discriminator(generator(self.noise(), labels), labels, self.rng).float()
             d_loss = loss.discriminator(real_logits, fake_logits) * self.options.d_loss_scale
             g_loss = loss.generator(real_logits, fake_logits)
-        g_loss.backward(inputs=list(generator.parameters()), retain_graph=True)
-        (d_loss + class_loss).backward(inputs=list(discriminator.parameters()))
+        torch.autograd.backward(g_loss, inputs=list(generator.parameters()), retain_graph=True)
+        torch.autograd.backward(d_loss + class_loss, inputs=list(discriminator.parameters()))
         self.g_optimiser.step()
         self.d_optimiser.step()
         return d_loss.detach(), g_loss.detach()

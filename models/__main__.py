@@ -246,7 +246,8 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
     options = PRESETS[arguments.preset].model_dump(mode="json")
     if arguments.algorithm1:
         options |= {"update": "alternating", "generator_loss": "saturating", "d_loss_scale": 1.0}
-    given = ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss", "conditional", "selection", "precision")
+    given = ("steps", "seed", "batch_size", "update", "d_steps", "generator_loss", "conditional", "selection",
+             "precision")  # fmt: skip
     for field in given:
         if getattr(arguments, field) is not None:
             options[field] = getattr(arguments, field)
