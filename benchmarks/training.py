@@ -183,19 +183,19 @@ def lightnings_own(rounds: int, steps: int) -> Spread | str:
     return spread(np.subtract(seen["loop_ms"], seen["bare_ms"]).tolist())
 
 
-def variants(preset: str, dataset: Dataset, rounds: int, *, compiled: bool = True) -> list[dict[str, object]]:
+def variants(preset: str, dataset: Dataset, rounds: int) -> list[dict[str, object]]:
     """A step with each precision, and with both nets compiled: warm-up, milliseconds, ratio to float32."""
     states: dict[str, trainer.State] = {}
     warm_s: dict[str, str] = {}
     for precision in ("float32", "bfloat16"):
-        for is_compiled in (False, True)[: 1 + compiled]:
+        for is_compiled in (False, True):
             name = f"{precision}, compiled" if is_compiled else precision
             changes = {"ema_half_life_images": 0, "precision": precision}
             state = trainer.State(PRESETS[preset].model_copy(update=changes), dataset, CPU)
-            if is_compiled:
-                state.generator.compile()
-                state.discriminator.compile()
             try:
+                if is_compiled:
+                    state.generator.compile()
+                    state.discriminator.compile()
                 warm_s[name] = f"{timed(lambda s=state: steps_of(s, WARM_STEPS)).wall_s:.1f}"  # type: ignore[misc]
             except RuntimeError as error:  # no compiler here, or what it can't compile
                 warm_s[name] = f"failed: {str(error).splitlines()[0][:80]}"
