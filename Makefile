@@ -10,7 +10,7 @@ RUN ?= runs/mnist
 
 PEERS := mosec triton litserve bentoml ray
 
-.PHONY: serve test install check train docs bench clean
+.PHONY: serve test install check train docs bench bench-training clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -36,6 +36,9 @@ docs: $(VENV)/everything
 
 bench: $(VENV)/serving $(PEERS:%=.bench/%/installed)
 	$(BIN)/python -m benchmarks.compare --write
+
+bench-training: $(VENV)/everything .bench/lightning/installed
+	$(BIN)/python -m benchmarks.training
 
 clean:
 	rm -rf $(VENV) .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

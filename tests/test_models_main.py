@@ -988,10 +988,12 @@ def test_algorithm_1_is_the_papers_and_the_preset_is_its_codes() -> None:
 def test_every_flag_changes_its_option_alone() -> None:
     """The command line's numbers reach the options, and nothing else moves."""
     changed = options_of(
-        *("--preset", "mlp-adam", "--steps", "7", "--seed", "3", "--batch-size", "5", "--noise", "uniform")
+        *("--preset", "mlp-adam", "--steps", "7", "--seed", "3", "--batch-size", "5", "--noise", "uniform"),
+        *("--precision", "bfloat16"),
     )
+    latent = LatentSpec(dim=100, distribution="uniform")
     expected = PRESETS["mlp-adam"].model_copy(
-        update={"steps": 7, "seed": 3, "batch_size": 5, "latent": LatentSpec(dim=100, distribution="uniform")}
+        update={"steps": 7, "seed": 3, "batch_size": 5, "latent": latent, "precision": "bfloat16"}
     )
     assert changed == expected
 
