@@ -49,7 +49,6 @@ class Worker:
         reasons: For each probe, why it says no; None for yes.
         beat: When it was last heard (time.monotonic()); None before the first time.
         told: What it knows of the others.
-        has_ended: Whether its process has.
     """
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, door: socket.socket) -> None:
@@ -59,7 +58,9 @@ class Worker:
         self.reasons: Reasons = dict.fromkeys(PROBES, "it is being started")
         self.beat: float | None = None
         self.told: Reasons = {}
-        self.has_ended = False
+        self._has_ended = False
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count()
         self._door = door
         self._writer: asyncio.StreamWriter
 
@@ -72,6 +73,23 @@ class Worker:
         """Send a message. One to a worker that has ended is lost."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
+
+    def ask(self, what: Message) -> asyncio.Future[Any]:
+        """Ask it something. Its answer is None where it ends before; who waits no more cancels it."""
+        number = next(self._numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._asked.pop(number))
+        if self._has_ended:
+            answer.set_result(None)
+        else:
+            self.send({"ask": number, "what": what})
+        return answer
+
+    def answers(self, number: int, value: Any) -> None:
+        """It has answered a question."""
+        answer = self._asked.get(number)
+        if answer is not None and not answer.done():
+            answer.set_result(value)
 
     @property
     def takes_connections(self) -> bool:
@@ -97,6 +115,13 @@ class Worker:
         reason = "it does not answer" if is_mute else self.reasons[probe]
         return None if reason is None else f"worker {self.number}: {reason}"
 
+    def end(self) -> None:
+        """Its process has ended."""
+        self._has_ended = True
+        self.close_door()
+        for number in list(self._asked):
+            self.answers(number, None)
+
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
         with contextlib.suppress(ProcessLookupError):
@@ -119,8 +144,6 @@ class Supervisor:
         self._arguments = arguments
         self._wanted = workers
         self._workers: list[Worker] = []
-        self._numbers = itertools.count()
-        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
         self._code: int | None = None  # how this ends; None until it is about to
         self._is_accepting = self._has_started = False
@@ -165,8 +188,8 @@ class Supervisor:
         self._keep(self._hear(worker, await worker.listen_to(messages)))
 
     def _ended(self, worker: Worker, code: int) -> None:
-        worker.has_ended = True
-        self._close(worker)
+        worker.end()
+        self._accept_or_not()
         if self._code is not None:
             return
         log.critical("worker %d ended with exit code %d: stopping the others", worker.number, code)
@@ -223,20 +246,15 @@ class Supervisor:
             case {"ask": number, "what": what, "within_s": seconds}:
                 self._keep(self._relay(worker, number, what, seconds))
             case {"answer": number, "value": value}:
-                if (asked := self._asked.get(number)) is not None and not asked.done():
-                    asked.set_result(value)
+                worker.answers(number, value)
 
     async def _relay(self, asker: Worker, number: int, what: Message, seconds: float) -> None:
         """Ask all others what one worker wants to know, and give it their answers: null from one that gave none."""
-        others = [worker for worker in self._workers if worker is not asker]
-        asked = {next(self._numbers): worker for worker in others}
-        loop = asyncio.get_running_loop()
-        self._asked |= {one: loop.create_future() for one in asked}
-        for one, worker in asked.items():
-            worker.send({"ask": one, "what": what})
-        await asyncio.wait([self._asked[one] for one, worker in asked.items() if not worker.has_ended], timeout=seconds)
-        answers = [self._asked.pop(one) for one in asked]
-        values = [answer.result() if answer.done() else None for answer in answers]
+        asked = [worker.ask(what) for worker in self._workers if worker is not asker]
+        done, late = await asyncio.wait(asked, timeout=seconds)
+        values = [answer.result() if answer in done else None for answer in asked]
+        for answer in late:
+            answer.cancel()
         asker.send({"answer": number, "value": values})
 
     # Connections.

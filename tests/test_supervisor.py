@@ -223,6 +223,25 @@ async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(fold
         await asyncio.wait(replies)
 
 
+async def test_nobody_waits_for_the_answer_of_a_worker_that_has_ended(folder: Path) -> None:
+    """Neither one that asked before nor one that asks after, while it drains: a scrape must not hold that up."""
+    with running(bundles=folder, device="cpu", workers=2, admin_keys="root", drain_delay_s=60) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        for connection in connections:
+            assert (await connection.ask(Request("GET", "/livez"))).status == 200
+        victim, other = workers_of(service)
+        os.kill(victim, signal.SIGSTOP)
+        load = Request("POST", "/v2/repository/models/rgb/load", headers=ADMIN)
+        loads = [asyncio.ensure_future(connection.ask(load)) for connection in connections]
+        os.kill(victim, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            replies = await asyncio.gather(*loads, return_exceptions=True)
+            assert [reply.status for reply in replies if isinstance(reply, Reply)] == [503]
+            assert (await service.get("/metrics")).status == 503
+        os.kill(other, signal.SIGKILL)
+        assert await asyncio.to_thread(service.wait) == 1
+
+
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
     """Even where it had no time to say so: nobody could reach them any more."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
