@@ -9,8 +9,10 @@ The design, in short:
 - Beside it each worker has a socket for messages, JSON by the line. A worker says at every beat how it is, and hears
   how the worst of the others is, so that each can answer probes for all. What it asks (metrics, to load a bundle) goes
   to all others, and their answers come back together.
-- Signals go to every worker; each drains as a single process does. One that takes no more connections sees the end of
-  the socket they come by after the last one that was sent: none is lost between the two.
+- A signal goes to every worker; each drains as a single process does. A second one goes there as a message: where all
+  processes of a service are signalled, as systemd does, a worker gets twice what was meant once.
+- A worker that takes no more connections sees the end of the socket they come by after the last one that was sent: none
+  is lost between the two.
 - A worker that ends unasked, or is killed for being mute, ends the service: the others drain, and whoever runs us
   starts it again. So it is with a single process, and one way to fail is enough.
 """
@@ -146,6 +148,7 @@ class Supervisor:
         self._workers: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
         self._code: int | None = None  # how this ends; None until it is about to
+        self._is_told = False  # to end, by a signal
         self._is_accepting = self._has_started = False
 
     async def run(self) -> int:
@@ -153,20 +156,22 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self._listener.settimeout(0)
         signals = [signal.SIGTERM, signal.SIGINT]
-        if not (sys.stdin and sys.stdin.isatty()):  # else it means that the terminal has gone
+        if sighup_reloads():
             signals.append(signal.SIGHUP)
         for number in signals:
             loop.add_signal_handler(number, self._pass_on, number)
         for place in range(1, self._wanted + 1):
             await self._start(place)
+            if self._code is not None:  # told to stop meanwhile, which this one may not have heard
+                self._workers[-1].signal(signal.SIGTERM)
+                break
         watch = loop.create_task(self._watch())
         ends = {loop.create_task(worker.process.wait()): worker for worker in self._workers}
         codes = []
         while ends:
             for end in (await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))[0]:
-                worker = ends.pop(end)
-                codes.append(end.result())
-                self._ended(worker, codes[-1])
+                self._ended(ends.pop(end), end.result())
+                codes.append(_exit_code(end.result()))
         watch.cancel()
         self._listener.close()
         return self._code or max(codes)
@@ -184,8 +189,9 @@ class Supervisor:
             )
         door.settimeout(0)
         worker = Worker(place, process, door)
+        reader = await worker.listen_to(messages)
         self._workers.append(worker)
-        self._keep(self._hear(worker, await worker.listen_to(messages)))
+        self._keep(self._hear(worker, reader))
 
     def _ended(self, worker: Worker, code: int) -> None:
         worker.end()
@@ -198,10 +204,17 @@ class Supervisor:
             other.signal(signal.SIGTERM)
 
     def _pass_on(self, number: signal.Signals) -> None:
-        if number != signal.SIGHUP and self._code is None:
-            self._code = 0
         for worker in self._workers:
-            worker.signal(number)
+            if number == signal.SIGHUP:
+                if worker.beat is not None:  # else it would end of it, and has its bundles still to read
+                    worker.signal(number)
+            elif self._is_told:
+                worker.send({"again": number})
+            else:
+                worker.signal(number)
+        if number != signal.SIGHUP:
+            self._is_told = True
+            self._code = self._code or 0
 
     async def _watch(self) -> None:
         """Look after those that can't speak for themselves any more."""
@@ -306,3 +319,15 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def sighup_reloads() -> bool:
+    """Whether that is what SIGHUP means here; where we have a terminal it means that it has gone."""
+    return hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty())
+
+
+def _exit_code(code: int) -> int:
+    """Of a worker that was told to stop. A signal's number, negative, is that of one which a signal has ended."""
+    if code >= 0:
+        return code
+    return 0 if -code in {signal.SIGTERM, signal.SIGINT} else 1  # it had not begun to listen to them: nothing to drain

@@ -1,6 +1,7 @@
 """Several workers are one service to everyone outside: real processes around tiny bundles."""
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
@@ -9,7 +10,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ pytestmark = [
 ]
 
 ADMIN = (("X-API-Key", "root"),)
+SLOW_BODY = b'{"seed": 1}'
 
 
 @pytest.fixture(scope="module")
@@ -240,6 +242,88 @@ async def test_nobody_waits_for_the_answer_of_a_worker_that_has_ended(folder: Pa
             assert (await service.get("/metrics")).status == 503
         os.kill(other, signal.SIGKILL)
         assert await asyncio.to_thread(service.wait) == 1
+
+
+@contextlib.asynccontextmanager
+async def slow_request(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection with a request whose body has yet to come: `SLOW_BODY`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    head = f"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SLOW_BODY)}"
+    writer.write(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert b" 100 " in await reader.readline()  # it is being read
+    await reader.readline()
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_a_signal_to_all_processes_counts_once(folder: Path) -> None:
+    """As systemd sends it: each worker gets it from there and from its supervisor, and drains all the same."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        workers = workers_of(service)
+        async with slow_request(service) as (reader, writer):
+            service.send(signal.SIGTERM)
+            service.wait_for_log("SIGTERM: draining", 2)
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):  # the idle one is quick
+                    os.kill(pid, signal.SIGTERM)
+            writer.write(SLOW_BODY)
+            assert await reader.readline()
+        assert await asyncio.to_thread(service.wait) == 0
+        assert "again" not in service.log()
+
+
+async def test_a_second_signal_stops_all_workers_at_once(folder: Path) -> None:
+    """As it stops a single process."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        async with slow_request(service) as (reader, _):
+            service.send(signal.SIGTERM)
+            service.wait_for_log("SIGTERM: draining", 2)
+            service.send(signal.SIGTERM)
+            assert await asyncio.to_thread(service.wait) == 128 + signal.SIGTERM
+            assert b" 503 " in await reader.readline()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_while_workers_are_being_started_ends_them_in_order(folder: Path, workers: int) -> None:
+    """Also those that can't hear of it yet: nothing was accepted, so there is nothing to drain."""
+    with starting(folder) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < workers:
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_sighup_while_workers_are_being_started_ends_none(folder: Path) -> None:
+    """The bundles are about to be read anyway."""
+    with starting(folder) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2:
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert any("serving http" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A service of two workers from its first moment on."""
+    command = [sys.executable, "-m", "service", "--workers", "2", "--port", "0", "--bundles", str(folder)]
+    with subprocess.Popen(
+        [*command, "--device", "cpu", "--default-bundle", "tiny"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
