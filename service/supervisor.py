@@ -219,10 +219,16 @@ class Supervisor:
     async def _watch(self) -> None:
         """Look after those that can't speak for themselves any more."""
         while True:
+            before = time.monotonic()
             await asyncio.sleep(BEAT_S)
+            now = time.monotonic()
+            late_s = now - before - BEAT_S  # a moment; or all of us have been suspended, and nobody could be heard
+            for worker in self._workers:
+                if worker.beat is not None:
+                    worker.beat = min(now, worker.beat + late_s)
             self._tell_others()
             for worker in self._workers:
-                if worker.beat is not None and time.monotonic() - worker.beat > LOST_S and worker.takes_connections:
+                if worker.beat is not None and now - worker.beat > LOST_S and worker.takes_connections:
                     log.critical("worker %d has not answered for %g s: ending it", worker.number, LOST_S)
                     worker.signal(signal.SIGKILL)
 

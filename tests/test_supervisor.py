@@ -19,7 +19,7 @@ from benchmarks.client import UNANSWERED, Client, Connection, NoReply, Reply, Re
 from benchmarks.drain import Load
 from benchmarks.process import ROOT, Service, running
 from models.bundle import Bundle
-from service.supervisor import MUTE_S
+from service.supervisor import MUTE_S, Supervisor, Worker
 
 pytestmark = [
     pytest.mark.anyio,
@@ -324,6 +324,39 @@ def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+class Halted:
+    """A process that notes signals and does nothing else."""
+
+    def __init__(self) -> None:
+        self.killed = asyncio.Event()
+
+    def send_signal(self, number: signal.Signals) -> None:  # noqa: D102
+        assert number == signal.SIGKILL
+        self.killed.set()
+
+
+async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `docker pause`, say, the supervisor may be the first to move; whoever stays mute then is ended."""
+    monkeypatch.setattr("service.supervisor.BEAT_S", 0.01)
+    monkeypatch.setattr("service.supervisor.LOST_S", 0.3)
+    door, its_door = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, door, its_door:
+        supervisor = Supervisor(listener, "", [], 1)
+        process = Halted()
+        worker = Worker(1, process, door)  # type: ignore[arg-type]
+        worker.beat = time.monotonic()
+        supervisor._workers.append(worker)  # noqa: SLF001
+        monkeypatch.setattr(supervisor, "_tell_others", lambda: None)
+        watch = asyncio.create_task(supervisor._watch())  # noqa: SLF001
+        await asyncio.sleep(0)
+        time.sleep(0.6)  # noqa: ASYNC251 - this is the suspension
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not process.killed.is_set()
+        await asyncio.wait_for(process.killed.wait(), 60)
+        watch.cancel()
 
 
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
