@@ -185,6 +185,9 @@ class Member(Crew):
         if not sent:
             asyncio.get_running_loop().remove_reader(self._door)
             self._door_closed.set()
+        for _ in range(len(sent) - len(fds)):  # the kernel has closed them
+            log.error("a connection was lost: no file number was left")
+            self.connection_closed()
         for fd in fds:
             self._keep(self._connect(socket.socket(fileno=fd)))
 

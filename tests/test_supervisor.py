@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
@@ -324,6 +325,27 @@ def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
             yield process
         finally:
             process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="changes another process' limits")
+async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(folder: Path) -> None:
+    """The kernel closes it; the log says so, and the next ones are dealt out evenly all the same."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        first, second = [await Connection.open(service.port) for _ in range(2)]
+        there = worker_of(await first.ask(Request("GET", "/livez")))
+        assert worker_of(await second.ask(Request("GET", "/livez"))) != there
+        pid = workers_of(service)[0]
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(NoReply):
+            await service.get("/livez")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        service.wait_for_log("no file number was left")
+        assert (await first.ask(Request("GET", "/metrics"))).status == 200  # the supervisor has heard of it, then
+        third = await Connection.open(service.port)
+        assert worker_of(await third.ask(Request("GET", "/livez"))) == there
+        for connection in (first, second, third):
+            connection.close()
 
 
 class Halted:
