@@ -155,7 +155,7 @@ class Member(Crew):
         self, reader: asyncio.StreamReader, when_alone: Callable[[], None], when_again: Callable[[int], None]
     ) -> None:
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):  # the last one may be cut where its sender was
                 match json.loads(line):
                     case {"others": others}:
                         self._others = others

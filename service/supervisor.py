@@ -111,10 +111,14 @@ class Worker:
         """Give it no more connections."""
         self._door.close()
 
+    @property
+    def is_mute(self) -> bool:
+        """Whether it has not been heard of for too long."""
+        return self.beat is not None and time.monotonic() - self.beat > MUTE_S
+
     def reason(self, probe: str) -> str | None:
         """What speaks against it."""
-        is_mute = self.beat is not None and time.monotonic() - self.beat > MUTE_S
-        reason = "it does not answer" if is_mute else self.reasons[probe]
+        reason = "it does not answer" if self.is_mute else self.reasons[probe]
         return None if reason is None else f"worker {self.number}: {reason}"
 
     def end(self) -> None:
@@ -245,7 +249,7 @@ class Supervisor:
 
     async def _hear(self, worker: Worker, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):  # the last one may be cut where its sender was
                 self._take(worker, json.loads(line))
 
     def _take(self, worker: Worker, message: Message) -> None:
@@ -298,7 +302,7 @@ class Supervisor:
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
-            takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: w.connections)
+            takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: (w.is_mute, w.connections))
             if not takers:
                 return
             try:

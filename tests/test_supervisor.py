@@ -20,6 +20,7 @@ from benchmarks.client import UNANSWERED, Client, Connection, NoReply, Reply, Re
 from benchmarks.drain import Load
 from benchmarks.process import ROOT, Service, running
 from models.bundle import Bundle
+from service.crew import Member
 from service.supervisor import MUTE_S, Supervisor, Worker
 
 pytestmark = [
@@ -219,6 +220,10 @@ async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(fold
             while (reply := await awake.ask(ready)).status == 200:
                 assert time.monotonic() < give_up
             assert "does not answer" in json.loads(reply.body)["detail"]
+            async with asyncio.timeout(20):  # new connections go to the other, who answers at least
+                for connection in [await Connection.open(service.port) for _ in range(4)]:
+                    assert (await connection.ask(ready)).status == 503
+                    connection.close()
         finally:
             os.kill(halted, signal.SIGCONT)
         while (await awake.ask(ready)).status != 200:  # it was not lost
@@ -379,6 +384,22 @@ async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPa
         assert not process.killed.is_set()
         await asyncio.wait_for(process.killed.wait(), 60)
         watch.cancel()
+
+
+async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
+    """Half a message is none; and one that has not joined yet can be told to stop, too."""
+    (messages, its_messages), (door, its_door) = socket.socketpair(), socket.socketpair()
+    with door, its_door:
+        member = Member(messages, door)
+        await member.leave()
+        is_alone = asyncio.Event()
+        await member.join(dict, asyncio.Protocol, is_alone.set, lambda _: None)
+        its_messages.sendall(b'{"others": {"rea')
+        its_messages.close()
+        await asyncio.wait_for(is_alone.wait(), 60)
+        for task in member._tasks:  # noqa: SLF001
+            task.cancel()
+        asyncio.get_running_loop().remove_reader(door)
 
 
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
