@@ -22,7 +22,7 @@ from service.keys import Keys, read_keys
 from service.listener import listen, url
 from service.logs import set_up_logs
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
-from service.supervisor import Supervisor
+from service.supervisor import Supervisor, sighup_reloads
 
 PROGRAM = "gan-service"
 FAILED, BAD_SETTING = 1, 2
@@ -38,6 +38,8 @@ def main() -> NoReturn:
 
 def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
     """Do this with the command line, and end the process with the code that it returns."""
+    if sighup_reloads():  # once there is something to reload
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server listens to them there is nothing to drain
         signal.signal(number, lambda *_: os._exit(0))
     code = start(arguments)

@@ -23,7 +23,13 @@ log = logging.getLogger(__name__)
 
 
 class Crew:
-    """All workers of a service but this one: nobody, in a service of one process."""
+    """All workers of a service but this one: nobody, in a service of one process.
+
+    Attributes:
+        says_when_again: Whether a second signal comes from here: then what a process gets twice was meant once.
+    """
+
+    says_when_again = False
 
     async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:  # noqa: ARG002 - see Member
         """Every other worker's answer to this.
@@ -45,6 +51,7 @@ class Crew:
         reasons: Callable[[], Reasons],
         make_protocol: Callable[[], asyncio.Protocol],
         when_alone: Callable[[], None],
+        when_again: Callable[[int], None],
     ) -> None:
         """Begin to take connections and to say how this worker is.
 
@@ -52,6 +59,7 @@ class Crew:
             reasons: Why it says no to each probe.
             make_protocol: For each connection.
             when_alone: Called when the supervisor is gone.
+            when_again: Called with the number of a signal to stop that is not the first.
         """
 
     async def leave(self) -> None:
@@ -68,10 +76,12 @@ class Member(Crew):
         messages, door: Sockets to the supervisor.
     """
 
+    says_when_again = True
+
     def __init__(self, messages: socket.socket, door: socket.socket) -> None:
         self._messages = messages
         self._door = door
-        self._writer: asyncio.StreamWriter
+        self._writer: asyncio.StreamWriter | None = None  # before it has joined
         self._others: Reasons = dict.fromkeys(PROBES, "the other workers are being started")
         self._handlers: dict[str, Handler] = {}
         self._asked: dict[int, asyncio.Future[list[Any]]] = {}
@@ -106,13 +116,14 @@ class Member(Crew):
         reasons: Callable[[], Reasons],
         make_protocol: Callable[[], asyncio.Protocol],
         when_alone: Callable[[], None],
+        when_again: Callable[[int], None],
     ) -> None:
         """See the base."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self._messages, limit=LONGEST_LINE)
         self._make_protocol = make_protocol
         self._door.settimeout(0)
         asyncio.get_running_loop().add_reader(self._door, self._take_connections)
-        self._keep(self._hear(reader, when_alone))
+        self._keep(self._hear(reader, when_alone, when_again))
         self._keep(self._beat(reasons))
 
     async def leave(self) -> None:
@@ -132,7 +143,7 @@ class Member(Crew):
         self._send({"closed": closed})
 
     def _send(self, message: Message) -> None:
-        if not self._writer.is_closing():
+        if self._writer is not None and not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def _beat(self, reasons: Callable[[], Reasons]) -> None:
@@ -140,17 +151,25 @@ class Member(Crew):
             self._send({"reasons": reasons()})
             await asyncio.sleep(BEAT_S)
 
-    async def _hear(self, reader: asyncio.StreamReader, when_alone: Callable[[], None]) -> None:
+    async def _hear(
+        self, reader: asyncio.StreamReader, when_alone: Callable[[], None], when_again: Callable[[int], None]
+    ) -> None:
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):  # the last one may be cut where its sender was
                 match json.loads(line):
                     case {"others": others}:
                         self._others = others
+                    case {"again": number}:
+                        when_again(number)
                     case {"ask": number, "what": what}:
                         self._keep(self._answer(number, what))
                     case {"answer": number, "value": value}:
                         if (asked := self._asked.get(number)) is not None and not asked.done():
                             asked.set_result(value)
+        self.says_when_again = False
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_result([None])
         when_alone()
 
     async def _answer(self, number: int, what: dict[str, Any]) -> None:
@@ -166,6 +185,9 @@ class Member(Crew):
         if not sent:
             asyncio.get_running_loop().remove_reader(self._door)
             self._door_closed.set()
+        for _ in range(len(sent) - len(fds)):  # the kernel has closed them
+            log.error("a connection was lost: no file number was left")
+            self.connection_closed()
         for fd in fds:
             self._keep(self._connect(socket.socket(fileno=fd)))
 

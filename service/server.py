@@ -26,7 +26,7 @@ from service.errors import ServiceError
 from service.held import SMALL_BYTES
 from service.listener import url
 from service.settings import Settings
-from service.supervisor import PROBES
+from service.supervisor import PROBES, sighup_reloads
 
 if sys.platform == "win32":
     from asyncio import new_event_loop
@@ -197,11 +197,11 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept; the bundles are still being loaded."""
         await super().startup(sockets)
-        if not (sys.stdin and sys.stdin.isatty()):  # else it means that the terminal has gone
+        if sighup_reloads():
             with contextlib.suppress(RuntimeError):  # signals are the main thread's
                 self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._watching = self._loop.create_task(self._watch(), name="watch")
-        await self._crew.join(self._reasons, self._make_protocol, self._be_alone)
+        await self._crew.join(self._reasons, self._make_protocol, self._be_alone, self._stop_at_once)
         addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
@@ -244,12 +244,16 @@ class Server(uvicorn.Server):
             # Someone at a terminal waits for no load balancer.
             delay_s = 0.0 if sig == signal.SIGINT else self._settings.drain_delay_s
             self._draining = self._loop.create_task(self._drain(delay_s))
-        else:
-            log.warning("%s again: stopping at once", sig.name)
-            self.exit_code = BY_SIGNAL + sig
+        elif not self._crew.says_when_again:
+            self._stop_at_once(sig)
+
+    def _stop_at_once(self, number: int) -> None:
+        log.warning("%s again: stopping at once", signal.Signals(number).name)
+        self.exit_code = BY_SIGNAL + number
+        if self._draining is not None:
             self._draining.cancel()
-            self._draining = self._loop.create_task(self._end())
-            self.force_exit = True  # uvicorn may be waiting for slow clients already
+        self._draining = self._loop.create_task(self._end())
+        self.force_exit = True  # uvicorn may be waiting for slow clients already
 
     async def _drain(self, delay_s: float) -> None:
         """Finish what was accepted, while new requests are still answered: that this is no place for them any more."""

@@ -9,8 +9,10 @@ The design, in short:
 - Beside it each worker has a socket for messages, JSON by the line. A worker says at every beat how it is, and hears
   how the worst of the others is, so that each can answer probes for all. What it asks (metrics, to load a bundle) goes
   to all others, and their answers come back together.
-- Signals go to every worker; each drains as a single process does. One that takes no more connections sees the end of
-  the socket they come by after the last one that was sent: none is lost between the two.
+- A signal goes to every worker; each drains as a single process does. A second one goes there as a message: where all
+  processes of a service are signalled, as systemd does, a worker gets twice what was meant once.
+- A worker that takes no more connections sees the end of the socket they come by after the last one that was sent: none
+  is lost between the two.
 - A worker that ends unasked, or is killed for being mute, ends the service: the others drain, and whoever runs us
   starts it again. So it is with a single process, and one way to fail is enough.
 """
@@ -49,7 +51,6 @@ class Worker:
         reasons: For each probe, why it says no; None for yes.
         beat: When it was last heard (time.monotonic()); None before the first time.
         told: What it knows of the others.
-        has_ended: Whether its process has.
     """
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, door: socket.socket) -> None:
@@ -59,7 +60,9 @@ class Worker:
         self.reasons: Reasons = dict.fromkeys(PROBES, "it is being started")
         self.beat: float | None = None
         self.told: Reasons = {}
-        self.has_ended = False
+        self._has_ended = False
+        self._asked: dict[int, asyncio.Future[Any]] = {}
+        self._numbers = itertools.count()
         self._door = door
         self._writer: asyncio.StreamWriter
 
@@ -72,6 +75,23 @@ class Worker:
         """Send a message. One to a worker that has ended is lost."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
+
+    def ask(self, what: Message) -> asyncio.Future[Any]:
+        """Ask it something. Its answer is None where it ends before; who waits no more cancels it."""
+        number = next(self._numbers)
+        answer = self._asked[number] = asyncio.get_running_loop().create_future()
+        answer.add_done_callback(lambda _: self._asked.pop(number))
+        if self._has_ended:
+            answer.set_result(None)
+        else:
+            self.send({"ask": number, "what": what})
+        return answer
+
+    def answers(self, number: int, value: Any) -> None:
+        """It has answered a question."""
+        answer = self._asked.get(number)
+        if answer is not None and not answer.done():
+            answer.set_result(value)
 
     @property
     def takes_connections(self) -> bool:
@@ -91,11 +111,22 @@ class Worker:
         """Give it no more connections."""
         self._door.close()
 
+    @property
+    def is_mute(self) -> bool:
+        """Whether it has not been heard of for too long."""
+        return self.beat is not None and time.monotonic() - self.beat > MUTE_S
+
     def reason(self, probe: str) -> str | None:
         """What speaks against it."""
-        is_mute = self.beat is not None and time.monotonic() - self.beat > MUTE_S
-        reason = "it does not answer" if is_mute else self.reasons[probe]
+        reason = "it does not answer" if self.is_mute else self.reasons[probe]
         return None if reason is None else f"worker {self.number}: {reason}"
+
+    def end(self) -> None:
+        """Its process has ended."""
+        self._has_ended = True
+        self.close_door()
+        for number in list(self._asked):
+            self.answers(number, None)
 
     def signal(self, number: signal.Signals) -> None:
         """Send it a signal."""
@@ -119,10 +150,9 @@ class Supervisor:
         self._arguments = arguments
         self._wanted = workers
         self._workers: list[Worker] = []
-        self._numbers = itertools.count()
-        self._asked: dict[int, asyncio.Future[Any]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
         self._code: int | None = None  # how this ends; None until it is about to
+        self._is_told = False  # to end, by a signal
         self._is_accepting = self._has_started = False
 
     async def run(self) -> int:
@@ -130,20 +160,22 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         self._listener.settimeout(0)
         signals = [signal.SIGTERM, signal.SIGINT]
-        if not (sys.stdin and sys.stdin.isatty()):  # else it means that the terminal has gone
+        if sighup_reloads():
             signals.append(signal.SIGHUP)
         for number in signals:
             loop.add_signal_handler(number, self._pass_on, number)
         for place in range(1, self._wanted + 1):
             await self._start(place)
+            if self._code is not None:  # told to stop meanwhile, which this one may not have heard
+                self._workers[-1].signal(signal.SIGTERM)
+                break
         watch = loop.create_task(self._watch())
         ends = {loop.create_task(worker.process.wait()): worker for worker in self._workers}
         codes = []
         while ends:
             for end in (await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))[0]:
-                worker = ends.pop(end)
-                codes.append(end.result())
-                self._ended(worker, codes[-1])
+                self._ended(ends.pop(end), end.result())
+                codes.append(_exit_code(end.result()))
         watch.cancel()
         self._listener.close()
         return self._code or max(codes)
@@ -161,12 +193,13 @@ class Supervisor:
             )
         door.settimeout(0)
         worker = Worker(place, process, door)
+        reader = await worker.listen_to(messages)
         self._workers.append(worker)
-        self._keep(self._hear(worker, await worker.listen_to(messages)))
+        self._keep(self._hear(worker, reader))
 
     def _ended(self, worker: Worker, code: int) -> None:
-        worker.has_ended = True
-        self._close(worker)
+        worker.end()
+        self._accept_or_not()
         if self._code is not None:
             return
         log.critical("worker %d ended with exit code %d: stopping the others", worker.number, code)
@@ -175,18 +208,31 @@ class Supervisor:
             other.signal(signal.SIGTERM)
 
     def _pass_on(self, number: signal.Signals) -> None:
-        if number != signal.SIGHUP and self._code is None:
-            self._code = 0
         for worker in self._workers:
-            worker.signal(number)
+            if number == signal.SIGHUP:
+                if worker.beat is not None:  # else it would end of it, and has its bundles still to read
+                    worker.signal(number)
+            elif self._is_told:
+                worker.send({"again": number})
+            else:
+                worker.signal(number)
+        if number != signal.SIGHUP:
+            self._is_told = True
+            self._code = self._code or 0
 
     async def _watch(self) -> None:
         """Look after those that can't speak for themselves any more."""
         while True:
+            before = time.monotonic()
             await asyncio.sleep(BEAT_S)
+            now = time.monotonic()
+            late_s = now - before - BEAT_S  # a moment; or all of us have been suspended, and nobody could be heard
+            for worker in self._workers:
+                if worker.beat is not None:
+                    worker.beat = min(now, worker.beat + late_s)
             self._tell_others()
             for worker in self._workers:
-                if worker.beat is not None and time.monotonic() - worker.beat > LOST_S and worker.takes_connections:
+                if worker.beat is not None and now - worker.beat > LOST_S and worker.takes_connections:
                     log.critical("worker %d has not answered for %g s: ending it", worker.number, LOST_S)
                     worker.signal(signal.SIGKILL)
 
@@ -203,7 +249,7 @@ class Supervisor:
 
     async def _hear(self, worker: Worker, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
-            while line := await reader.readline():
+            while (line := await reader.readline()).endswith(b"\n"):  # the last one may be cut where its sender was
                 self._take(worker, json.loads(line))
 
     def _take(self, worker: Worker, message: Message) -> None:
@@ -223,20 +269,15 @@ class Supervisor:
             case {"ask": number, "what": what, "within_s": seconds}:
                 self._keep(self._relay(worker, number, what, seconds))
             case {"answer": number, "value": value}:
-                if (asked := self._asked.get(number)) is not None and not asked.done():
-                    asked.set_result(value)
+                worker.answers(number, value)
 
     async def _relay(self, asker: Worker, number: int, what: Message, seconds: float) -> None:
         """Ask all others what one worker wants to know, and give it their answers: null from one that gave none."""
-        others = [worker for worker in self._workers if worker is not asker]
-        asked = {next(self._numbers): worker for worker in others}
-        loop = asyncio.get_running_loop()
-        self._asked |= {one: loop.create_future() for one in asked}
-        for one, worker in asked.items():
-            worker.send({"ask": one, "what": what})
-        await asyncio.wait([self._asked[one] for one, worker in asked.items() if not worker.has_ended], timeout=seconds)
-        answers = [self._asked.pop(one) for one in asked]
-        values = [answer.result() if answer.done() else None for answer in answers]
+        asked = [worker.ask(what) for worker in self._workers if worker is not asker]
+        done, late = await asyncio.wait(asked, timeout=seconds)
+        values = [answer.result() if answer in done else None for answer in asked]
+        for answer in late:
+            answer.cancel()
         asker.send({"answer": number, "value": values})
 
     # Connections.
@@ -261,7 +302,7 @@ class Supervisor:
 
     def _accept(self) -> None:
         for _ in range(AT_ONCE):
-            takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: w.connections)
+            takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: (w.is_mute, w.connections))
             if not takers:
                 return
             try:
@@ -288,3 +329,15 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def sighup_reloads() -> bool:
+    """Whether that is what SIGHUP means here; where we have a terminal it means that it has gone."""
+    return hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty())
+
+
+def _exit_code(code: int) -> int:
+    """Of a worker that was told to stop. A signal's number, negative, is that of one which a signal has ended."""
+    if code >= 0:
+        return code
+    return 0 if -code in {signal.SIGTERM, signal.SIGINT} else 1  # it had not begun to listen to them: nothing to drain

@@ -431,12 +431,26 @@ def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path:
 def test_a_stop_while_it_is_being_imported_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
     """Nothing was accepted yet, so there is nothing to drain: exit code 0 at once."""
     with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--port", "0") as service:
-        status = Path(f"/proc/{service.process.pid}/status")
-        caught = 0
-        while not caught >> (signal.SIGTERM - 1) & 1:  # the first thing that the program does
-            caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status.read_text())[0], 16)
+        wait_until_caught(service, signal.SIGTERM)  # the first thing that the program does
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a signal is handled")
+def test_sighup_while_it_is_being_imported_changes_nothing(tiny_bundles: dict[str, Bundle]) -> None:
+    """The bundles are about to be read anyway."""
+    with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--default-bundle", "tiny") as service:
+        wait_until_caught(service, signal.SIGTERM)
+        service.process.send_signal(signal.SIGHUP)
+        assert service.message("serving ")
+
+
+def wait_until_caught(service: Process, number: signal.Signals) -> None:
+    """Return once the process handles this signal."""
+    status = Path(f"/proc/{service.process.pid}/status")
+    caught = 0
+    while not caught >> (number - 1) & 1:
+        caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status.read_text())[0], 16)
 
 
 def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:

@@ -1,15 +1,17 @@
 """Several workers are one service to everyone outside: real processes around tiny bundles."""
 
 import asyncio
+import contextlib
 import json
 import os
+import resource
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -18,7 +20,8 @@ from benchmarks.client import UNANSWERED, Client, Connection, NoReply, Reply, Re
 from benchmarks.drain import Load
 from benchmarks.process import ROOT, Service, running
 from models.bundle import Bundle
-from service.supervisor import MUTE_S
+from service.crew import Member
+from service.supervisor import MUTE_S, Supervisor, Worker
 
 pytestmark = [
     pytest.mark.anyio,
@@ -26,6 +29,7 @@ pytestmark = [
 ]
 
 ADMIN = (("X-API-Key", "root"),)
+SLOW_BODY = b'{"seed": 1}'
 
 
 @pytest.fixture(scope="module")
@@ -216,11 +220,186 @@ async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(fold
             while (reply := await awake.ask(ready)).status == 200:
                 assert time.monotonic() < give_up
             assert "does not answer" in json.loads(reply.body)["detail"]
+            async with asyncio.timeout(20):  # new connections go to the other, who answers at least
+                for connection in [await Connection.open(service.port) for _ in range(4)]:
+                    assert (await connection.ask(ready)).status == 503
+                    connection.close()
         finally:
             os.kill(halted, signal.SIGCONT)
         while (await awake.ask(ready)).status != 200:  # it was not lost
             assert time.monotonic() < give_up + 10
         await asyncio.wait(replies)
+
+
+async def test_nobody_waits_for_the_answer_of_a_worker_that_has_ended(folder: Path) -> None:
+    """Neither one that asked before nor one that asks after, while it drains: a scrape must not hold that up."""
+    with running(bundles=folder, device="cpu", workers=2, admin_keys="root", drain_delay_s=60) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        for connection in connections:
+            assert (await connection.ask(Request("GET", "/livez"))).status == 200
+        victim, other = workers_of(service)
+        os.kill(victim, signal.SIGSTOP)
+        load = Request("POST", "/v2/repository/models/rgb/load", headers=ADMIN)
+        loads = [asyncio.ensure_future(connection.ask(load)) for connection in connections]
+        os.kill(victim, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            replies = await asyncio.gather(*loads, return_exceptions=True)
+            assert [reply.status for reply in replies if isinstance(reply, Reply)] == [503]
+            assert (await service.get("/metrics")).status == 503
+        os.kill(other, signal.SIGKILL)
+        assert await asyncio.to_thread(service.wait) == 1
+
+
+@contextlib.asynccontextmanager
+async def slow_request(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection with a request whose body has yet to come: `SLOW_BODY`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    head = f"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SLOW_BODY)}"
+    writer.write(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert b" 100 " in await reader.readline()  # it is being read
+    await reader.readline()
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_a_signal_to_all_processes_counts_once(folder: Path) -> None:
+    """As systemd sends it: each worker gets it from there and from its supervisor, and drains all the same."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        workers = workers_of(service)
+        async with slow_request(service) as (reader, writer):
+            service.send(signal.SIGTERM)
+            service.wait_for_log("SIGTERM: draining", 2)
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):  # the idle one is quick
+                    os.kill(pid, signal.SIGTERM)
+            writer.write(SLOW_BODY)
+            assert await reader.readline()
+        assert await asyncio.to_thread(service.wait) == 0
+        assert "again" not in service.log()
+
+
+async def test_a_second_signal_stops_all_workers_at_once(folder: Path) -> None:
+    """As it stops a single process."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        async with slow_request(service) as (reader, _):
+            service.send(signal.SIGTERM)
+            service.wait_for_log("SIGTERM: draining", 2)
+            service.send(signal.SIGTERM)
+            assert await asyncio.to_thread(service.wait) == 128 + signal.SIGTERM
+            assert b" 503 " in await reader.readline()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_while_workers_are_being_started_ends_them_in_order(folder: Path, workers: int) -> None:
+    """Also those that can't hear of it yet: nothing was accepted, so there is nothing to drain."""
+    with starting(folder) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < workers:
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_sighup_while_workers_are_being_started_ends_none(folder: Path) -> None:
+    """The bundles are about to be read anyway."""
+    with starting(folder) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2:
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        assert any("serving http" in line for line in process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A service of two workers from its first moment on."""
+    command = [sys.executable, "-m", "service", "--workers", "2", "--port", "0", "--bundles", str(folder)]
+    with subprocess.Popen(
+        [*command, "--device", "cpu", "--default-bundle", "tiny"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="changes another process' limits")
+async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(folder: Path) -> None:
+    """The kernel closes it; the log says so, and the next ones are dealt out evenly all the same."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        first, second = [await Connection.open(service.port) for _ in range(2)]
+        there = worker_of(await first.ask(Request("GET", "/livez")))
+        assert worker_of(await second.ask(Request("GET", "/livez"))) != there
+        pid = workers_of(service)[0]
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(NoReply):
+            await service.get("/livez")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        service.wait_for_log("no file number was left")
+        assert (await first.ask(Request("GET", "/metrics"))).status == 200  # the supervisor has heard of it, then
+        third = await Connection.open(service.port)
+        assert worker_of(await third.ask(Request("GET", "/livez"))) == there
+        for connection in (first, second, third):
+            connection.close()
+
+
+class Halted:
+    """A process that notes signals and does nothing else."""
+
+    def __init__(self) -> None:
+        self.killed = asyncio.Event()
+
+    def send_signal(self, number: signal.Signals) -> None:  # noqa: D102
+        assert number == signal.SIGKILL
+        self.killed.set()
+
+
+async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `docker pause`, say, the supervisor may be the first to move; whoever stays mute then is ended."""
+    monkeypatch.setattr("service.supervisor.BEAT_S", 0.01)
+    monkeypatch.setattr("service.supervisor.LOST_S", 0.3)
+    door, its_door = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, door, its_door:
+        supervisor = Supervisor(listener, "", [], 1)
+        process = Halted()
+        worker = Worker(1, process, door)  # type: ignore[arg-type]
+        worker.beat = time.monotonic()
+        supervisor._workers.append(worker)  # noqa: SLF001
+        monkeypatch.setattr(supervisor, "_tell_others", lambda: None)
+        watch = asyncio.create_task(supervisor._watch())  # noqa: SLF001
+        await asyncio.sleep(0)
+        time.sleep(0.6)  # noqa: ASYNC251 - this is the suspension
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not process.killed.is_set()
+        await asyncio.wait_for(process.killed.wait(), 60)
+        watch.cancel()
+
+
+async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
+    """Half a message is none; and one that has not joined yet can be told to stop, too."""
+    (messages, its_messages), (door, its_door) = socket.socketpair(), socket.socketpair()
+    with door, its_door:
+        member = Member(messages, door)
+        await member.leave()
+        is_alone = asyncio.Event()
+        await member.join(dict, asyncio.Protocol, is_alone.set, lambda _: None)
+        its_messages.sendall(b'{"others": {"rea')
+        its_messages.close()
+        await asyncio.wait_for(is_alone.wait(), 60)
+        for task in member._tasks:  # noqa: SLF001
+            task.cancel()
+        asyncio.get_running_loop().remove_reader(door)
 
 
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
