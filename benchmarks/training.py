@@ -263,9 +263,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     made.add_argument("--without", nargs="+", choices=PARTS, default=[], help="parts to leave out")
     arguments = made.parse_args(argv)
     torch.set_num_threads(1)
-    # A warm-up is one from nothing; and each net is compiled anew for gradients of weights, of pixels, and for none.
-    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"
+    os.environ["TORCHINDUCTOR_FORCE_DISABLE_CACHES"] = "1"  # a warm-up is one from nothing
+    # Each net is compiled anew for gradients of weights, of pixels, and for none; simultaneous updates go back twice.
     torch._dynamo.config.recompile_limit = 64  # noqa: SLF001
+    torch._functorch.config.donated_buffer = False  # noqa: SLF001
     return measure(arguments)
 
 

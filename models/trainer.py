@@ -165,7 +165,10 @@ class State:
 
     def is_finite(self) -> bool:
         """Whether every weight of both nets is a finite number: the last loss says nothing of the last update."""
-        return all(bool(p.isfinite().all()) for net in (self.generator, self.discriminator) for p in net.parameters())
+        # The extremes are numbers where all are: one pass over the weights, and no copy of them as isfinite() makes.
+        nets = self.generator, self.discriminator
+        extremes = [extreme for net in nets for p in net.parameters() for extreme in torch.aminmax(p.detach())]
+        return bool(torch.stack(extremes).isfinite().all())
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state under one flat set of names."""

@@ -433,6 +433,21 @@ def test_weights_that_broke_in_the_last_update_are_noticed() -> None:
         next(step)
 
 
+@pytest.mark.parametrize("net", ["generator", "discriminator"])
+@pytest.mark.parametrize("odd", [math.nan, math.inf, -math.inf])
+def test_one_weight_that_is_no_finite_number_is_found_wherever_it_is(net: str, odd: float) -> None:
+    """Each tensor of both nets, at its first, a middle and its last place."""
+    state = State(small(), images(), CPU)
+    for parameter in getattr(state, net).parameters():
+        numbers = parameter.detach().view(-1)
+        for place in (0, len(numbers) // 2, len(numbers) - 1):
+            before = numbers[place].item()
+            numbers[place] = odd
+            assert not state.is_finite()
+            numbers[place] = before
+            assert state.is_finite()
+
+
 # --- Scores and the best -----------------------------------------------------------------------------------------
 
 
