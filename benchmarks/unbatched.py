@@ -13,11 +13,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from service import serving as core
-from service.app import create_app
+from service.__main__ import serve
 from service.batcher import Batcher, Lane, Part, Result, Rows
+from service.crew import Crew
+from service.keys import read_keys
 from service.listener import listen
 from service.logs import set_up_logs
-from service.server import run
 from service.settings import read_settings
 
 
@@ -43,7 +44,7 @@ def main() -> int:
     setattr(core, "Batcher", Bypass)  # noqa: B010 - mypy knows better than to let a class be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
-    return run(create_app(settings), settings, [listen(settings.host, settings.port)])
+    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], Crew())
 
 
 if __name__ == "__main__":

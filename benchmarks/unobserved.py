@@ -12,10 +12,12 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.metrics import MetricWrapperBase
 
 from service import app
+from service.__main__ import serve
+from service.crew import Crew
+from service.keys import read_keys
 from service.listener import listen
 from service.logs import set_up_logs
 from service.metrics import Metrics
-from service.server import run
 from service.settings import read_settings
 
 
@@ -45,7 +47,7 @@ def main() -> int:
     setattr(app, "Metrics", _NoMetrics)  # noqa: B010 - mypy knows better than to let a class be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
-    return run(app.create_app(settings), settings, [listen(settings.host, settings.port)])
+    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], Crew())
 
 
 if __name__ == "__main__":

@@ -55,8 +55,8 @@ def start(arguments: Sequence[str]) -> int:
     prepared = prepare(arguments)
     if isinstance(prepared, int):
         return prepared
-    settings, keys = prepared
-    for warning in check_names(os.environ):
+    settings, keys, warnings = prepared
+    for warning in warnings:
         log.warning(warning)
     try:
         listener = listen(settings.host, settings.port)
@@ -69,16 +69,16 @@ def start(arguments: Sequence[str]) -> int:
     return serve(settings, keys, [listener], Crew())
 
 
-def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys] | int:
-    """Read the settings and begin to log; an exit code where they can't be used."""
+def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
+    """Read the settings and begin to log; an exit code where they can't be used. The last are warnings, a line each."""
     try:
         settings = read_settings(vars(_parser().parse_args(arguments)))
         keys = read_keys(settings)
-        check_names(os.environ)
+        warnings = check_names(os.environ)
     except SettingsError as error:
         return _complain(str(error), BAD_SETTING)
     set_up_logs(settings.log_format, settings.log_level, is_shared=settings.workers > 1)
-    return settings, keys
+    return settings, keys, warnings
 
 
 def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: Crew) -> int:

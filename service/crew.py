@@ -10,7 +10,7 @@ import json
 import logging
 import socket
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from service.errors import NotReady
 from service.supervisor import BEAT_S, LONGEST_LINE, PROBES, Message, Reasons
@@ -20,6 +20,26 @@ AT_ONCE = 64  # connections that are taken up in one go
 Handler = Callable[..., Awaitable[Any]]
 
 log = logging.getLogger(__name__)
+
+
+class Server(Protocol):
+    """What serves a worker's connections."""
+
+    def reasons(self) -> Reasons:
+        """Why it says no to each probe."""
+        ...
+
+    def make_protocol(self) -> asyncio.Protocol:
+        """For a new connection; `connection_closed` is to be called at its end."""
+        ...
+
+    def be_alone(self) -> None:
+        """The supervisor is gone, and nobody can reach us any more."""
+        ...
+
+    def stop_at_once(self, number: int) -> None:
+        """A signal to stop, of this number, that is not the first."""
+        ...
 
 
 class Crew:
@@ -46,21 +66,8 @@ class Crew:
         """Why another worker says no to this probe; None where all say yes."""
         return None
 
-    async def join(
-        self,
-        reasons: Callable[[], Reasons],
-        make_protocol: Callable[[], asyncio.Protocol],
-        when_alone: Callable[[], None],
-        when_again: Callable[[int], None],
-    ) -> None:
-        """Begin to take connections and to say how this worker is.
-
-        Args:
-            reasons: Why it says no to each probe.
-            make_protocol: For each connection.
-            when_alone: Called when the supervisor is gone.
-            when_again: Called with the number of a signal to stop that is not the first.
-        """
+    async def join(self, server: Server) -> None:
+        """Begin to take connections for this worker's server, and to say how it is."""
 
     async def leave(self) -> None:
         """Take no more connections than those that are on their way."""
@@ -81,6 +88,7 @@ class Member(Crew):
     def __init__(self, messages: socket.socket, door: socket.socket) -> None:
         self._messages = messages
         self._door = door
+        self._server: Server
         self._writer: asyncio.StreamWriter | None = None  # before it has joined
         self._others: Reasons = dict.fromkeys(PROBES, "the other workers are being started")
         self._handlers: dict[str, Handler] = {}
@@ -111,20 +119,14 @@ class Member(Crew):
             raise NotReady("another worker does not answer")
         return answers
 
-    async def join(
-        self,
-        reasons: Callable[[], Reasons],
-        make_protocol: Callable[[], asyncio.Protocol],
-        when_alone: Callable[[], None],
-        when_again: Callable[[int], None],
-    ) -> None:
+    async def join(self, server: Server) -> None:
         """See the base."""
         reader, self._writer = await asyncio.open_unix_connection(sock=self._messages, limit=LONGEST_LINE)
-        self._make_protocol = make_protocol
+        self._server = server
         self._door.settimeout(0)
         asyncio.get_running_loop().add_reader(self._door, self._take_connections)
-        self._keep(self._hear(reader, when_alone, when_again))
-        self._keep(self._beat(reasons))
+        self._keep(self._hear(reader))
+        self._keep(self._beat())
 
     async def leave(self) -> None:
         """See the base."""
@@ -146,21 +148,19 @@ class Member(Crew):
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
-    async def _beat(self, reasons: Callable[[], Reasons]) -> None:
+    async def _beat(self) -> None:
         while True:
-            self._send({"reasons": reasons()})
+            self._send({"reasons": self._server.reasons()})
             await asyncio.sleep(BEAT_S)
 
-    async def _hear(
-        self, reader: asyncio.StreamReader, when_alone: Callable[[], None], when_again: Callable[[int], None]
-    ) -> None:
+    async def _hear(self, reader: asyncio.StreamReader) -> None:
         with contextlib.suppress(ConnectionError):
             while (line := await reader.readline()).endswith(b"\n"):  # the last one may be cut where its sender was
                 match json.loads(line):
                     case {"others": others}:
                         self._others = others
                     case {"again": number}:
-                        when_again(number)
+                        self._server.stop_at_once(number)
                     case {"ask": number, "what": what}:
                         self._keep(self._answer(number, what))
                     case {"answer": number, "value": value}:
@@ -170,7 +170,7 @@ class Member(Crew):
         for asked in self._asked.values():
             if not asked.done():
                 asked.set_result([None])
-        when_alone()
+        self._server.be_alone()
 
     async def _answer(self, number: int, what: dict[str, Any]) -> None:
         details = dict(what)
@@ -194,7 +194,7 @@ class Member(Crew):
     async def _connect(self, connection: socket.socket) -> None:
         connection.settimeout(0)
         try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._make_protocol, connection)
+            await asyncio.get_running_loop().connect_accepted_socket(self._server.make_protocol, connection)
         except OSError as error:  # it has gone already
             log.debug("a connection was lost: %s", error)
             connection.close()

@@ -52,8 +52,6 @@ class Metrics:
             "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid.",
             ["route", "reason"],
         )
-        # Does GAN_CACHE_BYTES earn its memory?
-        self.cache_hits = counter("gan_cache_hits_total", "Replies to GET /sample that came from memory.", [])
         # How much work do departing clients leave behind? The core counts, with logs.current_route().
         self.cancelled = counter(
             "gan_cancelled_total", "Requests whose client left, by phase: queued, running.", ["route", "phase"]

@@ -107,7 +107,6 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         if client_has_it(tags, etag):
             return Response(status_code=304, headers=headers)
         if (content := desk.cache.get(etag)) is not None:
-            desk.metrics.cache_hits.inc()
             headers["Server-Timing"] = "cache"
             return Response(content, 200, headers, MEDIA_TYPES[plan.look.format])
     reserve_reply(request.scope, plan.count * manifest.image.size * plan.look.scale**2)

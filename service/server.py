@@ -13,11 +13,12 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.server import ServerState
 
 from models.bundle import BundleError
 from service.client import DEPARTURE, Departure
@@ -130,14 +131,21 @@ class Protocol(HttpToolsProtocol):
 
     ASGI has only `receive` for that. To wait there beside the work takes a task for every request, which costs more
     than all else that surrounds it.
+
+    Args:
+        uvicorns: What uvicorn's own takes.
+        burst: Where replies wait to be written.
+        when_closed: Called at the connection's end.
     """
 
-    when_closed: Callable[[], None] = staticmethod(lambda: None)
+    def __init__(self, *uvicorns: Any, burst: _Burst, when_closed: Callable[[], None]) -> None:
+        super().__init__(*uvicorns)
+        self._burst = burst
+        self._when_closed = when_closed
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
-        burst = vars(self.server_state).setdefault("burst", _Burst(self.loop))
-        super().connection_made(cast("asyncio.Transport", _Joining(transport, burst)))
+        super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst)))
         # One for all of a connection's requests: they are answered one after the other.
         self._departure = Departure(transport.abort)
 
@@ -156,7 +164,7 @@ class Protocol(HttpToolsProtocol):
         """Called by the transport."""
         super().connection_lost(exc)
         self._departure.happen()
-        self.when_closed()
+        self._when_closed()
 
 
 class Server(uvicorn.Server):
@@ -170,7 +178,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=Protocol,
+                http=cast("type[asyncio.Protocol]", self.make_protocol),  # whatever makes one
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -192,6 +200,7 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
         self._loop = asyncio.get_running_loop()
+        self._burst = _Burst(self._loop)
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -201,20 +210,33 @@ class Server(uvicorn.Server):
             with contextlib.suppress(RuntimeError):  # signals are the main thread's
                 self._loop.add_signal_handler(signal.SIGHUP, self._reload)
         self._watching = self._loop.create_task(self._watch(), name="watch")
-        await self._crew.join(self._reasons, self._make_protocol, self._be_alone, self._stop_at_once)
+        await self._crew.join(self)
         addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
-    def _reasons(self) -> dict[str, str | None]:
+    def reasons(self) -> dict[str, str | None]:
+        """Why this process says no to each probe."""
         health = self._app.state.serving.health
         return {probe: health.own(probe) for probe in PROBES}
 
-    def _make_protocol(self) -> Protocol:
-        protocol = Protocol(self.config, self.server_state, self.lifespan.state)
-        protocol.when_closed = self._crew.connection_closed
-        return protocol
+    def make_protocol(
+        self,
+        config: uvicorn.Config | None = None,
+        server_state: ServerState | None = None,
+        app_state: dict[str, Any] | None = None,
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> Protocol:
+        """For a new connection. uvicorn hands over what is ours already."""
+        return Protocol(
+            config or self.config,
+            server_state or self.server_state,
+            self.lifespan.state if app_state is None else app_state,
+            _loop,
+            burst=self._burst,
+            when_closed=self._crew.connection_closed,
+        )
 
-    def _be_alone(self) -> None:
+    def be_alone(self) -> None:
         """The supervisor is gone, and nobody can reach us any more."""
         if self._draining is None:
             log.error("the supervisor is gone")
@@ -245,9 +267,10 @@ class Server(uvicorn.Server):
             delay_s = 0.0 if sig == signal.SIGINT else self._settings.drain_delay_s
             self._draining = self._loop.create_task(self._drain(delay_s))
         elif not self._crew.says_when_again:
-            self._stop_at_once(sig)
+            self.stop_at_once(sig)
 
-    def _stop_at_once(self, number: int) -> None:
+    def stop_at_once(self, number: int) -> None:
+        """Tell those who still wait that it is over, at the second signal to stop, whose number this is."""
         log.warning("%s again: stopping at once", signal.Signals(number).name)
         self.exit_code = BY_SIGNAL + number
         if self._draining is not None:

@@ -259,7 +259,8 @@ class Supervisor:
                 worker.reasons = reasons
                 self._tell_others()
                 self._accept_or_not()
-                if not self._has_started and all(one.reasons["started"] is None for one in self._workers):
+                started = sum(one.reasons["started"] is None for one in self._workers)
+                if not self._has_started and started == self._wanted:
                     self._has_started = True
                     log.info("serving %s", self._address)
             case {"closed": connections}:
@@ -274,8 +275,9 @@ class Supervisor:
     async def _relay(self, asker: Worker, number: int, what: Message, seconds: float) -> None:
         """Ask all others what one worker wants to know, and give it their answers: null from one that gave none."""
         asked = [worker.ask(what) for worker in self._workers if worker is not asker]
-        done, late = await asyncio.wait(asked, timeout=seconds)
+        done, late = await asyncio.wait(asked, timeout=seconds) if asked else (set(), set())
         values = [answer.result() if answer in done else None for answer in asked]
+        values += [None] * (self._wanted - 1 - len(asked))  # those that have not been started
         for answer in late:
             answer.cancel()
         asker.send({"answer": number, "value": values})

@@ -18,7 +18,8 @@ def start(arguments: Sequence[str]) -> int:
     if isinstance(prepared, int):
         return prepared
     crew = Member(socket.socket(fileno=int(messages)), socket.socket(fileno=int(door)))
-    return serve(*prepared, [], crew)
+    settings, keys, _ = prepared  # the supervisor has told the warnings
+    return serve(settings, keys, [], crew)
 
 
 if __name__ == "__main__":

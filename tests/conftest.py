@@ -54,6 +54,15 @@ def one_processor() -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Small products are not worth a second thread, which waits for the first on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that set up the log: the root logger is everybody's, and so are logging's options."""

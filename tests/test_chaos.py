@@ -8,20 +8,17 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
 from benchmarks import disconnects, drain, swaps
 from benchmarks.client import Client, Reply, Request
 from benchmarks.gated import HELD
+from benchmarks.growth import write_wide
 from benchmarks.process import Service, running
-from models.bundle import read_bundle, write_bundle
-from models.networks import build_networks
+from models.bundle import read_bundle
 from models.sampler import UInt8
-from models.spec import PRESETS, ImageSpec
 from service import server, serving
 
 pytestmark = pytest.mark.anyio
@@ -34,26 +31,7 @@ SEED = 7
 @pytest.fixture(scope="module")
 def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with one bundle: the paper's nets with random weights, whose kernels are those of real work."""
-    options, image = PRESETS["mlp-paper"], ImageSpec(channels=1, height=28, width=28)
-    rng = torch.Generator().manual_seed(5)
-    states = [
-        {name: torch.randn(tensor.shape, generator=rng) * 0.05 for name, tensor in net.state_dict().items()}
-        for net in build_networks(options.network, image, options.latent)
-    ]
-    facts: dict[str, Any] = {
-        "name": "paper",
-        "created": "2026-01-02T03:04:05Z",
-        "network": options.network,
-        "image": image,
-        "latent": options.latent,
-        "labels": None,
-        "calibration": None,
-        "training": {},
-        "evaluation": {},
-    }
-    root = tmp_path_factory.mktemp("bundles")
-    write_bundle(root / "paper", facts, states[0], states[1], np.zeros((4, 4, 1), np.uint8))
-    return root
+    return write_wide(tmp_path_factory.mktemp("bundles"), 1200).parent
 
 
 @pytest.fixture(scope="module")
@@ -179,7 +157,7 @@ async def test_a_restart_behind_a_proxy_is_not_noticed(bundles: Path) -> None:
 
 async def test_bundles_are_swapped_under_load(bundles: Path, tmp_path: Path) -> None:
     """Versions come and go, one of them damaged: no request fails, and each has the bytes of the version it names."""
-    versions = swaps.make_versions(read_bundle(bundles / "paper"), tmp_path)
+    versions = swaps.make_versions(read_bundle(next(bundles.iterdir())), tmp_path)
     link = swaps.Link(tmp_path / "bundles")
     link.turn(versions[0])
     with running(bundles=tmp_path / "bundles", device="cpu") as service:

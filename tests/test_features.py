@@ -1,6 +1,5 @@
 """The feature net: it learns real digits, is the same every time, is kept, and works on any images."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,13 +9,7 @@ import torch
 from models.data import Dataset, Split
 from models.features import checksum_of, load_features, untrained_features
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def dataset(*shape: int, labels: bool = True, count: int = 90) -> Dataset:

@@ -3,7 +3,6 @@
 import json
 import math
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,8 @@ from models.health import MIN_PROBES, Probe, Vitals, Watch, row_of
 from models.spec import PRESETS, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec, TrainingOptions
 from models.trainer import State
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 DATA = Path(__file__).parent / "data"
 SAMPLE = DATA / "mnist-2000.npz"
 COURSES = json.loads((DATA / "health-courses.json").read_text())  # figures of real runs; docs/log.md says which
@@ -31,15 +32,6 @@ SMALL = MLPSpec(
     generator=MLPGeneratorSpec(hidden=(64, 64)),
     discriminator=MaxoutDiscriminatorSpec(units=(48, 48), pieces=2, keep_input=1.0, keep_hidden=1.0),
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small products are not worth a second thread, which waits for the first on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

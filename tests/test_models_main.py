@@ -39,6 +39,8 @@ from models.spec import (
 )
 from models.trainer import SELECTIONS, Best, Report, State
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ROOT = Path(__file__).parents[1]
 COMMANDS = ("train", "evaluate", "inspect", "export", "toy", "interpolate", "neighbours")
 
@@ -69,15 +71,6 @@ torch.set_num_threads(1)
 PRESETS["quick"] = TrainingOptions.model_validate_json({QUICK.model_dump_json()!r})
 PRESETS["classes"] = PRESETS["quick"].model_copy(update={{"preset": "classes", "conditional": True}})
 """
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small products are not worth a second thread, which waits for the first on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(autouse=True)

@@ -374,7 +374,6 @@ async def test_a_reply_that_is_kept_in_memory_is_not_computed_again(
         ]
         assert (await client.head("/sample?seed=1&count=7")).headers["content-length"] == str(len(first.content))
         assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == 7
-        assert metric(app, "gan_cache_hits_total") == 2
         one, other = [await client.get("/sample?count=7") for _ in range(2)]
         assert one.headers["x-seed"] != other.headers["x-seed"]
         assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == 21

@@ -1,7 +1,6 @@
 """Every figure against a library or its definition, and at the values that theory gives."""
 
 import math
-from collections.abc import Iterator
 from itertools import pairwise
 
 import numpy as np
@@ -19,13 +18,7 @@ from torchmetrics.image.kid import poly_mmd
 from models import evaluation, scores
 from models.scores import frechet_distance, moments
 
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def cloud(n: int, d: int = 6, seed: int = 0, shift: float = 0.0) -> Tensor:

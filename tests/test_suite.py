@@ -1,6 +1,5 @@
 """The suite on real digits: a dropped class, blur and copies each move the right figures the right way."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +13,9 @@ from models.features import Judge, load_features, untrained_features
 from models.sampler import UInt8
 from models.suite import Figure, FrechetOnValidation, Suite, TooFewError, rows_wanted
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 Figures = dict[str, Figure]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from benchmarks.drain import Load
 from benchmarks.process import ROOT, Service, running
 from models.bundle import Bundle
 from service.crew import Member
-from service.supervisor import MUTE_S, Supervisor, Worker
+from service.supervisor import MUTE_S, Message, Supervisor, Worker
 
 pytestmark = [
     pytest.mark.anyio,
@@ -386,20 +386,49 @@ async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPa
         watch.cancel()
 
 
+class LonelyServer:
+    """One that waits to be left alone."""
+
+    def __init__(self) -> None:
+        self.is_alone = asyncio.Event()
+        self.be_alone = self.is_alone.set
+        self.make_protocol = asyncio.Protocol
+
+    def reasons(self) -> dict[str, str | None]:
+        """None."""
+        return {}
+
+    def stop_at_once(self, number: int) -> None:
+        """Not asked for."""
+        raise AssertionError(number)
+
+
 async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
     """Half a message is none; and one that has not joined yet can be told to stop, too."""
     (messages, its_messages), (door, its_door) = socket.socketpair(), socket.socketpair()
     with door, its_door:
         member = Member(messages, door)
         await member.leave()
-        is_alone = asyncio.Event()
-        await member.join(dict, asyncio.Protocol, is_alone.set, lambda _: None)
+        server = LonelyServer()
+        await member.join(server)
         its_messages.sendall(b'{"others": {"rea')
         its_messages.close()
-        await asyncio.wait_for(is_alone.wait(), 60)
+        await asyncio.wait_for(server.is_alone.wait(), 60)
         for task in member._tasks:  # noqa: SLF001
             task.cancel()
         asyncio.get_running_loop().remove_reader(door)
+
+
+async def test_a_worker_that_has_not_been_started_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks first hears that one is missing, instead of nothing for ever or the sum of those that are there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as door:
+        supervisor = Supervisor(listener, "", [], 3)
+        asker = Worker(1, Halted(), door)  # type: ignore[arg-type]
+        supervisor._workers.append(asker)  # noqa: SLF001
+        sent: list[Message] = []
+        monkeypatch.setattr(asker, "send", sent.append)
+        await supervisor._relay(asker, 7, {"name": "metrics"}, 60)  # noqa: SLF001
+        assert sent == [{"answer": 7, "value": [None, None]}]
 
 
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:

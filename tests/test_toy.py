@@ -2,13 +2,11 @@
 
 import io
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from models.__main__ import main
@@ -27,18 +25,11 @@ from models.toy import (
 )
 from models.toyplot import animation, panels
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 # Half the default's batch and three quarters of its updates: a third of the time, the same thresholds.
 QUICK = ToyOptions(steps=1_500, batch_size=1_024, d_updates=1_000)
 TINY = ToyOptions(steps=3, batch_size=16, d_updates=5, samples=2_000)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Nets this small are not worth a second thread."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +34,8 @@ from models.spec import (
 )
 from models.trainer import Resident, Score, State, TrainingError, train, train_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 NETWORK = MLPSpec(
     family="mlp",
@@ -43,15 +44,6 @@ NETWORK = MLPSpec(
 )
 SGD = SGDSpec(lr=0.1, decay=1.01, min_lr=1e-6, momentum=0.5, final_momentum=0.7, momentum_epochs=4)
 ADAM = AdamSpec(lr=0.01, beta1=0.5, beta2=0.999)
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Small products are not worth a second thread, which waits for the first on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def small(**changes: Any) -> TrainingOptions:

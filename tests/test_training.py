@@ -1,7 +1,6 @@
 """The bench of training: that both loops do the same work, and that a small version of it runs to its end."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +15,10 @@ from models.dataset import Dataset, Split, divide
 from models.spec import PRESETS
 from models.trainer import State, _derived_seed, train_step
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 STEPS = 6  # past a second update with a penalty
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """As the bench has it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
