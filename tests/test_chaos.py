@@ -157,7 +157,7 @@ async def test_a_restart_behind_a_proxy_is_not_noticed(bundles: Path) -> None:
 
 async def test_bundles_are_swapped_under_load(bundles: Path, tmp_path: Path) -> None:
     """Versions come and go, one of them damaged: no request fails, and each has the bytes of the version it names."""
-    versions = swaps.make_versions(read_bundle(next(bundles.iterdir())), tmp_path)
+    versions = swaps.make_versions(read_bundle(bundles / "wide-1200"), tmp_path)
     link = swaps.Link(tmp_path / "bundles")
     link.turn(versions[0])
     with running(bundles=tmp_path / "bundles", device="cpu") as service:
