@@ -37,7 +37,7 @@ else:
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
 BURST = 8  # replies
-GARBAGE = 50_000, 10, 10  # new objects, young and middle collections before the collector looks
+GARBAGE = 10_000, 10, 10  # new objects, young and middle collections before the collector looks
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
