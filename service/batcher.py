@@ -4,6 +4,8 @@ The design, in short:
 
 - A *lane* is what may share a batch: one net of one bundle. Lanes take turns.
 - A batch closes when it is full or the engine is free: an idle engine never waits for company, unless a window is set.
+  But the event loop goes first while it has requests in hand, for it gets through them sooner without the engine beside
+  it, in its caches and at the interpreter's lock; and those requests then share a batch.
 - Rows, not requests, are counted. Half of a batch belongs to those who came first, so that nobody waits for ever; the
   other half to those who need the fewest rows, so that a request of thousands never delays one of a single row by more
   than the batch that runs. Equal requests are thus served in the order of their coming. (Equal shares for all, which
@@ -42,7 +44,12 @@ Rows = NDArray[Any]
 GROW_AFTER_BATCHES = 64  # batches without an out-of-memory error before a lowered cap is doubled
 RATE_MEMORY = 0.9  # what a batch counts in the measured rate when the next one has run
 NEAR_FULL = 0.25  # of the largest batch: fewer rows say little about the rate, for a batch has a cost of its own
-SHARE_ROWS = 16  # fewer are not divided among idle slots: a batch of so few costs little less than one of twice as many
+# Fewer rows, and what takes less time, are not divided among idle slots: a batch of so few costs little less than one
+# of twice as many, and slots that run beside one another hold up the event loop.
+SHARE_ROWS, SHARE_S = 16, 0.01
+# The loop goes first until so many rows wait, for so many turns, or until two of them in a row bring nothing: one reads
+# what clients have sent, and the next begins to answer it.
+SETTLED_ROWS, SETTLING_TURNS, QUIET_TURNS = 64, 8, 2
 
 log = logging.getLogger(__name__)
 
@@ -269,6 +276,7 @@ class Batcher:
         self._slots = slots
         self._workers: list[asyncio.Task[None]] = []
         self._idle: list[asyncio.Future[None]] = []  # of workers that wait to be woken
+        self._settling = 0  # workers that let the loop go first
         self._window: asyncio.TimerHandle | None = None
         self._calls: set[_Call] = set()
         self._all_done = asyncio.Event()
@@ -412,9 +420,33 @@ class Batcher:
                 waker = asyncio.get_running_loop().create_future()
                 self._idle.append(waker)
                 await waker
+                await self._settle()
                 call = self._launch_next(slot, "window" if self._window_s else "idle")
                 continue
             call = await self._finish(slot, call)
+
+    async def _settle(self) -> None:
+        """Let the loop take in what clients have sent already, unless there is a good batch, or one client alone."""
+        self._settling += 1
+        turns = quiet = 0
+        while len(self._unfinished) > 1 and not self._is_settled and turns < SETTLING_TURNS and quiet < QUIET_TURNS:
+            before = self._queued_rows
+            await asyncio.sleep(0)
+            turns += 1
+            quiet = 0 if self._queued_rows > before else quiet + 1
+        self._settling -= 1
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether a good batch waits."""
+        return self._queued_rows >= min(SETTLED_ROWS, self._cap)
+
+    def _share(self) -> int:
+        """Rows of those that wait that the next batch may have, so that other idle slots get as many."""
+        alone_s = self._slots * self._seconds(self._queued_rows)
+        if len(self._unfinished) > 1 and 0 < alone_s < SHARE_S:
+            return self._queued_rows
+        return max(SHARE_ROWS, math.ceil(self._queued_rows / (1 + len(self._idle) + self._settling)))
 
     def _launch_next(self, slot: int, closed_by: str) -> _Call | None:
         """Start a half of a failed batch, else a batch from the lane whose turn it is; None where there is nothing."""
@@ -425,7 +457,7 @@ class Batcher:
                     slices, rest = _halved(slices, self._cap)
                     self._failed.appendleft(rest)
                 return self._launch(slot, slices)
-        share = max(SHARE_ROWS, math.ceil(self._queued_rows / (1 + len(self._idle))))
+        share = self._share()
         for lane, waiting in list(self._lanes.items()):
             slices = waiting.take(min(self._cap, share), self._clock())
             if not waiting:
@@ -460,14 +492,17 @@ class Batcher:
     async def _finish(self, slot: int, call: _Call) -> _Call | None:
         """Wait for an engine call; whatever comes of it, every caller in it gets its rows or an error, or is retried.
 
-        Returns the slot's next call where that has begun: it works while these rows are handed out.
+        Returns the slot's next call where that has begun: where a good batch waits, it runs while these rows are
+        handed out.
         """
         error = await self._outcome(call)
         if error is not None:
             self._blame(call.slices, error)
             return None
-        following = self._launch_next(slot, "idle")
+        following = self._launch_next(slot, "idle") if self._is_settled else None
         self._hand_out(call)
+        if following is None:
+            await self._settle()
         return following
 
     async def _outcome(self, call: _Call) -> Exception | None:

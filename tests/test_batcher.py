@@ -17,7 +17,18 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from service.batcher import GROW_AFTER_BATCHES, SHARE_ROWS, Batcher, DeviceFailed, Lane, OutOfMemory, Part, Result, Rows
+from service.batcher import (
+    GROW_AFTER_BATCHES,
+    SETTLING_TURNS,
+    SHARE_ROWS,
+    Batcher,
+    DeviceFailed,
+    Lane,
+    OutOfMemory,
+    Part,
+    Result,
+    Rows,
+)
 from service.errors import DeadlinePassed, Draining, EngineFailed, NotReady, QueueFull
 from service.logs import RequestFacts, enter_request
 from service.metrics import Metrics
@@ -348,6 +359,52 @@ async def test_few_rows_are_not_divided() -> None:
     async with bench(max_rows=64, max_queued_rows=1000, slots=4) as one:
         await one.submit(Doubler(), SHARE_ROWS)
         assert one.engine.calls == [{0: SHARE_ROWS}]
+
+
+@on_jumping_time
+async def test_what_is_done_soon_is_not_divided_unless_it_is_all_there_is() -> None:
+    """Slots side by side hold up the loop, which has the other requests to see to; a single one has nobody to mind."""
+    async with bench(max_rows=64, max_queued_rows=1000, slots=2) as one:
+        lane = Doubler()
+        for seconds, calls in ((1.0, 2), (0.001, 1)):
+            one.engine.seconds = seconds
+            for _ in range(50):  # so that the rate is known
+                await one.submit(lane, 64)
+            before = len(one.engine.calls)
+            await asyncio.gather(*(one.submit(lane, 1) for _ in range(40)))
+            assert len(one.engine.calls) == before + calls
+        await one.submit(lane, 40)
+        assert one.engine.calls[-2:] == [{one.callers - 1: 20}] * 2
+
+
+@on_jumping_time
+async def test_clients_that_ask_again_one_after_the_other_share_batches() -> None:
+    """The loop goes first: who asks again while others are being answered joins them, though the engine is idle."""
+    async with bench(max_rows=64) as one:
+        lane = Doubler()
+
+        async def ask(turns: int) -> None:
+            for _ in range(10):
+                for _ in range(turns):  # of the loop, until a reply is out and the next request in
+                    await asyncio.sleep(0)
+                await one.submit(lane, 1)
+
+        clients = range(4)
+        await asyncio.gather(*(ask(number % 3) for number in clients))
+        assert [len(call) for call in one.engine.calls] == [len(clients)] * 10
+
+
+@on_jumping_time
+async def test_the_loop_goes_first_for_a_few_turns_only() -> None:
+    """Clients of whom another one comes in every turn keep no engine from its work."""
+    async with bench(max_rows=64, max_queued_rows=1000) as one:
+        lane = Doubler()
+        waiting = [one.submit(lane, 1)]
+        while not one.engine.calls:
+            waiting.append(one.submit(lane, 1))
+            await asyncio.sleep(0)
+        assert len(waiting) < 2 * SETTLING_TURNS
+        await asyncio.gather(*waiting)
 
 
 @on_jumping_time
