@@ -33,6 +33,18 @@ class _Nothing:
     inc = dec = set = observe = set_function = set_to_current_time = clear = remove = _ignore
 
 
+class _NoSeries:
+    """The series of a route, or of a kind of work."""
+
+    in_flight = 0
+    duration = bytes_in = bytes_out = queue_wait = compute = batch_images = batch_padding_images = images = _Nothing()
+
+    def requests(self, *_: object) -> _Nothing:
+        return self.duration
+
+    batches = requests
+
+
 class _NoMetrics(Metrics):
     """All names, and no series."""
 
@@ -40,6 +52,8 @@ class _NoMetrics(Metrics):
         super().__init__(registry)
         names: dict[str, Any] = vars(self)
         names.update({name: _Nothing() for name, series in names.items() if isinstance(series, MetricWrapperBase)})
+        nothing = _NoSeries()
+        names.update(dict.fromkeys(("of_route", "of_work"), lambda *_: nothing), of_format=lambda _: nothing.duration)
 
 
 def main() -> int:

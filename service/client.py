@@ -72,13 +72,14 @@ class Client:
     ) -> None:
         self._receive = receive
         self._send = send
-        self._scope = {**scope, _CLIENT: self}
+        self._scope = scope
+        scope[_CLIENT] = self
         self._bodies, self._replies = bodies, replies
         self._max_body_bytes = max_body_bytes
         self._departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
         self._body_bytes = self._reply_bytes = 0
         self._expects_body = scope["method"] != "GET"
-        self._body_read = asyncio.Event()
+        self._body_read: asyncio.Event | None = None  # for who waits for that
         self._left = False
 
     async def serve(self, app: ASGIApp) -> None:
@@ -134,7 +135,8 @@ class Client:
         self._body_bytes += more
         if not message.get("more_body"):
             self._expects_body = False
-            self._body_read.set()
+            if self._body_read is not None:
+                self._body_read.set()
             self._bodies.client_moved(self)
         return message
 
@@ -164,6 +166,7 @@ class Client:
     async def _wait_for_departure(self) -> None:
         """Once the body is in, the next thing to hear from the client is that it left."""
         if self._expects_body:
+            self._body_read = asyncio.Event()
             await self._body_read.wait()
         while (await self._receive())["type"] != "http.disconnect":
             pass  # what a GET carries as its body

@@ -13,9 +13,8 @@ import json
 import math
 import struct
 import zipfile
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - no request waits for them
@@ -46,8 +45,7 @@ _VERSIONS = " ".join(
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-@dataclass(frozen=True)
-class Look:
+class Look(NamedTuple):
     """How images become bytes.
 
     Attributes:
@@ -61,8 +59,7 @@ class Look:
     scale: int
 
 
-@dataclass(frozen=True)
-class Origin:
+class Origin(NamedTuple):
     """Where images come from: what a reader of the JSON format is told beside them."""
 
     bundle: str

@@ -316,7 +316,7 @@ class EngineThread:
     @property
     def is_alive(self) -> bool:
         """Whether the thread can still take calls."""
-        return self._thread.is_alive()
+        return not self._has_ended
 
     def stop(self) -> None:
         """End after the calls that were sent before. Does not wait."""

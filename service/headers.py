@@ -1,16 +1,25 @@
-"""Reads a request's headers from its scope: one pass over the raw list for each, and no object for all of them."""
+"""Reads a request's headers from its scope, which keeps them by name once they have been asked for."""
 
 from starlette.types import Scope
+
+_FIRST = "gan.headers"
 
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header of this name (lower case); None where there is none."""
-    for given, value in scope["headers"]:
-        if given == name:
-            return str(value, "latin-1")
-    return None
+    value = _first(scope).get(name)
+    return None if value is None else str(value, "latin-1")
 
 
 def all_of_header(scope: Scope, name: bytes) -> str:
     """Every header of this name, joined as RFC 9110, 5.3 allows; empty where there is none."""
+    if name not in _first(scope):
+        return ""
     return ", ".join([str(value, "latin-1") for given, value in scope["headers"] if given == name])
+
+
+def _first(scope: Scope) -> dict[bytes, bytes]:
+    first: dict[bytes, bytes] | None = scope.get(_FIRST)
+    if first is None:
+        first = scope[_FIRST] = dict(reversed(scope["headers"]))  # of several of a name the first one stays
+    return first

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal, TextIO
 
+from pydantic_core import PydanticSerializationError, to_json
+
 PIPE_BYTES = 4096  # POSIX promises 512, Linux this: a write of more may be cut by another process' write
 
 
@@ -76,7 +78,10 @@ class JsonFormatter(_Formatter):
     def line(self, seconds: float, level: str, logger: str, message: str, facts: dict[str, object]) -> str:
         """See the class."""
         head = {"time": _time(seconds), "level": level.lower(), "logger": logger, "message": message}
-        return _JSON.encode(head | facts)
+        try:
+            return to_json(head | facts, fallback=str).decode()
+        except PydanticSerializationError:  # bytes that are no text, as file names may have; this takes longer
+            return json.dumps(head | facts, default=str)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
@@ -84,9 +89,6 @@ class JsonFormatter(_Formatter):
         if record.exc_info:
             facts["traceback"] = self.formatException(record.exc_info)
         return self.line(record.created, record.levelname, record.name, record.getMessage(), facts)
-
-
-_JSON = json.JSONEncoder(default=str)  # json.dumps would make one for every line
 
 
 def _time(seconds: float) -> str:

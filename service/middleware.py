@@ -34,6 +34,7 @@ CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _FOUND = "gan.route"
+_EXCHANGE = "gan.exchange"
 _PROCESS = secrets.token_hex(10)
 _numbers = itertools.count()
 
@@ -105,13 +106,13 @@ class Observe:
             arrived_s=time.monotonic(),
         )
         enter_request(facts)
-        exchange = _Exchange(facts, scope, receive, send, self.is_draining)
+        exchange = scope[_EXCHANGE] = _Exchange(facts, scope, receive, send, self.is_draining)
         series = self.metrics.of_route(facts.route)
-        series.in_flight.inc()
+        series.in_flight += 1
         try:
             await self.app(scope, exchange.receive, exchange.send)
         finally:
-            series.in_flight.dec()
+            series.in_flight -= 1
             self._record(facts, exchange, series)
 
     def _record(self, facts: RequestFacts, exchange: "_Exchange", series: RouteSeries) -> None:
@@ -146,11 +147,15 @@ class _Exchange:
         self.bytes_out = 0
         # A body that we leave unread is thrown away by the server, so the connection stays good. But one that has no
         # announced end may never end, and one that waits for our "100 Continue" may never come.
-        names = [name for name, _ in scope["headers"]]
-        self._closes = b"transfer-encoding" in names or b"expect" in names
+        self._closes = header(scope, b"transfer-encoding") is not None or header(scope, b"expect") is not None
         self._is_draining = is_draining
         self._receive = receive
         self._send = send
+
+    @property
+    def has_started(self) -> bool:
+        """Whether a part of the reply is out."""
+        return self.status != CLIENT_LEFT
 
     async def receive(self) -> Message:
         message = await self._receive()
@@ -204,21 +209,15 @@ class Problems:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started = False
-
-        async def watched_send(message: Message) -> None:
-            nonlocal started
-            started = True
-            await send(message)
-
+        exchange: _Exchange = scope[_EXCHANGE]
         try:
-            await self.app(scope, receive, watched_send)
+            await self.app(scope, receive, send)
         except asyncio.CancelledError:
-            if started or not self.is_draining():
+            if exchange.has_started or not self.is_draining():
                 raise
             await self._answer(Draining(), scope)(scope, receive, send)
         except Exception as error:
-            if started:  # half a reply is out: only a broken connection can tell the client
+            if exchange.has_started:  # half a reply is out: only a broken connection can tell the client
                 raise
             await self._answer(error, scope)(scope, receive, send)
 

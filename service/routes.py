@@ -17,7 +17,7 @@ from service.caching import caching, client_has_it
 from service.client import reserve_reply
 from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
 from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
-from service.encode import MEDIA_TYPES, Origin, encode
+from service.encode import MEDIA_TYPES, Look, Origin, encode
 from service.errors import DeadlinePassed, ServiceError, UnsupportedMediaType
 from service.headers import all_of_header, header
 from service.logs import current_request
@@ -44,8 +44,9 @@ from service.schemas import (
 from service.serving import Timing
 
 JSON = "application/json"
-# What takes less time than a hand-over between threads is done where it stands.
-SMALL_PIXELS = 4096
+# What takes no longer than a hand-over between threads is done where it stands: this much as an array, as a grey PNG,
+# and as what Pillow makes.
+SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
 SMALL_BODY_BYTES = 16384
 
 Images = list[Decoded | ServiceError]
@@ -98,7 +99,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
     tags = all_of_header(request.scope, b"if-none-match")
     etag = None
     if not tags and not desk.settings.cache_bytes:
-        desk.serving.admit(plan.count)  # what will be refused is refused before it costs more
+        desk.serving.batcher.admit(plan.count)  # what will be refused is refused before it costs more
     if request.method == "GET":
         device_kind = desk.serving.fingerprint(bundle)
         kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)
@@ -137,10 +138,18 @@ async def _encode(
     desk: Desk, images: UInt8, plan: SamplePlan, origin: Origin, deadline: Deadline
 ) -> tuple[bytes, float]:
     work = timed(partial(encode, images, plan.look, origin))
-    small = images.size * plan.look.scale**2 <= SMALL_PIXELS
-    content, seconds = work() if small else await desk.run_in_time(desk.encoders, work, deadline)
-    desk.metrics.encode.labels(plan.look.format).observe(seconds)
+    content, seconds = work() if _is_small(images, plan.look) else await desk.run_in_time(desk.encoders, work, deadline)
+    desk.metrics.of_format(plan.look.format).observe(seconds)
     return content, seconds
+
+
+def _is_small(images: UInt8, look: Look) -> bool:
+    small = SMALL_PICTURE
+    if look.format == "npy":
+        small = SMALL_ARRAY
+    elif look.format == "png" and images.shape[3] == 1:
+        small = SMALL_GREY
+    return images.size * look.scale**2 <= small
 
 
 def discriminate_routes(desk: Desk) -> APIRouter:

@@ -35,7 +35,7 @@ def record(message: str, **extra: object) -> logging.LogRecord:
 
 def test_json_is_one_object_on_one_line() -> None:
     """Whatever a message holds: line ends, quotes, things that are no JSON."""
-    line = JsonFormatter().format(record('two\nlines "quoted"', facts={"count": 3, "thing": {1}}))
+    line = JsonFormatter().format(record('two\nlines "quoted"', facts={"count": 3, "thing": slice(1)}))
     assert "\n" not in line
     assert json.loads(line) == {
         "time": "1970-01-01T00:00:00.000Z",
@@ -43,8 +43,14 @@ def test_json_is_one_object_on_one_line() -> None:
         "logger": "service.test",
         "message": 'two\nlines "quoted"',
         "count": 3,
-        "thing": "{1}",
+        "thing": "slice(None, 1, None)",
     }
+
+
+def test_json_writes_what_is_no_text() -> None:
+    """A file's name may hold bytes that no encoding knows; the line that names it is not lost."""
+    line = json.loads(JsonFormatter().format(record("no such file: \udcff", facts={"raw": b"\xff"})))
+    assert (line["message"], line["raw"]) == ("no such file: \udcff", "b'\\xff'")
 
 
 def test_json_keeps_tracebacks_inside() -> None:

@@ -3,7 +3,7 @@
 import numpy as np
 from prometheus_client import CollectorRegistry, generate_latest
 
-from service.metrics import PROBABILITY, Metrics
+from service.metrics import MOST_KEPT, PROBABILITY, Metrics
 
 
 def test_many_probabilities_are_observed_as_one_by_one() -> None:
@@ -22,3 +22,27 @@ def test_many_probabilities_are_observed_as_one_by_one() -> None:
 
     assert shown(together) == shown(apart)
     assert len(shown(apart)) == len(PROBABILITY) + 3
+
+
+def test_what_is_kept_back_is_there_whenever_somebody_looks() -> None:
+    """Nothing that a request left behind is missing from a page, and memory is bounded where nobody ever looks."""
+    metrics = Metrics(CollectorRegistry())
+    series = metrics.of_route("/sample")
+    values = [0.0005, 0.002, 200.0] * MOST_KEPT
+    for looks in (1, 2):
+        for value in values:
+            series.duration.observe(value)
+            series.requests("GET", 200).inc()
+        series.in_flight += 1
+        read = metrics.registry.get_sample_value
+        assert read("gan_request_duration_seconds_count", {"route": "/sample"}) == looks * len(values)
+        assert read("gan_request_duration_seconds_bucket", {"route": "/sample", "le": "0.0005"}) == looks * MOST_KEPT
+        assert read("gan_requests_in_flight", {"route": "/sample"}) == looks
+        ended = {"route": "/sample", "method": "GET", "status": "200"}
+        assert read("gan_requests_total", ended) == looks * len(values)
+    unread = Metrics(CollectorRegistry())
+    kept = unread.of_route("/sample").duration
+    for value in values:
+        kept.observe(value)
+    [metric] = unread.request_duration.collect()  # the histogram itself, not through the registry
+    assert [sample.value for sample in metric.samples if sample.name.endswith("_count")] == [len(values)]
