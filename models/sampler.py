@@ -15,9 +15,10 @@ in the tile. A pixel is then a function of its latent alone, on one kind of devi
 """
 
 import math
+import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -40,6 +41,7 @@ TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
 CPU_TILE_SIZES = (4, 8, 16, 64, 256)
 LONG_S, WORTH_IT = 0.01, 1.25  # a reference tile's time; a row's time over its time in the reference tile
 _WORD = 2**64 - 1
+_own = threading.local()
 
 
 class LatentRange(NamedTuple):
@@ -81,18 +83,25 @@ def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count
 def _uniforms(draws: Sequence[tuple[int, int, int, int]]) -> NDArray[np.float64]:
     """Numbers in (0, 1], one after the other for each (seed, stream, first block, words): from consecutive blocks."""
     bits = np.empty(sum(words for *_, words in draws), np.uint64)
-    # One generator for all: to make it takes longer than to draw a few images' noise.
-    philox = np.random.Philox(0)
-    state, start = philox.state, 0
-    for seed, stream, first_block, words in draws:
-        # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
-        before = (first_block - 1) % 2**256
-        state["state"]["counter"][:] = [before >> shift & _WORD for shift in (0, 64, 128, 192)]
-        state["state"]["key"][:] = seed, stream
-        philox.state = state
+    keys = np.array([(seed, stream) for seed, stream, *_ in draws], np.uint64)
+    # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
+    before = [(first_block - 1) % 2**256 for _, _, first_block, _ in draws]
+    counters = np.array([[number >> shift & _WORD for shift in (0, 64, 128, 192)] for number in before], np.uint64)
+    philox, state = _generator()
+    start = 0
+    for (*_, words), state["state"]["counter"], state["state"]["key"] in zip(draws, counters, keys, strict=True):
+        philox.state = state  # all of it: nothing is left of what was drawn before
         bits[start : start + words] = philox.random_raw(words)
         start += words
     return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+
+
+def _generator() -> tuple[np.random.Philox, Any]:
+    """The thread's own, and the state of a new one: to make one takes longer than to draw a few images' noise."""
+    if not hasattr(_own, "philox"):
+        _own.philox = np.random.Philox(0)
+        _own.state = _own.philox.state
+    return _own.philox, _own.state
 
 
 class Tiles:
