@@ -3,8 +3,9 @@
     python -m benchmarks.overload [--seconds 60] [--factor 5] [--count 256] [--queue-images 16384]
 
 First the knee: more and more clients, each of which asks again when it is answered; the highest throughput counts.
-Then an open loop at so many times the knee: requests arrive at random times whatever becomes of the others. Meanwhile
-another process asks the probes, and the service's memory is read.
+Then an open loop at so many times the knee: requests arrive at random times whatever becomes of the others. All the
+time another process asks the probes, and metrics and memory are read: whoever looks takes as much from the knee as from
+the overload.
 
 `Retry-After` is compared with the truth: how long it took from the refusal until as many images had been computed as
 were in the queue at that moment.
@@ -14,7 +15,8 @@ import argparse
 import asyncio
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from typing import NamedTuple
 
 import numpy as np
@@ -26,6 +28,7 @@ from benchmarks.process import Service, running
 from benchmarks.report import Check, finish, parser, percentiles, table, trend
 
 CLIENTS = (1, 2, 4, 8, 16, 32)
+WARM_S = 2
 PROBES_PER_S = 10
 LOOK_EVERY_S = 0.5
 PROBE_P99_MS = 100
@@ -94,11 +97,25 @@ class Meter:
         return Load(images(exchanges) / seconds, service / seconds, client / seconds)
 
 
+Probed = Mapping[str, list[Exchange]]
+
+
+@asynccontextmanager
+async def looked_at(service: Service, seconds: float) -> AsyncIterator[tuple[Watch, "asyncio.Future[Probed]"]]:
+    """Read metrics and memory while the block lasts, and have the probes asked for so long."""
+    watch, stop = Watch(service), asyncio.Event()
+    with probing(service.port, seconds, PROBES_PER_S) as probes:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(every(LOOK_EVERY_S, watch.look, stop))
+            yield watch, asyncio.wrap_future(probes)
+            stop.set()
+
+
 async def find_knee(service: Service, request: Callable[[int], Request], seconds: float) -> Load:
     """The most images per second that waiting clients can get out of the service."""
     rows, loads = [], []
-    async with Client(service.port) as client:
-        await keep_asking(client, request, 4, after(2))  # warm
+    async with Client(service.port) as client, looked_at(service, WARM_S + len(CLIENTS) * seconds):
+        await keep_asking(client, request, 4, after(WARM_S))
         for clients in CLIENTS:
             meter = Meter(service)
             exchanges = await keep_asking(client, request, clients, after(seconds))
@@ -113,22 +130,18 @@ class Seen(NamedTuple):
     """One overload, as clients, orchestrator and operating system saw it."""
 
     exchanges: list[Exchange]
-    probes: Mapping[str, list[Exchange]]
+    probes: Probed
     watch: Watch
     load: Load  # from the first request to the last reply
 
 
 async def overload(service: Service, request: Callable[[int], Request], per_s: float, seconds: float) -> Seen:
     """Offer so many requests per second, and watch."""
-    watch, stop = Watch(service), asyncio.Event()
-    with probing(service.port, seconds, PROBES_PER_S) as probes:
-        async with Client(service.port) as client, asyncio.TaskGroup() as group:
-            group.create_task(every(LOOK_EVERY_S, watch.look, stop))
-            meter = Meter(service)
-            exchanges = await offer(client, request, per_s, seconds)
-            load = meter.read(exchanges)
-            stop.set()
-        probed = await asyncio.wrap_future(probes)
+    async with Client(service.port) as client, looked_at(service, seconds) as (watch, probes):
+        meter = Meter(service)
+        exchanges = await offer(client, request, per_s, seconds)
+        load = meter.read(exchanges)
+        probed = await probes
     return Seen(exchanges, probed, watch, load)
 
 
