@@ -4,6 +4,11 @@ Exit codes: 0 after SIGTERM or SIGINT and a drain; 1 where the port can't be had
 setting; 3 for a bundle that can't be loaded; 128 + the signal's number where a second signal cut the drain short.
 """
 
+from service.signals import take_first
+
+if __name__ == "__main__":  # before the other imports, which take half a second
+    take_first()
+
 import argparse
 import asyncio
 import contextlib
@@ -11,7 +16,6 @@ import ctypes
 import gc
 import logging
 import os
-import signal
 import socket
 import sys
 from collections.abc import Callable, Sequence
@@ -22,7 +26,7 @@ from service.keys import Keys, read_keys
 from service.listener import listen, url
 from service.logs import set_up_logs
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
-from service.supervisor import Supervisor, sighup_reloads
+from service.supervisor import Supervisor
 
 PROGRAM = "gan-service"
 FAILED, BAD_SETTING = 1, 2
@@ -38,10 +42,7 @@ def main() -> NoReturn:
 
 def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
     """Do this with the command line, and end the process with the code that it returns."""
-    if sighup_reloads():  # once there is something to reload
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    for number in (signal.SIGTERM, signal.SIGINT):  # until the server listens to them there is nothing to drain
-        signal.signal(number, lambda *_: os._exit(0))
+    take_first()
     code = start(arguments)
     logging.shutdown()
     sys.stderr.flush()

@@ -27,7 +27,8 @@ from service.errors import ServiceError
 from service.held import SMALL_BYTES
 from service.listener import url
 from service.settings import Settings
-from service.supervisor import PROBES, sighup_reloads
+from service.signals import sighup_reloads
+from service.supervisor import PROBES
 
 if sys.platform == "win32":
     from asyncio import new_event_loop

@@ -29,6 +29,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from service.signals import sighup_reloads
+
 PROBES = ("started", "ready", "live")
 BEAT_S = 0.5
 MUTE_S = 8.0  # no beat for so long: the service is not ready
@@ -331,11 +333,6 @@ class Supervisor:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def sighup_reloads() -> bool:
-    """Whether that is what SIGHUP means here; where we have a terminal it means that it has gone."""
-    return hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty())
 
 
 def _exit_code(code: int) -> int:

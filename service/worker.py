@@ -3,6 +3,11 @@
 MESSAGES and DOOR are the numbers of open sockets; the rest is the service's own command line.
 """
 
+from service.signals import take_first
+
+if __name__ == "__main__":  # before the other imports, which take half a second
+    take_first()
+
 import socket
 import sys
 from collections.abc import Sequence

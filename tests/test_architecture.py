@@ -24,7 +24,7 @@ ORDER = {
     "service": [
         "__init__",
         *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
-        *("listener", "supervisor", "crew"),
+        *("signals", "listener", "supervisor", "crew"),
         *("encode", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "engine", "serving"),
         *(

@@ -436,6 +436,13 @@ def test_a_stop_while_it_is_being_imported_ends_it_in_order(tiny_bundles: dict[s
         assert service.process.wait(60) == 0
 
 
+def test_signals_are_handled_before_anything_that_takes_time(tmp_path: Path) -> None:
+    """The settings' library stops the process that imports it, which ends in order, as an orchestrator expects."""
+    (tmp_path / "pydantic_settings.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
+    with Process(PYTHONPATH=str(tmp_path)) as service:
+        assert service.process.wait(60) == 0
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a signal is handled")
 def test_sighup_while_it_is_being_imported_changes_nothing(tiny_bundles: dict[str, Bundle]) -> None:
     """The bundles are about to be read anyway."""
