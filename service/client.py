@@ -100,6 +100,7 @@ class Client:
         except ClientDisconnect:
             pass  # it left while it was still sending
         finally:
+            del self._scope[_CLIENT]  # which leads back to the scope: the circle would keep the body
             self._bodies.now -= self._body_bytes
             self._bodies.client_moved(self)
             self._replies.now -= self._reply_bytes

@@ -103,7 +103,9 @@ def _attempt(file: bytes, limits: Limits) -> Decoded | ServiceError:
     try:
         return _decode_file(file, limits)
     except ServiceError as error:
-        return error
+        # Their frames lead back to the list that it goes into: a circle, with the file and the body in it.
+        error.__context__ = None
+        return error.with_traceback(None)
 
 
 def _decode_file(file: bytes, limits: Limits) -> Decoded:

@@ -113,6 +113,7 @@ class Observe:
             await self.app(scope, exchange.receive, exchange.send)
         finally:
             series.in_flight -= 1
+            del scope[_EXCHANGE]  # which leads back to the scope: the circle would keep what came of an unread body
             self._record(facts, exchange, series)
 
     def _record(self, facts: RequestFacts, exchange: "_Exchange", series: RouteSeries) -> None:

@@ -168,8 +168,11 @@ def discriminate_routes(desk: Desk) -> APIRouter:
             raise
         desk.metrics.decode.observe(decode_s)
         _note(bundle, len(images))
-        if len(images) == 1 and isinstance(images[0], ServiceError):
-            raise images[0]
+        if len(images) == 1 and isinstance(error := images[0], ServiceError):
+            try:
+                raise error
+            finally:  # its traceback keeps this frame, which must not keep it: the body is in that circle
+                del error, images
         classes = resolve_labels(labels, bundle.manifest.labels, len(images))
         results, timing = await _judge(desk, bundle, images, classes, deadline)
         deadline.left_s()  # an answer that comes too late is none

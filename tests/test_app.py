@@ -1,9 +1,13 @@
 """The application as a whole: its parts know one another, its documents are complete, and two of them don't meet."""
 
+import asyncio
+import base64
+import gc
 import json
 import re
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -12,10 +16,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import FastAPI
+from starlette.types import Message
 
 import service
 from models.bundle import BundleError
 from service.app import WORK, create_app
+from service.client import DEPARTURE, Departure
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -162,3 +168,82 @@ async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
     for path in re.findall(r'["`](/[a-z]+)', script):
         assert path in document["paths"]
     assert json.dumps(document)
+
+
+JUNK = b"no picture"
+
+
+class Cycle:
+    """What a server keeps of one request, its body included, for as long as somebody refers to it."""
+
+    def __init__(self, method: str, path: str, content_type: bytes, body: bytes) -> None:
+        self.body = body
+        self.status = 0
+        self.scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", content_type)] if content_type else [],
+            "client": None,
+            "server": None,
+            "extensions": {DEPARTURE: Departure(lambda: None)},
+        }
+
+    async def receive(self) -> Message:
+        """The whole body."""
+        return {"type": "http.request", "body": self.body}
+
+    async def send(self, message: Message) -> None:
+        """Notes the status."""
+        self.status = message.get("status", self.status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content_type", "body", "status"),
+    [
+        ("GET", "/livez", b"", b"", 200),
+        ("GET", "/metrics", b"", b"", 200),
+        ("GET", "/nope", b"", b"", 404),
+        ("DELETE", "/sample", b"", b"", 405),
+        ("GET", "/sample", b"", b"", 200),
+        ("HEAD", "/sample", b"", b"", 200),
+        ("POST", "/sample", b"application/json", b"{}", 200),
+        ("POST", "/sample", b"application/json", b"{", 400),
+        ("POST", "/discriminate", b"text/plain", JUNK, 415),
+        ("POST", "/discriminate", b"image/png", JUNK, 422),
+        ("POST", "/discriminate", b"application/x-npy", JUNK, 400),
+        (
+            "POST",
+            "/discriminate",
+            b"application/json",
+            json.dumps({"images": [base64.b64encode(JUNK).decode()] * 2}).encode(),
+            200,
+        ),
+    ],
+)
+async def test_nothing_of_a_request_waits_for_the_garbage_collector(
+    method: str, path: str, content_type: bytes, body: bytes, status: int, tiny_settings: Callable[..., Settings]
+) -> None:
+    """It comes by seldom, and bodies may be large: what is refused, undecodable or answered is let go of at once."""
+    app = create_app(tiny_settings())
+    async with app.router.lifespan_context(app):
+        await app.state.starting
+        gc.collect()
+        gc.disable()
+        try:
+            cycle = Cycle(method, path, content_type, body)
+            task = asyncio.create_task(app(cycle.scope, cycle.receive, cycle.send))
+            await task
+            seen = weakref.ref(cycle)
+            assert cycle.status == status
+            del cycle, task
+            for _ in range(20):  # callbacks of what has ended
+                await asyncio.sleep(0)
+            assert seen() is None
+        finally:
+            gc.enable()

@@ -39,6 +39,7 @@ ORDER = {
             "app",
             "server",
             "__main__",
+            "script",
             "worker",
         ),
     ],

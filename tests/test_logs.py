@@ -53,6 +53,14 @@ def test_json_writes_what_is_no_text() -> None:
     assert (line["message"], line["raw"]) == ("no such file: \udcff", "b'\\xff'")
 
 
+def test_json_is_ascii() -> None:
+    """So no terminal's encoding breaks a line, nor do the line ends that Unicode has beside ours."""
+    message = "é\u2028\u0085😀"
+    line = JsonFormatter().format(record(message))
+    assert line.isascii()
+    assert json.loads(line)["message"] == message
+
+
 def test_json_keeps_tracebacks_inside() -> None:
     """A traceback is a field, so a crash is still one line."""
     made = record("it broke")
