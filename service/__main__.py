@@ -42,7 +42,6 @@ def main() -> NoReturn:
 
 def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
     """Do this with the command line, and end the process with the code that it returns."""
-    take_first()
     code = start(arguments)
     logging.shutdown()
     sys.stderr.flush()

@@ -78,11 +78,12 @@ class JsonFormatter(_Formatter):
     def line(self, seconds: float, level: str, logger: str, message: str, facts: dict[str, object]) -> str:
         """See the class."""
         head = {"time": _time(seconds), "level": level.lower(), "logger": logger, "message": message}
-        line = b"\xff"
         with contextlib.suppress(PydanticSerializationError):  # bytes that are no text, as file names may have
             line = to_json(head | facts, fallback=str)
+            if line.isascii():
+                return line.decode()
         # Escaped, or a terminal's encoding and the line ends that Unicode knows would break it; that takes longer.
-        return line.decode() if line.isascii() else json.dumps(head | facts, default=str)
+        return json.dumps(head | facts, default=str)
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""

@@ -260,11 +260,11 @@ class Serving:
             thread.stop()
         self._loader.stop()
 
-    def admit(self, images: int = 1) -> None:
-        """Raise what no request of so many images can get past at this moment: Draining, NotReady, QueueFull."""
+    def admit(self) -> None:
+        """Raise what no request can get past at this moment: Draining, NotReady, QueueFull."""
         if not self.batcher.is_draining and (reason := self.health.able()) is not None:
             raise NotReady(reason)
-        self.batcher.admit(images)
+        self.batcher.admit()
 
     def find(self, name: str | None) -> Loaded:
         """The loaded bundle of this name or name@version; the default where there is none.

@@ -8,7 +8,6 @@ import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -449,7 +448,7 @@ async def test_a_stop_says_so_first_and_finishes_what_was_accepted(tiny_settings
         serving.admit()
         late = asyncio.create_task(sample(serving, count=3))
         await until(lambda: serving.batcher.is_draining)
-        for refused in (partial(serving.admit, 1), partial(serving.batcher.admit, 1)):
+        for refused in (serving.admit, serving.batcher.admit):
             with pytest.raises(Draining):
                 refused()
         with pytest.raises(Draining):
