@@ -121,8 +121,8 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
 
     def ours() -> bytes:
         metrics.observe_probabilities("ours", "uploaded", probabilities)
-        judged = [Judged(p, logit, None, is_calibrated=True, is_converted=False) for p, logit in pairs]
-        return discriminate_reply("ours", "0", judged)
+        judged = Judged(probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS)
+        return discriminate_reply("ours", "0", judged, {})
 
     yield f"{VERDICTS} verdicts as JSON, with their histogram", plain, ours
 

@@ -9,7 +9,7 @@ import binascii
 import io
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -47,6 +47,24 @@ class Decoded(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Upload:
+    """A request's images in a bundle's shape, in order, and why others of them could not be read.
+
+    Attributes:
+        pixels: uint8 (n, h, w, c); the n images that could be read.
+        converted: Of each of these, whether size or colour had to be changed to get there.
+        errors: Of each of the others, by its place in the request.
+    """
+
+    pixels: UInt8
+    converted: Sequence[bool]
+    errors: Mapping[int, ServiceError]
+
+    def __len__(self) -> int:
+        return len(self.pixels) + len(self.errors)
+
+
+@dataclass(frozen=True)
 class Limits:
     """What images become, and what is too much.
 
@@ -64,8 +82,8 @@ class Limits:
     still_wanted: Callable[[], object]
 
 
-def decode_upload(body: bytes, content_type: str, limits: Limits) -> list[Decoded | ServiceError]:
-    """A body of one of `UPLOAD_TYPES` as images, in order. `content_type` is the header, parameters included.
+def decode_upload(body: bytes, content_type: str, limits: Limits) -> Upload:
+    """A body of one of `UPLOAD_TYPES` as images. `content_type` is the header, parameters included.
 
     Raises:
         Malformed, Invalid, TooLarge: As `split_multipart` and `decode_npy` say. A file that can't be read is no such
@@ -76,11 +94,11 @@ def decode_upload(body: bytes, content_type: str, limits: Limits) -> list[Decode
     if kind == NPY:
         return decode_npy(body, limits)
     files = split_multipart(body, content_type, limits.max_count) if kind == MULTIPART else [body]
-    return [_attempt(file, limits) for file in files]
+    return _together([_attempt(file, limits) for file in files], limits.image)
 
 
-def decode_base64(texts: Sequence[str], limits: Limits) -> list[Decoded | ServiceError]:
-    """Image files in base64 as images, in order; one that can't be read gives its own error in its place.
+def decode_base64(texts: Sequence[str], limits: Limits) -> Upload:
+    """Image files in base64 as images; one that can't be read gives its own error in its place.
 
     Raises:
         Invalid: Too many.
@@ -95,7 +113,16 @@ def decode_base64(texts: Sequence[str], limits: Limits) -> list[Decoded | Servic
             results.append(Invalid("The image is not base64."))
         else:
             results.append(_attempt(file, limits))
-    return results
+    return _together(results, limits.image)
+
+
+def _together(results: Sequence[Decoded | ServiceError], image: ImageSpec) -> Upload:
+    images = [result for result in results if isinstance(result, Decoded)]
+    pixels = np.empty((len(images), image.height, image.width, image.channels), np.uint8)
+    for place, one in enumerate(images):
+        pixels[place] = one.pixels
+    errors = {place: result for place, result in enumerate(results) if isinstance(result, ServiceError)}
+    return Upload(pixels, [one.converted for one in images], errors)
 
 
 def _attempt(file: bytes, limits: Limits) -> Decoded | ServiceError:
@@ -158,7 +185,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def decode_npy(body: bytes, limits: Limits) -> list[Decoded | ServiceError]:
+def decode_npy(body: bytes, limits: Limits) -> Upload:
     """A uint8 array (n, h, w) or (n, h, w, c), c 1 or 3, in NumPy's file format, as images.
 
     Raises:
@@ -173,8 +200,8 @@ def decode_npy(body: bytes, limits: Limits) -> list[Decoded | ServiceError]:
     _check_pixels(width, height, limits)
     pictures = array if array.ndim == 4 else array[..., np.newaxis]
     if pictures.shape[1:] == (image.height, image.width, image.channels):
-        return [Decoded(pixels, converted=False) for pixels in np.ascontiguousarray(pictures)]
-    return [_convert(pixels, limits) for pixels in pictures]
+        return Upload(np.ascontiguousarray(pictures), [False] * n, {})
+    return _together([_convert(pixels, limits) for pixels in pictures], image)
 
 
 def _convert(pixels: UInt8, limits: Limits) -> Decoded:

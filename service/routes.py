@@ -15,14 +15,14 @@ from models.sampler import Float32, UInt8
 from models.spec import Calibration
 from service.caching import caching, client_has_it
 from service.client import reserve_reply
-from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
+from service.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
 from service.encode import MEDIA_TYPES, Look, Origin, encode
-from service.errors import DeadlinePassed, ServiceError, UnsupportedMediaType
+from service.errors import DeadlinePassed, UnsupportedMediaType
 from service.headers import all_of_header, header
 from service.logs import current_request
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
-from service.problems import Problem, problem
+from service.problems import problem
 from service.schemas import (
     BundleFacts,
     BundleList,
@@ -48,8 +48,6 @@ JSON = "application/json"
 # array, as a grey PNG (0.4 ms at most), and as what Pillow makes.
 SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
 SMALL_BODY_BYTES = 16384
-
-Images = list[Decoded | ServiceError]
 
 
 def sample_routes(desk: Desk) -> APIRouter:
@@ -162,27 +160,29 @@ def discriminate_routes(desk: Desk) -> APIRouter:
         deadline = Deadline(request, desk.settings)
         bundle, labels, decode = await _read_upload(desk, request, deadline)
         try:
-            images, decode_s = await desk.run_in_time(desk.decoders, timed(decode), deadline)
+            upload, decode_s = await desk.run_in_time(desk.decoders, timed(decode), deadline)
         except (asyncio.CancelledError, DeadlinePassed):
             deadline.end()  # a thread can't be cancelled, but it asks the deadline before each image
             raise
         desk.metrics.decode.observe(decode_s)
-        _note(bundle, len(images))
-        if len(images) == 1 and isinstance(error := images[0], ServiceError):
+        _note(bundle, len(upload))
+        if len(upload) == len(upload.errors) == 1:
             try:
-                raise error
+                raise upload.errors[0]
             finally:  # its traceback keeps this frame, which must not keep it: the body is in that circle
-                del error, images
-        classes = resolve_labels(labels, bundle.manifest.labels, len(images))
-        results, timing = await _judge(desk, bundle, images, classes, deadline)
+                del upload
+        classes = resolve_labels(labels, bundle.manifest.labels, len(upload))
+        judged, timing = await _judge(desk, bundle, upload, classes, deadline)
         deadline.left_s()  # an answer that comes too late is none
         headers = server_timing(decode=decode_s, queue=timing.queue_s, compute=timing.compute_s)
-        return Response(discriminate_reply(bundle.name, bundle.version, results), 200, headers, JSON)
+        request_id = current_request().id
+        problems = {place: problem(error, request_id) for place, error in upload.errors.items()}
+        return Response(discriminate_reply(bundle.name, bundle.version, judged, problems), 200, headers, JSON)
 
     return router
 
 
-async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Callable[[], Images]]:
+async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Callable[[], Upload]]:
     """The bundle and the labels that a request names, and what will decode its images."""
     settings, query = desk.settings, request.scope["query_string"]
     content_type, kind = header(request.scope, b"content-type") or "", media_type(request)
@@ -203,37 +203,24 @@ async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tupl
 
 
 async def _judge(
-    desk: Desk, bundle: Bundle, images: Images, classes: list[int] | None, deadline: Deadline
-) -> tuple[list[Judged | Problem], Timing]:
-    """One result for each image. D is asked about those that could be decoded; the others get their problem."""
-    decoded = {place: image for place, image in enumerate(images) if isinstance(image, Decoded)}
-    judged: dict[int, Judged] = {}
-    timing = Timing(0.0, 0.0)
-    if decoded:
-        logits, judged_as, timing = await desk.serving.discriminate(
-            bundle,
-            np.stack([image.pixels for image in decoded.values()]),
-            labels=None if classes is None else [classes[place] for place in decoded],
-            deadline_s=deadline.left_s(),
-        )
-        names = bundle.manifest.labels
-        named: list[str | None] = [None] * len(decoded)
-        if names and judged_as and classes is None:
-            named = [names[label] for label in judged_as]
-        calibration = bundle.manifest.calibration
-        probabilities = _probabilities(logits, calibration)
-        desk.metrics.observe_probabilities(bundle.name, "uploaded", probabilities)
-        judged = {
-            place: Judged(probability, logit, label, bool(calibration), image.converted)
-            for (place, image), probability, logit, label in zip(
-                decoded.items(), probabilities.tolist(), logits.tolist(), named, strict=True
-            )
-        }
-    request_id = current_request().id
-    return [
-        judged[place] if isinstance(image, Decoded) else problem(image, request_id)
-        for place, image in enumerate(images)
-    ], timing
+    desk: Desk, bundle: Bundle, upload: Upload, classes: list[int] | None, deadline: Deadline
+) -> tuple[Judged, Timing]:
+    """Ask D about the images that could be read."""
+    calibration, names = bundle.manifest.calibration, bundle.manifest.labels
+    if not len(upload.pixels):
+        return Judged([], [], None, bool(calibration), []), Timing(0.0, 0.0)
+    if classes is not None:
+        classes = [label for place, label in enumerate(classes) if place not in upload.errors]
+    logits, judged_as, timing = await desk.serving.discriminate(
+        bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s()
+    )
+    named = None
+    if names and judged_as and classes is None:
+        named = [names[label] for label in judged_as]
+    probabilities = _probabilities(logits, calibration)
+    desk.metrics.observe_probabilities(bundle.name, "uploaded", probabilities)
+    judged = Judged(probabilities.tolist(), logits.tolist(), named, bool(calibration), upload.converted)
+    return judged, timing
 
 
 def _probabilities(logits: Float32, calibration: Calibration | None) -> NDArray[np.float64]:

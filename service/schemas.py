@@ -8,7 +8,7 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
@@ -168,30 +168,35 @@ class DiscriminateReply(Reply):
 
 
 class Judged(NamedTuple):
-    """What D says of one image, as `DiscriminateResult` shows it."""
+    """What D says of images, one after the other, as `DiscriminateResult` shows each. `labels` is None for no names."""
 
-    probability_real: float
-    logit: float
-    label: str | None
+    probabilities_real: Sequence[float]
+    logits: Sequence[float]
+    labels: Sequence[str] | None
     is_calibrated: bool
-    is_converted: bool
+    converted: Sequence[bool]
 
 
-def discriminate_reply(bundle: str, version: str, results: Sequence[Judged | Problem]) -> bytes:
-    """A `DiscriminateReply` as JSON, without a model for each image, which takes longer (benchmarks/pieces.py)."""
-    shown: list[dict[str, object]] = []
-    for result in results:
-        if isinstance(result, Problem):
-            shown.append({"error": result.model_dump()})
-            continue
-        one: dict[str, object] = {"probability_real": result.probability_real, "logit": result.logit}
-        if result.label is not None:
-            one["label"] = result.label
-        if not result.is_calibrated:
+def discriminate_reply(bundle: str, version: str, judged: Judged, problems: Mapping[int, Problem]) -> bytes:
+    """A `DiscriminateReply` as JSON, without a model for each image, which takes longer (benchmarks/pieces.py).
+
+    Problems take the places that they have here; what was judged, those between.
+    """
+    shown: list[dict[str, object]] = [
+        {"probability_real": probability, "logit": logit}
+        for probability, logit in zip(judged.probabilities_real, judged.logits, strict=True)
+    ]
+    if judged.labels is not None:
+        for one, label in zip(shown, judged.labels, strict=True):
+            one["label"] = label
+    if not judged.is_calibrated:
+        for one in shown:
             one["calibrated"] = False
-        if result.is_converted:
+    for one, converted in zip(shown, judged.converted, strict=True):
+        if converted:
             one["converted"] = True
-        shown.append(one)
+    for place in sorted(problems):  # from the first on, so that those that follow find their places
+        shown.insert(place, {"error": problems[place].model_dump()})
     return to_json({"bundle": bundle, "version": version, "results": shown})
 
 

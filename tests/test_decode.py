@@ -17,7 +17,7 @@ from PIL import Image
 
 from models.sampler import UInt8
 from models.spec import ImageSpec
-from service.decode import UPLOAD_TYPES, Decoded, Limits, decode_base64, decode_upload
+from service.decode import UPLOAD_TYPES, Decoded, Limits, Upload, decode_base64, decode_upload
 from service.errors import DeadlinePassed, Invalid, Malformed, ServiceError, TooLarge
 
 GREY, COLOUR = ImageSpec(channels=1, height=6, width=8), ImageSpec(channels=3, height=6, width=8)
@@ -33,8 +33,17 @@ def file(picture: Image.Image, form: str = "png", **options: Any) -> bytes:
     return out.getvalue()
 
 
+def one_by_one(upload: Upload) -> list[Decoded | ServiceError]:
+    results: list[Decoded | ServiceError] = list(map(Decoded, upload.pixels, upload.converted))
+    assert len(results) == len(upload.pixels) == len(upload.converted)
+    for place in sorted(upload.errors):
+        results.insert(place, upload.errors[place])
+    assert len(results) == len(upload)
+    return results
+
+
 def decode(body: bytes, image: ImageSpec = GREY, content_type: str = "image/png") -> list[Decoded | ServiceError]:
-    return decode_upload(body, content_type, Limits(image, 10_000, 16, still_wanted=lambda: None))
+    return one_by_one(decode_upload(body, content_type, Limits(image, 10_000, 16, still_wanted=lambda: None)))
 
 
 def decoded(body: bytes, image: ImageSpec = GREY, content_type: str = "image/png") -> Decoded:
@@ -251,12 +260,13 @@ def test_a_bad_array_is_refused(body: bytes, error: type[Exception]) -> None:
 def test_every_file_part_of_a_form_is_an_image() -> None:
     """In order, whatever the parts are called; a broken one gets its own error."""
     good = file(Image.fromarray(PIXELS))
-    body, content_type = multipart(("images", "a.png", good), ("other", "b.bin", b"broken"), ("images", "c.png", good))
+    turned = file(Image.fromarray(PIXELS[::-1]))
+    body, content_type = multipart(("images", "a", good), ("other", "b.bin", b"broken"), ("images", "c.png", turned))
     first, second, third = decode(body, GREY, content_type)
     assert isinstance(second, Invalid)
-    for result in (first, third):
+    for result, pixels in ((first, PIXELS), (third, PIXELS[::-1])):
         assert isinstance(result, Decoded)
-        np.testing.assert_array_equal(result.pixels[..., 0], PIXELS)
+        np.testing.assert_array_equal(result.pixels[..., 0], pixels)
 
 
 def test_a_file_that_looks_like_a_boundary_survives() -> None:
@@ -292,7 +302,7 @@ def test_a_bad_form_is_refused(body: bytes, content_type: str, error: Any) -> No
 def test_base64_is_checked_image_by_image() -> None:
     """One text that is no base64 costs the others nothing."""
     good = base64.b64encode(file(Image.fromarray(PIXELS))).decode()
-    first, second, third, fourth = decode_base64([good, "not base64!", "", "é"], LIMITS)
+    first, second, third, fourth = one_by_one(decode_base64([good, "not base64!", "", "é"], LIMITS))
     assert isinstance(first, Decoded)
     for result in (second, third, fourth):
         assert isinstance(result, Invalid)

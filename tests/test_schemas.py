@@ -268,14 +268,27 @@ def test_a_timeout_that_is_none_is_refused(header: str) -> None:
 def test_verdicts_are_written_as_their_schema_says() -> None:
     """The reply is put together without models; read back through the schema it is what the models would have been."""
     broken = problem(Invalid("images: not an image."), "the-id")
-    first = Judged(0.25, -1.5, None, is_calibrated=True, is_converted=False)
-    last = Judged(1.0, 3e-9, "cat", is_calibrated=False, is_converted=True)
-    written = discriminate_reply("tiny", "0123456789ab", [first, broken, last])
-    results = [
-        DiscriminateResult(probability_real=0.25, logit=-1.5),
-        DiscriminateResult(error=broken),
-        DiscriminateResult(probability_real=1.0, logit=3e-9, label="cat", calibrated=False, converted=True),
-    ]
-    expected = DiscriminateReply(bundle="tiny", version="0123456789ab", results=results)
-    assert DiscriminateReply.model_validate_json(written) == expected
-    assert json.loads(written) == json.loads(expected.model_dump_json(exclude_none=True))
+    probabilities, logits = [0.25, 1.0], [-1.5, 3e-9]
+    first, last = {"probability_real": 0.25, "logit": -1.5}, {"probability_real": 1.0, "logit": 3e-9}
+
+    def check(written: bytes, results: list[DiscriminateResult]) -> None:
+        expected = DiscriminateReply(bundle="tiny", version="0123456789ab", results=results)
+        assert DiscriminateReply.model_validate_json(written) == expected
+        assert json.loads(written) == json.loads(expected.model_dump_json(exclude_none=True))
+
+    plain = Judged(probabilities, logits, None, is_calibrated=True, converted=[False, False])
+    check(
+        discriminate_reply("tiny", "0123456789ab", plain, {}),
+        [DiscriminateResult.model_validate(first), DiscriminateResult.model_validate(last)],
+    )
+    named = Judged(probabilities, logits, ["cat", "dog"], is_calibrated=False, converted=[False, True])
+    check(
+        discriminate_reply("tiny", "0123456789ab", named, {3: broken, 1: broken, 4: broken}),
+        [
+            DiscriminateResult.model_validate(first | {"label": "cat", "calibrated": False}),
+            DiscriminateResult(error=broken),
+            DiscriminateResult.model_validate(last | {"label": "dog", "calibrated": False, "converted": True}),
+            DiscriminateResult(error=broken),
+            DiscriminateResult(error=broken),
+        ],
+    )
