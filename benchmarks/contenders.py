@@ -367,7 +367,8 @@ class Server:
     def _last_words(self) -> str:
         self._log.seek(0)
         lines = [line.strip() for line in self._log.read().decode("utf-8", "replace").splitlines()]
-        return next((line[:LONGEST_REASON] for line in reversed(lines) if line), "it wrote nothing")
+        said = (line[:LONGEST_REASON] for line in reversed(lines) if any(map(str.isalpha, line)))
+        return next(said, "it wrote nothing")
 
     def ask(self, kind: str, seed: int) -> tuple[int, bytes]:
         """One reply's status and body, over a connection of its own."""

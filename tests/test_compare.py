@@ -24,6 +24,7 @@ from benchmarks.contenders import (
     serving,
 )
 from benchmarks.peers.work import Ask, encode
+from benchmarks.process import ROOT
 from benchmarks.standings import (
     BEGIN,
     END,
@@ -213,6 +214,27 @@ def test_a_peer_that_cannot_start_is_in_the_table_and_stops_nobody(bundle: Bundl
     remarks = {str(line["server"]): str(line["remark"]) for line in lines(made, PNG_64) if "remark" in line}
     assert remarks.keys() == {"missing", "broken", plain.name}
     assert "broken: failed |" in page_table(made, PNG_64, {})
+
+
+def test_a_peer_whose_start_fails_once_is_measured_all_the_same(
+    bundle: Bundle, uploads: Uploads, tmp_path: Path
+) -> None:
+    """A port that is still taken, say: no reason to leave it out of every round."""
+    *_, static = contenders(uploads, bundle.folder.parent, bundle.name)
+    (tmp_path / "moody.py").write_text(
+        "import pathlib, runpy, sys\n"
+        "tried = pathlib.Path(__file__).with_name('tried')\n"
+        "if not tried.exists():\n"
+        "    tried.touch()\n"
+        "    sys.exit('not today')\n"
+        f"runpy.run_module({static.module!r}, run_name='__main__')\n"
+    )
+    moody = replace(static, module="moody", variables={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    made = Results({moody.name: moody.name})
+    Measurer(Plan([], 1, bundle.folder.parent, bundle), made, {}).measure(moody)
+    assert (tmp_path / "tried").exists()
+    assert made.spread(Place(moody.name, "start", "s"))
+    assert not made.absent
 
 
 def test_a_peer_does_the_service_s_work(bundle: Bundle, uploads: Uploads) -> None:
