@@ -152,33 +152,25 @@ class Measurer:
         return replace(contender, variables={**contender.variables, **best.variables})
 
     def measure(self, contender: Contender) -> None:
-        """Start a server and put it under every load, twice if need be; or note why not."""
-        for tries_left in (1, 0):
-            try:
-                self._measure(contender)
-            except (NotServing, wrk.WrkError) as error:
-                say(f"{contender.title}: {error}")
-                if not tries_left:
-                    self._results.absent[contender.name] = str(error)
-            else:
-                return
-
-    def _measure(self, contender: Contender) -> None:
+        """Start a server and put it under every load; or note why not."""
         name = contender.name
-        with serving(contender, self._plan.bundle.folder) as server:
-            self._results.note(name, START, s=server.start_s)
-            at_start = server.rss_bytes()
-            for load in self._plan.loads:
-                if load.kind in contender.requests and (name != UNOBSERVED or load.name in UNOBSERVED_LOADS):
-                    self._put_under(server, load)
-            if name != STATIC:
-                self._results.note(
-                    name,
-                    MEMORY,
-                    mib=server.memory_bytes() / MIB,
-                    rss_mib=server.rss_bytes() / MIB,
-                    rss_at_start_mib=at_start / MIB,
-                )
+        try:
+            with serving(contender, self._plan.bundle.folder) as server:
+                self._results.note(name, START, s=server.start_s)
+                at_start = server.rss_bytes()
+                for load in self._plan.loads:
+                    if load.kind in contender.requests and (name != UNOBSERVED or load.name in UNOBSERVED_LOADS):
+                        self._put_under(server, load)
+                if name != STATIC:
+                    self._results.note(
+                        name,
+                        MEMORY,
+                        mib=server.memory_bytes() / MIB,
+                        rss_mib=server.rss_bytes() / MIB,
+                        rss_at_start_mib=at_start / MIB,
+                    )
+        except (NotServing, wrk.WrkError) as error:
+            self._results.absent[name] = str(error)
 
     def _put_under(self, server: Server, load: Load) -> None:
         name = server.contender.name

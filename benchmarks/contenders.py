@@ -420,8 +420,12 @@ class Server:
 
 @contextmanager
 def serving(contender: Contender, bundle: Path) -> Iterator[Server]:
-    """A server while the block lasts."""
-    server = Server(contender, bundle)
+    """A server while the block lasts. A start that fails is tried once more: a port may have been taken, say."""
+    try:
+        server = Server(contender, bundle)
+    except NotServing as error:
+        print(f"{contender.title}: {error}; once more", file=sys.stderr, flush=True)
+        server = Server(contender, bundle)
     try:
         yield server
     finally:

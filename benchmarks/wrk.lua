@@ -1,5 +1,5 @@
 -- What wrk sends: one body again and again, with a new number each time where it says {seed}.
---   wrk -s wrk.lua … URL -- FILE_WITH_THE_BODY FIRST_SEED
+--   wrk -s wrk.lua … URL -- FILE_WITH_THE_BODY FIRST_SEED METHOD
 -- At the end it prints what it saw as one line of JSON.
 
 local before, behind, whole
@@ -10,7 +10,7 @@ function init(arguments)
   local body = file:read("*a")
   file:close()
   seed = tonumber(arguments[2])
-  wrk.method = "POST"
+  wrk.method = arguments[3]
   local start, stop = string.find(body, "{seed}", 1, true)
   if start then
     before, behind = string.sub(body, 1, start - 1), string.sub(body, stop + 1)

@@ -55,7 +55,15 @@ def measure(port: int, request: Request, connections: int, seconds: float, first
         body.write(request.body)
         body.flush()
         command = [PROGRAM, "-t1", f"-c{connections}", f"-d{math.ceil(seconds)}s", f"--timeout={TIMEOUT_S}s", *headers]
-        command += ["-s", str(SCRIPT), f"http://{HOST}:{port}{request.target}", "--", body.name, str(first_seed)]
+        command += [
+            "-s",
+            str(SCRIPT),
+            f"http://{HOST}:{port}{request.target}",
+            "--",
+            body.name,
+            str(first_seed),
+            request.method,
+        ]
         try:
             done = subprocess.run(  # noqa: S603 - our own arguments
                 command, capture_output=True, text=True, check=True, timeout=seconds + TIMEOUT_S + SPARE_S

@@ -217,7 +217,7 @@ def test_a_peer_that_cannot_start_is_in_the_table_and_stops_nobody(bundle: Bundl
 
 
 def test_a_peer_whose_start_fails_once_is_measured_all_the_same(
-    bundle: Bundle, uploads: Uploads, tmp_path: Path
+    bundle: Bundle, uploads: Uploads, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A port that is still taken, say: no reason to leave it out of every round."""
     *_, static = contenders(uploads, bundle.folder.parent, bundle.name)
@@ -226,13 +226,13 @@ def test_a_peer_whose_start_fails_once_is_measured_all_the_same(
         "tried = pathlib.Path(__file__).with_name('tried')\n"
         "if not tried.exists():\n"
         "    tried.touch()\n"
-        "    sys.exit('not today')\n"
+        "    sys.exit('not today\\n; ;')\n"
         f"runpy.run_module({static.module!r}, run_name='__main__')\n"
     )
     moody = replace(static, module="moody", variables={"PYTHONPATH": f"{tmp_path}:{ROOT}"})
     made = Results({moody.name: moody.name})
     Measurer(Plan([], 1, bundle.folder.parent, bundle), made, {}).measure(moody)
-    assert (tmp_path / "tried").exists()
+    assert "it ended with 1; not today; once more" in capsys.readouterr().err
     assert made.spread(Place(moody.name, "start", "s"))
     assert not made.absent
 
