@@ -11,8 +11,6 @@ if __name__ == "__main__":  # before the other imports, which take half a second
 
 import argparse
 import asyncio
-import contextlib
-import ctypes
 import gc
 import logging
 import os
@@ -21,6 +19,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from service import memory
 from service.crew import Crew
 from service.keys import Keys, read_keys
 from service.listener import listen, url
@@ -30,7 +29,6 @@ from service.supervisor import Supervisor
 
 PROGRAM = "gan-service"
 FAILED, BAD_SETTING = 1, 2
-_M_ARENA_MAX = -8  # malloc.h
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +81,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
 
 def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: Crew) -> int:
     """Answer requests until told to stop; returns the exit code."""
-    _share_one_heap()
+    memory.share_one_heap()
     # Imports make hundreds of thousands of objects that stay, and the collector would look at them over and over: a
     # sixth of the time. It begins once the bundles are loaded.
     gc.disable()
@@ -99,16 +97,6 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: 
             listener.close()
         return _complain(f"{variable('device')} (or {flag('device')}): {error}", BAD_SETTING)
     return run(app, settings, listeners, crew)
-
-
-def _share_one_heap() -> None:
-    """Let all threads take memory from one heap, so that what one has freed serves the next: 10 MB less.
-
-    Otherwise GNU's C library gives each a heap of its own, and keeps what is free there.
-    """
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another C library
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
 def _complain(message: str, code: int) -> int:

@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import contextvars
-import ctypes
 import gc
 import logging
 import math
@@ -21,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from models.bundle import BundleError
+from service import memory
 from service.client import DEPARTURE, Departure
 from service.crew import Crew
 from service.errors import ServiceError
@@ -38,7 +38,6 @@ else:
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
 BURST = 8  # replies
-GARBAGE = 10_000, 10, 10  # new objects, young and middle collections before the collector looks
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
@@ -195,7 +194,7 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._crew = crew or Crew()
         self._draining: asyncio.Task[None] | None = None
-        self._watching: asyncio.Task[None] | None = None
+        self._chores: list[asyncio.Task[None]] = []
         self._reloads: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
@@ -210,7 +209,7 @@ class Server(uvicorn.Server):
         if sighup_reloads():
             with contextlib.suppress(RuntimeError):  # signals are the main thread's
                 self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._watching = self._loop.create_task(self._watch(), name="watch")
+        self._chores = [self._loop.create_task(chore) for chore in (self._watch(), memory.keep_giving_back())]
         await self._crew.join(self)
         addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
@@ -248,7 +247,7 @@ class Server(uvicorn.Server):
             return
         error = starting.exception()
         if error is None:
-            _settle_memory()
+            memory.settle()
             if addresses:  # else the supervisor says so
                 log.info("serving %s", " ".join(addresses))
             return
@@ -335,21 +334,5 @@ class Server(uvicorn.Server):
             log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
         else:
             gc.unfreeze()  # the replaced ones are among it
-            _settle_memory()
+            memory.settle()
             log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
-
-
-def _settle_memory() -> None:
-    """Take all that start-up built, torch's hundred thousands of objects, out of the garbage collector's sight.
-
-    It would look at them again and again for as long as the process lives: a quarter of a small request's time. What
-    requests leave behind is freed by its counts; the collector needs to look only now and then.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(*GARBAGE)
-    gc.enable()
-    if sys.platform == "linux":
-        with contextlib.suppress(AttributeError):  # another C library than GNU's
-            # What warming up took and gave back stays with this process otherwise: 50 MB.
-            ctypes.CDLL(None).malloc_trim(0)

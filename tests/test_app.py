@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import gc
+import io
 import json
 import re
 import subprocess
@@ -14,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
 import service
 from models.bundle import BundleError
+from models.sampler import UInt8
 from service.app import WORK, create_app
 from service.client import DEPARTURE, Departure
 from service.settings import Settings
@@ -170,7 +173,13 @@ async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
     assert json.dumps(document)
 
 
-JUNK = b"no picture"
+def npy(array: UInt8) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+JUNK, IMAGES = b"no picture", npy(np.zeros((3, 8, 8), np.uint8))
 
 
 class Cycle:
@@ -217,6 +226,7 @@ class Cycle:
         ("POST", "/discriminate", b"text/plain", JUNK, 415),
         ("POST", "/discriminate", b"image/png", JUNK, 422),
         ("POST", "/discriminate", b"application/x-npy", JUNK, 400),
+        ("POST", "/discriminate", b"application/x-npy", IMAGES, 200),
         (
             "POST",
             "/discriminate",

@@ -24,7 +24,7 @@ ORDER = {
     "service": [
         "__init__",
         *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
-        *("signals", "listener", "supervisor", "crew"),
+        *("memory", "signals", "listener", "supervisor", "crew"),
         *("encode", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "engine", "serving"),
         *(

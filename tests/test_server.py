@@ -1,7 +1,6 @@
 """The server drains on a signal, ends on a failed start, and its exit code says how it went."""
 
 import asyncio
-import gc
 import http.client
 import json
 import os
@@ -25,7 +24,7 @@ import uvicorn
 from models.bundle import Bundle
 from service.__main__ import start
 from service.held import SMALL_BYTES
-from service.server import BURST, GARBAGE, _Burst, _Joining, _settle_memory
+from service.server import BURST, _Burst, _Joining
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
@@ -309,54 +308,6 @@ def test_a_bundle_that_cannot_be_loaded_is_one_line_and_code_3(
     err = capsys.readouterr().err
     assert err.count("\n") == 1
     assert str(tmp_path) in err
-
-
-@pytest.mark.skipif(
-    not hasattr(os, "confstr") or "glibc" not in (os.confstr("CS_GNU_LIBC_VERSION") or ""), reason="GNU's"
-)
-def test_threads_share_one_heap() -> None:
-    """What one thread has freed serves the others: eight of them at work make no heap beside the first."""
-    program = """
-import ctypes, sys, threading
-from service.__main__ import _share_one_heap
-libc = ctypes.CDLL(None)
-libc.malloc.argtypes, libc.malloc.restype = [ctypes.c_size_t], ctypes.c_void_p
-if sys.argv[1] == "shared":
-    _share_one_heap()
-both = threading.Barrier(8)
-def work():
-    libc.malloc(100_000)
-    both.wait(60)
-threads = [threading.Thread(target=work) for _ in range(8)]
-for thread in threads: thread.start()
-for thread in threads: thread.join()
-file = ctypes.c_void_p.in_dll(libc, "stdout")
-libc.malloc_info(0, file)
-libc.fflush(file)
-"""
-    heaps = {}
-    for kind in ("shared", "each"):
-        done = subprocess.run(
-            [sys.executable, "-c", program, kind], capture_output=True, text=True, check=True, timeout=60
-        )
-        heaps[kind] = done.stdout.count("<heap ")
-    assert heaps["shared"] == 1
-    assert heaps["each"] > 1
-
-
-def test_the_collector_begins_once_the_bundles_are_loaded() -> None:
-    """It is off while the service starts; from then on it looks at what is new, and seldom."""
-    before = gc.isenabled(), gc.get_threshold()
-    gc.disable()
-    try:
-        _settle_memory()
-        assert gc.isenabled()
-        assert gc.get_threshold() == GARBAGE
-        assert gc.get_freeze_count() > 0
-    finally:
-        gc.unfreeze()
-        gc.set_threshold(*before[1])
-        (gc.enable if before[0] else gc.disable)()
 
 
 class Process:
