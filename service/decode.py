@@ -29,7 +29,7 @@ MULTIPART = "multipart/form-data"
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", MULTIPART, NPY)
 # Pillow reads some fifty formats; only these are opened, whatever the body is called.
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-_MAX_NPY_HEADER_BYTES = 4096
+_MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
 
 log = logging.getLogger(__name__)
 
@@ -230,10 +230,14 @@ def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         reader = readers[np.lib.format.read_magic(file)]  # version 3 is for names of fields, which images have not
-        return reader(file, max_header_size=_MAX_NPY_HEADER_BYTES)
+        shape, fortran, dtype = reader(file, max_header_size=_MAX_NPY_HEADER_BYTES)
+        # In hexadecimal a header holds numbers that are longer than Python would write out.
+        if any(abs(n) > _MAX_LENGTH for n in shape):
+            raise ValueError("a length beyond any array's")  # noqa: TRY301 - as the reader does
     except Exception as error:  # NumPy evaluates the header as a literal, which fails in many ways
         log.debug("unreadable npy header", exc_info=error)
         raise Malformed("The body is not an array in NumPy's .npy format (1.0 or 2.0).") from None
+    return shape, fortran, dtype
 
 
 def split_multipart(body: bytes, content_type: str, max_count: int) -> list[bytes]:

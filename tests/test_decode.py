@@ -232,6 +232,12 @@ def header(text: str) -> bytes:
         pytest.param(
             header("{'descr': '|u1', 'fortran_order': False, 'shape': (9999999999, 28, 28)}"), Malformed, id="lie"
         ),
+        *(
+            pytest.param(
+                header(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}}}"), Malformed, id="endless number"
+            )
+            for shape in (f"(0x{'f' * 3900}, 8, 6)", f"(-0x{'f' * 3900}, 8, 6)", f"(1, 8, 6, 0x{'f' * 3900})")
+        ),
         pytest.param(header("{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 8, 6)}"), Invalid, id="negative"),
         pytest.param(header("{'descr': '|u1', 'fortran_order': False, 'shape': (0, 8, 6)}"), Invalid, id="no images"),
         pytest.param(header("{'descr': '|u1', 'fortran_order': False, 'shape': ()}"), Invalid, id="a number"),
