@@ -29,6 +29,7 @@ from service.repository import repository_routes
 from service.routes import bundle_routes, discriminate_routes, sample_routes
 from service.serving import Serving
 from service.settings import Settings
+from service.slices import Slices
 
 WORK = frozenset({"/sample", "/discriminate"})  # the routes that need the engine
 # All others need a client's key, where keys are set. Pages hold nothing that is secret.
@@ -84,7 +85,7 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
     encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")
     decoders = ThreadPoolExecutor(processors, thread_name_prefix="decoder")
     cache = ReplyCache(settings.cache_bytes)
-    desk = Desk(settings, serving, metrics, encoders, decoders, cache, is_private=keys.are_needed)
+    desk = Desk(settings, serving, metrics, encoders, decoders, Slices(), cache, is_private=keys.are_needed)
     routers = [
         sample_routes(desk),
         discriminate_routes(desk),

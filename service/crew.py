@@ -29,8 +29,8 @@ class Server(Protocol):
         """Why it says no to each probe."""
         ...
 
-    def make_protocol(self) -> asyncio.Protocol:
-        """For a new connection; `connection_closed` is to be called at its end."""
+    def take(self, connection: socket.socket) -> None:
+        """Serve this connection; `connection_closed` is to be called at its end."""
         ...
 
     def be_alone(self) -> None:
@@ -189,16 +189,7 @@ class Member(Crew):
             log.error("a connection was lost: no file number was left")
             self.connection_closed()
         for fd in fds:
-            self._keep(self._connect(socket.socket(fileno=fd)))
-
-    async def _connect(self, connection: socket.socket) -> None:
-        connection.settimeout(0)
-        try:
-            await asyncio.get_running_loop().connect_accepted_socket(self._server.make_protocol, connection)
-        except OSError as error:  # it has gone already
-            log.debug("a connection was lost: %s", error)
-            connection.close()
-            self.connection_closed()
+            self._server.take(socket.socket(fileno=fd))
 
     def _keep(self, work: Any) -> None:
         task = asyncio.create_task(work)

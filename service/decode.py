@@ -1,6 +1,6 @@
 """Uploaded bytes to images: what may be sent, checked before it is decoded, and brought into a bundle's shape.
 
-Runs off the event loop. Nothing that a client sends may raise anything but a ServiceError, or take memory in
+Works in steps, for slices.py. Nothing that a client sends may raise anything but a ServiceError, or take memory in
 proportion to what it merely claims.
 """
 
@@ -11,7 +11,8 @@ import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -20,6 +21,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from models.sampler import UInt8
 from models.spec import ImageSpec
 from service.errors import Invalid, Malformed, ServiceError, TooLarge
+from service.slices import Steps
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks  # there for type checkers only
@@ -30,6 +32,12 @@ UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", MULTIPART,
 # Pillow reads some fifty formats; only these are opened, whatever the body is called.
 _PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
+# What is larger takes so long, and so much of it without the interpreter, that it is worth a thread's hand-over: by the
+# bytes of a source, since a file can unpack to a thousand times as many before its size is known, and by its pixels.
+_SMALL_BYTES, _SMALL_PIXELS = 2**14, 2**16
+_PIECE_BYTES = 2**14  # of a form, split in one step
+
+Source = TypeVar("Source", bytes, bytearray, str, UInt8)
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +90,7 @@ class Limits:
     still_wanted: Callable[[], object]
 
 
-def decode_upload(body: bytes, content_type: str, limits: Limits) -> Upload:
+def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Upload]:
     """A body of one of `UPLOAD_TYPES` as images. `content_type` is the header, parameters included.
 
     Raises:
@@ -92,12 +100,14 @@ def decode_upload(body: bytes, content_type: str, limits: Limits) -> Upload:
     """
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
     if kind == NPY:
-        return decode_npy(body, limits)
-    files = split_multipart(body, content_type, limits.max_count) if kind == MULTIPART else [body]
-    return _together([_attempt(file, limits) for file in files], limits.image)
+        return (yield from decode_npy(body, limits))
+    if kind == MULTIPART:
+        files = yield from split_multipart(body, content_type, limits.max_count)
+        return (yield from _decode_all(_decode_file, files, limits))
+    return (yield from _decode_all(_decode_file, [body], limits))
 
 
-def decode_base64(texts: Sequence[str], limits: Limits) -> Upload:
+def decode_base64(texts: Sequence[str], limits: Limits) -> Steps[Upload]:
     """Image files in base64 as images; one that can't be read gives its own error in its place.
 
     Raises:
@@ -105,40 +115,57 @@ def decode_base64(texts: Sequence[str], limits: Limits) -> Upload:
         DeadlinePassed: From `still_wanted`.
     """
     _check_count(len(texts), limits)
-    results: list[Decoded | ServiceError] = []
-    for text in texts:
-        try:
-            file = base64.b64decode(text, validate=True)
-        except (binascii.Error, ValueError):
-            results.append(Invalid("The image is not base64."))
+    return (yield from _decode_all(_decode_text, texts, limits))
+
+
+def _decode_all(
+    decode: Callable[[Source, Limits, int | None], Decoded | None], sources: Sequence[Source], limits: Limits
+) -> Steps[Upload]:
+    """Decode each of the sources; one of more pixels than the last argument gives None."""
+    image = limits.image
+    pixels = np.empty((len(sources), image.height, image.width, image.channels), np.uint8)
+    converted: list[bool] = []
+    errors: dict[int, ServiceError] = {}
+    for place, source in enumerate(sources):
+        small = len(source) <= _SMALL_BYTES
+        result = _attempt(decode, source, limits, _SMALL_PIXELS) if small else None
+        if result is None:
+            result = yield partial(_attempt, decode, source, limits, None)
+        if isinstance(result, ServiceError):
+            errors[place] = result
         else:
-            results.append(_attempt(file, limits))
-    return _together(results, limits.image)
+            pixels[len(converted)] = result.pixels
+            converted.append(result.converted)
+        yield None
+    return Upload(pixels[: len(converted)], converted, errors)
 
 
-def _together(results: Sequence[Decoded | ServiceError], image: ImageSpec) -> Upload:
-    images = [result for result in results if isinstance(result, Decoded)]
-    pixels = np.empty((len(images), image.height, image.width, image.channels), np.uint8)
-    for place, one in enumerate(images):
-        pixels[place] = one.pixels
-    errors = {place: result for place, result in enumerate(results) if isinstance(result, ServiceError)}
-    return Upload(pixels, [one.converted for one in images], errors)
-
-
-def _attempt(file: bytes, limits: Limits) -> Decoded | ServiceError:
+def _attempt(
+    decode: Callable[[Source, Limits, int | None], Decoded | None], source: Source, limits: Limits, most: int | None
+) -> Decoded | ServiceError | None:
     limits.still_wanted()
     try:
-        return _decode_file(file, limits)
+        return decode(source, limits, most)
     except ServiceError as error:
-        # Their frames lead back to the list that it goes into: a circle, with the file and the body in it.
+        # Their frames lead back to the dictionary that it goes into: a circle, with the file and the body in it.
         error.__context__ = None
         return error.with_traceback(None)
 
 
-def _decode_file(file: bytes, limits: Limits) -> Decoded:
+def _decode_text(text: str, limits: Limits, most: int | None) -> Decoded | None:
+    try:
+        file = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise Invalid("The image is not base64.") from None
+    return _decode_file(file, limits, most)
+
+
+def _decode_file(file: bytes | bytearray, limits: Limits, most: int | None) -> Decoded | None:
     try:
         with Image.open(io.BytesIO(file), formats=_PILLOW_FORMATS) as picture:
             _check_pixels(picture.width, picture.height, limits)  # by the header: nothing is decoded yet
+            if most is not None and picture.width * picture.height > most:
+                return None
             picture.load()  # of an animation, the first frame
             ImageOps.exif_transpose(picture, in_place=True)
             return _fit(picture, limits.image)
@@ -185,7 +212,7 @@ def _opaque(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def decode_npy(body: bytes, limits: Limits) -> Upload:
+def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
     """A uint8 array (n, h, w) or (n, h, w, c), c 1 or 3, in NumPy's file format, as images.
 
     Raises:
@@ -199,14 +226,17 @@ def decode_npy(body: bytes, limits: Limits) -> Upload:
     _check_count(n, limits)
     _check_pixels(width, height, limits)
     pictures = array if array.ndim == 4 else array[..., np.newaxis]
-    if pictures.shape[1:] == (image.height, image.width, image.channels):
-        return Upload(np.ascontiguousarray(pictures), [False] * n, {})
-    return _together([_convert(pixels, limits) for pixels in pictures], image)
+    if pictures.shape[1:] != (image.height, image.width, image.channels):
+        return (yield from _decode_all(_convert, list(pictures), limits))
+    if not pictures.flags.c_contiguous:
+        pictures = yield partial(np.ascontiguousarray, pictures)
+    return Upload(pictures, [False] * n, {})
 
 
-def _convert(pixels: UInt8, limits: Limits) -> Decoded:
+def _convert(pixels: UInt8, limits: Limits, most: int | None) -> Decoded | None:
     """Pixels (h, w, c) of another shape than the bundle's."""
-    limits.still_wanted()
+    if most is not None and pixels.shape[0] * pixels.shape[1] > most:
+        return None
     grey = pixels.shape[2] == 1
     return _fit(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels)), limits.image)
 
@@ -240,7 +270,7 @@ def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[
     return shape, fortran, dtype
 
 
-def split_multipart(body: bytes, content_type: str, max_count: int) -> list[bytes]:
+def split_multipart(body: bytes, content_type: str, max_count: int) -> Steps[list[bytearray]]:
     """The file parts of a multipart/form-data body, in order.
 
     Raises:
@@ -254,7 +284,9 @@ def split_multipart(body: bytes, content_type: str, max_count: int) -> list[byte
     parts = _Parts(max_count)
     try:
         parser = MultipartParser(boundary, parts.callbacks())
-        parser.write(body)
+        for start in range(0, len(body), _PIECE_BYTES):
+            parser.write(body[start : start + _PIECE_BYTES])
+            yield None
         parser.finalize()
     except ServiceError:
         raise
@@ -265,7 +297,7 @@ def split_multipart(body: bytes, content_type: str, max_count: int) -> list[byte
         raise Malformed("The multipart body ends before its last boundary.")
     if not parts.files:
         raise Invalid("images: the form has no file.")
-    return [bytes(file) for file in parts.files]
+    return parts.files
 
 
 class _Parts:

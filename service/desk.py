@@ -1,7 +1,6 @@
 """What the routes share: the parts they work with, a request's deadline, its body, and work off the event loop."""
 
 import asyncio
-import math
 import time
 from collections.abc import Callable
 from concurrent.futures import Executor
@@ -19,6 +18,7 @@ from service.metrics import Metrics
 from service.schemas import timeout_s
 from service.serving import Serving
 from service.settings import Settings
+from service.slices import Slices, Steps
 
 T = TypeVar("T")
 
@@ -27,8 +27,9 @@ T = TypeVar("T")
 class Desk:
     """What the routes work with.
 
-    Encoding and decoding have threads of their own, so that large requests hold up neither the event loop nor one
-    another's other half. `is_private`: replies are for those with a key, and shared caches must not keep them.
+    Encoding, and decoding of what is large, have threads of their own, so that large requests hold up neither the event
+    loop nor one another's other half; what is small is decoded in slices. `is_private`: replies are for those with a
+    key, and shared caches must not keep them.
     """
 
     settings: Settings
@@ -36,6 +37,7 @@ class Desk:
     metrics: Metrics
     encoders: Executor
     decoders: Executor
+    slices: Slices
     cache: ReplyCache
     is_private: bool
 
@@ -60,6 +62,14 @@ class Desk:
         except TimeoutError:
             raise DeadlinePassed(deadline.seconds) from None
 
+    async def decode(self, steps: Steps[T], deadline: "Deadline") -> tuple[T, float]:
+        """The result of these steps, and the seconds that they took.
+
+        Raises:
+            DeadlinePassed: One of those that take long was not done in time. The steps look at the deadline themselves.
+        """
+        return await self.slices.run(steps, lambda work: self.run_in_time(self.decoders, work, deadline))
+
 
 class Deadline:
     """Seconds from a request's arrival in which its answer is worth something."""
@@ -67,10 +77,6 @@ class Deadline:
     def __init__(self, request: Request, settings: Settings) -> None:
         self.seconds = timeout_s(header(request.scope, b"x-timeout-ms"), settings)
         self._at = current_request().arrived_s + self.seconds
-
-    def end(self) -> None:
-        """Nobody waits any more."""
-        self._at = -math.inf
 
     def left_s(self) -> float:
         """Seconds that are left. May be asked on any thread.
@@ -123,14 +129,3 @@ def media_type(request: Request) -> str:
 def server_timing(**seconds: float) -> dict[str, str]:
     """Where a reply's time went, in the header that browsers draw."""
     return {"Server-Timing": ", ".join([f"{name};dur={1000 * value:.3f}" for name, value in seconds.items()])}
-
-
-def timed(work: Callable[[], T]) -> Callable[[], tuple[T, float]]:
-    """The same work, whose result comes with the seconds it took."""
-
-    def work_and_time() -> tuple[T, float]:
-        started = time.perf_counter()
-        result = work()
-        return result, time.perf_counter() - started
-
-    return work_and_time

@@ -1,7 +1,5 @@
 """The routes that do the service's work: sample, discriminate, and which bundles there are."""
 
-import asyncio
-from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -16,9 +14,9 @@ from models.spec import Calibration
 from service.caching import caching, client_has_it
 from service.client import reserve_reply
 from service.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
-from service.desk import Deadline, Desk, media_type, read_body, server_timing, timed
+from service.desk import Deadline, Desk, media_type, read_body, server_timing
 from service.encode import MEDIA_TYPES, Look, Origin, encode
-from service.errors import DeadlinePassed, UnsupportedMediaType
+from service.errors import UnsupportedMediaType
 from service.headers import all_of_header, header
 from service.logs import current_request
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
@@ -42,6 +40,7 @@ from service.schemas import (
     resolve_sample,
 )
 from service.serving import Timing
+from service.slices import Steps, timed
 
 JSON = "application/json"
 # What costs less than a hand-over between threads does on a busy machine is done where it stands: this much as an
@@ -158,12 +157,8 @@ def discriminate_routes(desk: Desk) -> APIRouter:
     async def discriminate(request: Request) -> Response:
         """Ask the discriminator how real images look to it, in the order they were sent."""
         deadline = Deadline(request, desk.settings)
-        bundle, labels, decode = await _read_upload(desk, request, deadline)
-        try:
-            upload, decode_s = await desk.run_in_time(desk.decoders, timed(decode), deadline)
-        except (asyncio.CancelledError, DeadlinePassed):
-            deadline.end()  # a thread can't be cancelled, but it asks the deadline before each image
-            raise
+        bundle, labels, steps = await _read_upload(desk, request, deadline)
+        upload, decode_s = await desk.decode(steps, deadline)
         desk.metrics.decode.observe(decode_s)
         _note(bundle, len(upload))
         if len(upload) == len(upload.errors) == 1:
@@ -182,7 +177,7 @@ def discriminate_routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Callable[[], Upload]]:
+async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Steps[Upload]]:
     """The bundle and the labels that a request names, and what will decode its images."""
     settings, query = desk.settings, request.scope["query_string"]
     content_type, kind = header(request.scope, b"content-type") or "", media_type(request)
@@ -192,14 +187,14 @@ async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tupl
         asked = await _parse(desk, DiscriminateRequest, body)
         bundle = desk.serving.find(asked.bundle)
         limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
-        return bundle, asked.labels, partial(decode_base64, asked.images, limits)
+        return bundle, asked.labels, decode_base64(asked.images, limits)
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
     bundle = desk.serving.find(options.bundle)
     body = await read_body(request, deadline)
     limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
-    return bundle, options.labels, partial(decode_upload, body, content_type, limits)
+    return bundle, options.labels, decode_upload(body, content_type, limits)
 
 
 async def _judge(

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from types import FrameType
 from typing import Any, cast
 
@@ -25,19 +25,20 @@ from service.client import DEPARTURE, Departure
 from service.crew import Crew
 from service.errors import ServiceError
 from service.held import SMALL_BYTES
-from service.listener import url
+from service.listener import Acceptor, url
 from service.settings import Settings
 from service.signals import sighup_reloads
 from service.supervisor import PROBES
 
 if sys.platform == "win32":
-    from asyncio import new_event_loop
+    from asyncio import SelectorEventLoop as new_event_loop  # noqa: N813 - in uvloop it is a function
 else:
     from uvloop import new_event_loop
 
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
 BURST = 8  # replies
+LATE_BODY_S = 10.0  # a client that is refused may go on sending for so long, so that it gets to read why
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
@@ -93,11 +94,13 @@ class _Joining:
     Args:
         transport: The one that writes, and does all else.
         burst: Of its loop.
+        linger: Called before it closes; whether it is to be left open, but for writing.
     """
 
-    def __init__(self, transport: asyncio.Transport, burst: _Burst) -> None:
+    def __init__(self, transport: asyncio.Transport, burst: _Burst, linger: Callable[[], bool]) -> None:
         self._transport = transport
         self._burst = burst
+        self._linger = linger
         self._kept: list[bytes] = []
         self.get_extra_info = transport.get_extra_info
         self.is_closing = transport.is_closing
@@ -123,7 +126,10 @@ class _Joining:
     def close(self) -> None:
         """Close once all is written."""
         self.write_kept()
-        self._transport.close()
+        if self._linger():
+            self.is_closing = lambda: True
+        else:
+            self._transport.close()
 
 
 class Protocol(HttpToolsProtocol):
@@ -145,7 +151,9 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
-        super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst)))
+        super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst, self._linger)))
+        self._socket = transport
+        self._end: asyncio.TimerHandle | None = None  # of one that was answered and is still sending
         # One for all of a connection's requests: they are answered one after the other.
         self._departure = Departure(transport.abort)
 
@@ -160,9 +168,39 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         self._departure.has_whole_body = True
 
+    def data_received(self, data: bytes) -> None:
+        """Called by the transport."""
+        if self._end is None:
+            super().data_received(data)
+        if self._is_answered_early():
+            # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
+            self.flow.pause_reading()
+            self.loop.call_soon(self._read_on)
+
+    def _is_answered_early(self) -> bool:
+        cycle = self.cycle
+        if self._departure.has_whole_body or cycle is None or cycle.scope is not self.scope:
+            return False
+        return cycle.response_complete
+
+    def _read_on(self) -> None:
+        if not self._socket.is_closing():
+            self.flow.resume_reading()
+
+    def _linger(self) -> bool:
+        """Whether the client is still sending: where that finds the connection closed, it can't read its reply."""
+        if not self._is_answered_early() or self._end is not None or self._socket.is_closing():
+            return False
+        self._end = self.loop.call_later(LATE_BODY_S, self._socket.close)
+        self._socket.write_eof()
+        self.flow.resume_reading()
+        return True
+
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by the transport."""
         super().connection_lost(exc)
+        if self._end is not None:
+            self._end.cancel()
         self._departure.happen()
         self._when_closed()
 
@@ -195,7 +233,8 @@ class Server(uvicorn.Server):
         self._crew = crew or Crew()
         self._draining: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
-        self._reloads: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
+        self._acceptors: list[Acceptor] = []
+        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
@@ -205,7 +244,10 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept; the bundles are still being loaded."""
-        await super().startup(sockets)
+        await super().startup([])  # uvicorn would have the loop take connections; see Acceptor
+        self._acceptors = [Acceptor(listener, self.take) for listener in sockets or []]
+        for acceptor in self._acceptors:
+            acceptor.start()
         if sighup_reloads():
             with contextlib.suppress(RuntimeError):  # signals are the main thread's
                 self._loop.add_signal_handler(signal.SIGHUP, self._reload)
@@ -218,6 +260,25 @@ class Server(uvicorn.Server):
         """Why this process says no to each probe."""
         health = self._app.state.serving.health
         return {probe: health.own(probe) for probe in PROBES}
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Take no more connections, and end those there are once they have been answered."""
+        for acceptor in self._acceptors:
+            acceptor.stop()
+        await super().shutdown(sockets)
+
+    def take(self, connection: socket.socket) -> None:
+        """Serve this connection."""
+        connection.settimeout(0)
+        self._keep(self._connect(connection))
+
+    async def _connect(self, connection: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self.make_protocol, connection)
+        except OSError as error:  # it has gone already
+            log.debug("a connection was lost: %s", error)
+            connection.close()
+            self._crew.connection_closed()
 
     def make_protocol(
         self,
@@ -322,8 +383,11 @@ class Server(uvicorn.Server):
         """SIGHUP: take up what has changed in the folder of bundles, unless it is being read anyway."""
         if not self._app.state.starting.done():
             return
-        self._reloads.add(reload := self._loop.create_task(self._reload_bundles()))
-        reload.add_done_callback(self._reloads.discard)
+        self._keep(self._reload_bundles())
+
+    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.add(task := self._loop.create_task(work))
+        task.add_done_callback(self._tasks.discard)
 
     async def _reload_bundles(self) -> None:
         serving = self._app.state.serving

@@ -29,6 +29,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from service.listener import Acceptor
 from service.signals import sighup_reloads
 
 PROBES = ("started", "ready", "live")
@@ -36,8 +37,6 @@ BEAT_S = 0.5
 MUTE_S = 8.0  # no beat for so long: the service is not ready
 LOST_S = 40.0  # and for so long: the worker will not come back by itself
 LONGEST_LINE = 2**26  # all metrics of all workers, on one line
-AT_ONCE = 64  # connections that are taken before anything else gets its turn
-BREATH_S = 0.05  # when there is no way to take a connection
 
 Message = dict[str, Any]
 Reasons = dict[str, str | None]
@@ -148,6 +147,7 @@ class Supervisor:
 
     def __init__(self, listener: socket.socket, address: str, arguments: Sequence[str], workers: int) -> None:
         self._listener = listener
+        self._acceptor = Acceptor(listener, self._hand_out)
         self._address = address
         self._arguments = arguments
         self._wanted = workers
@@ -160,7 +160,6 @@ class Supervisor:
     async def run(self) -> int:
         """Serve until a signal or a worker's end; returns the exit code."""
         loop = asyncio.get_running_loop()
-        self._listener.settimeout(0)
         signals = [signal.SIGTERM, signal.SIGINT]
         if sighup_reloads():
             signals.append(signal.SIGHUP)
@@ -296,38 +295,18 @@ class Supervisor:
         if wanted == self._is_accepting:
             return
         self._is_accepting = wanted
-        loop = asyncio.get_running_loop()
         if wanted:
-            loop.add_reader(self._listener, self._accept)
+            self._acceptor.start()
             return
-        loop.remove_reader(self._listener)
+        self._acceptor.stop()
         if self._code is not None:
             self._listener.close()  # what comes now is refused at once
 
-    def _accept(self) -> None:
-        for _ in range(AT_ONCE):
-            takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: (w.is_mute, w.connections))
-            if not takers:
-                return
-            try:
-                connection, _ = self._listener.accept()
-            except BlockingIOError:
-                return
-            except OSError as error:  # most likely no file number is left
-                log.error("cannot accept connections: %s", error)  # noqa: TRY400 - the reason is all there is to know
-                self._take_breath()
-                return
-            with connection:
-                if not any(worker.take(connection) for worker in takers):
-                    log.error("no worker could take a connection")
-                    self._take_breath()
-                    return
-
-    def _take_breath(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._listener)
-        self._is_accepting = False
-        loop.call_later(BREATH_S, self._accept_or_not)
+    def _hand_out(self, connection: socket.socket) -> None:
+        takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: (w.is_mute, w.connections))
+        if not any(worker.take(connection) for worker in takers):
+            raise OSError("no worker could take it")
+        connection.close()  # this end of it
 
     def _keep(self, work: Any) -> None:
         task = asyncio.create_task(work)

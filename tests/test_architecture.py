@@ -25,7 +25,7 @@ ORDER = {
         "__init__",
         *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
         *("memory", "signals", "listener", "supervisor", "crew"),
-        *("encode", "decode", "problems", "schemas", "caching"),
+        *("encode", "slices", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "engine", "serving"),
         *(
             "client",

@@ -19,6 +19,7 @@ from models.sampler import UInt8
 from models.spec import ImageSpec
 from service.decode import UPLOAD_TYPES, Decoded, Limits, Upload, decode_base64, decode_upload
 from service.errors import DeadlinePassed, Invalid, Malformed, ServiceError, TooLarge
+from service.slices import Steps
 
 GREY, COLOUR = ImageSpec(channels=1, height=6, width=8), ImageSpec(channels=3, height=6, width=8)
 LIMITS = Limits(GREY, 10_000, 16, still_wanted=lambda: None)
@@ -33,6 +34,18 @@ def file(picture: Image.Image, form: str = "png", **options: Any) -> bytes:
     return out.getvalue()
 
 
+def finish(steps: Steps[Upload]) -> Upload:
+    """All of them, and what is meant for a thread as well."""
+    result = None
+    while True:
+        try:
+            call = steps.send(result)
+        except StopIteration as end:
+            upload: Upload = end.value
+            return upload
+        result = call and call()
+
+
 def one_by_one(upload: Upload) -> list[Decoded | ServiceError]:
     results: list[Decoded | ServiceError] = list(map(Decoded, upload.pixels, upload.converted))
     assert len(results) == len(upload.pixels) == len(upload.converted)
@@ -43,7 +56,7 @@ def one_by_one(upload: Upload) -> list[Decoded | ServiceError]:
 
 
 def decode(body: bytes, image: ImageSpec = GREY, content_type: str = "image/png") -> list[Decoded | ServiceError]:
-    return one_by_one(decode_upload(body, content_type, Limits(image, 10_000, 16, still_wanted=lambda: None)))
+    return one_by_one(finish(decode_upload(body, content_type, Limits(image, 10_000, 16, still_wanted=lambda: None))))
 
 
 def decoded(body: bytes, image: ImageSpec = GREY, content_type: str = "image/png") -> Decoded:
@@ -308,7 +321,7 @@ def test_a_bad_form_is_refused(body: bytes, content_type: str, error: Any) -> No
 def test_base64_is_checked_image_by_image() -> None:
     """One text that is no base64 costs the others nothing."""
     good = base64.b64encode(file(Image.fromarray(PIXELS))).decode()
-    first, second, third, fourth = one_by_one(decode_base64([good, "not base64!", "", "é"], LIMITS))
+    first, second, third, fourth = one_by_one(finish(decode_base64([good, "not base64!", "", "é"], LIMITS)))
     assert isinstance(first, Decoded)
     for result in (second, third, fourth):
         assert isinstance(result, Invalid)
@@ -317,22 +330,22 @@ def test_base64_is_checked_image_by_image() -> None:
 def test_too_many_in_json_are_refused() -> None:
     """As in an array or a form."""
     with pytest.raises(Invalid, match="17 images"):
-        decode_base64([""] * 17, LIMITS)
+        finish(decode_base64([""] * 17, LIMITS))
 
 
 NINE = [file(Image.fromarray(RGB_PIXELS))] * 9
 
 
-@pytest.mark.parametrize(
-    "decode_nine",
-    [
-        pytest.param(partial(decode_upload, *multipart(*[("images", "a", one) for one in NINE])), id="form"),
-        pytest.param(partial(decode_upload, npy(np.zeros((9, 3, 3), np.uint8)), "application/x-npy"), id="array"),
-        pytest.param(partial(decode_base64, [base64.b64encode(one).decode() for one in NINE]), id="json"),
-    ],
-)
+BODIES_OF_NINE = [
+    pytest.param(partial(decode_upload, *multipart(*[("images", "a", one) for one in NINE])), id="form"),
+    pytest.param(partial(decode_upload, npy(np.zeros((9, 3, 3), np.uint8)), "application/x-npy"), id="array"),
+    pytest.param(partial(decode_base64, [base64.b64encode(one).decode() for one in NINE]), id="json"),
+]
+
+
+@pytest.mark.parametrize("decode_nine", BODIES_OF_NINE)
 def test_nothing_is_decoded_for_nobody(decode_nine: Callable[[Limits], Any]) -> None:
-    """Before each image the deadline is asked: a body full of large images can't keep a thread for ever."""
+    """Before each image the deadline is asked: a body full of large images can't keep us for ever."""
     asked = []
 
     def still_wanted() -> None:
@@ -341,8 +354,51 @@ def test_nothing_is_decoded_for_nobody(decode_nine: Callable[[Limits], Any]) -> 
             raise DeadlinePassed(1)
 
     with pytest.raises(DeadlinePassed):
-        decode_nine(Limits(GREY, 10_000, 16, still_wanted))
+        finish(decode_nine(Limits(GREY, 10_000, 16, still_wanted)))
     assert len(asked) == 4
+
+
+def shape_of(steps: Steps[Upload]) -> tuple[int, int]:
+    """How often this work could have been interrupted, and what of it was meant for threads."""
+    pauses = calls = 0
+    with suppress(StopIteration):
+        call = next(steps)
+        while True:
+            pauses += call is None
+            calls += call is not None
+            call = steps.send(call and call())
+    return pauses, calls
+
+
+@pytest.mark.parametrize("decode_nine", BODIES_OF_NINE)
+def test_work_on_small_images_can_be_interrupted_after_each(decode_nine: Callable[[Limits], Any]) -> None:
+    """None of it is worth a thread."""
+    pauses, calls = shape_of(decode_nine(LIMITS))
+    assert pauses >= 9
+    assert calls == 0
+
+
+def test_a_large_form_is_split_in_many_steps() -> None:
+    """However few files there are in it."""
+    pauses, _ = shape_of(decode_upload(*multipart(("images", "a", bytes(10**6))), LIMITS))
+    assert pauses > 50
+
+
+def test_what_takes_long_is_given_to_a_thread() -> None:
+    """A large file, a small one of a large image, an array of large images, and one whose bytes must be sorted."""
+    limits = Limits(GREY, 10**7, 16, still_wanted=lambda: None)
+    noisy = file(Image.fromarray(RNG.integers(0, 256, (200, 200), dtype=np.uint8)))
+    flat = file(Image.new("L", (1000, 1000)))
+    for body, calls in (
+        (multipart(("images", "a", noisy), ("images", "b", file(Image.fromarray(PIXELS)))), 1),
+        ((flat, "image/png"), 1),
+        ((npy(np.zeros((2, 300, 300), np.uint8)), "application/x-npy"), 2),
+        ((npy(np.asfortranarray(RNG.integers(0, 256, (5, 6, 8), np.uint8))), "application/x-npy"), 1),
+        ((npy(np.zeros((5, 6, 8), np.uint8)), "application/x-npy"), 0),
+    ):
+        assert shape_of(decode_upload(*body, limits))[1] == calls
+    text = base64.b64encode(noisy).decode()
+    assert shape_of(decode_base64([text, text[:100]], limits))[1] == 1
 
 
 def flipped(body: bytes) -> st.SearchStrategy[bytes]:

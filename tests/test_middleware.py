@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
+from service import server as service_server
 from service.app import create_app
 from service.errors import Draining
 from service.middleware import AT_ONCE, Admission
@@ -290,13 +291,58 @@ def test_a_body_without_end_is_cut_off(wire: Wire) -> None:
     """Chunk after chunk up to the limit, and not one more: the reply comes, and the connection ends."""
     wire.send(*UPLOAD, "Transfer-Encoding: chunked")
     chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
-    try:
-        for _ in range(40):
-            wire.socket.sendall(chunk)
-    except OSError:
-        return  # the server has gone, and its reply with it: there is no polite end for a client that does not stop
+    for _ in range(40):
+        wire.socket.sendall(chunk)
     status, headers, _ = wire.read()
     assert (status, headers["connection"]) == (413, "close")
+    assert wire.is_closed()
+
+
+def refused_while_sending(server: Any) -> Wire:
+    """A client that closes after one request, has sent some of the body, and could read that it is too large."""
+    wire = Wire(server.port)
+    size = server.app.state.serving.settings.max_body_bytes + 2**20
+    wire.send(*UPLOAD, "Connection: close", f"Content-Length: {size}", body=bytes(2**20))
+    return wire
+
+
+def send_for_ever(wire: Wire) -> None:
+    while True:
+        wire.socket.sendall(b"x")
+
+
+def test_who_is_refused_while_sending_can_read_why(live: Any) -> None:
+    """A connection that is closed under a client that still sends is reset, and the reply in it lost."""
+    wire = refused_while_sending(live)
+    wire.socket.sendall(bytes(live.app.state.serving.settings.max_body_bytes))
+    status, headers, _ = wire.read()
+    assert (status, headers["connection"]) == (413, "close")
+    assert wire.is_closed()
+    wire.close()
+
+
+def test_who_goes_on_sending_for_too_long_is_cut_off(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is a time for reading why; then the connection is closed in both directions."""
+    monkeypatch.setattr(service_server, "LATE_BODY_S", 0.05)
+    wire = refused_while_sending(live)
+    assert wire.read()[0] == 413
+    with pytest.raises((BrokenPipeError, ConnectionResetError)):
+        send_for_ever(wire)
+    wire.close()
+
+
+def test_nobody_waits_at_the_end_for_who_goes_on_sending(
+    live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has its reply."""
+    monkeypatch.setattr(service_server, "LATE_BODY_S", 1e6)
+    server = live_server(tiny_settings(drain_timeout_s=1e6))
+    with server.running():
+        wire = refused_while_sending(server)
+        assert wire.read()[0] == 413
+        assert wire.is_closed()
+    assert not server.thread.is_alive()
+    wire.close()
 
 
 def test_a_chunked_body_within_the_limit_is_read(wire: Wire) -> None:

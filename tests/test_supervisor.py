@@ -392,11 +392,14 @@ class LonelyServer:
     def __init__(self) -> None:
         self.is_alone = asyncio.Event()
         self.be_alone = self.is_alone.set
-        self.make_protocol = asyncio.Protocol
 
     def reasons(self) -> dict[str, str | None]:
         """None."""
         return {}
+
+    def take(self, connection: socket.socket) -> None:
+        """There is none."""
+        raise AssertionError(connection)
 
     def stop_at_once(self, number: int) -> None:
         """Not asked for."""

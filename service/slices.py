@@ -1,0 +1,89 @@
+"""Long work that is nearly all Python, done on the event loop in slices: at most one in each of the loop's turns.
+
+Threads would not make it faster, for they share one interpreter, and everybody else much slower: the loop would wait
+milliseconds for the interpreter's lock before each of its callbacks. Some hundred connections that bring large bodies
+have as many callbacks a turn, and who connects meanwhile, be it to ask whether we are alive, would wait for them all.
+"""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Generator
+from typing import Any, TypeVar
+
+SLICE_S = 0.001
+
+T = TypeVar("T")
+# Work that gives T, in steps of well under a slice: it yields None where it may be interrupted. What takes longer, but
+# needs no interpreter, it yields to have it called on a thread, and is sent the result.
+Steps = Generator[Callable[[], Any] | None, Any, T]
+
+
+class Slices:
+    """Divides the loop's time between all such work.
+
+    Half of the slices go to the oldest, so that in a crowd one after the other is done, and not all when it is too late
+    for all; and half to the one that has had the least, so that the short does not wait for the long.
+    """
+
+    def __init__(self) -> None:
+        self._waiting: dict[asyncio.Future[None], tuple[float, float]] = {}  # when it came, and what it has had
+        self._is_turning = self._is_oldests = False
+
+    async def run(self, steps: Steps[T], on_thread: Callable[[Callable[[], Any]], Awaitable[Any]]) -> tuple[T, float]:
+        """The result of this work, and the seconds that it took, without those that it waited for its turn.
+
+        What is done within a slice is done where it stands. `on_thread` returns a call's result.
+        """
+        came = time.perf_counter()
+        took_s, result = 0.0, None
+        while True:
+            started = time.perf_counter()
+            try:
+                call = steps.send(result)
+                while call is None and time.perf_counter() - started < SLICE_S:
+                    call = next(steps)
+            except StopIteration as end:
+                return end.value, took_s + time.perf_counter() - started
+            took_s += time.perf_counter() - started
+            if call is None:
+                result = None
+                await self._turn(came, took_s)
+            else:
+                result, call_s = await on_thread(timed(call))
+                took_s += call_s
+
+    async def _turn(self, came: float, took_s: float) -> None:
+        """Wait for the next slice, in another turn of the loop."""
+        turn = asyncio.get_running_loop().create_future()
+        self._waiting[turn] = came, took_s
+        self._go_on()
+        try:
+            await turn
+        finally:
+            self._waiting.pop(turn, None)
+
+    def _go_on(self) -> None:
+        if self._waiting and not self._is_turning:
+            self._is_turning = True
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        self._is_turning = False
+        self._is_oldests = not self._is_oldests
+        turn = min(self._waiting, key=lambda turn: self._waiting[turn][0 if self._is_oldests else 1], default=None)
+        if turn is not None:
+            del self._waiting[turn]
+            if not turn.done():  # else it was cancelled
+                turn.set_result(None)
+        self._go_on()
+
+
+def timed(work: Callable[[], T]) -> Callable[[], tuple[T, float]]:
+    """The same work, whose result comes with the seconds it took."""
+
+    def work_and_time() -> tuple[T, float]:
+        started = time.perf_counter()
+        result = work()
+        return result, time.perf_counter() - started
+
+    return work_and_time
