@@ -125,7 +125,7 @@ def replayed(course: dict[str, Any]) -> tuple[int, str] | None:
     return None
 
 
-@pytest.mark.parametrize("name", ["paper", "adam", "dig-paper", "dig-adam", "conv-hinge", "conv-r3"])
+@pytest.mark.parametrize("name", ["paper", "adam", "dig-paper", "dig-adam", "conv-ns", "conv-hinge", "conv-r3"])
 def test_no_preset_trips_an_alarm(name: str) -> None:
     """The shipped presets as they ran on MNIST, and on the small digits: the paper's early lead of D is no alarm."""
     assert replayed(COURSES[name]) is None
