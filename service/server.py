@@ -151,11 +151,11 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
         """Called by the transport."""
-        super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst, self._linger)))
         self._socket = transport
+        super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst, self._linger)))
         self._end: asyncio.TimerHandle | None = None  # of one that was answered and is still sending
         # One for all of a connection's requests: they are answered one after the other.
-        self._departure = Departure(transport.abort)
+        self._departure = Departure(self.hang_up)
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
@@ -176,6 +176,10 @@ class Protocol(HttpToolsProtocol):
             # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
             self.flow.pause_reading()
             self.loop.call_soon(self._read_on)
+
+    def hang_up(self) -> None:
+        """End the connection at once, whatever the client has yet to take or to send."""
+        self._socket.abort()
 
     def _is_answered_early(self) -> bool:
         cycle = self.cycle
@@ -266,6 +270,9 @@ class Server(uvicorn.Server):
         for acceptor in self._acceptors:
             acceptor.stop()
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):  # uvicorn waits for none any more
+            cast("Protocol", connection).hang_up()
+        await asyncio.sleep(0)
 
     def take(self, connection: socket.socket) -> None:
         """Serve this connection."""

@@ -140,6 +140,7 @@ def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any, monkeypatch:
         server.thread.join(30)
         assert not server.thread.is_alive()
         assert server.exit_code == 128 + signal.SIGTERM
+        assert not server.server_state.connections
 
 
 def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,6 +161,7 @@ def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkey
         assert b'"code":"draining"' in reply
         server.thread.join(60)
         assert server.exit_code == 0
+        assert not server.server_state.connections
 
 
 # --------------------------------------------------------------------------------------------------------- connections
