@@ -9,6 +9,7 @@ import binascii
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,12 @@ _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
 # What is larger takes so long, and so much of it without the interpreter, that it is worth a thread's hand-over: by the
 # bytes of a source, since a file can unpack to a thousand times as many before its size is known, and by its pixels.
 _SMALL_BYTES, _SMALL_PIXELS = 2**14, 2**16
+# And these make a small file take as long as a large one: text and profiles that are compressed, EXIF, of which Pillow
+# may read and write every value to turn a picture, and a JPEG's scans without number, of a few bytes each, where it is
+# progressive or arithmetically coded.
+_LONG_PARTS = re.compile(rb"zTXt|iTXt|iCCP|eXIf|EXIF")
+_LONG_JPEG_PARTS = re.compile(rb"Exif|\xff[\xc2\xc6\xc9\xca\xcd\xce]")
+_MAX_CONTENT_TYPE = 1024
 _PIECE_BYTES = 2**14  # of a form, split in one step
 
 Source = TypeVar("Source", bytes, bytearray, str, UInt8)
@@ -121,7 +128,10 @@ def decode_base64(texts: Sequence[str], limits: Limits) -> Steps[Upload]:
 def _decode_all(
     decode: Callable[[Source, Limits, int | None], Decoded | None], sources: Sequence[Source], limits: Limits
 ) -> Steps[Upload]:
-    """Decode each of the sources; one of more pixels than the last argument gives None."""
+    """Decode each of the sources. `decode` gives None for what may take long, unless its last argument is None.
+
+    That is the most pixels of what does not.
+    """
     image = limits.image
     pixels = np.empty((len(sources), image.height, image.width, image.channels), np.uint8)
     converted: list[bool] = []
@@ -161,6 +171,8 @@ def _decode_text(text: str, limits: Limits, most: int | None) -> Decoded | None:
 
 
 def _decode_file(file: bytes | bytearray, limits: Limits, most: int | None) -> Decoded | None:
+    if most is not None and (_LONG_JPEG_PARTS if file[:2] == b"\xff\xd8" else _LONG_PARTS).search(file):
+        return None
     try:
         with Image.open(io.BytesIO(file), formats=_PILLOW_FORMATS) as picture:
             _check_pixels(picture.width, picture.height, limits)  # by the header: nothing is decoded yet
@@ -274,9 +286,11 @@ def split_multipart(body: bytes, content_type: str, max_count: int) -> Steps[lis
     """The file parts of a multipart/form-data body, in order.
 
     Raises:
-        Malformed: Not such a body, or no boundary in its Content-Type.
+        Malformed: Not such a body, or no boundary in its Content-Type, or that is too long.
         Invalid: A part that is no file, no parts, or too many.
     """
+    if len(content_type) > _MAX_CONTENT_TYPE:
+        raise Malformed("Content-Type is too long.")
     _, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if not boundary:

@@ -39,6 +39,8 @@ OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
 BURST = 8  # replies
 LATE_BODY_S = 10.0  # a client that is refused may go on sending for so long, so that it gets to read why
+LATE_BODY_AT_END_S = 1.0  # and for so long where the server is about to end
+CANCELLED_S = 1.0  # what is cut short at the end has so long to say so
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
 log = logging.getLogger(__name__)
@@ -154,6 +156,7 @@ class Protocol(HttpToolsProtocol):
         self._socket = transport
         super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst, self._linger)))
         self._end: asyncio.TimerHandle | None = None  # of one that was answered and is still sending
+        self._late_body_s = LATE_BODY_S
         # One for all of a connection's requests: they are answered one after the other.
         self._departure = Departure(self.hang_up)
 
@@ -167,6 +170,8 @@ class Protocol(HttpToolsProtocol):
         """Called by the parser."""
         super().on_message_complete()
         self._departure.has_whole_body = True
+        if not self.pipeline:  # uvicorn stops reading at a large body, and would not see the client leave
+            self.flow.resume_reading()
 
     def data_received(self, data: bytes) -> None:
         """Called by the transport."""
@@ -176,6 +181,12 @@ class Protocol(HttpToolsProtocol):
             # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
             self.flow.pause_reading()
             self.loop.call_soon(self._read_on)
+
+    def shutdown(self) -> None:
+        """Called by the server at its end: a client that was answered has had the time to read that."""
+        self._late_body_s = 0.0
+        super().shutdown()
+        self._late_body_s = min(LATE_BODY_S, LATE_BODY_AT_END_S)
 
     def hang_up(self) -> None:
         """End the connection at once, whatever the client has yet to take or to send."""
@@ -193,9 +204,9 @@ class Protocol(HttpToolsProtocol):
 
     def _linger(self) -> bool:
         """Whether the client is still sending: where that finds the connection closed, it can't read its reply."""
-        if not self._is_answered_early() or self._end is not None or self._socket.is_closing():
+        if not (self._late_body_s and self._is_answered_early()) or self._end is not None or self._socket.is_closing():
             return False
-        self._end = self.loop.call_later(LATE_BODY_S, self._socket.close)
+        self._end = self.loop.call_later(self._late_body_s, self._socket.close)
         self._socket.write_eof()
         self.flow.resume_reading()
         return True
@@ -238,7 +249,8 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []
-        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
+        self._connecting: set[asyncio.Task[None]] = set()
+        self._reloads: set[asyncio.Task[None]] = set()
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
@@ -269,15 +281,24 @@ class Server(uvicorn.Server):
         """Take no more connections, and end those there are once they have been answered."""
         for acceptor in self._acceptors:
             acceptor.stop()
+        if self._connecting:  # uvicorn tells those that it knows of
+            await asyncio.wait(self._connecting)
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):  # uvicorn waits for none any more
+        # What it waits for no longer: requests, which answer that they were cut short, and connections.
+        if self.force_exit:
+            for task in self.server_state.tasks:
+                task.cancel()
+        if self.server_state.tasks:
+            await asyncio.wait(self.server_state.tasks, timeout=CANCELLED_S)
+            await asyncio.sleep(0)  # their replies are written at the end of a step
+        for connection in list(self.server_state.connections):
             cast("Protocol", connection).hang_up()
         await asyncio.sleep(0)
 
     def take(self, connection: socket.socket) -> None:
         """Serve this connection."""
         connection.settimeout(0)
-        self._keep(self._connect(connection))
+        self._keep(self._connect(connection), self._connecting)
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
@@ -390,11 +411,12 @@ class Server(uvicorn.Server):
         """SIGHUP: take up what has changed in the folder of bundles, unless it is being read anyway."""
         if not self._app.state.starting.done():
             return
-        self._keep(self._reload_bundles())
+        self._keep(self._reload_bundles(), self._reloads)
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
-        self._tasks.add(task := self._loop.create_task(work))
-        task.add_done_callback(self._tasks.discard)
+    def _keep(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+        """Do it; a loop alone does not keep its tasks alive."""
+        tasks.add(task := self._loop.create_task(work))
+        task.add_done_callback(tasks.discard)
 
     async def _reload_bundles(self) -> None:
         serving = self._app.state.serving

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, TypeVar
 
 SLICE_S = 0.001
+NEWCOMERS_S = 0.01  # in one turn, for the first slices of all that is new
 
 T = TypeVar("T")
 # Work that gives T, in steps of well under a slice: it yields None where it may be interrupted. What takes longer, but
@@ -28,29 +29,49 @@ class Slices:
     def __init__(self) -> None:
         self._waiting: dict[asyncio.Future[None], tuple[float, float]] = {}  # when it came, and what it has had
         self._is_turning = self._is_oldests = False
+        self._newcomers_s = 0.0
 
     async def run(self, steps: Steps[T], on_thread: Callable[[Callable[[], Any]], Awaitable[Any]]) -> tuple[T, float]:
         """The result of this work, and the seconds that it took, without those that it waited for its turn.
 
-        What is done within a slice is done where it stands. `on_thread` returns a call's result.
+        What is done within a slice is done where it stands, unless very many come at once. `on_thread` returns a call's
+        result.
         """
         came = time.perf_counter()
-        took_s, result = 0.0, None
+        gave: Any
+        took_s, sent, ended = 0.0, None, False
+        is_new = self._newcomers_s < NEWCOMERS_S
+        if not is_new:
+            await self._turn(came, took_s)
         while True:
             started = time.perf_counter()
             try:
-                call = steps.send(result)
-                while call is None and time.perf_counter() - started < SLICE_S:
-                    call = next(steps)
+                gave = steps.send(sent)
+                while gave is None and time.perf_counter() - started < SLICE_S:
+                    gave = next(steps)
             except StopIteration as end:
-                return end.value, took_s + time.perf_counter() - started
-            took_s += time.perf_counter() - started
-            if call is None:
-                result = None
+                gave, ended = end.value, True
+            slice_s = time.perf_counter() - started
+            took_s += slice_s
+            if is_new:
+                self._count_newcomer(slice_s)
+                is_new = False
+            if ended:
+                return gave, took_s
+            if gave is None:
+                sent = None
                 await self._turn(came, took_s)
             else:
-                result, call_s = await on_thread(timed(call))
+                sent, call_s = await on_thread(timed(gave))
                 took_s += call_s
+
+    def _count_newcomer(self, slice_s: float) -> None:
+        if not self._newcomers_s:
+            asyncio.get_running_loop().call_soon(self._begin_turn)
+        self._newcomers_s += slice_s
+
+    def _begin_turn(self) -> None:
+        self._newcomers_s = 0.0
 
     async def _turn(self, came: float, took_s: float) -> None:
         """Wait for the next slice, in another turn of the loop."""

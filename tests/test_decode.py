@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
+from PIL.PngImagePlugin import PngInfo
 
 from models.sampler import UInt8
 from models.spec import ImageSpec
@@ -318,6 +319,12 @@ def test_a_bad_form_is_refused(body: bytes, content_type: str, error: Any) -> No
         decode(body, GREY, content_type)
 
 
+def test_a_content_type_without_end_is_refused() -> None:
+    """Parsing its parameters takes time."""
+    with pytest.raises(Malformed, match="too long"):
+        decode(b"x", GREY, "multipart/form-data; boundary=x" + ";" * 60_000)
+
+
 def test_base64_is_checked_image_by_image() -> None:
     """One text that is no base64 costs the others nothing."""
     good = base64.b64encode(file(Image.fromarray(PIXELS))).decode()
@@ -385,7 +392,10 @@ def test_a_large_form_is_split_in_many_steps() -> None:
 
 
 def test_what_takes_long_is_given_to_a_thread() -> None:
-    """A large file, a small one of a large image, an array of large images, and one whose bytes must be sorted."""
+    """A large file, a small one of a large image, an array of large images, and one whose bytes must be sorted.
+
+    And small files with parts whose size cannot be told from the file's: a kilobyte can hold a megabyte of EXIF.
+    """
     limits = Limits(GREY, 10**7, 16, still_wanted=lambda: None)
     noisy = file(Image.fromarray(RNG.integers(0, 256, (200, 200), dtype=np.uint8)))
     flat = file(Image.new("L", (1000, 1000)))
@@ -397,6 +407,23 @@ def test_what_takes_long_is_given_to_a_thread() -> None:
         ((npy(np.zeros((5, 6, 8), np.uint8)), "application/x-npy"), 0),
     ):
         assert shape_of(decode_upload(*body, limits))[1] == calls
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    notes = PngInfo()
+    notes.add_text("Raw profile type exif", "x" * 1000, zip=True)
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for form, options in (
+        ("png", {"pnginfo": notes}),
+        ("png", {"exif": exif}),
+        ("png", {"icc_profile": icc}),
+        ("webp", {"exif": exif}),
+        ("jpeg", {"exif": exif}),
+        ("jpeg", {"progressive": True}),
+    ):
+        small = file(Image.fromarray(PIXELS), form, **options)
+        assert shape_of(decode_upload(small, "image/png", limits))[1] == 1, (form, options)
+    for form in ("png", "webp", "jpeg", "bmp"):
+        assert shape_of(decode_upload(file(Image.fromarray(PIXELS), form), "image/png", limits))[1] == 0, form
     text = base64.b64encode(noisy).decode()
     assert shape_of(decode_base64([text, text[:100]], limits))[1] == 1
 

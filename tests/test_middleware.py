@@ -298,11 +298,11 @@ def test_a_body_without_end_is_cut_off(wire: Wire) -> None:
     assert wire.is_closed()
 
 
-def refused_while_sending(server: Any) -> Wire:
+def refused_while_sending(server: Any, connection: str = "close") -> Wire:
     """A client that closes after one request, has sent some of the body, and could read that it is too large."""
     wire = Wire(server.port)
     size = server.app.state.serving.settings.max_body_bytes + 2**20
-    wire.send(*UPLOAD, "Connection: close", f"Content-Length: {size}", body=bytes(2**20))
+    wire.send(*UPLOAD, f"Connection: {connection}", f"Content-Length: {size}", body=bytes(2**20))
     return wire
 
 
@@ -331,18 +331,38 @@ def test_who_goes_on_sending_for_too_long_is_cut_off(live: Any, monkeypatch: pyt
     wire.close()
 
 
+@pytest.mark.parametrize("connection", ["close", "keep-alive"])
 def test_nobody_waits_at_the_end_for_who_goes_on_sending(
-    live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+    live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
     """It has its reply."""
     monkeypatch.setattr(service_server, "LATE_BODY_S", 1e6)
+    monkeypatch.setattr(service_server, "LATE_BODY_AT_END_S", 1e6)
     server = live_server(tiny_settings(drain_timeout_s=1e6))
     with server.running():
-        wire = refused_while_sending(server)
+        wire = refused_while_sending(server, connection)
         assert wire.read()[0] == 413
-        assert wire.is_closed()
+        assert connection == "keep-alive" or wire.is_closed()
     assert not server.thread.is_alive()
     wire.close()
+
+
+def test_a_client_that_leaves_after_a_large_body_is_noticed(
+    live_server: Any, tiny_settings: Callable[..., Settings]
+) -> None:
+    """uvicorn reads no further once a body is large, and so would not hear that its client has hung up."""
+    images = io.BytesIO()
+    np.save(images, np.zeros((300, 16, 16), np.uint8))
+    with live_server(tiny_settings()).running() as server, server.engine_held():
+        wire = Wire(server.port)
+        length = f"Content-Length: {len(images.getvalue())}"
+        wire.send("POST /discriminate HTTP/1.1", "Host: x", "Content-Type: application/x-npy", length)
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/discriminate") == 1)
+        wire.socket.sendall(images.getvalue())
+        server.wait_for(lambda: server.metric("gan_batch_images_count", bundle="tiny", operation="discriminate") == 1)
+        wire.close()
+        left = {"method": "POST", "route": "/discriminate", "status": "499"}
+        server.wait_for(lambda: server.metric("gan_requests_total", **left) == 1)
 
 
 def test_a_chunked_body_within_the_limit_is_read(wire: Wire) -> None:

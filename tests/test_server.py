@@ -137,6 +137,7 @@ def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any, monkeypatch:
         assert waiting.result(60).status_code == 200
         assert only_clients_are_left.wait(60)
         server.handle_exit(signal.SIGTERM, None)
+        assert slow.makefile("rb").readline().startswith(b"HTTP/1.1 503 ")
         server.thread.join(30)
         assert not server.thread.is_alive()
         assert server.exit_code == 128 + signal.SIGTERM
@@ -162,6 +163,29 @@ def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkey
         server.thread.join(60)
         assert server.exit_code == 0
         assert not server.server_state.connections
+
+
+def test_a_connection_that_is_being_taken_at_the_end_is_ended_like_all_others(
+    live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """uvicorn tells those that it knows of to end; what it does not know of yet it would wait for, in vain."""
+    known = []
+
+    async def note(server: uvicorn.Server, _: Any) -> None:
+        known.append(len(server.server_state.connections))
+
+    server = live_server(tiny_settings())
+    with server.running():
+
+        async def end() -> None:
+            ours, theirs = socket.socketpair()
+            with ours, monkeypatch.context() as patch:
+                patch.setattr(uvicorn.Server, "shutdown", note)
+                server.take(theirs)
+                await server.shutdown([])
+
+        asyncio.run_coroutine_threadsafe(end(), server._loop).result(60)  # noqa: SLF001 - where it runs
+    assert known == [1]
 
 
 # --------------------------------------------------------------------------------------------------------- connections

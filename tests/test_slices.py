@@ -69,6 +69,21 @@ async def test_all_else_gets_its_turn_between_two_slices() -> None:
     assert [name for name, _ in await asyncio.gather(*works)] == list("abcde")
 
 
+async def test_a_crowd_of_newcomers_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first slices of very many are not all done in one turn; what is new in the next one begins at once again."""
+    monkeypatch.setattr(slices, "NEWCOMERS_S", 1e-9)
+    done: list[str] = []
+    together = Slices()
+    works = [asyncio.create_task(together.run(steps(name, 5, done), on_no_thread)) for name in "abc"]
+    await asyncio.sleep(0)
+    assert done == ["a"] * 5
+    await asyncio.gather(*works)
+    assert sorted(done) == sorted("abc" * 5)
+    await asyncio.sleep(0)
+    with pytest.raises(StopIteration):
+        together.run(steps("d", 5, done), on_no_thread).send(None)
+
+
 @pytest.mark.usefixtures("one_step_a_slice")
 async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least() -> None:
     """In a crowd one after the other gets done, and short work does not wait for all of them."""
