@@ -19,12 +19,12 @@ from service import __version__
 from service.caching import ReplyCache
 from service.crew import Crew
 from service.desk import Desk
-from service.engine import cpu_limit
 from service.keys import Keys, KeyScope, read_keys
 from service.metrics import Metrics
 from service.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
 from service.pages import page_routes
 from service.probes import metrics_routes, probe_routes
+from service.processors import cpu_limit
 from service.repository import repository_routes
 from service.routes import bundle_routes, discriminate_routes, sample_routes
 from service.serving import Serving

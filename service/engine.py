@@ -12,8 +12,6 @@ the event loop, or another program, takes from one processor would be lost on al
 import asyncio
 import contextlib
 import hashlib
-import math
-import os
 import queue
 import threading
 import time
@@ -41,6 +39,7 @@ from models.sampler import (
 )
 from models.spec import LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
+from service.processors import cpu_limit
 from service.tracing import traced
 
 T = TypeVar("T")
@@ -397,19 +396,3 @@ def _find_device(name: str) -> torch.device:
     if not torch.cuda.is_available() or torch.cuda.device_count() <= (device.index or 0):
         raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} CUDA devices)")
     return device
-
-
-def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors that this process may keep busy: its affinity, or the container's quota where that is less."""
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()  # cgroup v1: −1 for none
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return allowed
-    if not quota.isdigit():  # max, or −1
-        return allowed
-    return max(1, min(allowed, math.ceil(int(quota) / int(period))))

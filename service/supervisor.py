@@ -9,6 +9,8 @@ The design, in short:
 - Beside it each worker has a socket for messages, JSON by the line. A worker says at every beat how it is, and hears
   how the worst of the others is, so that each can answer probes for all. What it asks (metrics, to load a bundle) goes
   to all others, and their answers come back together.
+- Once it has started, a worker keeps to its share of the processors, where they are ours alone to divide: its loop and
+  its engine take turns, and find in a processor's caches what they left there.
 - A signal goes to every worker; each drains as a single process does. A second one goes there as a message: where all
   processes of a service are signalled, as systemd does, a worker gets twice what was meant once.
 - A worker that takes no more connections sees the end of the socket they come by after the last one that was sent: none
@@ -30,6 +32,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from service.listener import Acceptor
+from service.processors import keep_to, shares
 from service.signals import sighup_reloads
 
 PROBES = ("started", "ready", "live")
@@ -61,6 +64,7 @@ class Worker:
         self.reasons: Reasons = dict.fromkeys(PROBES, "it is being started")
         self.beat: float | None = None
         self.told: Reasons = {}
+        self.has_started = False
         self._has_ended = False
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._numbers = itertools.count()
@@ -151,6 +155,7 @@ class Supervisor:
         self._address = address
         self._arguments = arguments
         self._wanted = workers
+        self._shares = shares(workers)
         self._workers: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
         self._code: int | None = None  # how this ends; None until it is about to
@@ -260,8 +265,9 @@ class Supervisor:
                 worker.reasons = reasons
                 self._tell_others()
                 self._accept_or_not()
-                started = sum(one.reasons["started"] is None for one in self._workers)
-                if not self._has_started and started == self._wanted:
+                if reasons["started"] is None and not worker.has_started:
+                    self._settle(worker)
+                if not self._has_started and sum(one.has_started for one in self._workers) == self._wanted:
                     self._has_started = True
                     log.info("serving %s", self._address)
             case {"closed": connections}:
@@ -272,6 +278,11 @@ class Supervisor:
                 self._keep(self._relay(worker, number, what, seconds))
             case {"answer": number, "value": value}:
                 worker.answers(number, value)
+
+    def _settle(self, worker: Worker) -> None:
+        worker.has_started = True
+        if self._shares is not None:  # only now: loading is faster on all of them
+            keep_to(self._shares[worker.number - 1], worker.process.pid)
 
     async def _relay(self, asker: Worker, number: int, what: Message, seconds: float) -> None:
         """Ask all others what one worker wants to know, and give it their answers: null from one that gave none."""

@@ -24,7 +24,7 @@ ORDER = {
     "service": [
         "__init__",
         *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
-        *("memory", "signals", "listener", "supervisor", "crew"),
+        *("memory", "processors", "signals", "listener", "supervisor", "crew"),
         *("encode", "slices", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "engine", "serving"),
         *(

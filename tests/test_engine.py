@@ -30,7 +30,6 @@ from service.engine import (
     Loaded,
     SampleLane,
     SamplePayload,
-    cpu_limit,
 )
 from service.tracing import _graphs
 
@@ -509,40 +508,3 @@ def test_memory_is_free_again_before_a_failed_batch_is_retried(thread: EngineThr
             gc.enable()
 
     asyncio.run(story())
-
-
-# Processors
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        pytest.param({}, 64, id="no cgroup"),
-        pytest.param({"cpu.max": "max 100000\n"}, 64, id="v2 without a limit"),
-        pytest.param({"cpu.max": "150000 100000\n"}, 2, id="v2, one and a half"),
-        pytest.param({"cpu.max": "1000 100000\n"}, 1, id="v2, a hundredth"),
-        pytest.param({"cpu.max": "9900000 100000\n"}, 64, id="v2, more than there are"),
-        pytest.param({"cpu.max": "nonsense"}, 64, id="v2, not understood"),
-        pytest.param(
-            {"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, 64, id="v1 without a limit"
-        ),
-        pytest.param({"cpu/cpu.cfs_quota_us": "400000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 4, id="v1, four"),
-        pytest.param({"cpu/cpu.cfs_quota_us": "400000\n"}, 64, id="v1, half of it missing"),
-    ],
-)
-def test_the_containers_limit_counts_and_not_the_hosts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
-) -> None:
-    """A process on a host of 64 processors uses what its container may, rounded up, and at least one."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert cpu_limit(tmp_path) == expected
-
-
-def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A process that is bound to three processors uses three, whatever the quota."""
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 5, 7}, raising=False)
-    (tmp_path / "cpu.max").write_text("800000 100000")
-    assert cpu_limit(tmp_path) == 3

@@ -25,7 +25,7 @@ from models.bundle import Bundle
 from models.sampler import UInt8, draw_labels, draw_latents, to_uint8
 from service.app import create_app
 from service.encode import MEDIA_TYPES, encode
-from service.engine import cpu_limit
+from service.processors import cpu_limit
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio

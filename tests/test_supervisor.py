@@ -21,6 +21,7 @@ from benchmarks.drain import Load
 from benchmarks.process import ROOT, Service, running
 from models.bundle import Bundle
 from service.crew import Member
+from service.processors import shares
 from service.supervisor import MUTE_S, Message, Supervisor, Worker
 
 pytestmark = [
@@ -89,6 +90,21 @@ async def test_every_worker_gets_as_many_connections_as_the_others(folder: Path)
         assert {worker_of(await connection.ask(Request("GET", "/livez"))) for connection in new} == {first}
         for connection in connections + new:
             connection.close()
+
+
+def threads_of(pid: int) -> list[int]:
+    return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes can't be bound to processors here")
+async def test_each_worker_keeps_to_its_processors(service: Service) -> None:
+    """All of its threads do, so that its event loop and its engine share caches."""
+    mine = os.sched_getaffinity(0)
+    expected = shares(2) or [mine, mine]
+    for pid, share in zip(workers_of(service), expected, strict=True):
+        threads = threads_of(pid)
+        assert len(threads) > 2
+        assert [os.sched_getaffinity(thread) for thread in threads] == [share] * len(threads)
 
 
 async def test_metrics_are_the_sum_of_all_workers(service: Service) -> None:

@@ -1,0 +1,43 @@
+"""The processors that the service may use, and what of them is each worker's."""
+
+import contextlib
+import math
+import os
+from pathlib import Path
+
+
+def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """Processors that this process may keep busy: its affinity, or the container's quota where that is less."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2
+    except (OSError, ValueError):
+        try:
+            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()  # cgroup v1: −1 for none
+            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
+        except OSError:
+            return allowed
+    if not quota.isdigit():  # max, or −1
+        return allowed
+    return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+
+
+def shares(workers: int) -> list[set[int]] | None:
+    """Processors for each worker to keep to; None where they are not the service's own, or cannot be divided evenly.
+
+    Where a quota allows it the time of a few of many, it should run on whichever of these is free.
+    """
+    if not hasattr(os, "sched_getaffinity"):
+        return None
+    allowed = sorted(os.sched_getaffinity(0))
+    if cpu_limit() < len(allowed) or len(allowed) % workers:
+        return None
+    size = len(allowed) // workers
+    return [set(allowed[start : start + size]) for start in range(0, len(allowed), size)]
+
+
+def keep_to(processors: set[int], pid: int) -> None:
+    """Have all threads of a process, and those that they start, run on these processors only."""
+    for thread in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):  # it has ended, or we may not: then it runs where it likes
+            os.sched_setaffinity(int(thread.name), processors)
