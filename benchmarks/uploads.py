@@ -10,16 +10,15 @@ waits for each answer, sends one image again and again.
 import argparse
 import asyncio
 import contextlib
-import io
 import sys
 from collections.abc import Callable
 
 import numpy as np
 import uvloop
 from numpy.typing import NDArray
-from PIL import Image
 
 from benchmarks.client import Client, Connection, Exchange, NoReply, Request, after, keep_asking, outcomes
+from benchmarks.contenders import Uploads
 from benchmarks.prober import probing
 from benchmarks.process import Service, allow_connections, running
 from benchmarks.report import Check, finish, parser, percentiles
@@ -28,41 +27,28 @@ FILES = 4096
 PROBES_PER_S = 20
 TIME_OUT_MS = 1000  # that of an orchestrator's probe
 LEAVES_EVERY, STAYS_S = 5, 0.05
+FORM, NPY, PNG = "multipart/form-data", "application/x-npy", "image/png"
 BOUNDARY = "a7f3"
 MIB = 2**20
-
-
-def _array(pixels: NDArray[np.uint8]) -> Request:
-    out = io.BytesIO()
-    np.save(out, pixels, allow_pickle=False)
-    return _judge(out.getvalue(), "application/x-npy", len(pixels))
-
-
-def _form(images: NDArray[np.uint8]) -> Request:
-    form = io.BytesIO()
-    for image in images:
-        head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'
-        form.write(head.encode() + _png(image) + b"\r\n")
-    form.write(f"--{BOUNDARY}--\r\n".encode())
-    return _judge(form.getvalue(), f"multipart/form-data; boundary={BOUNDARY}", len(images))
-
-
-def _png(image: NDArray[np.uint8]) -> bytes:
-    out = io.BytesIO()
-    Image.fromarray(image).save(out, "png")
-    return out.getvalue()
-
-
-def _judge(body: bytes, content_type: str, images: int) -> Request:
-    return Request("POST", "/discriminate", images, body, (("Content-Type", content_type),))
 
 
 def bodies() -> tuple[list[Request], Request]:
     """The large ones, of which one is larger than the others by far, and a small one."""
     rng = np.random.default_rng(0)
-    fitting = rng.integers(0, 256, (FILES, 28, 28), np.uint8)
+    fitting = rng.integers(0, 256, (FILES, 28, 28, 1), np.uint8)
     larger = rng.integers(0, 256, (FILES, 50, 50, 3), np.uint8)
-    return [_form(fitting), _array(larger), _array(fitting)], _judge(_png(fitting[0]), "image/png", 1)
+    arrays = [_judge(Uploads(images).npy, NPY, FILES) for images in (larger, fitting)]
+    return [_form(fitting), *arrays], _judge(Uploads(fitting).png, PNG, 1)
+
+
+def _form(images: NDArray[np.uint8]) -> Request:
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'.encode()
+    files = [head + Uploads(images[place : place + 1]).png + b"\r\n" for place in range(len(images))]
+    return _judge(b"".join([*files, f"--{BOUNDARY}--\r\n".encode()]), f"{FORM}; boundary={BOUNDARY}", len(images))
+
+
+def _judge(body: bytes, content_type: str, images: int) -> Request:
+    return Request("POST", "/discriminate", images, body, (("Content-Type", content_type),))
 
 
 async def crowd(service: Service, large: list[Request], clients: int, until: Callable[[], bool]) -> list[Exchange]:

@@ -38,6 +38,7 @@ def shares(workers: int) -> list[set[int]] | None:
 
 def keep_to(processors: set[int], pid: int) -> None:
     """Have all threads of a process, and those that they start, run on these processors only."""
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        with contextlib.suppress(OSError):  # it has ended, or we may not: then it runs where it likes
-            os.sched_setaffinity(int(thread.name), processors)
+    with contextlib.suppress(OSError):  # it has ended
+        for thread in list(Path(f"/proc/{pid}/task").iterdir()):
+            with contextlib.suppress(OSError):  # this one has, or we may not: then it runs where it likes
+                os.sched_setaffinity(int(thread.name), processors)

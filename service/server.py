@@ -17,7 +17,6 @@ from typing import Any, cast
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-from uvicorn.server import ServerState
 
 from models.bundle import BundleError
 from service import memory
@@ -231,7 +230,6 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
-                http=cast("type[asyncio.Protocol]", self.make_protocol),  # whatever makes one
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -302,25 +300,18 @@ class Server(uvicorn.Server):
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self.make_protocol, connection)
+            await self._loop.connect_accepted_socket(self._make_protocol, connection)
         except OSError as error:  # it has gone already
             log.debug("a connection was lost: %s", error)
             connection.close()
             self._crew.connection_closed()
 
-    def make_protocol(
-        self,
-        config: uvicorn.Config | None = None,
-        server_state: ServerState | None = None,
-        app_state: dict[str, Any] | None = None,
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> Protocol:
-        """For a new connection. uvicorn hands over what is ours already."""
+    def _make_protocol(self) -> Protocol:
         return Protocol(
-            config or self.config,
-            server_state or self.server_state,
-            self.lifespan.state if app_state is None else app_state,
-            _loop,
+            self.config,
+            self.server_state,
+            self.lifespan.state,
+            self._loop,
             burst=self._burst,
             when_closed=self._crew.connection_closed,
         )

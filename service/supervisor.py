@@ -55,6 +55,7 @@ class Worker:
         reasons: For each probe, why it says no; None for yes.
         beat: When it was last heard (time.monotonic()); None before the first time.
         told: What it knows of the others.
+        has_started: Whether it has loaded its bundles.
     """
 
     def __init__(self, number: int, process: asyncio.subprocess.Process, door: socket.socket) -> None:
@@ -266,7 +267,7 @@ class Supervisor:
                 self._tell_others()
                 self._accept_or_not()
                 if reasons["started"] is None and not worker.has_started:
-                    self._settle(worker)
+                    self._note_start(worker)
                 if not self._has_started and sum(one.has_started for one in self._workers) == self._wanted:
                     self._has_started = True
                     log.info("serving %s", self._address)
@@ -279,7 +280,7 @@ class Supervisor:
             case {"answer": number, "value": value}:
                 worker.answers(number, value)
 
-    def _settle(self, worker: Worker) -> None:
+    def _note_start(self, worker: Worker) -> None:
         worker.has_started = True
         if self._shares is not None:  # only now: loading is faster on all of them
             keep_to(self._shares[worker.number - 1], worker.process.pid)

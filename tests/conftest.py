@@ -186,11 +186,12 @@ def hold_engine() -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
 
 @pytest.fixture(scope="session")
 def until() -> Callable[[Callable[[], bool]], Awaitable[None]]:
-    """Wait for something that announces itself to nobody, while others run."""
+    """Wait for something that announces itself to nobody, while others run; fail where it does not come in a minute."""
 
     async def wait(condition: Callable[[], bool]) -> None:
-        while not condition():  # noqa: ASYNC110 - see above
-            await asyncio.sleep(0)
+        async with asyncio.timeout(60):
+            while not condition():  # noqa: ASYNC110 - see above
+                await asyncio.sleep(0)
 
     return wait
 

@@ -35,16 +35,22 @@ def file(picture: Image.Image, form: str = "png", **options: Any) -> bytes:
     return out.getvalue()
 
 
-def finish(steps: Steps[Upload]) -> Upload:
-    """All of them, and what is meant for a thread as well."""
+def drive(steps: Steps[Upload]) -> tuple[Upload, int, int]:
+    """Do all of it here; how often it could have been interrupted, and how much was meant for threads."""
+    pauses = calls = 0
     result = None
     while True:
         try:
             call = steps.send(result)
         except StopIteration as end:
-            upload: Upload = end.value
-            return upload
+            return end.value, pauses, calls
+        pauses += call is None
+        calls += call is not None
         result = call and call()
+
+
+def finish(steps: Steps[Upload]) -> Upload:
+    return drive(steps)[0]
 
 
 def one_by_one(upload: Upload) -> list[Decoded | ServiceError]:
@@ -365,29 +371,17 @@ def test_nothing_is_decoded_for_nobody(decode_nine: Callable[[Limits], Any]) -> 
     assert len(asked) == 4
 
 
-def shape_of(steps: Steps[Upload]) -> tuple[int, int]:
-    """How often this work could have been interrupted, and what of it was meant for threads."""
-    pauses = calls = 0
-    with suppress(StopIteration):
-        call = next(steps)
-        while True:
-            pauses += call is None
-            calls += call is not None
-            call = steps.send(call and call())
-    return pauses, calls
-
-
 @pytest.mark.parametrize("decode_nine", BODIES_OF_NINE)
 def test_work_on_small_images_can_be_interrupted_after_each(decode_nine: Callable[[Limits], Any]) -> None:
     """None of it is worth a thread."""
-    pauses, calls = shape_of(decode_nine(LIMITS))
+    _, pauses, calls = drive(decode_nine(LIMITS))
     assert pauses >= 9
     assert calls == 0
 
 
 def test_a_large_form_is_split_in_many_steps() -> None:
     """However few files there are in it."""
-    pauses, _ = shape_of(decode_upload(*multipart(("images", "a", bytes(10**6))), LIMITS))
+    _, pauses, _ = drive(decode_upload(*multipart(("images", "a", bytes(10**6))), LIMITS))
     assert pauses > 50
 
 
@@ -406,7 +400,7 @@ def test_what_takes_long_is_given_to_a_thread() -> None:
         ((npy(np.asfortranarray(RNG.integers(0, 256, (5, 6, 8), np.uint8))), "application/x-npy"), 1),
         ((npy(np.zeros((5, 6, 8), np.uint8)), "application/x-npy"), 0),
     ):
-        assert shape_of(decode_upload(*body, limits))[1] == calls
+        assert drive(decode_upload(*body, limits))[2] == calls
     exif = Image.Exif()
     exif[0x0112] = 6
     notes = PngInfo()
@@ -421,11 +415,11 @@ def test_what_takes_long_is_given_to_a_thread() -> None:
         ("jpeg", {"progressive": True}),
     ):
         small = file(Image.fromarray(PIXELS), form, **options)
-        assert shape_of(decode_upload(small, "image/png", limits))[1] == 1, (form, options)
+        assert drive(decode_upload(small, "image/png", limits))[2] == 1, (form, options)
     for form in ("png", "webp", "jpeg", "bmp"):
-        assert shape_of(decode_upload(file(Image.fromarray(PIXELS), form), "image/png", limits))[1] == 0, form
+        assert drive(decode_upload(file(Image.fromarray(PIXELS), form), "image/png", limits))[2] == 0, form
     text = base64.b64encode(noisy).decode()
-    assert shape_of(decode_base64([text, text[:100]], limits))[1] == 1
+    assert drive(decode_base64([text, text[:100]], limits))[2] == 1
 
 
 def flipped(body: bytes) -> st.SearchStrategy[bytes]:

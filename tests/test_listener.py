@@ -3,13 +3,15 @@
 import asyncio
 import resource
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 import pytest
 
 from service import listener as listening
 from service.listener import Acceptor, listen
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 pytestmark = pytest.mark.anyio
 
@@ -52,40 +54,30 @@ async def accepting() -> AsyncIterator[tuple[socket.socket, Acceptor, Taken]]:
                 connection.close()
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0.001)
-
-
-async def test_all_who_wait_are_taken_in_one_turn() -> None:
-    """A turn of a busy loop is long; whoever came last in a crowd does not wait for as many as came before."""
-    async with accepting() as (listener, acceptor, taken):
-        with clients(listener, 50):
-            acceptor.start()
-            seen = set()
-            async with asyncio.timeout(60):
-                while len(taken.connections) < 50:
-                    seen.add(len(taken.connections))
-                    await asyncio.sleep(0)
-            assert seen == {0}
-
-
-async def test_a_crowd_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has connected is served before the last of them is taken."""
-    monkeypatch.setattr(listening, "AT_ONCE", 8)
+@pytest.mark.parametrize(
+    ("at_once", "seen"),
+    [
+        pytest.param(
+            listening.AT_ONCE, {0}, id="all in one turn: the last of a crowd waits for no turn of each before it"
+        ),
+        pytest.param(8, {0, 8, 16}, id="so many in each: a crowd leaves all others their turns"),
+    ],
+)
+async def test_a_crowd_is_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int, seen: set[int]) -> None:
+    """A turn of a busy loop is long."""
+    monkeypatch.setattr(listening, "AT_ONCE", at_once)
     async with accepting() as (listener, acceptor, taken):
         with clients(listener, 20):
             acceptor.start()
-            seen = set()
+            counts = set()
             async with asyncio.timeout(60):
                 while len(taken.connections) < 20:
-                    seen.add(len(taken.connections))
+                    counts.add(len(taken.connections))
                     await asyncio.sleep(0)
-            assert seen == {0, 8, 16}
+            assert counts == seen
 
 
-async def test_who_is_not_wanted_waits_in_the_queue() -> None:
+async def test_who_is_not_wanted_waits_in_the_queue(until: Until) -> None:
     """Until they are; also where the taker has had enough in the middle of a crowd."""
     taken: list[socket.socket] = []
     with listen("127.0.0.1", 0) as listener, clients(listener, 3), ExitStack() as stack:
@@ -101,7 +93,7 @@ async def test_who_is_not_wanted_waits_in_the_queue() -> None:
 
 
 async def test_where_there_is_no_way_one_is_closed_and_the_others_wait_a_moment(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     """The loop does not run hot meanwhile; then they are tried again."""
     monkeypatch.setattr(listening, "BREATH_S", 0.0)
@@ -114,7 +106,7 @@ async def test_where_there_is_no_way_one_is_closed_and_the_others_wait_a_moment(
 
 
 async def test_no_file_number_left_is_waited_out(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     """It is said, and once there are some again whoever waited is taken."""
     monkeypatch.setattr(listening, "BREATH_S", 0.0)
@@ -132,7 +124,7 @@ async def test_no_file_number_left_is_waited_out(
 
 
 async def test_one_that_stopped_while_it_waited_a_moment_stays_so(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     """The moment's end does not start it again."""
     monkeypatch.setattr(listening, "BREATH_S", 0.0)

@@ -257,14 +257,8 @@ async def test_replies_that_are_ready_together_are_written_together() -> None:
     assert wires[-1].writes == [b"head body"]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0)
-
-
 @pytest.mark.anyio
-async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn() -> None:
+async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn(until: Any) -> None:
     """A hundred clients that are refused and go on sending leave everyone else their turns; then they can go on."""
 
     async def refuse(_: Scope, __: Receive, send: Send) -> None:

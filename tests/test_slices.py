@@ -11,6 +11,8 @@ import pytest
 from service import slices
 from service.slices import Slices, Steps
 
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
 pytestmark = pytest.mark.anyio
 
 
@@ -33,12 +35,6 @@ def steps(name: str, count: int, done: list[str]) -> Steps[str]:
         done.append(name)
         yield None
     return name
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(60):
-        while not condition():  # noqa: ASYNC110 - nothing announces it
-            await asyncio.sleep(0)
 
 
 async def test_what_fits_into_a_slice_is_done_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,7 +81,7 @@ async def test_a_crowd_of_newcomers_leaves_others_their_turn(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("one_step_a_slice")
-async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least() -> None:
+async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least(until: Until) -> None:
     """In a crowd one after the other gets done, and short work does not wait for all of them."""
     done: list[str] = []
     together = Slices()
@@ -104,7 +100,7 @@ async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least() -
 
 
 @pytest.mark.usefixtures("one_step_a_slice")
-async def test_cancelled_work_ends_and_the_others_go_on() -> None:
+async def test_cancelled_work_ends_and_the_others_go_on(until: Until) -> None:
     """Nobody waits for it any more."""
     done: list[str] = []
     together = Slices()
