@@ -5,7 +5,9 @@ The design, in short:
 - A *lane* is what may share a batch: one net of one bundle. Lanes take turns.
 - A batch closes when it is full or the engine is free: an idle engine never waits for company, unless a window is set.
   But the event loop goes first while it has requests in hand, for it gets through them sooner without the engine beside
-  it, in its caches and at the interpreter's lock; and those requests then share a batch.
+  it, in its caches and at the interpreter's lock; and those requests then share a batch. Where both have one processor
+  between them, nothing is gained by a batch that begins sooner, and the fewer batches there are, the less each row
+  costs: clients who were just answered have a moment to come again.
 - Rows, not requests, are counted. Half of a batch belongs to those who came first, so that nobody waits for ever; the
   other half to those who need the fewest rows, so that a request of thousands never delays one of a single row by more
   than the batch that runs. Equal requests are thus served in the order of their coming. (Equal shares for all, which
@@ -25,6 +27,7 @@ import heapq
 import itertools
 import logging
 import math
+import os
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -47,9 +50,15 @@ NEAR_FULL = 0.25  # of the largest batch: fewer rows say little about the rate, 
 # Fewer rows, and what takes less time, are not divided among idle slots: a batch of so few costs little less than one
 # of twice as many, and slots that run beside one another hold up the event loop.
 SHARE_ROWS, SHARE_S = 16, 0.01
-# The loop goes first until so many rows wait, for so many turns, or until two of them in a row bring nothing: one reads
-# what clients have sent, and the next begins to answer it.
-SETTLED_ROWS, SETTLING_TURNS, QUIET_TURNS = 64, 8, 2
+# The loop goes first for so many turns, or until two of them in a row bring nothing: one reads what clients have sent,
+# and the next begins to answer it.
+SETTLING_TURNS, QUIET_TURNS = 8, 2
+# And where it shares the engine's processor, until as many rows wait as did when the last batch was done, if any come
+# within a lull. That is shorter, down to the first of these, where it brought less than half of them, else longer.
+LULL_S, SETTLING_S = (0.0002, 0.002), 0.003
+
+# Whoever waits for this processor: clients on this machine, which have answers to read.
+_let_others_go_first: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # Windows has none
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +96,24 @@ class Lane(Protocol):
             OutOfMemory, DeviceFailed: See there. Anything else is blamed on the rows.
         """
         ...
+
+
+class Patience(NamedTuple):
+    """What a free engine waits for before it begins a batch.
+
+    Attributes:
+        window_s: So long for company, if it was idle, unless a batch is full before.
+        settled_rows: For the event loop, while it has requests in hand, until so many rows wait.
+        shares_processor: Whether engine and loop have one processor between them.
+    """
+
+    window_s: float = 0.0
+    settled_rows: int = 64
+    shares_processor: bool = False
+
+
+EAGER = Patience()
+SHARING = Patience(settled_rows=256, shares_processor=True)
 
 
 class Result(NamedTuple):
@@ -240,7 +267,7 @@ class Batcher:
         slots: Batches that the engine runs beside each other.
         max_rows: Largest batch.
         max_queued_rows: Rows that may wait. Past it `submit` refuses instead of waiting.
-        window_s: How long an idle engine waits for company, unless a batch is full before.
+        patience: What a free engine waits for before it begins a batch.
         clock: Seconds, rising; deadlines end by the event loop's own.
 
     Use as an asynchronous context manager, or call `start` and `close`.
@@ -255,7 +282,7 @@ class Batcher:
         slots: int = 1,
         max_rows: int,
         max_queued_rows: int,
-        window_s: float = 0.0,
+        patience: Patience = EAGER,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._run = run
@@ -264,7 +291,9 @@ class Batcher:
         self._device = device
         self._max_rows = self._cap = max_rows
         self._max_queued_rows = max_queued_rows
-        self._window_s = window_s
+        self._patience = patience
+        self._lull_s = max(LULL_S) if patience.shares_processor else 0.0
+        self._usual_rows = 0  # that waited or were in a batch when the last one was done
         self._lanes: OrderedDict[Lane, _Queue] = OrderedDict()
         self._failed: deque[list[_Slice]] = deque()  # halves of batches that failed, to be tried before all others
         self._numbers = itertools.count()
@@ -386,10 +415,10 @@ class Batcher:
         self._queued_rows += entry.rows
         self._unfinished.add(entry)
         self._all_done.clear()
-        if not self._window_s or self._queued_rows >= self._cap:
+        if not self._patience.window_s or self._queued_rows >= self._cap:
             self._wake_one()
         elif self._window is None:
-            self._window = asyncio.get_running_loop().call_later(self._window_s, self._wake_one)
+            self._window = asyncio.get_running_loop().call_later(self._patience.window_s, self._wake_one)
 
     def _wake_one(self) -> None:
         """Have an idle worker look at the queue; the busy ones will anyway."""
@@ -421,7 +450,7 @@ class Batcher:
                 self._idle.append(waker)
                 await waker
                 await self._settle()
-                call = self._launch_next(slot, "window" if self._window_s else "idle")
+                call = self._launch_next(slot, "window" if self._patience.window_s else "idle")
                 continue
             call = await self._finish(slot, call)
 
@@ -429,17 +458,34 @@ class Batcher:
         """Let the loop take in what clients have sent already, unless there is a good batch, or one client alone."""
         self._settling += 1
         turns = quiet = 0
-        while len(self._unfinished) > 1 and not self._is_settled and turns < SETTLING_TURNS and quiet < QUIET_TURNS:
+        began = came = self._clock()
+        while len(self._unfinished) > 1 and not self._is_settled:
+            is_quiet = turns >= SETTLING_TURNS or quiet >= QUIET_TURNS
+            if is_quiet and self._has_waited(came, began):
+                break
             before = self._queued_rows
+            _let_others_go_first()
             await asyncio.sleep(0)
-            turns += 1
-            quiet = 0 if self._queued_rows > before else quiet + 1
+            turns, quiet = turns + 1, quiet + 1
+            if self._queued_rows > before:
+                quiet, came = 0, self._clock()
         self._settling -= 1
+
+    def _has_waited(self, came: float, began: float) -> bool:
+        """Whether clients had their moment to come again: those times are the last arrival's, and its beginning."""
+        if not self._patience.shares_processor:
+            return True
+        if self._queued_rows < self._usual_rows and self._clock() < min(came + self._lull_s, began + SETTLING_S):
+            return False
+        least, most = LULL_S
+        have_come = 2 * self._queued_rows >= self._usual_rows
+        self._lull_s = min(most, 2 * self._lull_s) if have_come else max(least, self._lull_s / 2)
+        return True
 
     @property
     def _is_settled(self) -> bool:
         """Whether a good batch waits."""
-        return self._queued_rows >= min(SETTLED_ROWS, self._cap)
+        return self._queued_rows >= min(self._patience.settled_rows, self._cap)
 
     def _share(self) -> int:
         """Rows of those that wait that the next batch may have, so that other idle slots get as many."""
@@ -499,6 +545,7 @@ class Batcher:
         if error is not None:
             self._blame(call.slices, error)
             return None
+        self._usual_rows = self._queued_rows + call.rows
         following = self._launch_next(slot, "idle") if self._is_settled else None
         self._hand_out(call)
         if following is None:

@@ -199,6 +199,9 @@ class Engine:
         exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
         workers: Processes that share the CPU's processors.
 
+    Attributes:
+        shares_processor: Whether it has one processor, together with the event loop.
+
     Raises:
         ValueError: There is no such device.
     """
@@ -211,6 +214,7 @@ class Engine:
         if self.device.type == "cpu":
             slots = max(1, cpu_limit() // workers)
             torch.set_num_threads(1)
+        self.shares_processor = self.device.type == "cpu" and slots == 1
         self.threads = [EngineThread(f"engine {self.name} {slot}") for slot in range(slots)]
 
     @_device_errors()

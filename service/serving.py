@@ -12,7 +12,7 @@ import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.sampler import Float32, UInt8, draw_labels
-from service.batcher import Batcher, DeviceFailed, Lane, Part, Rows
+from service.batcher import EAGER, SHARING, Batcher, DeviceFailed, Lane, Part, Rows
 from service.crew import Crew
 from service.engine import (
     MAX_BATCH_ROWS,
@@ -67,6 +67,7 @@ class Serving:
         self.metrics = metrics
         self.crew = crew or Crew()
         self.engine = Engine(settings.device, exact=settings.exact, workers=settings.workers)
+        patience = SHARING if self.engine.shares_processor else EAGER
         self.batcher = Batcher(
             self._run,
             metrics,
@@ -74,7 +75,7 @@ class Serving:
             slots=len(self.engine.threads),
             max_rows=MAX_BATCH_ROWS,
             max_queued_rows=settings.own_queued_images,
-            window_s=settings.batch_window_ms / 1000,
+            patience=patience._replace(window_s=settings.batch_window_ms / 1000),
             clock=clock,
         )
         self.health = Health(self)

@@ -2,6 +2,7 @@
 
 import asyncio
 import functools
+import itertools
 import logging
 import selectors
 import weakref
@@ -18,14 +19,20 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from service.batcher import (
+    EAGER,
     GROW_AFTER_BATCHES,
+    LULL_S,
+    QUIET_TURNS,
+    SETTLING_S,
     SETTLING_TURNS,
     SHARE_ROWS,
+    SHARING,
     Batcher,
     DeviceFailed,
     Lane,
     OutOfMemory,
     Part,
+    Patience,
     Result,
     Rows,
 )
@@ -198,11 +205,11 @@ class Bench:
 
 @asynccontextmanager
 async def bench(
-    max_rows: int = 8, max_queued_rows: int = 64, *, slots: int = 1, window_s: float = 0.0
+    max_rows: int = 8, max_queued_rows: int = 64, *, clock: Callable[[], float] = now, **options: Any
 ) -> AsyncIterator[Bench]:
     engine, metrics = ToyEngine(), Metrics(CollectorRegistry())
-    limits = {"slots": slots, "max_rows": max_rows, "max_queued_rows": max_queued_rows}
-    async with Batcher(engine.run, metrics, device=DEVICE, clock=now, window_s=window_s, **limits) as batcher:
+    options |= {"max_rows": max_rows, "max_queued_rows": max_queued_rows}
+    async with Batcher(engine.run, metrics, device=DEVICE, clock=clock, **options) as batcher:
         one = Bench(batcher, engine, metrics)
         yield one
         await one.settle()
@@ -408,9 +415,45 @@ async def test_the_loop_goes_first_for_a_few_turns_only() -> None:
 
 
 @on_jumping_time
+@pytest.mark.parametrize("patience", [EAGER, SHARING])
+async def test_where_loop_and_engine_share_a_processor_clients_have_a_moment_to_come_again(patience: Patience) -> None:
+    """They come when the loop has been quiet for longer than an engine with a processor of its own waits."""
+    ticks = itertools.count()
+    async with bench(max_rows=64, clock=lambda: LULL_S[0] / 100 * next(ticks), patience=patience) as one:
+        lane = Doubler()
+
+        async def ask(turns: int) -> None:
+            for _ in range(10):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await one.submit(lane, 1)
+
+        clients = range(4)
+        await asyncio.gather(*(ask(number % 2 * (QUIET_TURNS + 2)) for number in clients))
+        together = [len(call) == len(clients) for call in one.engine.calls]
+        assert (sum(together) >= 8) is (patience is SHARING)  # the first batch shows how many there are
+
+
+@on_jumping_time
+async def test_on_a_shared_processor_the_loop_goes_first_for_a_moment_only() -> None:
+    """Clients of whom another one comes in every turn keep no engine from its work."""
+    ticks = itertools.count()
+    async with bench(
+        max_rows=1000, max_queued_rows=1000, clock=lambda: SETTLING_S / 50 * next(ticks), patience=SHARING
+    ) as one:
+        lane = Doubler()
+        waiting = [one.submit(lane, 1)]
+        while not one.engine.calls:
+            waiting.append(one.submit(lane, 1))
+            await asyncio.sleep(0)
+        assert SETTLING_TURNS < len(waiting) < 50
+        await asyncio.gather(*waiting)
+
+
+@on_jumping_time
 async def test_within_the_window_an_idle_engine_waits_for_company() -> None:
     """What comes meanwhile shares the batch; a full one waits no longer, and a busy engine needs no window."""
-    async with bench(max_rows=8, window_s=0.5) as one:
+    async with bench(max_rows=8, patience=Patience(window_s=0.5)) as one:
         lane = Doubler()
         begin = now()
         early = one.submit(lane, 2)
