@@ -461,10 +461,11 @@ class Batcher:
         began = came = self._clock()
         while len(self._unfinished) > 1 and not self._is_settled:
             is_quiet = turns >= SETTLING_TURNS or quiet >= QUIET_TURNS
-            if is_quiet and self._has_waited(came, began):
-                break
+            if is_quiet:
+                if self._has_waited(came, began):
+                    break
+                _let_others_go_first()
             before = self._queued_rows
-            _let_others_go_first()
             await asyncio.sleep(0)
             turns, quiet = turns + 1, quiet + 1
             if self._queued_rows > before:
