@@ -53,9 +53,9 @@ SHARE_ROWS, SHARE_S = 16, 0.01
 # The loop goes first for so many turns, or until two of them in a row bring nothing: one reads what clients have sent,
 # and the next begins to answer it.
 SETTLING_TURNS, QUIET_TURNS = 8, 2
-# And where it shares the engine's processor, until as many rows wait as did when the last batch was done, if any come
-# within a lull. That is shorter, down to the first of these, where it brought less than half of them, else longer.
-LULL_S, SETTLING_S = (0.0002, 0.002), 0.003
+# And where it shares the engine's processor, for up to SETTLING_S until as many rows wait as did when the last batch
+# was done, if any come within a lull. That is halved where less than half of them came, else doubled.
+LEAST_LULL_S, MOST_LULL_S, SETTLING_S = 0.0002, 0.002, 0.003
 
 # Whoever waits for this processor: clients on this machine, which have answers to read.
 _let_others_go_first: Callable[[], None] = getattr(os, "sched_yield", lambda: None)  # Windows has none
@@ -292,7 +292,7 @@ class Batcher:
         self._max_rows = self._cap = max_rows
         self._max_queued_rows = max_queued_rows
         self._patience = patience
-        self._lull_s = max(LULL_S) if patience.shares_processor else 0.0
+        self._lull_s = MOST_LULL_S
         self._usual_rows = 0  # that waited or were in a batch when the last one was done
         self._lanes: OrderedDict[Lane, _Queue] = OrderedDict()
         self._failed: deque[list[_Slice]] = deque()  # halves of batches that failed, to be tried before all others
@@ -460,9 +460,9 @@ class Batcher:
         turns = quiet = 0
         began = came = self._clock()
         while len(self._unfinished) > 1 and not self._is_settled:
-            is_quiet = turns >= SETTLING_TURNS or quiet >= QUIET_TURNS
-            if is_quiet:
-                if self._has_waited(came, began):
+            if turns >= SETTLING_TURNS or quiet >= QUIET_TURNS:
+                if not self._may_come_again(came, began):
+                    self._adapt_lull()
                     break
                 _let_others_go_first()
             before = self._queued_rows
@@ -472,16 +472,16 @@ class Batcher:
                 quiet, came = 0, self._clock()
         self._settling -= 1
 
-    def _has_waited(self, came: float, began: float) -> bool:
-        """Whether clients had their moment to come again: those times are the last arrival's, and its beginning."""
-        if not self._patience.shares_processor:
-            return True
-        if self._queued_rows < self._usual_rows and self._clock() < min(came + self._lull_s, began + SETTLING_S):
-            return False
-        least, most = LULL_S
-        have_come = 2 * self._queued_rows >= self._usual_rows
-        self._lull_s = min(most, 2 * self._lull_s) if have_come else max(least, self._lull_s / 2)
-        return True
+    def _may_come_again(self, came: float, began: float) -> bool:
+        """Whether clients who were just answered still have their moment; `came` is when the last rows did."""
+        is_early = self._clock() < min(came + self._lull_s, began + SETTLING_S)
+        return self._patience.shares_processor and self._queued_rows < self._usual_rows and is_early
+
+    def _adapt_lull(self) -> None:
+        if 2 * self._queued_rows >= self._usual_rows:
+            self._lull_s = min(MOST_LULL_S, 2 * self._lull_s)
+        else:
+            self._lull_s = max(LEAST_LULL_S, self._lull_s / 2)
 
     @property
     def _is_settled(self) -> bool:

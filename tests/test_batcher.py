@@ -2,7 +2,6 @@
 
 import asyncio
 import functools
-import itertools
 import logging
 import selectors
 import weakref
@@ -21,7 +20,8 @@ from prometheus_client import CollectorRegistry
 from service.batcher import (
     EAGER,
     GROW_AFTER_BATCHES,
-    LULL_S,
+    LEAST_LULL_S,
+    MOST_LULL_S,
     QUIET_TURNS,
     SETTLING_S,
     SETTLING_TURNS,
@@ -414,12 +414,24 @@ async def test_the_loop_goes_first_for_a_few_turns_only() -> None:
         await asyncio.gather(*waiting)
 
 
+class TickingClock:
+    """Moves on by a step whenever somebody looks."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        self.now_s += self.step_s
+        return self.now_s
+
+
 @on_jumping_time
 @pytest.mark.parametrize("patience", [EAGER, SHARING])
 async def test_where_loop_and_engine_share_a_processor_clients_have_a_moment_to_come_again(patience: Patience) -> None:
     """They come when the loop has been quiet for longer than an engine with a processor of its own waits."""
-    ticks = itertools.count()
-    async with bench(max_rows=64, clock=lambda: LULL_S[0] / 100 * next(ticks), patience=patience) as one:
+    async with bench(max_rows=64, clock=TickingClock(LEAST_LULL_S / 100), patience=patience) as one:
         lane = Doubler()
 
         async def ask(turns: int) -> None:
@@ -434,20 +446,46 @@ async def test_where_loop_and_engine_share_a_processor_clients_have_a_moment_to_
         assert (sum(together) >= 8) is (patience is SHARING)  # the first batch shows how many there are
 
 
+async def _settling_s(one: Bench, clock: TickingClock, *, before: int = 100, keep_coming: bool = False) -> float:
+    """Seconds until two rows are begun with, after a batch of that many."""
+    lane, batches = Doubler(), len(one.engine.calls)
+    await one.submit(lane, before)
+    waiting = [one.submit(lane, 1), one.submit(lane, 1)]
+    began = clock.now_s
+    while len(one.engine.calls) < batches + 2:
+        if keep_coming:
+            waiting.append(one.submit(lane, 1))
+        await asyncio.sleep(0)
+    seconds = clock.now_s - began
+    await asyncio.gather(*waiting)
+    return seconds
+
+
 @on_jumping_time
 async def test_on_a_shared_processor_the_loop_goes_first_for_a_moment_only() -> None:
     """Clients of whom another one comes in every turn keep no engine from its work."""
-    ticks = itertools.count()
-    async with bench(
-        max_rows=1000, max_queued_rows=1000, clock=lambda: SETTLING_S / 50 * next(ticks), patience=SHARING
-    ) as one:
-        lane = Doubler()
-        waiting = [one.submit(lane, 1)]
-        while not one.engine.calls:
-            waiting.append(one.submit(lane, 1))
-            await asyncio.sleep(0)
-        assert SETTLING_TURNS < len(waiting) < 50
-        await asyncio.gather(*waiting)
+    clock = TickingClock(SETTLING_S / 30)  # two or three steps a turn: fewer callers come than the 100 there were
+    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, patience=SHARING) as one:
+        assert SETTLING_S <= await _settling_s(one, clock, keep_coming=True) < 2 * SETTLING_S
+
+
+@on_jumping_time
+async def test_once_as_many_rows_wait_as_before_nobody_else_is_waited_for() -> None:
+    """Who was answered is there again."""
+    clock = TickingClock(LEAST_LULL_S / 40)
+    async with bench(max_rows=1000, clock=clock, patience=SHARING) as one:
+        assert await _settling_s(one, clock, before=2) < LEAST_LULL_S
+
+
+@on_jumping_time
+async def test_clients_who_do_not_come_again_are_waited_for_less_and_less() -> None:
+    """For a lull, which is halved each time down to the least."""
+    clock = TickingClock(LEAST_LULL_S / 40)
+    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, patience=SHARING) as one:
+        waits = [await _settling_s(one, clock) for _ in range(6)]
+    assert MOST_LULL_S <= waits[0] < 1.5 * MOST_LULL_S
+    assert waits == sorted(waits, reverse=True)
+    assert LEAST_LULL_S <= waits[-1] < 2 * LEAST_LULL_S
 
 
 @on_jumping_time
