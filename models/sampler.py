@@ -35,11 +35,12 @@ UInt8 = NDArray[np.uint8]
 LATENT_STREAM, LABEL_STREAM = 0, 1
 REFERENCE_TILE = 64
 TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
-# A CPU hardly gains by those between: a row of the paper's G takes a tenth less time in a tile of 32 than in two of 16,
-# and a twentieth less in one of 128 than in two of 64. Each would have to be proven at every start, and oneDNN keeps
-# 0.6 MB for every size of every linear layer.
-CPU_TILE_SIZES = (4, 8, 16, 64, 256)
-LONG_S, WORTH_IT = 0.01, 1.25  # a reference tile's time; a row's time over its time in the reference tile
+# A CPU hardly gains by one of 128: a row of the paper's nets takes a twentieth less than in two of 64. Each would have
+# to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer.
+CPU_TILE_SIZES = (4, 8, 16, 32, 64, 256)
+SPARE_ROWS = 8  # padding that costs less than another tile, which would read all the weights again
+LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
+WORTH_IT = 1.25  # a row's time over its time in the reference tile
 _WORD = 2**64 - 1
 _own = threading.local()
 
@@ -63,14 +64,20 @@ def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Flo
     words = 4 * blocks
     u = _uniforms([(seed, LATENT_STREAM, first * blocks, count * words) for seed, first, count in ranges])
     u = u.reshape(-1, words)
+    z = np.empty((len(u), words), np.float32)
     if latent.distribution == "uniform":
-        z = math.sqrt(3) * (2 * u - 1)
+        z[:] = math.sqrt(3) * (2 * u - 1)
     else:
-        # Contiguous, because NumPy takes another path, with other last bits, through strided numbers.
-        radius = np.sqrt(-2 * np.log(np.ascontiguousarray(u[:, 0::2])))
-        angle = 2 * math.pi * np.ascontiguousarray(u[:, 1::2])
-        z = np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=2).reshape(-1, words)
-    return np.ascontiguousarray(z[:, : latent.dim], dtype=np.float32)
+        # Contiguous, because NumPy takes another path, with other last bits, through strided numbers. In place, because
+        # new memory costs as much as a few of these functions.
+        radius, angle = np.ascontiguousarray(u[:, 0::2]), np.ascontiguousarray(u[:, 1::2])
+        np.log(radius, out=radius)
+        radius *= -2
+        np.sqrt(radius, out=radius)
+        angle *= 2 * math.pi
+        z[:, 0::2] = radius * np.cos(angle)
+        z[:, 1::2] = radius * np.sin(angle)
+    return np.ascontiguousarray(z[:, : latent.dim])
 
 
 def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count: int) -> Int64:
@@ -82,18 +89,22 @@ def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count
 
 def _uniforms(draws: Sequence[tuple[int, int, int, int]]) -> NDArray[np.float64]:
     """Numbers in (0, 1], one after the other for each (seed, stream, first block, words): from consecutive blocks."""
-    bits = np.empty(sum(words for *_, words in draws), np.uint64)
-    keys = np.array([(seed, stream) for seed, stream, *_ in draws], np.uint64)
-    # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
-    before = [(first_block - 1) % 2**256 for _, _, first_block, _ in draws]
-    counters = np.array([[number >> shift & _WORD for shift in (0, 64, 128, 192)] for number in before], np.uint64)
+    bits = np.empty(sum([words for *_, words in draws]), np.uint64)
     philox, state = _generator()
-    start = 0
-    for (*_, words), state["state"]["counter"], state["state"]["key"] in zip(draws, counters, keys, strict=True):
+    stop = 0
+    for seed, stream, first_block, words in draws:
+        # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
+        before = (first_block - 1) % 2**256
+        state["state"]["counter"] = before & _WORD, before >> 64 & _WORD, before >> 128 & _WORD, before >> 192
+        state["state"]["key"] = seed, stream
         philox.state = state  # all of it: nothing is left of what was drawn before
-        bits[start : start + words] = philox.random_raw(words)
-        start += words
-    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+        start, stop = stop, stop + words
+        bits[start:stop] = philox.random_raw(words)
+    bits >>= np.uint64(11)
+    u = bits.astype(np.float64)
+    u += 0.5
+    u *= 2.0**-53
+    return u
 
 
 def _generator() -> tuple[np.random.Philox, Any]:
@@ -101,6 +112,8 @@ def _generator() -> tuple[np.random.Philox, Any]:
     if not hasattr(_own, "philox"):
         _own.philox = np.random.Philox(0)
         _own.state = _own.philox.state
+        # NumPy reads them one by one, which takes longer from its own arrays.
+        _own.state["buffer"] = tuple(_own.state["buffer"].tolist())
     return _own.philox, _own.state
 
 
@@ -145,7 +158,7 @@ class Tiles:
             return cls(run, [1])
         sizes = []
         for size in candidates or tile_sizes(example.device):
-            if size >= REFERENCE_TILE and reference_s > LONG_S:
+            if size > LARGEST_OF_LONG and reference_s > LONG_S:
                 break
             if size != REFERENCE_TILE:
                 agrees, took_s = _compare(run, size, example, labels, expected)
@@ -180,9 +193,9 @@ class Tiles:
         return torch.cat(out) if len(out) > 1 else out[0]
 
     def _size(self, rest: int) -> int:
-        """The next tile's: the smallest that holds the rest, but none that is more than twice what can be filled."""
+        """The next tile's: the smallest that holds the rest, if it is nearly full; else the largest that is full."""
         filled = max((size for size in self.sizes if size <= rest), default=self.sizes[0])
-        return next((size for size in self.sizes if rest <= size <= 2 * filled), filled)
+        return next((size for size in self.sizes if rest <= size <= rest + SPARE_ROWS), filled)
 
 
 def tile_sizes(device: torch.device) -> tuple[int, ...]:

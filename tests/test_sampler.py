@@ -260,9 +260,9 @@ def reference_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
 @pytest.mark.parametrize(
     ("run", "sizes"),
     [
-        (batch_sensitive, [4, 16, 64]),
-        (place_sensitive, [4, 8, 64, 256]),
-        (far_place_sensitive, [4, 8, 16, 64]),
+        (batch_sensitive, [4, 16, 32, 64]),
+        (place_sensitive, [4, 8, 32, 64, 256]),
+        (far_place_sensitive, [4, 8, 16, 32, 64]),
         (constant_place_sensitive, [1]),
         (reference_sensitive, [1]),
     ],
@@ -297,8 +297,8 @@ def test_every_place_of_a_tile_is_proven(monkeypatch: pytest.MonkeyPatch, size: 
 @pytest.mark.parametrize(
     ("row_s", "large_row_s", "sizes"),
     [
-        pytest.param(1e-4, 1e-4, (4, 8, 16, 64, 256), id="small rows"),
-        pytest.param(1e-4, 2e-4, (4, 8, 16, 64), id="rows that fit the caches in small tiles only"),
+        pytest.param(1e-4, 1e-4, (4, 8, 16, 32, 64, 256), id="small rows"),
+        pytest.param(1e-4, 2e-4, (4, 8, 16, 32, 64), id="rows that fit the caches in small tiles only"),
         pytest.param(1e-3, 1e-3, (4, 8, 16), id="large rows"),
     ],
 )
@@ -318,7 +318,7 @@ def test_tiles_end_where_larger_ones_gain_nothing(
 
 
 def test_a_gap_between_sizes_is_filled_with_tiles_and_not_with_zeros() -> None:
-    """From 65 rows on, 256 would be mostly padding; within the smaller sizes one tile that is half full is faster."""
+    """Tiles that are nearly full: a few rows of padding cost less than one more tile, many cost more."""
     sizes: list[int] = []
 
     def run(rows: Tensor, _: Tensor | None) -> Tensor:
@@ -326,7 +326,17 @@ def test_a_gap_between_sizes_is_filled_with_tiles_and_not_with_zeros() -> None:
         return rows
 
     tiles = Tiles(run, CPU_TILE_SIZES)
-    for rows, expected in ((5, [8]), (64, [64]), (70, [64, 8]), (200, [64, 64, 64, 8]), (300, [256, 16, 16, 16])):
+    for rows, expected in (
+        (5, [8]),
+        (9, [16]),
+        (20, [16, 4]),
+        (24, [32]),
+        (40, [32, 8]),
+        (56, [64]),
+        (70, [64, 8]),
+        (200, [64, 64, 64, 8]),
+        (300, [256, 32, 16]),
+    ):
         sizes.clear()
         tiles(torch.zeros(rows, 1))
         assert sizes == expected, rows
