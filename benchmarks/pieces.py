@@ -26,7 +26,7 @@ from pydantic import TypeAdapter
 
 from benchmarks.report import machine, parser, table
 from models.bundle import read_bundle
-from models.sampler import Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
+from models.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
 from service.encode import Look, Origin, encode
 from service.engine import _Images
 from service.logs import log_facts, set_up_logs
@@ -127,6 +127,23 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
     yield f"{VERDICTS} verdicts as JSON, with their histogram", plain, ours
 
 
+def halves(bundles: Path) -> Iterator[tuple[str, Work, Work]]:
+    """G in float32 and in bfloat16, each in the tiles that the service would run."""
+    for bundle in (read_bundle(bundles / "mnist-mlp"), read_bundle(bundles / "mnist")):
+        noise, names = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, LARGE)), bundle.manifest.labels
+        labels = None if names is None else torch.arange(LARGE) % len(names)
+        example = noise[:REFERENCE_TILE], None if labels is None else labels[:REFERENCE_TILE]
+        exact = Tiles.proven(bundle.packed().generator, *example)
+        half = Tiles.proven(bundle.packed(half=True).generator, *example)
+        for n in (1, *ROWS[1:]):
+            given = noise[:n], None if labels is None else labels[:n]
+            yield (
+                f"{n} images of {bundle.name}: float32, bfloat16",
+                lambda run=exact, given=given: run(*given),  # type: ignore[misc]
+                lambda run=half, given=given: run(*given),  # type: ignore[misc]
+            )
+
+
 @torch.inference_mode()
 def measure(bundles: Path) -> list[dict[str, object]]:
     """Every piece: microseconds the plain way, ours, and how many times less that is."""
@@ -165,7 +182,7 @@ def measure(bundles: Path) -> list[dict[str, object]]:
         lambda: largest(noise, labels),
         lambda: fitting(noise, labels),
     )
-    for piece in log_lines():
+    for piece in (*halves(bundles), *log_lines()):
         add(*piece)
     return rows
 

@@ -150,9 +150,13 @@ class Bundle:
         finally:
             torch.set_num_threads(threads)
 
-    def packed(self) -> "Bundle":
-        """The same, with nets as this device runs them fastest; `images` has their bits."""
-        return replace(self, generator=packed(self.generator), discriminator=packed(self.discriminator))
+    def packed(self, *, half: bool = False) -> "Bundle":
+        """The same, with nets as this device runs them fastest; `images` has their bits, unless they are `half`.
+
+        With `half` their layers are in bfloat16.
+        """
+        generator, discriminator = packed(self.generator, half=half), packed(self.discriminator, half=half)
+        return replace(self, generator=generator, discriminator=discriminator)
 
     def _label_numbers(self, labels: int | str | Sequence[int | str], count: int) -> Int64:
         names = self.manifest.labels or ()

@@ -249,8 +249,12 @@ def grid(images: UInt8, columns: int) -> UInt8:
 
 def to_pixels(images: UInt8, device: torch.device | str = "cpu") -> Tensor:
     """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the device."""
-    copy = torch.tensor(images, device=device)  # torch won't share arrays that can't be written, as decoders return
-    return copy.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
+    return unit_levels(torch.tensor(images, device=device))  # torch shares no array that can't be written, as decoders'
+
+
+def unit_levels(levels: Tensor) -> Tensor:
+    """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the same device: what `grey_levels` undoes."""
+    return levels.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
 
 
 def latent_path(start: Float32, stop: Float32, steps: int, method: Literal["linear", "spherical"]) -> Float32:

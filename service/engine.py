@@ -11,14 +11,16 @@ the event loop, or another program, takes from one processor would be lost on al
 
 import asyncio
 import contextlib
+import copy
 import hashlib
+import logging
 import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +29,7 @@ from torch import nn
 from models.bundle import Bundle, BundleError, read_bundle
 from models.sampler import (
     REFERENCE_TILE,
+    Float32,
     Int64,
     LatentRange,
     Tiles,
@@ -35,18 +38,23 @@ from models.sampler import (
     draw_latents,
     grey_levels,
     tile_sizes,
-    to_pixels,
+    unit_levels,
 )
 from models.spec import LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
 from service.processors import cpu_limit
+from service.replay import replayed
 from service.tracing import traced
 
 T = TypeVar("T")
+Precision = Literal["float32", "tf32", "bfloat16"]
 
 MAX_BATCH_ROWS = 512
+GPU_THREADS = 2  # one draws noise, or hands over rows, while the other's batch runs
 WARMUP_SEED = 0
 UNKNOWN_LABEL = -1  # for D's class head to name
+
+log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
@@ -108,8 +116,7 @@ class SampleLane:
             start, end = end, end + part.stop - part.start
             if part.payload.truncation != 1:
                 drawn[start:end] *= np.float32(part.payload.truncation)
-        latents = torch.from_numpy(drawn).to(self.device)
-        images: UInt8 = self.tiles(latents, _labels(parts, self.device)).cpu().numpy()
+        images: UInt8 = _to_host(self.tiles(_to_device(drawn, self.device), _labels(parts, self.device)))
         return images
 
 
@@ -132,14 +139,30 @@ class DiscriminateLane:
     @_device_errors()
     def run(self, parts: Sequence[Part]) -> Rows:
         """Judge the images."""
-        images = np.concatenate([payload.images[start:stop] for payload, start, stop in parts])
-        verdicts = self.tiles(to_pixels(images, self.device), _labels(parts, self.device))
-        return verdicts[:, :2].to("cpu", torch.float32).numpy()
+        images = _to_device(np.concatenate([payload.images[start:stop] for payload, start, stop in parts]), self.device)
+        verdicts = self.tiles(unit_levels(images), _labels(parts, self.device))
+        return _to_host(verdicts[:, :2].to(torch.float32))
 
 
 def _labels(parts: Sequence[Part], device: torch.device) -> torch.Tensor | None:
     labels = [payload.labels[start:stop] for payload, start, stop in parts if payload.labels is not None]
-    return torch.from_numpy(np.concatenate(labels)).to(device) if labels else None
+    return _to_device(np.concatenate(labels), device) if labels else None
+
+
+def _to_device(array: Float32 | Int64 | UInt8, device: torch.device) -> torch.Tensor:
+    """The array there. A GPU reads pinned memory by itself: nobody waits until it has."""
+    tensor = torch.from_numpy(array)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+
+
+def _to_host(tensor: torch.Tensor) -> Rows:
+    """The tensor as an array, once it is computed."""
+    if tensor.device.type == "cpu":
+        return tensor.numpy()
+    pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    pinned.copy_(tensor, non_blocking=True)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return pinned.numpy()
 
 
 class _Images(nn.Module):
@@ -192,25 +215,31 @@ class Loaded(Bundle):
 
 
 class Engine:
-    """One device and its threads: one for a GPU, one a processor for the CPU.
+    """One device and its threads: two for a GPU, one a processor for the CPU.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
         exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
         workers: Processes that share the CPU's processors.
+        precision: Of the nets. tf32 and bfloat16 are faster and less exact; `load` logs by how much.
 
     Attributes:
         shares_processor: Whether it has one processor, together with the event loop.
 
     Raises:
-        ValueError: There is no such device.
+        ValueError: There is no such device, or it has no such precision.
     """
 
-    def __init__(self, device: str, *, exact: bool, workers: int = 1) -> None:
+    def __init__(self, device: str, *, exact: bool, workers: int = 1, precision: Precision = "float32") -> None:
         self.device = _find_device(device)
         self.name = str(self.device)
         self.exact = exact
-        slots = 1
+        if precision == "tf32" and self.device.type != "cuda":
+            raise ValueError(f"there is no tf32 on {self.name}; GAN_PRECISION can be float32 or bfloat16 there")
+        self.precision = precision
+        # Of all of the process. torch's own choice is float32 for matrices and tf32 for convolutions.
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        slots = GPU_THREADS
         if self.device.type == "cpu":
             slots = max(1, cpu_limit() // workers)
             torch.set_num_threads(1)
@@ -231,9 +260,9 @@ class Engine:
         if same is not None and (same.folder, same.version) == (folder, bundle.version):
             return same
         latent, names = bundle.manifest.latent, bundle.manifest.labels
-        bundle = bundle.packed()
-        facts = bundle.manifest
-        architecture = f"{facts.network!r} {facts.image!r} {latent.dim} {len(names or ())}"
+        facts, plain = bundle.manifest, bundle
+        bundle = plain.packed(half=self.precision == "bfloat16")
+        architecture = f"{facts.network!r} {facts.image!r} {latent.dim} {len(names or ())} {self.precision}"
         # One reference tile: what each net gives for it is what every other size of tile has to give.
         latents = torch.from_numpy(draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE)).to(self.device)
         labels = asked = None
@@ -249,11 +278,16 @@ class Engine:
             for net, rows in (("generator", pixels), ("discriminator", judged)):
                 if not torch.isfinite(rows).all():
                     raise BundleError(f"{folder}: its {net} gives NaN or Inf")
-            images = traced(_Images(bundle.generator), latents, labels, grey_levels(pixels), architecture)
-            verdicts = traced(judge, pixels, asked, judged, architecture)
+            if self.precision != "float32":
+                self._report_error(plain, latents, labels, pixels, judged)
+            greys = grey_levels(pixels)
+            images = self._one_call(_Images(bundle.generator), latents, labels, greys, architecture)
+            verdicts = self._one_call(judge, pixels, asked, judged, architecture)
             # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
             sizes = self._tiles(bundle.generator, latents, labels, pixels).sizes
             sampled, discriminated = Tiles(images, sizes), self._tiles(verdicts, pixels, asked, judged)
+            if self.device.type == "cuda":  # so that each of these sizes has its tape, and it is proven
+                sampled = self._tiles(images, latents, labels, greys, sizes)
         return Loaded(
             **vars(bundle),
             sample=SampleLane(bundle.name, latent, sampled, self.device),
@@ -262,16 +296,51 @@ class Engine:
             warmup_s=time.monotonic() - started,
         )
 
+    def _report_error(
+        self,
+        plain: Bundle,
+        latents: torch.Tensor,
+        labels: torch.Tensor | None,
+        pixels: torch.Tensor,
+        judged: torch.Tensor,
+    ) -> None:
+        """Log what this precision costs: how far both nets' answers are from those of float32, on the CPU.
+
+        Not on a GPU, where tf32 is a switch of the whole process, and batches of other bundles may be running.
+        """
+        generator, discriminator = copy.deepcopy(plain.generator).cpu(), copy.deepcopy(plain.discriminator).cpu()
+        pixels, judged = pixels.cpu(), judged.cpu()
+        off = 255 * (generator(latents.cpu(), None if labels is None else labels.cpu()) - pixels).abs()
+        logits = discriminator(pixels, None if labels is None else judged[:, 1].long())
+        log.info(
+            "%s in %s: grey levels differ from float32's by %.2f on average and %.1f at most, logits by %.3f at most",
+            *(plain.name, self.precision, off.mean(), off.max(), (logits - judged[:, 0]).abs().max()),
+        )
+
+    def _one_call(
+        self,
+        net: nn.Module,
+        example: torch.Tensor,
+        labels: torch.Tensor | None,
+        expected: torch.Tensor,
+        architecture: str,
+    ) -> Callable[..., torch.Tensor]:
+        """The net without the interpreter between its layers, which has other things to do."""
+        if self.device.type == "cuda":
+            return replayed(net, example, labels, expected)
+        return traced(net, example, labels, expected, architecture)
+
     def _tiles(
         self,
         net: Callable[..., torch.Tensor],
         example: torch.Tensor,
         labels: torch.Tensor | None,
         expected: torch.Tensor,
+        sizes: Sequence[int] | None = None,
     ) -> Tiles:
         if self.exact:
-            return Tiles.proven(net, example, labels, expected=expected)
-        tiles = Tiles(net, (1, 2, *tile_sizes(self.device)))
+            return Tiles.proven(net, example, labels, sizes, expected)
+        tiles = Tiles(net, sizes or (1, 2, *tile_sizes(self.device)))
         for size in tiles.sizes:  # warm
             asked = torch.arange(size, device=example.device) % len(example)
             tiles(example[asked], None if labels is None else labels[asked])

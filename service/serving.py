@@ -66,7 +66,9 @@ class Serving:
         self.settings = settings
         self.metrics = metrics
         self.crew = crew or Crew()
-        self.engine = Engine(settings.device, exact=settings.exact, workers=settings.workers)
+        self.engine = Engine(
+            settings.device, exact=settings.exact, workers=settings.workers, precision=settings.precision
+        )
         patience = SHARING if self.engine.shares_processor else EAGER
         self.batcher = Batcher(
             self._run,

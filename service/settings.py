@@ -56,6 +56,10 @@ class Settings(BaseSettings):
         pattern=r"^(auto|cpu|cuda(:[0-9]+)?)$",
         description="auto (a GPU where there is one), cpu, cuda or cuda:N.",
     )
+    precision: Literal["float32", "tf32", "bfloat16"] = Field(
+        "float32",
+        description="Of the nets: float32, tf32 (GPUs only) or bfloat16; the log says by how much images differ then.",
+    )
     workers: _Count = Field(
         1, le=64, description="Processes that answer, each with its share of the processors and of the queue."
     )

@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import math
+import re
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -272,6 +273,31 @@ def test_without_exactness_every_size_may_run(tiny_bundles: dict[str, Bundle], l
         part = sample_part(loaded["cond"], 0, 1.0, 0, count)
         ours, exact = (one.sample.run([part]).astype(int) for one in (free, loaded["cond"]))
         assert np.abs(ours - exact).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["cond", "paper"])
+def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
+    loaded: dict[str, Loaded], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """The log's average holds for other seeds too; rows are the same in any batch, under another fingerprint."""
+    caplog.set_level("INFO", "service.engine")
+    exact = loaded[kind]
+    half = Engine("cpu", exact=True, precision="bfloat16").load(exact.folder, {})
+    said = re.search(rf"{kind} in bfloat16: grey levels differ from float32's by ([\d.]+) on average", caplog.text)
+    assert said
+    assert half.fingerprint != exact.fingerprint
+    whole, plain = (one.sample.run([sample_part(exact, 7, 1.0, 0, ROWS)]) for one in (half, exact))
+    assert np.abs(whole.astype(int) - plain).mean() < 2 * float(said[1]) + 0.5
+    for row in range(ROWS):
+        np.testing.assert_array_equal(half.sample.run([sample_part(exact, 7, 1.0, row, row + 1)])[0], whole[row])
+
+
+def test_float32_is_float32_on_every_device() -> None:
+    """torch's own choice for a GPU's convolutions is tf32."""
+    torch.backends.cudnn.allow_tf32 = True
+    Engine("cpu", exact=True)
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
 
 
 def test_a_corrupt_bundle_is_refused_and_harms_nothing(

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from models.bundle import Bundle, read_bundle
-from models.packing import PackedLinear, packed
+from models.packing import HalfLayer, PackedLinear, packed
 from models.sampler import draw_latents
 
 EMBEDDED = Path(__file__).parents[1] / "bundles"
@@ -49,6 +49,26 @@ def test_the_given_net_stays_as_it_was() -> None:
     assert twin[0].weight is net[0].weight
     assert twin[2].bias is net[2].bias
     assert packed(twin)[2].weight is twin[2].weight
+
+
+def test_in_bfloat16_both_nets_say_nearly_the_same(bundle: Bundle) -> None:
+    """Each layer's numbers have 8 significant bits; what comes of it are a few grey levels, and other bits."""
+    names, half = bundle.manifest.labels, bundle.packed(half=True)
+    labels = None if names is None else torch.arange(64) % len(names)
+    latents = torch.from_numpy(draw_latents(bundle.manifest.latent, 3, 0, 64))
+    with torch.inference_mode():
+        images = bundle.generator(latents, labels)
+        off = 255 * (half.generator(latents, labels) - images).abs()
+        assert off.max() > 0
+        assert off.mean() < 1
+        torch.testing.assert_close(
+            half.discriminator(images, labels), bundle.discriminator(images, labels), rtol=0.05, atol=0.1
+        )
+    layers = [module for module in half.generator.modules() if isinstance(module, HalfLayer)]
+    convolutions = [module for module in bundle.generator.modules() if isinstance(module, nn.Conv2d)]
+    linears = [module for module in bundle.generator.modules() if isinstance(module, nn.Linear)]
+    assert len(layers) == len(convolutions) + len(linears)
+    assert {tensor.dtype for layer in layers for tensor in layer.state_dict().values()} <= {torch.bfloat16}
 
 
 def test_only_what_the_kernels_can_do_is_packed() -> None:

@@ -309,6 +309,11 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--colour", "red"], "--colour"),
         (["--max-c", "3"], "--max-c"),
         (["--device", "cuda:99"], "GAN_DEVICE (or --device): there is no device cuda:99"),
+        (["--precision", "float16"], "GAN_PRECISION (or --precision) is 'float16'"),
+        (
+            ["--device", "cpu", "--precision", "tf32"],
+            "there is no tf32 on cpu; GAN_PRECISION can be float32",
+        ),
     ],
 )
 def test_a_bad_setting_is_one_line_and_code_2(
