@@ -1,4 +1,4 @@
-"""A net as a device runs it fastest: linear layers laid out as a CPU's kernels read them, and layers in bfloat16.
+"""A net as a device runs it fastest: layers laid out as kernels read them, and layers in bfloat16.
 
 torch's own linear layer hands its weights to a library that copies them into such a layout for every batch anew. With
 few rows that copy is much of the work: a batch of four of the paper's digits takes 1.8 times as long with it, one of
@@ -16,6 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.networks import Maxout
 from models.sampler import REFERENCE_TILE
 
 Net = TypeVar("Net", bound=nn.Module)
@@ -53,7 +54,8 @@ class HalfLayer(nn.Module):
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
-        self.layer = _fast(copy.deepcopy(layer).to(torch.bfloat16))
+        # The nets' own layout is channels last: weights in another would be moved for every batch.
+        self.layer = _fast(copy.deepcopy(layer).to(torch.bfloat16).to(memory_format=torch.channels_last))  # type: ignore[call-overload]  # torch's hints know only tensors'
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer."""
@@ -61,21 +63,59 @@ class HalfLayer(nn.Module):
         return out.to(x.dtype)
 
 
+class PackedMaxout(nn.Module):
+    """A maxout layer whose linear functions stand in another order: the k-th of every unit, then the next of each.
+
+    So the largest are found for many units at once, in a sixth of the time.
+    """
+
+    def __init__(self, layer: Maxout, *, half: bool) -> None:
+        super().__init__()
+        self.units, self.pieces = layer.units, layer.pieces
+        order = torch.arange(self.units * self.pieces).view(self.units, self.pieces).T.flatten()
+        linear = nn.Linear(layer.linear.in_features, layer.linear.out_features, device="meta")
+        linear.weight = nn.Parameter(layer.linear.weight.detach()[order])
+        linear.bias = nn.Parameter(layer.linear.bias.detach()[order])
+        self.linear = _fastest(linear, half=half)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, inputs) → (n, units)."""
+        pieces: Tensor = self.linear(x)
+        return pieces.view(-1, self.pieces, self.units).amax(dim=1)
+
+
 def packed(net: Net, *, half: bool = False) -> Net:
-    """The net with packed linear layers where it is on a CPU whose torch can do so, else with those it has.
+    """The net with packed layers, linear ones where it is on a CPU whose torch can do so.
 
     With `half` its linear layers and its convolutions are in bfloat16. What is not replaced is shared with the net that
     was given, which stays as it was.
     """
     shared = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
     twin = copy.deepcopy(net, shared)
-    for module in list(twin.modules()):
-        for name, child in module.named_children():
-            if half and isinstance(child, nn.Linear | nn.Conv2d):
-                setattr(module, name, HalfLayer(child))
-            elif isinstance(child, nn.Linear):
-                setattr(module, name, _fast(child))
+    _replace_layers(twin, half=half)
     return twin
+
+
+def _replace_layers(module: nn.Module, *, half: bool) -> None:
+    for name, child in module.named_children():
+        fastest = _fastest(child, half=half)
+        if fastest is child:
+            _replace_layers(child, half=half)
+        else:
+            setattr(module, name, fastest)
+
+
+def _fastest(layer: nn.Module, *, half: bool) -> nn.Module:
+    """What takes a layer's place; itself where nothing does."""
+    match layer:
+        case HalfLayer() | PackedMaxout():
+            return layer
+        case Maxout():
+            return PackedMaxout(layer, half=half)
+        case nn.Linear() | nn.Conv2d() if half:
+            return HalfLayer(layer)
+        case _:
+            return _fast(layer)
 
 
 def _fast(layer: nn.Module) -> nn.Module:

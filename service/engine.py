@@ -17,6 +17,7 @@ import logging
 import queue
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,7 @@ from models.sampler import (
     draw_latent_ranges,
     draw_latents,
     grey_levels,
+    spare_rows,
     tile_sizes,
     unit_levels,
 )
@@ -50,7 +52,7 @@ T = TypeVar("T")
 Precision = Literal["float32", "tf32", "bfloat16"]
 
 MAX_BATCH_ROWS = 512
-GPU_THREADS = 2  # one draws noise, or hands over rows, while the other's batch runs
+TENSOR_CORES = (8, 0)  # the least compute capability of a GPU that has tf32 and bfloat16
 WARMUP_SEED = 0
 UNKNOWN_LABEL = -1  # for D's class head to name
 
@@ -160,8 +162,7 @@ def _to_host(tensor: torch.Tensor) -> Rows:
     if tensor.device.type == "cpu":
         return tensor.numpy()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    pinned.copy_(tensor, non_blocking=True)
-    torch.cuda.current_stream(tensor.device).synchronize()
+    pinned.copy_(tensor)  # waits, so that no event is left to be recorded on a device that may be lost by then
     return pinned.numpy()
 
 
@@ -215,12 +216,13 @@ class Loaded(Bundle):
 
 
 class Engine:
-    """One device and its threads: two for a GPU, one a processor for the CPU.
+    """One device and its threads: one for a GPU, one a processor for the CPU.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
         exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
         workers: Processes that share the CPU's processors.
+        cuda_graphs: Replay a GPU's launches, see `service.replay`.
         precision: Of the nets. tf32 and bfloat16 are faster and less exact; `load` logs by how much.
 
     Attributes:
@@ -230,21 +232,30 @@ class Engine:
         ValueError: There is no such device, or it has no such precision.
     """
 
-    def __init__(self, device: str, *, exact: bool, workers: int = 1, precision: Precision = "float32") -> None:
+    def __init__(
+        self, device: str, *, exact: bool, workers: int = 1, precision: Precision = "float32", cuda_graphs: bool = False
+    ) -> None:
         self.device = _find_device(device)
         self.name = str(self.device)
         self.exact = exact
-        if precision == "tf32" and self.device.type != "cuda":
-            raise ValueError(f"there is no tf32 on {self.name}; GAN_PRECISION can be float32 or bfloat16 there")
         self.precision = precision
-        # Of all of the process. torch's own choice is float32 for matrices and tf32 for convolutions.
-        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        slots = GPU_THREADS
+        self.has_graphs = cuda_graphs and self.device.type == "cuda"
+        self._check_precision()
+        _choose_precision(precision)
+        slots = 1
         if self.device.type == "cpu":
             slots = max(1, cpu_limit() // workers)
             torch.set_num_threads(1)
         self.shares_processor = self.device.type == "cpu" and slots == 1
         self.threads = [EngineThread(f"engine {self.name} {slot}") for slot in range(slots)]
+
+    def _check_precision(self) -> None:
+        if self.precision == "tf32" and self.device.type != "cuda":
+            raise ValueError(f"there is no tf32 on {self.name}; GAN_PRECISION can be float32 or bfloat16 there")
+        if self.precision != "float32" and self.device.type == "cuda":
+            capability = torch.cuda.get_device_capability(self.device)
+            if capability < TENSOR_CORES:
+                raise ValueError(f"there is no {self.precision} on {self.name}, whose capability is {capability}")
 
     @_device_errors()
     def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
@@ -280,14 +291,19 @@ class Engine:
                     raise BundleError(f"{folder}: its {net} gives NaN or Inf")
             if self.precision != "float32":
                 self._report_error(plain, latents, labels, pixels, judged)
-            greys = grey_levels(pixels)
-            images = self._one_call(_Images(bundle.generator), latents, labels, greys, architecture)
-            verdicts = self._one_call(judge, pixels, asked, judged, architecture)
+            maker = _Images(bundle.generator)
+            images: Callable[..., torch.Tensor] = maker
+            verdicts: Callable[..., torch.Tensor] = judge
+            if self.device.type == "cpu":
+                images = traced(maker, latents, labels, grey_levels(pixels), architecture)
+                verdicts = traced(judge, pixels, asked, judged, architecture)
             # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
-            sizes = self._tiles(bundle.generator, latents, labels, pixels).sizes
-            sampled, discriminated = Tiles(images, sizes), self._tiles(verdicts, pixels, asked, judged)
-            if self.device.type == "cuda":  # so that each of these sizes has its tape, and it is proven
-                sampled = self._tiles(images, latents, labels, greys, sizes)
+            sampled = self._tiles(bundle.generator, latents, labels, pixels)
+            discriminated = self._tiles(verdicts, pixels, asked, judged)
+            if self.has_graphs:
+                images = replayed(images, latents, labels, sampled.sizes)
+                discriminated.run = replayed(verdicts, pixels, asked, discriminated.sizes)
+            sampled.run = images
         return Loaded(
             **vars(bundle),
             sample=SampleLane(bundle.name, latent, sampled, self.device),
@@ -317,30 +333,16 @@ class Engine:
             *(plain.name, self.precision, off.mean(), off.max(), (logits - judged[:, 0]).abs().max()),
         )
 
-    def _one_call(
-        self,
-        net: nn.Module,
-        example: torch.Tensor,
-        labels: torch.Tensor | None,
-        expected: torch.Tensor,
-        architecture: str,
-    ) -> Callable[..., torch.Tensor]:
-        """The net without the interpreter between its layers, which has other things to do."""
-        if self.device.type == "cuda":
-            return replayed(net, example, labels, expected)
-        return traced(net, example, labels, expected, architecture)
-
     def _tiles(
         self,
         net: Callable[..., torch.Tensor],
         example: torch.Tensor,
         labels: torch.Tensor | None,
         expected: torch.Tensor,
-        sizes: Sequence[int] | None = None,
     ) -> Tiles:
         if self.exact:
-            return Tiles.proven(net, example, labels, sizes, expected)
-        tiles = Tiles(net, sizes or (1, 2, *tile_sizes(self.device)))
+            return Tiles.proven(net, example, labels, expected=expected)
+        tiles = Tiles(net, (1, 2, *tile_sizes(self.device)), spare_rows(self.device))
         for size in tiles.sizes:  # warm
             asked = torch.arange(size, device=example.device) % len(example)
             tiles(example[asked], None if labels is None else labels[asked])
@@ -458,6 +460,19 @@ def _for_future(error: BaseException) -> Exception:
     stand_in = RuntimeError(f"the call ended with {error!r}")
     stand_in.__cause__ = error
     return stand_in
+
+
+def _choose_precision(precision: Precision) -> None:
+    """Of matrix products and convolutions on GPUs, for all of the process.
+
+    torch's own choice is float32 for the former and tf32 for the latter, and sums that may be bfloat16.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # some versions of torch announce another way to say it, and still know this one
+        torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
 def _find_device(name: str) -> torch.device:

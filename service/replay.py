@@ -1,15 +1,16 @@
-"""A net on a GPU as one launch for each size of tile: a CUDA graph, replayed on buffers that stay where they are.
+"""A net on a GPU as one launch for each size of tile: a CUDA graph, played on buffers that stay where they are.
 
 Launched one by one, the few kernels of a small net take the processor longer than the GPU. A tape is what was launched
 once for rows of one size; to play it is a single call, whose input and output are always the same memory. So an input
-is copied in, and the output copied out, in the same order on the same stream; what may not come between is enqueued
-under a lock, and nobody waits for the GPU under it.
+is copied in and the output copied out, all in order on the caller's stream; one thread at a time may do so.
+
+Tapes are made when a bundle is warmed and never later, and only if every one can be made and gives the net's bits: a
+recording that fails may leave torch's allocator in a state in which another would fail worse.
 """
 
 import logging
-import threading
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -19,7 +20,18 @@ Run = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 Work = Callable[[], torch.Tensor]  # launches kernels that read and write fixed memory; returns where they write
 Play = Callable[[], object]  # launches them again
 WARMING_RUNS = 3  # in which libraries choose their kernels and take their workspace, which no tape may hold
-_recording = threading.Lock()  # torch records one graph at a time
+
+
+class Recorder(Protocol):
+    """What makes tapes, for one net."""
+
+    def record(self, work: Work) -> tuple[torch.Tensor, Play]:
+        """Run work once; its output, and how to run it again."""
+        ...
+
+    def release(self) -> None:
+        """Its tapes are gone."""
+        ...
 
 
 class _Tape(NamedTuple):
@@ -30,66 +42,108 @@ class _Tape(NamedTuple):
 
 
 class Replayed:
-    """`run` by tapes, one for each size of batch, made when a size first comes: in warm-up.
+    """`run` by tapes for these sizes of batch, and as it is for all others. Of one thread at a time.
 
     Args:
         run: (n, *row) tensor and (n,) labels or None → (n, *out) tensor, on one device.
-        record: Runs work once, and returns its output and how to run it again.
+        recorder: Makes the tapes.
+        example, labels: Some rows for it.
+        sizes: Of batches that get a tape.
+
+    Raises:
+        RuntimeError: A tape could not be made, or gave other bits than `run`.
     """
 
-    def __init__(self, run: Run, record: Callable[[Work], tuple[torch.Tensor, Play]]) -> None:
+    def __init__(
+        self,
+        run: Run,
+        recorder: Recorder,
+        example: torch.Tensor,
+        labels: torch.Tensor | None,
+        sizes: Sequence[int],
+    ) -> None:
         self._run = run
-        self._record = record
+        self._recorder = recorder
         self._tapes: dict[int, _Tape] = {}
-        self._lock = threading.Lock()
+        for size in sorted(sizes, reverse=True):  # so that the smaller find room in the larger ones' memory
+            place = torch.arange(size, device=example.device) % len(example)
+            rows, given = example[place], None if labels is None else labels[place]
+            self._tapes[size] = self._taped(rows.clone(), None if given is None else given.clone())
+            for shift in (0, 1):  # played again, with other rows than it was made with
+                asked = rows.roll(shift, 0), None if given is None else given.roll(shift, 0)
+                if not torch.equal(self(*asked), run(*asked)):
+                    raise RuntimeError(f"a tape of {size} rows gives other bits")
 
     def __call__(self, rows: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """As `run`, in memory of its own."""
-        with self._lock:
-            tape = self._tapes.get(len(rows))
-            if tape is None:
-                tape = self._tapes[len(rows)] = self._taped(rows, labels)
-            tape.rows.copy_(rows)
-            if tape.labels is not None and labels is not None:
-                tape.labels.copy_(labels)
-            tape.play()
-            return tape.out.clone()
+        tape = self._tapes.get(len(rows))
+        if tape is None:
+            return self._run(rows, labels)
+        tape.rows.copy_(rows)
+        if tape.labels is not None and labels is not None:
+            tape.labels.copy_(labels)
+        tape.play()
+        return tape.out.clone()
+
+    def __del__(self) -> None:
+        self._tapes.clear()  # before others may record where these were recorded
+        self._recorder.release()
 
     def _taped(self, rows: torch.Tensor, labels: torch.Tensor | None) -> _Tape:
-        rows, labels = rows.clone(), None if labels is None else labels.clone()
-        out, play = self._record(lambda: self._run(rows, labels))
+        run = self._run  # of its own: a tape that led back here would keep all this
+        out, play = self._recorder.record(lambda: run(rows, labels))
         return _Tape(rows, labels, out, play)
 
 
-def replayed(net: Run, example: torch.Tensor, labels: torch.Tensor | None, expected: torch.Tensor) -> Run:
-    """The net as tapes of its GPU, where they can be made and give the example its expected bits; else as it is."""
-    reason = "its bits differ"
+def replayed(net: Run, example: torch.Tensor, labels: torch.Tensor | None, sizes: Sequence[int]) -> Run:
+    """The net as tapes of its GPU; as it is where one can't be made, or could not before."""
+    if not GraphRecorder.works:
+        return net
     try:
-        tapes = Replayed(net, _graph_recorder(example.device))
-        if all(torch.equal(tapes(example, labels), expected) for _ in range(2)):
-            return tapes
+        return Replayed(net, GraphRecorder(example.device), example, labels, sizes)
     except RuntimeError as error:
-        reason = str(error)
-    log.warning("%s is launched kernel by kernel: %s", type(net).__name__, reason)
-    return net
+        GraphRecorder.works = False
+        log.warning("nets are launched kernel by kernel: %s", error)
+        return net
 
 
-def _graph_recorder(device: torch.device) -> Callable[[Work], tuple[torch.Tensor, Play]]:
-    """Records CUDA graphs that share their intermediate memory: they are never played at the same time."""
-    stream, pool = torch.cuda.Stream(device), torch.cuda.graph_pool_handle()  # type: ignore[no-untyped-call]
+class GraphRecorder:
+    """Records CUDA graphs that share their intermediate memory: they are never played at the same time.
 
-    def record(work: Work) -> tuple[torch.Tensor, Play]:
-        with _recording, torch.cuda.device(device):
-            current = torch.cuda.current_stream()
-            stream.wait_stream(current)
-            with torch.cuda.stream(stream):
+    Its stream is its own. torch keeps a library's workspace for each stream, tapes hold on to the workspace of the
+    stream that they were recorded on, and there are only some 32 streams, which torch gives out in turns.
+    """
+
+    works = True  # until a recording fails in this process
+    _free: ClassVar[dict[torch.device, list[torch.cuda.Stream]]] = {}
+    _taken: ClassVar[set[int]] = set()  # handles of streams
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        free = self._free.setdefault(device, [])
+        self._stream: torch.cuda.Stream = free.pop() if free else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        if self._stream.cuda_stream in self._taken:
+            raise RuntimeError("no stream is left to record on")
+        self._taken.add(self._stream.cuda_stream)
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def record(self, work: Work) -> tuple[torch.Tensor, Play]:
+        """See `Recorder`. Other threads may launch batches meanwhile: only what this one does is recorded."""
+        with torch.cuda.device(self._device):
+            current, graph = torch.cuda.current_stream(), torch.cuda.CUDAGraph()
+            self._stream.wait_stream(current)
+            with torch.cuda.stream(self._stream):
                 for _ in range(WARMING_RUNS):
                     work()
-            current.wait_stream(stream)
-            graph = torch.cuda.CUDAGraph()
-            # Other threads may launch batches meanwhile: only what this one does is recorded.
-            with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                out = work()
+                graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+                try:
+                    out = work()
+                finally:
+                    graph.capture_end()
+            current.wait_stream(self._stream)
             return out, graph.replay
 
-    return record
+    def release(self) -> None:
+        """See `Recorder`."""
+        self._taken.discard(self._stream.cuda_stream)
+        self._free[self._device].append(self._stream)

@@ -67,7 +67,11 @@ class Serving:
         self.metrics = metrics
         self.crew = crew or Crew()
         self.engine = Engine(
-            settings.device, exact=settings.exact, workers=settings.workers, precision=settings.precision
+            settings.device,
+            exact=settings.exact,
+            workers=settings.workers,
+            precision=settings.precision,
+            cuda_graphs=settings.cuda_graphs,
         )
         patience = SHARING if self.engine.shares_processor else EAGER
         self.batcher = Batcher(

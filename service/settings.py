@@ -60,6 +60,9 @@ class Settings(BaseSettings):
         "float32",
         description="Of the nets: float32, tf32 (GPUs only) or bfloat16; the log says by how much images differ then.",
     )
+    cuda_graphs: bool = Field(
+        default=False, description="On GPUs: one launch for each batch, by a graph that is recorded in warm-up."
+    )
     workers: _Count = Field(
         1, le=64, description="Processes that answer, each with its share of the processors and of the queue."
     )

@@ -294,7 +294,7 @@ def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
 
 def test_float32_is_float32_on_every_device() -> None:
     """torch's own choice for a GPU's convolutions is tf32."""
-    torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     Engine("cpu", exact=True)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32

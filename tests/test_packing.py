@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from models.bundle import Bundle, read_bundle
-from models.packing import HalfLayer, PackedLinear, packed
+from models.networks import Maxout
+from models.packing import HalfLayer, PackedLinear, PackedMaxout, packed
 from models.sampler import draw_latents
 
 EMBEDDED = Path(__file__).parents[1] / "bundles"
@@ -51,6 +52,17 @@ def test_the_given_net_stays_as_it_was() -> None:
     assert packed(twin)[2].weight is twin[2].weight
 
 
+@pytest.mark.parametrize("half", [False, True])
+def test_maxout_of_another_order_is_the_same_maxout(*, half: bool) -> None:
+    """Which of a unit's linear functions are neighbours makes no difference to the largest."""
+    layer = Maxout(inputs=7, units=6, pieces=5)
+    with torch.inference_mode():
+        rows = torch.randn(9, 7)
+        torch.testing.assert_close(
+            PackedMaxout(layer, half=half)(rows), layer(rows), rtol=0.05 if half else 1e-6, atol=0.05 if half else 1e-6
+        )
+
+
 def test_in_bfloat16_both_nets_say_nearly_the_same(bundle: Bundle) -> None:
     """Each layer's numbers have 8 significant bits; what comes of it are a few grey levels, and other bits."""
     names, half = bundle.manifest.labels, bundle.packed(half=True)
@@ -68,7 +80,7 @@ def test_in_bfloat16_both_nets_say_nearly_the_same(bundle: Bundle) -> None:
     convolutions = [module for module in bundle.generator.modules() if isinstance(module, nn.Conv2d)]
     linears = [module for module in bundle.generator.modules() if isinstance(module, nn.Linear)]
     assert len(layers) == len(convolutions) + len(linears)
-    assert {tensor.dtype for layer in layers for tensor in layer.state_dict().values()} <= {torch.bfloat16}
+    assert {layer.layer.weight.dtype for layer in layers} == {torch.bfloat16}
 
 
 def test_only_what_the_kernels_can_do_is_packed() -> None:

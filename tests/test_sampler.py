@@ -26,6 +26,7 @@ from models.sampler import (
     draw_latents,
     grid,
     latent_path,
+    spare_rows,
     to_pixels,
     to_uint8,
 )
@@ -341,6 +342,14 @@ def test_a_gap_between_sizes_is_filled_with_tiles_and_not_with_zeros() -> None:
         tiles(torch.zeros(rows, 1))
         assert sizes == expected, rows
         assert tiles.padded(rows) == sum(expected)
+
+
+def test_a_gpu_takes_one_tile_rather_than_several() -> None:
+    """What is padded there costs hardly more, and each tile another launch."""
+    assert spare_rows(torch.device("cuda")) >= 256 > spare_rows(torch.device("cpu"))
+    tiles = Tiles(lambda rows, _: rows, TILE_SIZES, spare_rows(torch.device("cuda")))
+    for rows, padded in ((5, 8), (33, 64), (100, 128), (300, 512), (512, 512), (600, 640)):
+        assert tiles.padded(rows) == padded
 
 
 def test_labels_travel_with_their_rows() -> None:
