@@ -1,6 +1,7 @@
 """Long work on the event loop leaves everything else its turns, and none of it waits for the whole of another."""
 
 import asyncio
+import itertools
 import threading
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -26,8 +27,9 @@ async def on_no_thread(call: Callable[[], Any]) -> Any:
 
 @pytest.fixture
 def one_step_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step takes a whole slice."""
+    """Every step takes a whole slice, and as long as any other, whatever else this machine does."""
     monkeypatch.setattr(slices, "SLICE_S", 0.0)
+    monkeypatch.setattr("service.slices.time.perf_counter", partial(next, itertools.count(0.0, 1e-4)))
 
 
 def steps(name: str, count: int, done: list[str]) -> Steps[str]:
