@@ -115,7 +115,9 @@ class Bundle:
     def draw(
         self, count: int, *, seed: int = 0, first_index: int = 0, labels: int | str | Sequence[int | str] | None = None
     ) -> UInt8:
-        """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c), as the service gives them.
+        """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c).
+
+        They are the service's, where that computes in float32.
 
         Args:
             count: Images.
@@ -142,13 +144,15 @@ class Bundle:
         """
         device = next(self.generator.parameters()).device
         numbers = None if labels is None else torch.from_numpy(labels).to(device)
-        threads = torch.get_num_threads()
+        threads, has_tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
         torch.set_num_threads(1)
+        torch.backends.cudnn.allow_tf32 = False  # as the service does
         try:
             generator = packed(self.generator)
             return to_uint8(Tiles(generator, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), numbers))
         finally:
             torch.set_num_threads(threads)
+            torch.backends.cudnn.allow_tf32 = has_tf32
 
     def packed(self, *, half: bool = False) -> "Bundle":
         """The same, with nets as this device runs them fastest; `images` has their bits, unless they are `half`.

@@ -45,7 +45,7 @@ class MLPGenerator(nn.Module):
         """(n, dim) noise and (n,) labels → (n, c, h, w) pixels in [0, 1]."""
         x = _beside(latents, labels, self.classes)
         for layer in self.layers:
-            x = F.relu_(layer(x))  # in place, as below: half the memory, and nobody needs what was there
+            x = F.relu_(layer(x))  # in place, as below: half the memory, and nothing here needs what was there
         return torch.sigmoid_(self.output(x)).view(-1, *self.image_shape)
 
 

@@ -74,8 +74,8 @@ class PackedMaxout(nn.Module):
         self.units, self.pieces = layer.units, layer.pieces
         order = torch.arange(self.units * self.pieces).view(self.units, self.pieces).T.flatten()
         linear = nn.Linear(layer.linear.in_features, layer.linear.out_features, device="meta")
-        linear.weight = nn.Parameter(layer.linear.weight.detach()[order])
-        linear.bias = nn.Parameter(layer.linear.bias.detach()[order])
+        linear.weight = nn.Parameter(layer.linear.weight.detach()[order], requires_grad=False)
+        linear.bias = nn.Parameter(layer.linear.bias.detach()[order], requires_grad=False)
         self.linear = _fastest(linear, half=half)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -99,10 +99,9 @@ def packed(net: Net, *, half: bool = False) -> Net:
 def _replace_layers(module: nn.Module, *, half: bool) -> None:
     for name, child in module.named_children():
         fastest = _fastest(child, half=half)
-        if fastest is child:
+        setattr(module, name, fastest)
+        if fastest is child and not isinstance(child, HalfLayer | PackedMaxout):
             _replace_layers(child, half=half)
-        else:
-            setattr(module, name, fastest)
 
 
 def _fastest(layer: nn.Module, *, half: bool) -> nn.Module:

@@ -152,9 +152,12 @@ def _labels(parts: Sequence[Part], device: torch.device) -> torch.Tensor | None:
 
 
 def _to_device(array: Float32 | Int64 | UInt8, device: torch.device) -> torch.Tensor:
-    """The array there. A GPU reads pinned memory by itself: nobody waits until it has."""
+    """The array there, by pinned memory, which a GPU reads itself.
+
+    Waits until it has, so that no event is left to be recorded on a device that may be lost by then.
+    """
     tensor = torch.from_numpy(array)
-    return tensor if device.type == "cpu" else tensor.pin_memory().to(device, non_blocking=True)
+    return tensor if device.type == "cpu" else tensor.pin_memory().to(device)
 
 
 def _to_host(tensor: torch.Tensor) -> Rows:
@@ -162,14 +165,14 @@ def _to_host(tensor: torch.Tensor) -> Rows:
     if tensor.device.type == "cpu":
         return tensor.numpy()
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    pinned.copy_(tensor)  # waits, so that no event is left to be recorded on a device that may be lost by then
+    pinned.copy_(tensor)  # waits, as above
     return pinned.numpy()
 
 
 class _Images(nn.Module):
     """All that G makes of latents: uint8 (n, h, w, c)."""
 
-    def __init__(self, generator: nn.Module) -> None:
+    def __init__(self, generator: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self.generator = generator
 
@@ -222,8 +225,8 @@ class Engine:
         device: auto, cpu, cuda or cuda:N.
         exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
         workers: Processes that share the CPU's processors.
-        cuda_graphs: Replay a GPU's launches, see `service.replay`.
         precision: Of the nets. tf32 and bfloat16 are faster and less exact; `load` logs by how much.
+        cuda_graphs: Replay a GPU's launches, see `service.replay`.
 
     Attributes:
         shares_processor: Whether it has one processor, together with the event loop.
@@ -301,7 +304,8 @@ class Engine:
             sampled = self._tiles(bundle.generator, latents, labels, pixels)
             discriminated = self._tiles(verdicts, pixels, asked, judged)
             if self.has_graphs:
-                images = replayed(images, latents, labels, sampled.sizes)
+                # Numbers, again; the same module turns them into grey levels, not on the tape.
+                images = _Images(replayed(bundle.generator, latents, labels, sampled.sizes))
                 discriminated.run = replayed(verdicts, pixels, asked, discriminated.sizes)
             sampled.run = images
         return Loaded(
@@ -324,7 +328,9 @@ class Engine:
 
         Not on a GPU, where tf32 is a switch of the whole process, and batches of other bundles may be running.
         """
-        generator, discriminator = copy.deepcopy(plain.generator).cpu(), copy.deepcopy(plain.discriminator).cpu()
+        generator, discriminator = plain.generator, plain.discriminator
+        if self.device.type != "cpu":
+            generator, discriminator = copy.deepcopy(generator).cpu(), copy.deepcopy(discriminator).cpu()
         pixels, judged = pixels.cpu(), judged.cpu()
         off = 255 * (generator(latents.cpu(), None if labels is None else labels.cpu()) - pixels).abs()
         logits = discriminator(pixels, None if labels is None else judged[:, 1].long())

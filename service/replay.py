@@ -66,18 +66,18 @@ class Replayed:
         self._recorder = recorder
         self._tapes: dict[int, _Tape] = {}
         for size in sorted(sizes, reverse=True):  # so that the smaller find room in the larger ones' memory
-            place = torch.arange(size, device=example.device) % len(example)
-            rows, given = example[place], None if labels is None else labels[place]
-            self._tapes[size] = self._taped(rows.clone(), None if given is None else given.clone())
             for shift in (0, 1):  # played again, with other rows than it was made with
-                asked = rows.roll(shift, 0), None if given is None else given.roll(shift, 0)
-                if not torch.equal(self(*asked), run(*asked)):
+                place = (torch.arange(size, device=example.device) + shift) % len(example)
+                rows, given = example[place], None if labels is None else labels[place]
+                if not shift:
+                    self._tapes[size] = self._taped(rows.clone(), None if given is None else given.clone())
+                if not torch.equal(self(rows, given), run(rows, given)):
                     raise RuntimeError(f"a tape of {size} rows gives other bits")
 
     def __call__(self, rows: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """As `run`, in memory of its own."""
         tape = self._tapes.get(len(rows))
-        if tape is None:
+        if tape is None or (tape.labels is None) != (labels is None):
             return self._run(rows, labels)
         tape.rows.copy_(rows)
         if tape.labels is not None and labels is not None:
@@ -96,15 +96,27 @@ class Replayed:
 
 
 def replayed(net: Run, example: torch.Tensor, labels: torch.Tensor | None, sizes: Sequence[int]) -> Run:
-    """The net as tapes of its GPU; as it is where one can't be made, or could not before."""
+    """The net as tapes of its GPU; as it is where one can't be made, or could not before.
+
+    Memory is given back before, for while something is recorded torch can't do so by itself, and after: that of tapes
+    which are gone is used for nothing else.
+    """
     if not GraphRecorder.works:
         return net
     try:
-        return Replayed(net, GraphRecorder(example.device), example, labels, sizes)
+        recorder = GraphRecorder(example.device)
+    except RuntimeError as error:
+        log.warning("%s is launched kernel by kernel: %s", type(net).__name__, error)
+        return net
+    try:
+        torch.cuda.empty_cache()
+        tapes = Replayed(net, recorder, example, labels, sizes)
+        torch.cuda.empty_cache()
     except RuntimeError as error:
         GraphRecorder.works = False
-        log.warning("nets are launched kernel by kernel: %s", error)
+        log.warning("nets are launched kernel by kernel until a restart: %s", error)
         return net
+    return tapes
 
 
 class GraphRecorder:
@@ -120,12 +132,12 @@ class GraphRecorder:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
+        self._pool = torch.cuda.graph_pool_handle()
         free = self._free.setdefault(device, [])
         self._stream: torch.cuda.Stream = free.pop() if free else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         if self._stream.cuda_stream in self._taken:
             raise RuntimeError("no stream is left to record on")
         self._taken.add(self._stream.cuda_stream)
-        self._pool = torch.cuda.graph_pool_handle()
 
     def record(self, work: Work) -> tuple[torch.Tensor, Play]:
         """See `Recorder`. Other threads may launch batches meanwhile: only what this one does is recorded."""
@@ -145,5 +157,5 @@ class GraphRecorder:
 
     def release(self) -> None:
         """See `Recorder`."""
+        self._free[self._device].append(self._stream)  # first: another thread may look for one between the two
         self._taken.discard(self._stream.cuda_stream)
-        self._free[self._device].append(self._stream)

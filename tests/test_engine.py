@@ -294,10 +294,16 @@ def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
 
 def test_float32_is_float32_on_every_device() -> None:
     """torch's own choice for a GPU's convolutions is tf32."""
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
-    Engine("cpu", exact=True)
-    assert not torch.backends.cudnn.allow_tf32
-    assert not torch.backends.cuda.matmul.allow_tf32
+    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = True
+        Engine("cpu", exact=True)
+        assert [switch.allow_tf32 for switch in switches] == [False, False]
+    finally:
+        for switch, had in zip(switches, before, strict=True):
+            switch.allow_tf32 = had
 
 
 def test_a_corrupt_bundle_is_refused_and_harms_nothing(

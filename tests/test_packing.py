@@ -53,6 +53,16 @@ def test_the_given_net_stays_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("half", [False, True])
+def test_packing_twice_packs_once_and_needs_no_gradients(bundle: Bundle, *, half: bool) -> None:
+    """Numbers can be taken from what either net says outside of inference mode too."""
+    once = bundle.packed(half=half)
+    twice = once.packed(half=half)
+    for net, again in ((once.generator, twice.generator), (once.discriminator, twice.discriminator)):
+        assert [type(module) for module in net.modules()] == [type(module) for module in again.modules()]
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+
+
+@pytest.mark.parametrize("half", [False, True])
 def test_maxout_of_another_order_is_the_same_maxout(*, half: bool) -> None:
     """Which of a unit's linear functions are neighbours makes no difference to the largest."""
     layer = Maxout(inputs=7, units=6, pieces=5)

@@ -1,5 +1,8 @@
 """Tapes of a net: what they give is the net's, whatever was played before, on buffers that stay; or there are none."""
 
+import weakref
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +13,14 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.sampler import Tiles
 from service.batcher import Part
-from service.engine import MAX_BATCH_ROWS, DiscriminatePayload, Engine, Precision, SamplePayload
+from service.engine import (
+    MAX_BATCH_ROWS,
+    UNKNOWN_LABEL,
+    DiscriminatePayload,
+    Engine,
+    Precision,
+    SamplePayload,
+)
 from service.replay import Play, Replayed, Work, replayed
 
 SIZES = (4, 8, 32)
@@ -68,11 +78,30 @@ def test_tapes_are_made_at_once_and_never_later() -> None:
 
 def test_a_net_that_goes_lets_others_record() -> None:
     """A bundle that is replaced gives its stream back, once its tapes are gone."""
-    recorder = CpuRecorder(CPU)
+    recorder = Watched(CPU)
     played = tapes(recorder)
-    assert not recorder.is_released
+    assert (len(recorder.alive), recorder.is_released) == (len(SIZES), False)
     del played
-    assert recorder.is_released
+    assert (len(recorder.alive), recorder.is_released) == (0, True)
+    assert recorder.alive_at_release == 0
+
+
+class Watched(CpuRecorder):
+    """Knows which of its tapes are still there."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__(device)
+        self.alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        self.alive_at_release: int | None = None
+
+    def record(self, work: Work) -> tuple[Tensor, Play]:  # noqa: D102
+        out, play = super().record(work)
+        self.alive.add(play)
+        return out, play
+
+    def release(self) -> None:  # noqa: D102
+        super().release()
+        self.alive_at_release = len(self.alive)
 
 
 class Failing(CpuRecorder):
@@ -101,22 +130,75 @@ class Deaf(CpuRecorder):
 
 
 @pytest.mark.parametrize(
-    ("recorder", "reason"),
-    [(Failing, "not permitted"), (WrongAtFirst, "a tape of 32 rows"), (Deaf, "a tape of 32 rows")],
+    ("recorder", "sizes", "reason"),
+    [
+        (Failing, SIZES, "not permitted"),
+        (WrongAtFirst, SIZES, "a tape of 32 rows"),
+        (Deaf, SIZES, "a tape of 32 rows"),
+        (Deaf, (1,), "a tape of 1 rows"),
+    ],
 )
 def test_where_one_tape_fails_there_are_none(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, recorder: type[CpuRecorder], reason: str
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    recorder: type[CpuRecorder],
+    sizes: tuple[int, ...],
+    reason: str,
 ) -> None:
     """The net runs as it is, the log says why, and no other net of this process is recorded: it might fail worse."""
     monkeypatch.setattr("service.replay.GraphRecorder", recorder)
     monkeypatch.setattr(recorder, "works", True)
     rows = torch.randn(8, 3)
-    assert replayed(net, rows, None, SIZES) is net
-    assert "nets are launched kernel by kernel: " in caplog.text
+    assert replayed(net, rows, None, sizes) is net
+    assert "nets are launched kernel by kernel until a restart: " in caplog.text
     assert reason in caplog.text
     caplog.clear()
-    assert replayed(net, rows, None, SIZES) is net
+    assert replayed(net, rows, None, sizes) is net
     assert not caplog.text
+
+
+def test_where_no_stream_is_left_only_that_net_has_no_tapes(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Others that come when a stream is free again are recorded."""
+
+    class Crowded(CpuRecorder):
+        is_full = True
+
+        def __init__(self, device: torch.device) -> None:
+            super().__init__(device)
+            if self.is_full:
+                raise RuntimeError("no stream is left to record on")
+
+    monkeypatch.setattr("service.replay.GraphRecorder", Crowded)
+    rows = torch.randn(8, 3)
+    assert replayed(net, rows, None, SIZES) is net
+    assert "no stream is left" in caplog.text
+    Crowded.is_full = False
+    assert isinstance(replayed(net, rows, None, SIZES), Replayed)
+
+
+@pytest.mark.parametrize("exact", [True, False])
+@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
+def test_lanes_with_tapes_give_what_lanes_without_give(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundles: dict[str, Bundle], kind: str, *, exact: bool
+) -> None:
+    """Images and verdicts of every size of tile, with labels and unknown ones, bit for bit."""
+    monkeypatch.setattr("service.replay.GraphRecorder", CpuRecorder)
+    plain, taped = (Engine("cpu", exact=exact) for _ in range(2))
+    taped.has_graphs = True
+    one, other = (engine.load(tiny_bundles[kind].folder, {}) for engine in (plain, taped))
+    assert isinstance(other.discriminate.tiles.run, Replayed)
+    assert one.sample.tiles.sizes == other.sample.tiles.sizes
+    names = one.manifest.labels
+    for count in (1, 2, 5, 70, 300):
+        labels = None if names is None else np.arange(count) % len(names)
+        asked = None if labels is None else np.where(np.arange(count) % 2, labels, UNKNOWN_LABEL)
+        wanted = [Part(SamplePayload(3, 0, labels, 1.0), 0, count)]
+        images = one.sample.run(wanted)
+        np.testing.assert_array_equal(images, other.sample.run(wanted))
+        sent = [Part(DiscriminatePayload(images, asked), 0, count)]
+        np.testing.assert_array_equal(one.discriminate.run(sent), other.discriminate.run(sent))
 
 
 def test_where_all_tapes_are_right_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,7 +218,7 @@ def test_a_gpu_gives_rows_the_same_bits_in_any_batch_and_its_memory_stays(
     """Alone and in the largest batch; a thousand batches later as much memory is reserved as before."""
     engine = Engine("cuda", exact=True, cuda_graphs=True)
     one = engine.load(tiny_bundles[kind].folder, {})
-    assert isinstance(one.sample.tiles.run, Replayed)
+    assert isinstance(one.sample.tiles.run.generator, Replayed)  # type: ignore[attr-defined]
     assert isinstance(one.discriminate.tiles.run, Replayed)
     labels = None if one.manifest.labels is None else np.arange(MAX_BATCH_ROWS) % len(one.manifest.labels)
     images = SamplePayload(1, 0, labels, 1.0)
