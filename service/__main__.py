@@ -88,6 +88,7 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: 
     # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it, nor those who only
     # start others that do this.
     from service.app import create_app  # noqa: PLC0415
+    from service.engine import NoSuchPrecision  # noqa: PLC0415
     from service.server import run  # noqa: PLC0415
 
     try:
@@ -95,7 +96,8 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: 
     except ValueError as error:
         for listener in listeners:
             listener.close()
-        return _complain(f"{variable('device')} (or {flag('device')}): {error}", BAD_SETTING)
+        field = "precision" if isinstance(error, NoSuchPrecision) else "device"
+        return _complain(f"{variable(field)} (or {flag(field)}): {error}", BAD_SETTING)
     return run(app, settings, listeners, crew)
 
 

@@ -76,6 +76,10 @@ def _device_errors() -> Iterator[None]:
         raise
 
 
+class NoSuchPrecision(ValueError):  # noqa: N818 - as the errors of service.errors say it
+    """The device can't compute in this precision."""
+
+
 class SamplePayload(NamedTuple):
     """What G needs for one request: images first_index … of a seed. `labels` has one for each of them, or is None."""
 
@@ -232,7 +236,8 @@ class Engine:
         shares_processor: Whether it has one processor, together with the event loop.
 
     Raises:
-        ValueError: There is no such device, or it has no such precision.
+        ValueError: There is no such device.
+        NoSuchPrecision: It has none such.
     """
 
     def __init__(
@@ -254,11 +259,11 @@ class Engine:
 
     def _check_precision(self) -> None:
         if self.precision == "tf32" and self.device.type != "cuda":
-            raise ValueError(f"there is no tf32 on {self.name}; GAN_PRECISION can be float32 or bfloat16 there")
+            raise NoSuchPrecision(f"there is no tf32 on {self.name}, but float32 and bfloat16")
         if self.precision != "float32" and self.device.type == "cuda":
             capability = torch.cuda.get_device_capability(self.device)
             if capability < TENSOR_CORES:
-                raise ValueError(f"there is no {self.precision} on {self.name}, whose capability is {capability}")
+                raise NoSuchPrecision(f"there is no {self.precision} on {self.name}, whose capability is {capability}")
 
     @_device_errors()
     def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
@@ -335,7 +340,7 @@ class Engine:
         off = 255 * (generator(latents.cpu(), None if labels is None else labels.cpu()) - pixels).abs()
         logits = discriminator(pixels, None if labels is None else judged[:, 1].long())
         log.info(
-            "%s in %s: grey levels differ from float32's by %.2f on average and %.1f at most, logits by %.3f at most",
+            "%s in %s: 64 images differ from float32's by %.2f grey levels on average and %.1f at most, logits by %.3f",
             *(plain.name, self.precision, off.mean(), off.max(), (logits - judged[:, 0]).abs().max()),
         )
 

@@ -283,7 +283,9 @@ def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
     caplog.set_level("INFO", "service.engine")
     exact = loaded[kind]
     half = Engine("cpu", exact=True, precision="bfloat16").load(exact.folder, {})
-    said = re.search(rf"{kind} in bfloat16: grey levels differ from float32's by ([\d.]+) on average", caplog.text)
+    said = re.search(
+        rf"{kind} in bfloat16: 64 images differ from float32's by ([\d.]+) grey levels on average", caplog.text
+    )
     assert said
     assert half.fingerprint != exact.fingerprint
     whole, plain = (one.sample.run([sample_part(exact, 7, 1.0, 0, ROWS)]) for one in (half, exact))
