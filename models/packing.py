@@ -55,7 +55,8 @@ class HalfLayer(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         # The nets' own layout is channels last: weights in another would be moved for every batch.
-        self.layer = _fast(copy.deepcopy(layer).to(torch.bfloat16).to(memory_format=torch.channels_last))  # type: ignore[call-overload]  # torch's hints know only tensors'
+        rounded = copy.deepcopy(layer).to(torch.bfloat16).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's hints know only tensors'
+        self.layer = _fastest(rounded, half=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the layer."""
@@ -107,18 +108,13 @@ def _replace_layers(module: nn.Module, *, half: bool) -> None:
 def _fastest(layer: nn.Module, *, half: bool) -> nn.Module:
     """What takes a layer's place; itself where nothing does."""
     match layer:
-        case HalfLayer() | PackedMaxout():
-            return layer
         case Maxout():
             return PackedMaxout(layer, half=half)
         case nn.Linear() | nn.Conv2d() if half:
             return HalfLayer(layer)
-        case _:
-            return _fast(layer)
-
-
-def _fast(layer: nn.Module) -> nn.Module:
-    return PackedLinear(layer) if isinstance(layer, nn.Linear) and _can_be_packed(layer.weight) else layer
+        case nn.Linear() if _can_be_packed(layer.weight):
+            return PackedLinear(layer)
+    return layer
 
 
 def _can_be_packed(weight: Tensor) -> bool:

@@ -309,7 +309,7 @@ class Engine:
             sampled = self._tiles(bundle.generator, latents, labels, pixels)
             discriminated = self._tiles(verdicts, pixels, asked, judged)
             if self.has_graphs:
-                # Numbers, again; the same module turns them into grey levels, not on the tape.
+                # Tapes are compared as numbers too, so grey levels are made of what they give.
                 images = _Images(replayed(bundle.generator, latents, labels, sampled.sizes))
                 discriminated.run = replayed(verdicts, pixels, asked, discriminated.sizes)
             sampled.run = images
@@ -479,9 +479,8 @@ def _choose_precision(precision: Precision) -> None:
     torch's own choice is float32 for the former and tf32 for the latter, and sums that may be bfloat16.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # some versions of torch announce another way to say it, and still know this one
+        # Some versions of torch announce another way to say it, and still know this one.
+        warnings.simplefilter("ignore")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
