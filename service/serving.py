@@ -19,13 +19,13 @@ from service.engine import (
     UNKNOWN_LABEL,
     DiscriminatePayload,
     Engine,
-    EngineThread,
     Loaded,
     SamplePayload,
 )
 from service.errors import Draining, NotReady, ServiceError, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
+from service.thread import EngineThread
 
 NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
 DEAD_AFTER_S = 30.0  # and this long: it will not come back, replace the process

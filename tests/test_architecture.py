@@ -26,7 +26,7 @@ ORDER = {
         *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
         *("memory", "processors", "signals", "listener", "supervisor", "crew"),
         *("encode", "slices", "decode", "problems", "schemas", "caching"),
-        *("batcher", "tracing", "replay", "engine", "serving"),
+        *("batcher", "tracing", "replay", "thread", "engine", "serving"),
         *(
             "client",
             "middleware",
