@@ -37,12 +37,13 @@ class _NoSeries:
     """The series of a route, or of a kind of work."""
 
     in_flight = 0
-    duration = bytes_in = bytes_out = queue_wait = compute = batch_images = batch_padding_images = images = _Nothing()
+    queue_wait = compute = batch_images = batch_padding_images = images = _Nothing()
 
-    def requests(self, *_: object) -> _Nothing:
-        return self.duration
+    def end(self, *_: object) -> None:
+        pass
 
-    batches = requests
+    def batches(self, _: str) -> _Nothing:
+        return self.images
 
 
 class _NoMetrics(Metrics):
@@ -53,7 +54,7 @@ class _NoMetrics(Metrics):
         names: dict[str, Any] = vars(self)
         names.update({name: _Nothing() for name, series in names.items() if isinstance(series, MetricWrapperBase)})
         nothing = _NoSeries()
-        names.update(dict.fromkeys(("of_route", "of_work"), lambda *_: nothing), of_format=lambda _: nothing.duration)
+        names.update(dict.fromkeys(("of_route", "of_work"), lambda *_: nothing), of_format=lambda _: nothing.images)
 
 
 def main() -> int:

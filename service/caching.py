@@ -19,7 +19,7 @@ _TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
 class Caching(NamedTuple):
     """Headers that tell caches what they may do, and the validator to compare with theirs."""
 
-    headers: dict[str, str]
+    headers: dict[bytes, bytes]
     etag: str | None
 
 
@@ -31,9 +31,9 @@ def caching(
     With a seed the pixels never change, so the reply may be kept: for long where the bundle's version is pinned, and
     by the client alone where the service is private. Without, every reply is another one.
     """
-    vary = {"Vary": "Accept"}
+    vary = {b"vary": b"Accept"}
     if request.seed is None:
-        return Caching({**vary, "Cache-Control": "no-store"}, None)
+        return Caching({**vary, b"cache-control": b"no-store"}, None)
     pinned = request.bundle is not None and "@" in request.bundle
     freshness = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={SHORT_S}"
     freshness = f"{'private' if is_private else 'public'}, {freshness}"
@@ -41,7 +41,7 @@ def caching(
     tag = f'"{hashlib.sha256(facts.encode()).hexdigest()[:32]}"'
     # Batches that may change the last bits make two replies alike, not equal: that is what a weak validator says.
     etag = tag if exact else "W/" + tag
-    return Caching({**vary, "Cache-Control": freshness, "ETag": etag}, etag)
+    return Caching({**vary, b"cache-control": freshness.encode(), b"etag": etag.encode()}, etag)
 
 
 def client_has_it(if_none_match: str, etag: str | None) -> bool:

@@ -1,51 +1,25 @@
 """The client's end of a request: bounds what is held for it, and cancels the work for it when it leaves."""
 
 import asyncio
-from collections.abc import Callable
 
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TooLarge
+from service.exchange import EXCHANGE, Exchange, connection
 from service.held import SMALL_BYTES, Held
 
-DEPARTURE = "gan.departure"  # in a scope's extensions
 _CLIENT = "gan.client"
 
 
-class Departure:
-    """Of a connection's client. A server that puts one into its requests' scopes says at once when it happens.
+def take_body(scope: Scope) -> bytes | None:
+    """The whole body of this request, where it can be had without waiting.
 
-    Args:
-        hang_up: Ends the connection at once, whatever the client has yet to take.
-
-    Attributes:
-        has_whole_body: Whether all that the client has sent so far are whole requests: there is no body to wait for.
+    Raises:
+        TooLarge, QueueFull: See there.
     """
-
-    def __init__(self, hang_up: Callable[[], None]) -> None:
-        self.hang_up = hang_up
-        self.has_whole_body = False
-        self._has_happened = False
-        self._tell: Callable[[], None] | None = None
-
-    def happen(self) -> None:
-        """The client has left. Called by the server, on the event loop."""
-        self._has_happened = True
-        if self._tell is not None:
-            self._tell()
-
-    def watch(self, tell: Callable[[], None] | None) -> None:
-        """Have this called when it happens, now if it has; None for nothing any more."""
-        self._tell = tell
-        if tell is not None and self._has_happened:
-            tell()
-
-
-def is_whole(scope: Scope) -> bool:
-    """Whether the server has a request's body already, as far as it says so."""
-    departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
-    return departure is not None and departure.has_whole_body
+    client: Client = scope[_CLIENT]
+    return client.take_body()
 
 
 def reserve_reply(scope: Scope, size: int) -> None:
@@ -76,7 +50,7 @@ class Client:
         scope[_CLIENT] = self
         self._bodies, self._replies = bodies, replies
         self._max_body_bytes = max_body_bytes
-        self._departure: Departure | None = scope.get("extensions", {}).get(DEPARTURE)
+        self._connection = connection(scope)
         self._body_bytes = self._reply_bytes = 0
         self._expects_body = scope["method"] != "GET"
         self._body_read: asyncio.Event | None = None  # for who waits for that
@@ -88,10 +62,10 @@ class Client:
         assert work is not None  # noqa: S101 - servers run requests in tasks
         watcher = None
         try:
-            if self._departure is None:  # another server than ours: a task of its own for what ours says of itself
+            if self._connection is None:  # another server than ours: a task of its own for what ours says of itself
                 watcher = asyncio.create_task(self._wait_for_departure())
             else:
-                self._departure.watch(self._leave)
+                self._connection.watch(self._leave)
             await app(self._scope, self._receive_body, self._send_held)
         except asyncio.CancelledError:
             # Ours only if the client left; else the server is stopping. There is nobody left to answer.
@@ -105,8 +79,8 @@ class Client:
             self._bodies.client_moved(self)
             self._replies.now -= self._reply_bytes
             self._replies.client_moved(self)
-            if self._departure is not None:
-                self._departure.watch(None)
+            if self._connection is not None:
+                self._connection.watch(None)
             if watcher is not None:
                 watcher.cancel()
 
@@ -118,8 +92,8 @@ class Client:
 
     def hang_up(self) -> None:
         """End the connection, because others need the memory that is held for this client."""
-        if self._departure is not None:
-            self._departure.hang_up()
+        if self._connection is not None:
+            self._connection.hang_up()
         else:  # to stop in the middle of a reply is all that another server lets us do
             self._leave()
 
@@ -128,18 +102,29 @@ class Client:
         if self._body_bytes > SMALL_BYTES:
             self._bodies.wait_for_client(self)
         message = await self._receive()
-        more = len(message.get("body", b""))
-        if self._body_bytes + more > self._max_body_bytes:
-            raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
-        self._bodies.check(more, self._body_bytes + more)
-        self._bodies.now += more
-        self._body_bytes += more
+        self._hold_body(len(message.get("body", b"")))
         if not message.get("more_body"):
             self._expects_body = False
             if self._body_read is not None:
                 self._body_read.set()
             self._bodies.client_moved(self)
         return message
+
+    def take_body(self) -> bytes | None:
+        """See `take_body`."""
+        exchange: Exchange = self._scope[EXCHANGE]
+        body = exchange.take_body()
+        if body is not None:
+            self._hold_body(len(body))
+            self._expects_body = False
+        return body
+
+    def _hold_body(self, more: int) -> None:
+        if self._body_bytes + more > self._max_body_bytes:
+            raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
+        self._bodies.check(more, self._body_bytes + more)
+        self._bodies.now += more
+        self._body_bytes += more
 
     async def _send_held(self, message: Message) -> None:
         """Called by the application: what is large is held until the client has taken (nearly) all of it."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from service.caching import ReplyCache
-from service.client import is_whole
+from service.client import take_body
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.headers import header
 from service.logs import current_request
@@ -100,8 +100,8 @@ async def read_body(request: Request, deadline: Deadline) -> bytes:
     encoding = (header(request.scope, b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedEncoding(encoding)
-    if is_whole(request.scope):
-        return await _body(request)
+    if (body := take_body(request.scope)) is not None:
+        return body
     try:
         async with asyncio.timeout(deadline.left_s()):
             return await _body(request)
@@ -124,8 +124,3 @@ async def _body(request: Request) -> bytes:
 def media_type(request: Request) -> str:
     """The body's media type without parameters, in lower case; empty where none is named."""
     return (header(request.scope, b"content-type") or "").split(";", maxsplit=1)[0].strip().lower()
-
-
-def server_timing(**seconds: float) -> dict[str, str]:
-    """Where a reply's time went, in the header that browsers draw."""
-    return {"Server-Timing": ", ".join([f"{name};dur={1000 * value:.3f}" for name, value in seconds.items()])}

@@ -303,8 +303,8 @@ class Engine:
                 images = traced(maker, latents, labels, grey_levels(pixels), architecture)
                 verdicts = traced(judge, pixels, asked, judged, architecture)
             # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
-            sampled = self._tiles(bundle.generator, latents, labels, pixels)
-            discriminated = self._tiles(verdicts, pixels, asked, judged)
+            sampled = self._tiles(tile_sizes(self.device), bundle.generator, latents, labels, pixels)
+            discriminated = self._tiles(tile_sizes(self.device, of_d=True), verdicts, pixels, asked, judged)
             if self.has_graphs:
                 # Tapes are compared as numbers too, so grey levels are made of what they give.
                 images = _Images(replayed(bundle.generator, latents, labels, sampled.sizes))
@@ -343,14 +343,15 @@ class Engine:
 
     def _tiles(
         self,
+        sizes: Sequence[int],
         net: Callable[..., torch.Tensor],
         example: torch.Tensor,
         labels: torch.Tensor | None,
         expected: torch.Tensor,
     ) -> Tiles:
         if self.exact:
-            return Tiles.proven(net, example, labels, expected=expected)
-        tiles = Tiles(net, (1, 2, *tile_sizes(self.device)), spare_rows(self.device))
+            return Tiles.proven(net, example, labels, sizes, expected)
+        tiles = Tiles(net, sorted({1, 2, *sizes}), spare_rows(self.device))
         for size in tiles.sizes:  # warm
             asked = torch.arange(size, device=example.device) % len(example)
             tiles(example[asked], None if labels is None else labels[asked])

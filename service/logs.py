@@ -112,6 +112,9 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
     return facts
 
 
+_Parts = tuple[float, str, str, str, dict[str, object]]  # of a line, see `_Formatter.line`
+
+
 class _Lines(logging.StreamHandler[TextIO]):
     """Writes what is logged within one step of the event loop in one go, at its end; all else, and trouble, at once.
 
@@ -123,7 +126,7 @@ class _Lines(logging.StreamHandler[TextIO]):
         self._most = PIPE_BYTES if is_shared else math.inf
         self.setFormatter(formatter)
         self.line = formatter.line
-        self._lines: list[str] = []
+        self._lines: list[str | _Parts] = []
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging, under this handler's lock."""
@@ -132,8 +135,8 @@ class _Lines(logging.StreamHandler[TextIO]):
         except Exception:  # noqa: BLE001 - logging's way: what can't be logged harms nobody
             self.handleError(record)
 
-    def put(self, line: str, level: int) -> None:
-        """Take a line. Called under the lock."""
+    def put(self, line: "str | _Parts", level: int) -> None:
+        """Take a line, or what one will be made of. Called under the lock."""
         self._lines.append(line)
         if level >= logging.WARNING or (len(self._lines) == 1 and not _soon(self.flush)):
             self.flush()
@@ -141,7 +144,8 @@ class _Lines(logging.StreamHandler[TextIO]):
     def flush(self) -> None:
         """Write what waits. Where that fails, as on a full disk, the lines are lost and nothing else: as in logging."""
         with self.lock or contextlib.nullcontext():
-            lines, self._lines = self._lines, []
+            waiting, self._lines = self._lines, []
+            lines = [one if isinstance(one, str) else self.line(*one) for one in waiting]
             with contextlib.suppress(OSError, ValueError):
                 for text in _joined(lines, self._most):
                     self.stream.write(text)
@@ -181,9 +185,9 @@ def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, ob
     handlers = logging.root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], _Lines):
         lines = handlers[0]
-        line = lines.line(time.time(), logging.getLevelName(level), log.name, message, facts)
+        parts = time.time(), logging.getLevelName(level), log.name, message, facts
         with lines.lock or contextlib.nullcontext():
-            lines.put(line, level)
+            lines.put(parts, level)
     else:
         log.log(level, message, extra={"facts": facts})
 

@@ -4,7 +4,8 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 `other`, bundles are those loaded. Units are seconds, bytes and images; time buckets start at half a millisecond.
 """
 
-from collections.abc import Callable, Iterable
+import collections
+from collections.abc import Iterable
 from functools import partial
 
 import numpy as np
@@ -30,7 +31,7 @@ class Metrics:
         # Library-wide, and idempotent: a creation time beside every counter answers none of our questions.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
-        self._kept: list[Observations | Tally] = []
+        self._kept: list[Observations | RouteSeries] = []
         # Before all others, for a registry asks them in this order.
         registry.register(_HandOver(self._kept))
         counter = partial(Counter, registry=registry)
@@ -143,16 +144,12 @@ class Metrics:
         self._kept.append(observations := Observations(histogram))
         return observations
 
-    def tally(self, counter: Counter) -> "Tally":
-        """Where what is counted is kept until somebody looks."""
-        self._kept.append(tally := Tally(counter))
-        return tally
-
     def of_route(self, route: str) -> "RouteSeries":
         """The edge's series of one route: every request needs them, and to find them takes as long as to count."""
         series = self._routes.get(route)
         if series is None:
             series = self._routes[route] = RouteSeries(self, route)
+            self._kept.append(series)
         return series
 
     def of_work(self, bundle: str, operation: str) -> "WorkSeries":
@@ -202,27 +199,10 @@ class Observations:
             self._new.clear()
 
 
-class Tally:
-    """What a counter has yet to be told, as `Observations`."""
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-        self._new = 0
-
-    def inc(self) -> None:
-        """One more."""
-        self._new += 1
-
-    def hand_over(self) -> None:
-        """Tell the counter."""
-        self._counter.inc(self._new)
-        self._new = 0
-
-
 class _HandOver(Collector):
     """Has no metric of its own; who asks a registry for all asks this first."""
 
-    def __init__(self, kept: Iterable[Observations | Tally]) -> None:
+    def __init__(self, kept: Iterable["Observations | RouteSeries"]) -> None:
         self._kept = kept
 
     def collect(self) -> Iterable[Metric]:
@@ -246,7 +226,7 @@ class WorkSeries:
 
 
 class RouteSeries:
-    """The series of one route at the edge.
+    """The series of one route at the edge, which hear of what has ended as late as `Observations` do.
 
     Attributes:
         in_flight: Requests that are being answered.
@@ -255,15 +235,24 @@ class RouteSeries:
     def __init__(self, metrics: Metrics, route: str) -> None:
         self.in_flight = 0
         metrics.requests_in_flight.labels(route).set_function(lambda: self.in_flight)
-        self.duration = metrics.observations(metrics.request_duration.labels(route))
-        self.bytes_in = metrics.observations(metrics.request_bytes.labels(route))
-        self.bytes_out = metrics.observations(metrics.response_bytes.labels(route))
-        self._tally: Callable[[str, str], Tally] = lambda *rest: metrics.tally(metrics.requests.labels(route, *rest))
-        self._requests: dict[tuple[str, int], Tally] = {}
+        self._requests = partial(metrics.requests.labels, route)
+        sizes = metrics.request_bytes, metrics.response_bytes
+        self._histograms = [histogram.labels(route) for histogram in (metrics.request_duration, *sizes)]
+        self._ended: list[tuple[str, int, float, int, int]] = []
 
-    def requests(self, method: str, status: int) -> Tally:
-        """The counter of requests that ended like this."""
-        tally = self._requests.get((method, status))
-        if tally is None:
-            tally = self._requests[method, status] = self._tally(method, str(status))
-        return tally
+    def end(self, method: str, status: int, seconds: float, bytes_in: int, bytes_out: int) -> None:
+        """A request has ended like this."""
+        self._ended.append((method, status, seconds, bytes_in, bytes_out))
+        if len(self._ended) >= MOST_KEPT:
+            self.hand_over()
+
+    def hand_over(self) -> None:
+        """Tell the series."""
+        if not self._ended:
+            return
+        methods, statuses, *values = zip(*self._ended, strict=True)
+        self._ended.clear()
+        for (method, status), count in collections.Counter(zip(methods, statuses, strict=True)).items():
+            self._requests(method, str(status)).inc(count)
+        for histogram, column in zip(self._histograms, values, strict=True):
+            _add(histogram, np.array(column, np.float64))

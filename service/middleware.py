@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.client import Client
 from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
+from service.exchange import EXCHANGE, Exchange
 from service.headers import header
 from service.held import Held
 from service.keys import Keys, KeyScope
@@ -29,12 +30,10 @@ from service.problems import problem_reply
 
 UNMATCHED = "unmatched"
 AT_ONCE = 8  # bodies of the largest size, and replies
-CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
 # Asked all the time by machines; they would drown the log.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _FOUND = "gan.route"
-_EXCHANGE = "gan.exchange"
 _PROCESS = secrets.token_hex(10)
 _numbers = itertools.count()
 
@@ -106,22 +105,19 @@ class Observe:
             arrived_s=time.monotonic(),
         )
         enter_request(facts)
-        exchange = scope[_EXCHANGE] = _Exchange(facts, scope, receive, send, self.is_draining)
+        exchange = scope[EXCHANGE] = Exchange(facts, scope, receive, send, self.is_draining)
         series = self.metrics.of_route(facts.route)
         series.in_flight += 1
         try:
             await self.app(scope, exchange.receive, exchange.send)
         finally:
             series.in_flight -= 1
-            del scope[_EXCHANGE]  # which leads back to the scope: the circle would keep what came of an unread body
+            del scope[EXCHANGE]  # which leads back to the scope: the circle would keep what came of an unread body
             self._record(facts, exchange, series)
 
-    def _record(self, facts: RequestFacts, exchange: "_Exchange", series: RouteSeries) -> None:
+    def _record(self, facts: RequestFacts, exchange: Exchange, series: RouteSeries) -> None:
         seconds = time.monotonic() - facts.arrived_s
-        series.requests(facts.method, exchange.status).inc()
-        series.duration.observe(seconds)
-        series.bytes_in.observe(exchange.bytes_in)
-        series.bytes_out.observe(exchange.bytes_out)
+        series.end(facts.method, exchange.status, seconds, exchange.bytes_in, exchange.bytes_out)
         level = logging.DEBUG if facts.route in QUIET_ROUTES else logging.INFO
         line: dict[str, object] = {
             "method": facts.method,
@@ -136,59 +132,13 @@ class Observe:
         log_facts(log, level, "request", line)
 
 
-class _Exchange:
-    """One request and its reply, as they go by."""
-
-    def __init__(
-        self, facts: RequestFacts, scope: Scope, receive: Receive, send: Send, is_draining: Callable[[], bool]
-    ) -> None:
-        self.facts = facts
-        self.status = CLIENT_LEFT  # until a reply starts
-        self.bytes_in = 0
-        self.bytes_out = 0
-        # A body that we leave unread is thrown away by the server, so the connection stays good. But one that has no
-        # announced end may never end, and one that waits for our "100 Continue" may never come.
-        self._closes = header(scope, b"transfer-encoding") is not None or header(scope, b"expect") is not None
-        self._is_draining = is_draining
-        self._receive = receive
-        self._send = send
-
-    @property
-    def has_started(self) -> bool:
-        """Whether a part of the reply is out."""
-        return self.status != CLIENT_LEFT
-
-    async def receive(self) -> Message:
-        message = await self._receive()
-        self.bytes_in += len(message.get("body", b""))
-        if not message.get("more_body"):
-            self._closes = False
-        return message
-
-    async def send(self, message: Message) -> None:
-        if message["type"] == "http.response.start":
-            self.status = message["status"]
-            headers = [
-                *message.get("headers", ()),
-                (b"x-request-id", self.facts.id.encode("latin-1")),
-                (b"x-content-type-options", b"nosniff"),
-            ]
-            if b"cache-control" not in [name for name, _ in headers]:
-                headers.append((b"cache-control", b"no-store"))
-            if self._closes or self._is_draining():
-                headers = [header for header in headers if header[0] != b"connection"]
-                headers.append((b"connection", b"close"))
-            message = {**message, "headers": headers}
-        else:
-            self.bytes_out += len(message.get("body", b""))
-        await self._send(message)
-
-
 def _request_id(scope: Scope) -> str:
     """The client's own id where it can go into headers and logs as it is, else a new one."""
-    given = header(scope, b"x-request-id") or ""
+    given = header(scope, b"x-request-id")
+    if given is not None and _REQUEST_ID.fullmatch(given):
+        return given
     # Unique, not secret: the system's random numbers for each request would cost more than all else here.
-    return given if _REQUEST_ID.fullmatch(given) else f"{_PROCESS}{next(_numbers):012x}"
+    return f"{_PROCESS}{next(_numbers):012x}"
 
 
 class Problems:
@@ -210,19 +160,19 @@ class Problems:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange: _Exchange = scope[_EXCHANGE]
+        exchange: Exchange = scope[EXCHANGE]
         try:
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if exchange.has_started or not self.is_draining():
                 raise
-            await self._answer(Draining(), scope)(scope, receive, send)
+            await exchange.answer(self._problem(Draining(), scope), scope, receive, send)
         except Exception as error:
             if exchange.has_started:  # half a reply is out: only a broken connection can tell the client
                 raise
-            await self._answer(error, scope)(scope, receive, send)
+            await exchange.answer(self._problem(error, scope), scope, receive, send)
 
-    def _answer(self, error: Exception, scope: Scope) -> ASGIApp:
+    def _problem(self, error: Exception, scope: Scope) -> Response:
         facts = current_request()
         if not isinstance(error, ServiceError):
             log.error("unexpected error", exc_info=error)
@@ -339,7 +289,8 @@ class Shortcut:
             await self.app(scope, receive, send)
             return
         response = await endpoint(Request(scope, receive, send))
-        await response(scope, receive, send)
+        exchange: Exchange = scope[EXCHANGE]
+        await exchange.answer(response, scope, receive, send)
 
 
 def _headers_only(send: Send) -> Send:

@@ -396,7 +396,7 @@ def _index(label: Label, names: Sequence[str]) -> int:
     raise Invalid(f"labels: {str(label)[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class SamplePlan:
     """A sample request with nothing left open: these fields and the bundle decide every pixel, and every byte."""
 
@@ -421,8 +421,8 @@ def resolve_sample(
         raise Invalid(f"count: {count} images; one request may ask for 1 to {settings.max_count}.")
     if request.first_index + count > SEED_LIMIT:
         raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
-    look = Look(choose_format(request.format, accept), _columns(request, count), request.scale)
-    _check_size(look, count, image, settings.max_output_pixels)
+    asked = request.format, request.layout, request.columns, request.scale
+    look = _look(*asked, accept, count, image.shape, settings.max_output_pixels)
     return SamplePlan(
         count=count,
         seed=secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed,
@@ -433,19 +433,40 @@ def resolve_sample(
     )
 
 
-def _columns(request: SampleRequest, count: int) -> int:
-    if request.layout == "strip":
-        if request.columns is not None:
+@lru_cache(maxsize=256)  # as above
+def _look(
+    wanted: Format | None,
+    layout: str | None,
+    columns: int | None,
+    scale: int,
+    accept: str | None,
+    count: int,
+    shape: tuple[int, int, int],
+    max_pixels: int,
+) -> Look:
+    """How so many images of this shape (channels, height, width) become bytes.
+
+    Raises:
+        Invalid, NotAcceptable: It can't be done.
+    """
+    look = Look(choose_format(wanted, accept), _columns(layout, columns, count), scale)
+    _check_size(look, count, shape, max_pixels)
+    return look
+
+
+def _columns(layout: str | None, columns: int | None, count: int) -> int:
+    if layout == "strip":
+        if columns is not None:
             raise Invalid("columns: a strip is one line; columns go with layout=grid.")
         return count
-    return min(request.columns or math.isqrt(count - 1) + 1, count)
+    return min(columns or math.isqrt(count - 1) + 1, count)
 
 
-def _check_size(look: Look, count: int, image: ImageSpec, max_pixels: int) -> None:
-    height, width = picture_size(look, count, image.height, image.width)
+def _check_size(look: Look, count: int, shape: tuple[int, int, int], max_pixels: int) -> None:
+    height, width = picture_size(look, count, *shape[1:])
     side = MAX_SIDE.get(look.format)
     if side is None:
-        pixels = count * image.height * image.width * look.scale**2
+        pixels = count * shape[1] * shape[2] * look.scale**2
     elif max(height, width) > side:
         raise Invalid(
             f"format: {look.format} holds up to {side} pixels a side; this picture would be {width}×{height}."

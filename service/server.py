@@ -10,19 +10,20 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE as NO_VALUE
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from models.bundle import BundleError
 from service import memory
-from service.client import DEPARTURE, Departure
 from service.crew import Crew
 from service.errors import ServiceError
+from service.exchange import CONNECTION, Connection, Header
 from service.held import SMALL_BYTES
 from service.listener import Acceptor, url
 from service.settings import Settings
@@ -133,11 +134,43 @@ class _Joining:
             self._transport.close()
 
 
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, but a request's scope has what says at once that its client has left.
+class _Connection(Connection):
+    """One of uvicorn's, and what uvicorn keeps of the request that is being answered on it."""
 
-    ASGI has only `receive` for that. To wait there beside the work takes a task for every request, which costs more
-    than all else that surrounds it.
+    cycle: RequestResponseCycle
+
+    def __init__(self, client: asyncio.Transport) -> None:
+        self._client = client
+
+    def hang_up(self) -> None:
+        """See `Connection`."""
+        self._client.abort()
+
+    def take_body(self) -> bytes | None:
+        """See `Connection`."""
+        cycle = self.cycle
+        if cycle.more_body or cycle.disconnected:
+            return None
+        body, cycle.body = bytes(cycle.body), bytearray()
+        return body
+
+    def reply(self, status: int, headers: Sequence[Header], body: bytes) -> bool:
+        """See `Connection`. What uvicorn does with two messages, for the commonest of cases."""
+        cycle = self.cycle
+        is_common = cycle.keep_alive and not (cycle.response_started or cycle.disconnected or cycle.flow.write_paused)
+        if not is_common or (b"connection", b"close") in headers or NO_VALUE.search(b"".join([v for _, v in headers])):
+            return False
+        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
+        cycle.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
+        cycle.response_started = cycle.response_complete = True
+        cycle.waiting_for_100_continue = False
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
+
+
+class Protocol(HttpToolsProtocol):
+    """uvicorn's, but its requests' scopes have their `Connection`.
 
     Args:
         uvicorns: What uvicorn's own takes.
@@ -156,19 +189,23 @@ class Protocol(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst, self._linger)))
         self._end: asyncio.TimerHandle | None = None  # of one that was answered and is still sending
         self._late_body_s = LATE_BODY_S
-        # One for all of a connection's requests: they are answered one after the other.
-        self._departure = Departure(self.hang_up)
+        # One for all requests: they are answered one after the other.
+        self._connection = _Connection(transport)
 
     def on_message_begin(self) -> None:
         """Called by the parser."""
         super().on_message_begin()
-        self._departure.has_whole_body = False
-        self.scope["extensions"] = {DEPARTURE: self._departure}  # type: ignore[dict-item]  # uvicorn knows dicts only
+        self._connection.has_whole_body = False
+        self.scope["extensions"] = {CONNECTION: self._connection}  # type: ignore[dict-item]  # uvicorn knows dicts only
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._connection.cycle = cycle
+        super()._start_asgi_task(cycle, app)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
         super().on_message_complete()
-        self._departure.has_whole_body = True
+        self._connection.has_whole_body = True
         if not self.pipeline:  # uvicorn stops reading at a large body, and would not see the client leave
             self.flow.resume_reading()
 
@@ -193,7 +230,7 @@ class Protocol(HttpToolsProtocol):
 
     def _is_answered_early(self) -> bool:
         cycle = self.cycle
-        if self._departure.has_whole_body or cycle is None or cycle.scope is not self.scope:
+        if self._connection.has_whole_body or cycle is None or cycle.scope is not self.scope:
             return False
         return cycle.response_complete
 
@@ -215,7 +252,7 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._end is not None:
             self._end.cancel()
-        self._departure.happen()
+        self._connection.end()
         self._when_closed()
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -84,7 +85,7 @@ class Serving:
             patience=patience._replace(window_s=settings.batch_window_ms / 1000),
             clock=clock,
         )
-        self.health = Health(self)
+        self.health = Health(self, clock)
         self.is_draining = False
         self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
@@ -365,8 +366,10 @@ class Health:
     Each method says None for yes, or in a few words why not.
     """
 
-    def __init__(self, serving: Serving) -> None:
+    def __init__(self, serving: Serving, clock: Callable[[], float]) -> None:
         self._serving = serving
+        self._clock = clock
+        self._not_before: dict[float, float] = {}  # when a batch can have run for so long at the earliest
 
     def live(self) -> str | None:
         """Whether this service can still come to something; the event loop turns, or nobody would hear this."""
@@ -390,7 +393,9 @@ class Health:
 
     def able(self) -> str | None:
         """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
-        return self.own("started") or self._lost() or self._stuck(NOT_READY_AFTER_S)
+        if not self._serving.is_started:
+            return self.own("started")
+        return self._lost() or self._stuck(NOT_READY_AFTER_S)
 
     def _lost(self) -> str | None:
         for thread in self._serving.engine.threads:
@@ -399,10 +404,15 @@ class Health:
         return self._serving.batcher.failure
 
     def _stuck(self, after_s: float) -> str | None:
+        now = self._clock()
+        if now < self._not_before.get(after_s, -math.inf):  # every request asks
+            return None
         # A batch ends, however long the queue: busy is not stuck. The threads are asked too, for a new bundle's first
         # batch is none of the batcher's.
-        busy_s = [self._serving.batcher.busy_s(), *[thread.busy_s() for thread in self._serving.engine.threads]]
-        return f"the engine has been in one batch for over {after_s:g} s" if max(busy_s) > after_s else None
+        threads = self._serving.engine.threads
+        busy_s = max(self._serving.batcher.busy_s(), *[thread.busy_s() for thread in threads])
+        self._not_before[after_s] = now + after_s - busy_s
+        return f"the engine has been in one batch for over {after_s:g} s" if busy_s > after_s else None
 
 
 def find_bundles(root: Path) -> list[Path]:

@@ -24,7 +24,7 @@ import service
 from models.bundle import BundleError
 from models.sampler import UInt8
 from service.app import WORK, create_app
-from service.client import DEPARTURE, Departure
+from service.exchange import CONNECTION, Connection
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -200,7 +200,7 @@ class Cycle:
             "headers": [(b"content-type", content_type)] if content_type else [],
             "client": None,
             "server": None,
-            "extensions": {DEPARTURE: Departure(lambda: None)},
+            "extensions": {CONNECTION: Connection()},
         }
 
     async def receive(self) -> Message:

@@ -23,7 +23,7 @@ ORDER = {
     ],
     "service": [
         "__init__",
-        *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs"),
+        *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs", "exchange"),
         *("memory", "processors", "signals", "listener", "supervisor", "crew"),
         *("encode", "slices", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "replay", "thread", "engine", "serving"),

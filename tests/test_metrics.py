@@ -31,18 +31,17 @@ def test_what_is_kept_back_is_there_whenever_somebody_looks() -> None:
     values = [0.0005, 0.002, 200.0] * MOST_KEPT
     for looks in (1, 2):
         for value in values:
-            series.duration.observe(value)
-            series.requests("GET", 200).inc()
+            series.end("GET", 200, value, 0, 300)
         series.in_flight += 1
         read = metrics.registry.get_sample_value
         assert read("gan_request_duration_seconds_count", {"route": "/sample"}) == looks * len(values)
         assert read("gan_request_duration_seconds_bucket", {"route": "/sample", "le": "0.0005"}) == looks * MOST_KEPT
         assert read("gan_requests_in_flight", {"route": "/sample"}) == looks
+        assert read("gan_response_bytes_sum", {"route": "/sample"}) == looks * 300 * len(values)
         ended = {"route": "/sample", "method": "GET", "status": "200"}
         assert read("gan_requests_total", ended) == looks * len(values)
     unread = Metrics(CollectorRegistry())
-    kept = unread.of_route("/sample").duration
     for value in values:
-        kept.observe(value)
+        unread.of_route("/sample").end("GET", 200, value, 0, 300)
     [metric] = unread.request_duration.collect()  # the histogram itself, not through the registry
     assert [sample.value for sample in metric.samples if sample.name.endswith("_count")] == [len(values)]

@@ -2,6 +2,7 @@
 
 import io
 import logging
+import re
 import socket
 import threading
 from collections.abc import Callable
@@ -271,6 +272,41 @@ def wire(live: Any) -> Any:
 
 
 UPLOAD = ("POST /discriminate HTTP/1.1", "Host: x", "Content-Type: image/png")
+
+
+@pytest.mark.parametrize(
+    ("head", "body"),
+    [
+        (("GET /sample?seed=7 HTTP/1.1",), b""),
+        (("GET /sample?seed=7&bundle=nope HTTP/1.1",), b""),
+        (("GET /sample?seed=7 HTTP/1.1", "If-None-Match: *"), b""),
+        (("POST /sample HTTP/1.1", "Content-Type: application/json", "Content-Length: 10"), b'{"seed":7}'),
+        (("POST /sample HTTP/1.1", "Content-Type: application/json", "Content-Length: 10"), b'{"seed":x}'),
+        (("POST /discriminate HTTP/1.1", "Content-Type: image/png", "Content-Length: 4"), b"junk"),
+        (("POST /sample HTTP/1.1", "Content-Type: application/json", "Content-Length: 99999999"), b""),
+    ],
+)
+def test_a_reply_is_the_same_however_it_is_sent(live: Any, head: tuple[str, ...], body: bytes) -> None:
+    """In one go, as most are, or in messages, as to a client that asks for no more; counted it is either way."""
+
+    def counted() -> tuple[float, ...]:
+        route = head[0].split()[1].partition("?")[0]
+        names = ("gan_request_bytes_sum", "gan_response_bytes_sum", "gan_request_duration_seconds_count")
+        return tuple(live.metric(name, route=route) for name in names)
+
+    seen = []
+    for connection in ("keep-alive", "close"):
+        wire, before = Wire(live.port), counted()
+        wire.send(*head, "Host: x", "X-Request-ID: the-same", f"Connection: {connection}", body=body)
+        status, headers, content = wire.read()
+        assert headers.pop("connection", "keep-alive") == connection
+        timing = headers.pop("server-timing", "")
+        live.wait_for(lambda before=before: counted()[-1] > before[-1])
+        more = [round(now - then) for now, then in zip(counted(), before, strict=True)]
+        seen.append((status, headers, content, re.sub("[0-9.]+", "", timing), more))
+        wire.close()
+    assert seen[0] == seen[1]
+    assert seen[0][-1] == [len(body) if seen[0][0] != 413 else 0, len(seen[0][2]), 1]
 
 
 def test_a_connection_outlives_a_refused_body(live: Any, wire: Wire) -> None:

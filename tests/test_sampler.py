@@ -18,6 +18,7 @@ from models.sampler import (
     CPU_TILE_SIZES,
     LABEL_STREAM,
     LATENT_STREAM,
+    MOST_COMPARED,
     REFERENCE_TILE,
     TILE_SIZES,
     Tiles,
@@ -261,9 +262,9 @@ def reference_sensitive(rows: Tensor, _: Tensor | None) -> Tensor:
 @pytest.mark.parametrize(
     ("run", "sizes"),
     [
-        (batch_sensitive, [4, 16, 32, 64]),
-        (place_sensitive, [4, 8, 32, 64, 256]),
-        (far_place_sensitive, [4, 8, 16, 32, 64]),
+        (batch_sensitive, [2, 4, 16, 32, 64]),
+        (place_sensitive, [2, 4, 8, 32, 64, 256]),
+        (far_place_sensitive, [2, 4, 8, 16, 32, 64]),
         (constant_place_sensitive, [1]),
         (reference_sensitive, [1]),
     ],
@@ -290,7 +291,7 @@ def test_every_place_of_a_tile_is_proven(monkeypatch: pytest.MonkeyPatch, size: 
 
     assert size in Tiles.proven(run, torch.arange(float(REFERENCE_TILE))[:, None], None).sizes
     assert all(len(rows) >= 2 for rows in seen.values())
-    assert set().union(*seen.values()) == set(range(REFERENCE_TILE))
+    assert set().union(*seen.values()) >= set(range(1, min(REFERENCE_TILE, size * MOST_COMPARED)))
     if size == REFERENCE_TILE:  # the reference itself has seen one more at each
         assert all(rows == {place, (place + 1) % size} for place, rows in seen.items())
 
@@ -298,9 +299,9 @@ def test_every_place_of_a_tile_is_proven(monkeypatch: pytest.MonkeyPatch, size: 
 @pytest.mark.parametrize(
     ("row_s", "large_row_s", "sizes"),
     [
-        pytest.param(1e-4, 1e-4, (4, 8, 16, 32, 64, 256), id="small rows"),
-        pytest.param(1e-4, 2e-4, (4, 8, 16, 32, 64), id="rows that fit the caches in small tiles only"),
-        pytest.param(1e-3, 1e-3, (4, 8, 16), id="large rows"),
+        pytest.param(1e-4, 1e-4, (2, 4, 8, 16, 32, 64, 256), id="small rows"),
+        pytest.param(1e-4, 2e-4, (2, 4, 8, 16, 32, 64), id="rows that fit the caches in small tiles only"),
+        pytest.param(1e-3, 1e-3, (2, 4, 8, 16), id="large rows"),
     ],
 )
 def test_tiles_end_where_larger_ones_gain_nothing(
@@ -328,6 +329,8 @@ def test_a_gap_between_sizes_is_filled_with_tiles_and_not_with_zeros() -> None:
 
     tiles = Tiles(run, CPU_TILE_SIZES)
     for rows, expected in (
+        (1, [2]),
+        (3, [4]),
         (5, [8]),
         (9, [16]),
         (20, [16, 4]),
