@@ -54,7 +54,8 @@ class _NoMetrics(Metrics):
         names: dict[str, Any] = vars(self)
         names.update({name: _Nothing() for name, series in names.items() if isinstance(series, MetricWrapperBase)})
         nothing = _NoSeries()
-        names.update(dict.fromkeys(("of_route", "of_work"), lambda *_: nothing), of_format=lambda _: nothing.images)
+        names.update(dict.fromkeys(("of_route", "of_work"), lambda *_: nothing))
+        names.update(dict.fromkeys(("of_format", "of_probability"), lambda *_: nothing.images))
 
 
 def main() -> int:

@@ -12,7 +12,7 @@ import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import numpy as np
@@ -255,20 +255,33 @@ def _convert(pixels: UInt8, limits: Limits, most: int | None) -> Decoded | None:
 
 def _read_array(body: bytes) -> UInt8:
     """The array, a view of the body. What the header claims is compared with the body before anything is made of it."""
-    file = io.BytesIO(body)
-    shape, fortran, dtype = _read_npy_header(file)
+    start = _npy_header_bytes(body)
+    shape, fortran, dtype = _read_npy_header(body[:start])
     if dtype != np.uint8:
         raise Invalid(f"The array is of {dtype}; send uint8.")
     whole = all(type(n) is int for n in shape)  # NumPy's reader takes True for a length
     if not whole or len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or min(shape) < 1:
         raise Invalid(f"The array has shape {shape}; send (n, h, w) or (n, h, w, c) with c 1 or 3.")
-    data = np.frombuffer(body, np.uint8, offset=file.tell())
+    data = np.frombuffer(body, np.uint8, offset=start)
     if len(data) != math.prod(shape):
         raise Malformed(f"The array of shape {shape} needs {math.prod(shape)} bytes of data; there are {len(data)}.")
     return data.reshape(shape, order="F" if fortran else "C")
 
 
-def _read_npy_header(file: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+def _npy_header_bytes(body: bytes) -> int:
+    """Where the data of an .npy file begins, by what it says of its header; no further on than headers are read."""
+    start, number = (10, body[8:10]) if body[6:7] == b"\x01" else (12, body[8:12])
+    return min(len(body), start + int.from_bytes(number, "little"), start + _MAX_NPY_HEADER_BYTES + 1)
+
+
+@lru_cache(maxsize=64)  # a client's arrays are mostly of one shape, and NumPy has Python's compiler read what they say
+def _read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
+    """Shape, whether the first index changes fastest, and type.
+
+    Raises:
+        Malformed: It is not such a header.
+    """
+    file = io.BytesIO(header)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
         reader = readers[np.lib.format.read_magic(file)]  # version 3 is for names of fields, which images have not

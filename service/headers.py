@@ -7,19 +7,18 @@ _FIRST = "gan.headers"
 
 def header(scope: Scope, name: bytes) -> str | None:
     """The first header of this name (lower case); None where there is none."""
-    value = _first(scope).get(name)
+    value = (scope.get(_FIRST) or _keep_first(scope)).get(name)
     return None if value is None else str(value, "latin-1")
 
 
 def all_of_header(scope: Scope, name: bytes) -> str:
     """Every header of this name, joined as RFC 9110, 5.3 allows; empty where there is none."""
-    if name not in _first(scope):
+    if name not in (scope.get(_FIRST) or _keep_first(scope)):
         return ""
     return ", ".join([str(value, "latin-1") for given, value in scope["headers"] if given == name])
 
 
-def _first(scope: Scope) -> dict[bytes, bytes]:
-    first: dict[bytes, bytes] | None = scope.get(_FIRST)
-    if first is None:
-        first = scope[_FIRST] = dict(reversed(scope["headers"]))  # of several of a name the first one stays
+def _keep_first(scope: Scope) -> dict[bytes, bytes]:
+    first: dict[bytes, bytes] = dict(reversed(scope["headers"]))  # of several of a name the first one stays
+    scope[_FIRST] = first
     return first

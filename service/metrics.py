@@ -129,15 +129,12 @@ class Metrics:
         self._routes: dict[str, RouteSeries] = {}
         self._work: dict[tuple[str, str], WorkSeries] = {}
         self._formats: dict[str, Observations] = {}
+        self._probabilities: dict[tuple[str, str], Observations] = {}
 
         # process_* and python_*: memory, open files, CPU time, garbage collections.
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
-
-    def observe_probabilities(self, bundle: str, origin: str, probabilities: NDArray[np.float64]) -> None:
-        """What D thinks of several images. The library takes one number at a time, hundreds of them in half a ms."""
-        _add(self.discriminator_probability.labels(bundle, origin), probabilities)
 
     def observations(self, histogram: Histogram) -> "Observations":
         """Where a histogram's values are kept until somebody looks."""
@@ -166,6 +163,14 @@ class Metrics:
             series = self._formats[name] = self.observations(self.encode.labels(name))
         return series
 
+    def of_probability(self, bundle: str, origin: str) -> "Observations":
+        """What D thinks of a bundle's images."""
+        series = self._probabilities.get((bundle, origin))
+        if series is None:
+            histogram = self.discriminator_probability.labels(bundle, origin)
+            series = self._probabilities[bundle, origin] = self.observations(histogram)
+        return series
+
 
 def _add(histogram: Histogram, values: NDArray[np.float64]) -> None:
     """Observe several values. The library takes one at a time, hundreds of them in half a millisecond."""
@@ -186,9 +191,9 @@ class Observations:
         self._histogram = histogram
         self._new: list[float] = []
 
-    def observe(self, value: float) -> None:
-        """One more."""
-        self._new.append(value)
+    def observe(self, *values: float) -> None:
+        """More of them."""
+        self._new += values
         if len(self._new) >= MOST_KEPT:
             self.hand_over()
 

@@ -70,8 +70,8 @@ class RouteTable:
 
     def find(self, path: str) -> FoundRoute | None:
         """The route that a path leads to, whatever the method."""
-        if path in self._exact:
-            return self._exact[path]
+        if (found := self._exact.get(path)) is not None:
+            return found
         return next((found for pattern, found in self._patterns if pattern.match(path)), None)
 
 
@@ -198,13 +198,13 @@ class Door:
         self.keys = keys
         self.scopes = scopes
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http":
             found: FoundRoute | None = scope[_FOUND]
             if found is not None:  # what does not exist is no secret
                 self.keys.check(scope, self.scopes.get(found.template, KeyScope.USE))
-        await self.app(scope, receive, send)
+        return self.app(scope, receive, send)
 
 
 class Admission:

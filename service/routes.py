@@ -31,7 +31,6 @@ from service.schemas import (
     Judged,
     Labels,
     Reply,
-    SamplePlan,
     SampleRequest,
     Schema,
     SchemaT,
@@ -109,9 +108,9 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         etag = kept.etag
         if client_has_it(tags, etag):
             return BytesResponse(b"", headers, "", 304)
-        if (content := desk.cache.get(etag)) is not None:
+        if (kept_content := desk.cache.get(etag)) is not None:
             headers[b"server-timing"] = b"cache"
-            return BytesResponse(content, headers, MEDIA_TYPES[plan.look.format])
+            return BytesResponse(kept_content, headers, MEDIA_TYPES[plan.look.format])
     reserve_reply(request.scope, plan.count * manifest.image.size * plan.look.scale**2)
     images, labels, timing = await desk.serving.sample(
         bundle,
@@ -123,7 +122,14 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         deadline_s=deadline.left_s(),
     )
     origin = Origin(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
-    content, encode_s = await _encode(desk, images, plan, origin, deadline)
+    work = partial(encode, images, plan.look, origin)
+    if _is_small(images, plan.look):
+        began = time.perf_counter()
+        content = work()
+        encode_s = time.perf_counter() - began
+    else:
+        content, encode_s = await desk.run_in_time(desk.encoders, timed(work), deadline)
+    desk.metrics.of_format(plan.look.format).observe(encode_s)
     deadline.left_s()  # an answer that comes too late is none
     headers[b"server-timing"] = SAMPLE_TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
     desk.cache.put(etag, content)
@@ -134,20 +140,6 @@ def _note(bundle: Bundle, count: int) -> None:
     """For the request's line in the log."""
     facts = current_request()
     facts.bundle, facts.count = bundle.name, count
-
-
-async def _encode(
-    desk: Desk, images: UInt8, plan: SamplePlan, origin: Origin, deadline: Deadline
-) -> tuple[bytes, float]:
-    work = partial(encode, images, plan.look, origin)
-    if _is_small(images, plan.look):
-        began = time.perf_counter()
-        content = work()
-        seconds = time.perf_counter() - began
-    else:
-        content, seconds = await desk.run_in_time(desk.encoders, timed(work), deadline)
-    desk.metrics.of_format(plan.look.format).observe(seconds)
-    return content, seconds
 
 
 def _is_small(images: UInt8, look: Look) -> bool:
@@ -223,9 +215,9 @@ async def _judge(
     named = None
     if names and judged_as and classes is None:
         named = [names[label] for label in judged_as]
-    probabilities = _probabilities(logits, calibration)
-    desk.metrics.observe_probabilities(bundle.name, "uploaded", probabilities)
-    judged = Judged(probabilities.tolist(), logits.tolist(), named, bool(calibration), upload.converted)
+    probabilities = _probabilities(logits, calibration).tolist()
+    desk.metrics.of_probability(bundle.name, "uploaded").observe(*probabilities)
+    judged = Judged(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
     return judged, timing
 
 

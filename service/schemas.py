@@ -182,22 +182,27 @@ def discriminate_reply(bundle: str, version: str, judged: Judged, problems: Mapp
 
     Problems take the places that they have here; what was judged, those between.
     """
-    shown: list[dict[str, object]] = [
-        {"probability_real": probability, "logit": logit}
-        for probability, logit in zip(judged.probabilities_real, judged.logits, strict=True)
+    shown = [
+        b'"probability_real":%b,"logit":%b' % pair
+        for pair in zip(_numbers(judged.probabilities_real), _numbers(judged.logits), strict=True)
     ]
     if judged.labels is not None:
-        for one, label in zip(shown, judged.labels, strict=True):
-            one["label"] = label
+        texts = {label: to_json(label) for label in set(judged.labels)}
+        shown = [b'%b,"label":%b' % (one, texts[label]) for one, label in zip(shown, judged.labels, strict=True)]
     if not judged.is_calibrated:
-        for one in shown:
-            one["calibrated"] = False
-    for one, converted in zip(shown, judged.converted, strict=True):
-        if converted:
-            one["converted"] = True
+        shown = [one + b',"calibrated":false' for one in shown]
+    if any(judged.converted):
+        marks = [b',"converted":true' if converted else b"" for converted in judged.converted]
+        shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
     for place in sorted(problems):  # from the first on, so that those that follow find their places
-        shown.insert(place, {"error": problems[place].model_dump()})
-    return to_json({"bundle": bundle, "version": version, "results": shown})
+        shown.insert(place, b'"error":' + to_json(problems[place]))
+    head = to_json({"bundle": bundle, "version": version})[:-1]
+    return b'%b,"results":[{%b}]}' % (head, b"},{".join(shown))
+
+
+def _numbers(values: Sequence[float]) -> list[bytes]:
+    """Each as JSON."""
+    return to_json(values)[1:-1].split(b",") if values else []
 
 
 class BundleFacts(Reply):

@@ -72,14 +72,12 @@ class _Burst:
         self._waiting: list[_Joining] = []
 
     def add(self, one: "_Joining") -> None:
-        """Have its `write_kept` called soon."""
+        """Have its `write_kept` called soon, after those of a burst that is full."""
+        if len(self._waiting) >= BURST:
+            self.write()
         if not self._waiting:
             self._loop.call_soon(self.write)
         self._waiting.append(one)
-
-    def is_full(self) -> bool:
-        """Whether there are enough."""
-        return len(self._waiting) >= BURST
 
     def write(self) -> None:
         """Write them all."""
@@ -111,13 +109,11 @@ class _Joining:
 
     def write(self, data: bytes) -> None:
         """Write, at the latest at the end of this step."""
+        if not self._kept:
+            self._burst.add(self)
         self._kept.append(data)
         if len(data) > SMALL_BYTES:
             self.write_kept()
-        elif len(self._kept) == 1:
-            self._burst.add(self)
-        elif self._burst.is_full():
-            self._burst.write()
 
     def write_kept(self) -> None:
         """Write what was kept."""

@@ -237,6 +237,18 @@ def test_an_array_of_another_shape_is_converted() -> None:
         np.testing.assert_array_equal(result.pixels, decoded(file(Image.fromarray(pixels))).pixels)
 
 
+def test_a_header_that_was_seen_before_says_nothing_of_the_data() -> None:
+    """It is remembered, as most arrays of a client are alike; what follows it is another array each time."""
+    first, second = (npy(RNG.integers(0, 256, (2, GREY.height, GREY.width), dtype=np.uint8)) for _ in "ab")
+    assert first[:128] == second[:128]
+    for body in (first, second):
+        [one, _] = decode(body, GREY, "application/x-npy")
+        assert isinstance(one, Decoded)
+        assert one.pixels.tobytes() == body[128 : 128 + one.pixels.size]
+    with pytest.raises(Malformed):
+        decode(first[:-1], GREY, "application/x-npy")
+
+
 def header(text: str) -> bytes:
     """An .npy file with this header and no data."""
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode()

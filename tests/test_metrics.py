@@ -11,7 +11,7 @@ def test_many_probabilities_are_observed_as_one_by_one() -> None:
     values = np.concatenate([np.linspace(0, 1, 101), PROBABILITY, [1e-12]])
     together, apart = Metrics(CollectorRegistry()), Metrics(CollectorRegistry())
     for _ in range(2):
-        together.observe_probabilities("tiny", "uploaded", values)
+        together.of_probability("tiny", "uploaded").observe(*values.tolist())
         for value in values.tolist():
             apart.discriminator_probability.labels("tiny", "uploaded").observe(value)
 
