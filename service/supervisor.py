@@ -315,7 +315,11 @@ class Supervisor:
             self._listener.close()  # what comes now is refused at once
 
     def _hand_out(self, connection: socket.socket) -> None:
-        takers = sorted((w for w in self._workers if w.takes_connections), key=lambda w: (w.is_mute, w.connections))
+        def rank(worker: Worker) -> tuple[bool, bool, int]:
+            # One that is still loading would refuse what another can answer.
+            return worker.is_mute, worker.reason("ready") is not None, worker.connections
+
+        takers = sorted((worker for worker in self._workers if worker.takes_connections), key=rank)
         if not any(worker.take(connection) for worker in takers):
             raise OSError("no worker could take it")
         connection.close()  # this end of it

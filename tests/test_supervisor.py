@@ -402,6 +402,34 @@ async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPa
         watch.cancel()
 
 
+async def test_connections_go_to_workers_that_are_ready() -> None:
+    """While another one still loads; and where none is ready, to all alike, for each can say so."""
+    doors, its_doors = zip(*(socket.socketpair() for _ in "ab"), strict=True)
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        for door in (*doors, *its_doors):
+            stack.enter_context(door)
+        supervisor = Supervisor(listener, "", [], 2)
+        for number, door in enumerate(doors, 1):
+            worker = Worker(number, Halted(), door)  # type: ignore[arg-type]
+            worker.beat = time.monotonic() + 60
+            supervisor._workers.append(worker)  # noqa: SLF001
+
+        def shared(connections: int) -> list[int]:
+            """How many each of the workers has, once so many more have been handed out."""
+            for _ in range(connections):
+                connection = socket.socket()
+                supervisor._hand_out(connection)  # noqa: SLF001
+                assert connection.fileno() == -1
+            return [worker.connections for worker in supervisor._workers]  # noqa: SLF001
+
+        first, second = supervisor._workers  # noqa: SLF001
+        assert shared(4) == [2, 2]
+        second.reasons = dict.fromkeys(second.reasons, None)
+        assert shared(4) == [2, 6]
+        first.reasons = dict.fromkeys(first.reasons, None)
+        assert shared(6) == [7, 7]
+
+
 class LonelyServer:
     """One that waits to be left alone."""
 
