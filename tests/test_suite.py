@@ -139,10 +139,11 @@ def test_wrong_labels_show_in_the_worst_class(digits: Dataset, judges: tuple[Jud
     """A generator that makes sevens when asked for ones is right elsewhere."""
     assert fresh.labels is not None
     labels = torch.from_numpy(fresh.labels[:240].copy())
+    ones = float((labels == 1).sum() / ((labels == 1) | (labels == 7)).sum())
     labels[labels == 7] = 1
     found = scored(digits, judges, fresh.images[:240], labels)
     assert found["accuracy_worst_class"].note == "1"
-    assert found["accuracy_worst_class"].value < 0.7
+    assert found["accuracy_worst_class"].value < ones + 0.03  # hardly a seven is taken for a one
     assert found["accuracy"].value > 0.75
 
 
