@@ -39,7 +39,6 @@ TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
 # to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has those that many
 # requests need, one for lone images among them, and D fewer.
 CPU_TILE_SIZES, CPU_TILE_SIZES_OF_D = (2, 4, 8, 16, 32, 64, 256), (4, 16, 64, 256)
-MOST_COMPARED = 16  # tiles of one size
 # Padding that costs less than another tile: a CPU would read all the weights for that, a GPU hardly notices padding.
 SPARE_ROWS, SPARE_ROWS_OF_GPU = 8, 256
 LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
@@ -150,10 +149,10 @@ class Tiles:
 
         Sums run in an order that depends on a batch's size and a row's place in it and never on the numbers, so what
         agrees on thousands of random numbers agrees. `example` fills one reference tile, and `expected` is what that
-        tile gives for it, where that is known. Every row is run in every size but the smallest, and where a tile holds
-        them all, two tiles are: so two rows or more are seen at each place, the reference tile's own rows among them.
-        None stands where it stood there, which proves the reference's places to be alike. Where no candidate passes,
-        rows are run one at a time.
+        tile gives for it, where that is known. Every row is run in every size, and where a tile holds them all, two
+        tiles are: so two rows or more are seen at each place, the reference tile's own rows among them. None stands
+        where it stood there, which proves the reference's places to be alike. Where no candidate passes, rows are run
+        one at a time.
 
         `candidates` rise; without them they are the device's for G. On a CPU they end where larger tiles gain nothing:
         below the reference where that takes long, because several smaller ones then take as long and less memory; and
@@ -228,7 +227,7 @@ def _compare(
     Seconds of this thread, on a CPU the one that computes: nothing that runs beside it makes a size look slow.
     """
     agrees, took_s = True, math.inf
-    for start in range(0, REFERENCE_TILE if size <= REFERENCE_TILE else 2 * size, size)[:MOST_COMPARED]:
+    for start in range(0, REFERENCE_TILE if size <= REFERENCE_TILE else 2 * size, size):
         place = torch.arange(start, start + size, device=example.device)
         asked = (place + 1 + place // REFERENCE_TILE) % REFERENCE_TILE  # each round of the rows is shifted by one more
         given = example[asked], None if labels is None else labels[asked]

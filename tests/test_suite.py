@@ -143,7 +143,7 @@ def test_wrong_labels_show_in_the_worst_class(digits: Dataset, judges: tuple[Jud
     labels[labels == 7] = 1
     found = scored(digits, judges, fresh.images[:240], labels)
     assert found["accuracy_worst_class"].note == "1"
-    assert found["accuracy_worst_class"].value < ones + 0.03  # hardly a seven is taken for a one
+    assert found["accuracy_worst_class"].value <= ones  # a seven that is taken for a one would lie above
     assert found["accuracy"].value > 0.75
 
 
