@@ -21,12 +21,8 @@ class Connection:
 
     With ASGI's messages alone, each request would need a task that waits to hear of its client's departure, and its
     body and its reply would go through half a dozen callbacks each, one layer after the other.
-
-    Attributes:
-        has_whole_body: Whether all that the client has sent so far are whole requests: there is no body to wait for.
     """
 
-    has_whole_body = False
     _is_over = False
     _tell: Callable[[], None] | None = None
 

@@ -321,7 +321,6 @@ def _refusal(error: ValidationError) -> Malformed | Invalid:
     return Invalid(" ".join(shown))
 
 
-@lru_cache(maxsize=256)  # few clients think of an Accept of their own
 def choose_format(wanted: Format | None, accept: str | None) -> Format:
     """The format a reply is written in: the one asked for by name, else the best that `Accept` allows (RFC 9110).
 
@@ -438,7 +437,7 @@ def resolve_sample(
     )
 
 
-@lru_cache(maxsize=256)  # as above
+@lru_cache(maxsize=256)  # few clients think of an Accept of their own
 def _look(
     wanted: Format | None,
     layout: str | None,

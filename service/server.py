@@ -10,22 +10,19 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Coroutine
 from types import FrameType
 from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE as NO_VALUE
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from models.bundle import BundleError
 from service import memory
 from service.crew import Crew
 from service.errors import ServiceError
-from service.exchange import CONNECTION, Connection, Header
-from service.held import SMALL_BYTES
 from service.listener import Acceptor, url
+from service.protocol import Burst, Protocol
 from service.settings import Settings
 from service.signals import sighup_reloads
 from service.supervisor import PROBES
@@ -37,9 +34,6 @@ else:
 
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
 KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
-BURST = 8  # replies
-LATE_BODY_S = 10.0  # a client that is refused may go on sending for so long, so that it gets to read why
-LATE_BODY_AT_END_S = 1.0  # and for so long where the server is about to end
 CANCELLED_S = 1.0  # what is cut short at the end has so long to say so
 LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
 
@@ -58,198 +52,6 @@ def run(app: FastAPI, settings: Settings, listeners: list[socket.socket], crew: 
     if server.exit_code not in {FAILED, BAD_BUNDLE}:
         log.info("stopped")
     return server.exit_code
-
-
-class _Burst:
-    """Replies that wait to be written together, at the latest at the end of a step of the loop.
-
-    The kernel's half of a reply and ours, in turns, would drive each other out of a processor's caches. More than a few
-    at a time would keep clients waiting who could send their next request.
-    """
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
-        self._waiting: list[_Joining] = []
-
-    def add(self, one: "_Joining") -> None:
-        """Have its `write_kept` called soon, after those of a burst that is full."""
-        if len(self._waiting) >= BURST:
-            self.write()
-        if not self._waiting:
-            self._loop.call_soon(self.write)
-        self._waiting.append(one)
-
-    def write(self) -> None:
-        """Write them all."""
-        waiting, self._waiting = self._waiting, []
-        for one in waiting:
-            one.write_kept()
-
-
-class _Joining:
-    """A transport that keeps what is written within a step of the loop, for what comes next and for others' bursts.
-
-    So a reply's head goes out with its body: one system call instead of two, each of which takes as long as a PNG.
-
-    Args:
-        transport: The one that writes, and does all else.
-        burst: Of its loop.
-        linger: Called before it closes; whether it is to be left open, but for writing.
-    """
-
-    def __init__(self, transport: asyncio.Transport, burst: _Burst, linger: Callable[[], bool]) -> None:
-        self._transport = transport
-        self._burst = burst
-        self._linger = linger
-        self._kept: list[bytes] = []
-        self.get_extra_info = transport.get_extra_info
-        self.is_closing = transport.is_closing
-        self.pause_reading = transport.pause_reading
-        self.resume_reading = transport.resume_reading
-
-    def write(self, data: bytes) -> None:
-        """Write, at the latest at the end of this step."""
-        if not self._kept:
-            self._burst.add(self)
-        self._kept.append(data)
-        if len(data) > SMALL_BYTES:
-            self.write_kept()
-
-    def write_kept(self) -> None:
-        """Write what was kept."""
-        kept, self._kept = self._kept, []
-        if kept and not self.is_closing():  # the client may have left since
-            self._transport.writelines(kept)
-
-    def close(self) -> None:
-        """Close once all is written."""
-        self.write_kept()
-        if self._linger():
-            self.is_closing = lambda: True
-        else:
-            self._transport.close()
-
-
-class _Connection(Connection):
-    """One of uvicorn's, and what uvicorn keeps of the request that is being answered on it."""
-
-    cycle: RequestResponseCycle
-
-    def __init__(self, client: asyncio.Transport) -> None:
-        self._client = client
-
-    def hang_up(self) -> None:
-        """See `Connection`."""
-        self._client.abort()
-
-    def take_body(self) -> bytes | None:
-        """See `Connection`."""
-        cycle = self.cycle
-        if cycle.more_body or cycle.disconnected:
-            return None
-        body, cycle.body = bytes(cycle.body), bytearray()
-        return body
-
-    def reply(self, status: int, headers: Sequence[Header], body: bytes) -> bool:
-        """See `Connection`. What uvicorn does with two messages, for the commonest of cases."""
-        cycle = self.cycle
-        is_common = cycle.keep_alive and not (cycle.response_started or cycle.disconnected or cycle.flow.write_paused)
-        if not is_common or (b"connection", b"close") in headers or NO_VALUE.search(b"".join([v for _, v in headers])):
-            return False
-        lines = [b"%b: %b\r\n" % header for header in (*cycle.default_headers, *headers)]
-        cycle.transport.write(b"".join([STATUS_LINE[status], *lines, b"\r\n", body]))
-        cycle.response_started = cycle.response_complete = True
-        cycle.waiting_for_100_continue = False
-        cycle.message_event.set()
-        cycle.on_response()
-        return True
-
-
-class Protocol(HttpToolsProtocol):
-    """uvicorn's, but its requests' scopes have their `Connection`.
-
-    Args:
-        uvicorns: What uvicorn's own takes.
-        burst: Where replies wait to be written.
-        when_closed: Called at the connection's end.
-    """
-
-    def __init__(self, *uvicorns: Any, burst: _Burst, when_closed: Callable[[], None]) -> None:
-        super().__init__(*uvicorns)
-        self._burst = burst
-        self._when_closed = when_closed
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn's
-        """Called by the transport."""
-        self._socket = transport
-        super().connection_made(cast("asyncio.Transport", _Joining(transport, self._burst, self._linger)))
-        self._end: asyncio.TimerHandle | None = None  # of one that was answered and is still sending
-        self._late_body_s = LATE_BODY_S
-        # One for all requests: they are answered one after the other.
-        self._connection = _Connection(transport)
-
-    def on_message_begin(self) -> None:
-        """Called by the parser."""
-        super().on_message_begin()
-        self._connection.has_whole_body = False
-        self.scope["extensions"] = {CONNECTION: self._connection}  # type: ignore[dict-item]  # uvicorn knows dicts only
-
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._connection.cycle = cycle
-        super()._start_asgi_task(cycle, app)
-
-    def on_message_complete(self) -> None:
-        """Called by the parser."""
-        super().on_message_complete()
-        self._connection.has_whole_body = True
-        if not self.pipeline:  # uvicorn stops reading at a large body, and would not see the client leave
-            self.flow.resume_reading()
-
-    def data_received(self, data: bytes) -> None:
-        """Called by the transport."""
-        if self._end is None:
-            super().data_received(data)
-        if self._is_answered_early():
-            # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
-            self.flow.pause_reading()
-            self.loop.call_soon(self._read_on)
-
-    def shutdown(self) -> None:
-        """Called by the server at its end: a client that was answered has had the time to read that."""
-        self._late_body_s = 0.0
-        super().shutdown()
-        self._late_body_s = min(LATE_BODY_S, LATE_BODY_AT_END_S)
-
-    def hang_up(self) -> None:
-        """End the connection at once, whatever the client has yet to take or to send."""
-        self._socket.abort()
-
-    def _is_answered_early(self) -> bool:
-        cycle = self.cycle
-        if self._connection.has_whole_body or cycle is None or cycle.scope is not self.scope:
-            return False
-        return cycle.response_complete
-
-    def _read_on(self) -> None:
-        if not self._socket.is_closing():
-            self.flow.resume_reading()
-
-    def _linger(self) -> bool:
-        """Whether the client is still sending: where that finds the connection closed, it can't read its reply."""
-        if not (self._late_body_s and self._is_answered_early()) or self._end is not None or self._socket.is_closing():
-            return False
-        self._end = self.loop.call_later(self._late_body_s, self._socket.close)
-        self._socket.write_eof()
-        self.flow.resume_reading()
-        return True
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Called by the transport."""
-        super().connection_lost(exc)
-        if self._end is not None:
-            self._end.cancel()
-        self._connection.end()
-        self._when_closed()
 
 
 class Server(uvicorn.Server):
@@ -286,7 +88,7 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
         self._loop = asyncio.get_running_loop()
-        self._burst = _Burst(self._loop)
+        self._burst = Burst(self._loop)
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:

@@ -4,8 +4,9 @@ The design, in short:
 
 - A worker is a whole service, with an event loop, an engine on its share of the processors, and its share of the queue.
   Workers share no memory. One interpreter answers only so many small requests a second, however many cores there are.
-- The supervisor alone listens. It passes each connection to the worker that has the fewest, over a socket of their
-  own: where all listen on one port, the kernel deals connections out by hash, and of two both often go to one worker.
+- The supervisor alone listens. It passes each connection to the worker that has the fewest, of those that are ready if
+  any is, over a socket of their own: where all listen on one port, the kernel deals connections out by hash, and of two
+  both often go to one worker.
 - Beside it each worker has a socket for messages, JSON by the line. A worker says at every beat how it is, and hears
   how the worst of the others is, so that each can answer probes for all. What it asks (metrics, to load a bundle) goes
   to all others, and their answers come back together.

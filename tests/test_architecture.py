@@ -37,6 +37,7 @@ ORDER = {
             "probes",
             "pages",
             "app",
+            "protocol",
             "server",
             "__main__",
             "script",

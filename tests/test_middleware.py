@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service import server as service_server
+from service import protocol
 from service.app import create_app
 from service.errors import Draining
 from service.middleware import AT_ONCE, Admission
@@ -359,7 +359,7 @@ def test_who_is_refused_while_sending_can_read_why(live: Any) -> None:
 
 def test_who_goes_on_sending_for_too_long_is_cut_off(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """There is a time for reading why; then the connection is closed in both directions."""
-    monkeypatch.setattr(service_server, "LATE_BODY_S", 0.05)
+    monkeypatch.setattr(protocol, "LATE_BODY_S", 0.05)
     wire = refused_while_sending(live)
     assert wire.read()[0] == 413
     with pytest.raises((BrokenPipeError, ConnectionResetError)):
@@ -372,8 +372,8 @@ def test_nobody_waits_at_the_end_for_who_goes_on_sending(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
     """It has its reply."""
-    monkeypatch.setattr(service_server, "LATE_BODY_S", 1e6)
-    monkeypatch.setattr(service_server, "LATE_BODY_AT_END_S", 1e6)
+    monkeypatch.setattr(protocol, "LATE_BODY_S", 1e6)
+    monkeypatch.setattr(protocol, "LATE_BODY_AT_END_S", 1e6)
     server = live_server(tiny_settings(drain_timeout_s=1e6))
     with server.running():
         wire = refused_while_sending(server, connection)

@@ -20,13 +20,9 @@ from typing import Any, Self
 import httpx
 import pytest
 import uvicorn
-from starlette.types import Receive, Scope, Send
-from uvicorn.server import ServerState
 
 from models.bundle import Bundle
 from service.__main__ import start
-from service.held import SMALL_BYTES
-from service.server import BURST, Protocol, _Burst, _Joining
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
@@ -186,103 +182,6 @@ def test_a_connection_that_is_being_taken_at_the_end_is_ended_like_all_others(
 
         asyncio.run_coroutine_threadsafe(end(), server._loop).result(60)  # noqa: SLF001 - where it runs
     assert known == [1]
-
-
-# --------------------------------------------------------------------------------------------------------- connections
-
-
-class Wire(asyncio.Transport):
-    """Notes what reaches it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.writes: list[bytes] = []
-        self.is_read = True
-
-    def write(self, data: Any) -> None:  # noqa: D102
-        self.writes.append(data)
-
-    def writelines(self, list_of_data: Any) -> None:  # noqa: D102
-        self.write(b"".join(list_of_data))
-
-    def close(self) -> None:  # noqa: D102
-        self.writes.append(b"closed")
-
-    def is_closing(self) -> bool:  # noqa: D102
-        return b"closed" in self.writes
-
-    def pause_reading(self) -> None:  # noqa: D102
-        self.is_read = False
-
-    def resume_reading(self) -> None:  # noqa: D102
-        self.is_read = True
-
-
-@pytest.mark.anyio
-async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
-    """Head and body together, at the end of the step, at once where they are large, or before the connection closes."""
-    wire = Wire()
-    joining = _Joining(wire, _Burst(asyncio.get_running_loop()), linger=bool)
-    joining.write(b"head ")
-    joining.write(b"body")
-    assert wire.writes == []
-    await asyncio.sleep(0)
-    assert wire.writes == [b"head body"]
-    joining.write(b"head alone")
-    await asyncio.sleep(0)
-    assert wire.writes[1:] == [b"head alone"]
-    joining.write(b"head ")
-    joining.write(bytes(2 * SMALL_BYTES))
-    joining.write(bytes(2 * SMALL_BYTES))  # at once: whoever writes so much is told when to wait
-    assert [len(data) for data in wire.writes[2:]] == [5 + 2 * SMALL_BYTES, 2 * SMALL_BYTES]
-    joining.write(b"last")
-    joining.close()
-    assert wire.writes[4:] == [b"last", b"closed"]
-    joining.write(b"nobody is there any more")
-    await asyncio.sleep(0)
-    assert wire.writes[6:] == []
-
-
-@pytest.mark.anyio
-async def test_replies_that_are_ready_together_are_written_together() -> None:
-    """A few at a time, so that no client waits for all of them; each in the order in which it was ready."""
-    burst = _Burst(asyncio.get_running_loop())
-    wires = [Wire() for _ in range(BURST + 1)]
-    for wire in wires:
-        joining = _Joining(wire, burst, linger=bool)
-        joining.write(b"head ")
-        joining.write(b"body")
-    assert [wire.writes for wire in wires] == [[b"head body"]] * BURST + [[]]
-    await asyncio.sleep(0)
-    assert wires[-1].writes == [b"head body"]
-
-
-@pytest.mark.anyio
-async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn(until: Any) -> None:
-    """A hundred clients that are refused and go on sending leave everyone else their turns; then they can go on."""
-
-    async def refuse(_: Scope, __: Receive, send: Send) -> None:
-        headers = [(b"content-length", b"0")]
-        await send({"type": "http.response.start", "status": 413, "headers": headers})
-        await send({"type": "http.response.body"})
-
-    loop, wire = asyncio.get_running_loop(), Wire()
-    config = uvicorn.Config(refuse, log_config=None)
-    protocol = Protocol(config, ServerState(), {}, loop, burst=_Burst(loop), when_closed=lambda: None)
-    protocol.connection_made(wire)
-    protocol.data_received(b"POST / HTTP/1.1\r\nContent-Length: 300\r\n\r\n")
-    await until(lambda: len(wire.writes) == 1)
-    assert wire.is_read
-    for _ in range(2):
-        protocol.data_received(bytes(100))
-        assert not wire.is_read
-        await asyncio.sleep(0)
-        assert wire.is_read
-    protocol.data_received(bytes(100))
-    assert wire.is_read
-    protocol.data_received(b"POST / HTTP/1.1\r\n\r\n")
-    await until(lambda: len(wire.writes) == 2)
-    protocol.connection_lost(None)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
