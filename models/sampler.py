@@ -6,7 +6,8 @@ blocks, whose counters are index·b … index·b + b − 1, so any range of imag
 noise depends on nothing else. A label takes the first word of block `index` of its stream. A word w becomes
 u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³, which float64 rounds into (0, 1]. Uniform latents are √3·(2u − 1). Normal ones are Box-Muller
 pairs: √(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to
-float32, so that other libraries' last bits hardly ever show.
+float32, so that other libraries' last bits hardly ever show. `Noise` draws the same words where the nets are, for GPUs
+that need not agree with CPUs in those bits.
 
 Bytes. The float result of a row of a matrix product may depend on how many rows there are: kernels differ in the order
 of their sums, and some treat the rows of one batch differently. So rows are computed in tiles: always one of few
@@ -23,7 +24,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.spec import LatentSpec
@@ -34,7 +35,8 @@ UInt8 = NDArray[np.uint8]
 
 LATENT_STREAM, LABEL_STREAM = 0, 1
 REFERENCE_TILE = 64
-TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512)
+TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+LARGE_TILE, MOST_NUMBERS = 512, 2**22  # larger tiles are for images that have no more numbers together
 # A CPU hardly gains by one of 128: a row of the paper's nets takes a twentieth less than in two of 64. Each would have
 # to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has those that many
 # requests need, one for lone images among them, and D fewer.
@@ -43,7 +45,9 @@ CPU_TILE_SIZES, CPU_TILE_SIZES_OF_D = (2, 4, 8, 16, 32, 64, 256), (4, 16, 64, 25
 SPARE_ROWS, SPARE_ROWS_OF_GPU = 8, 256
 LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
 WORTH_IT = 1.25  # a row's time over its time in the reference tile
-_WORD = 2**64 - 1
+_WORD, _HALF_WORD, _MANTISSA = 2**64 - 1, 2**32 - 1, 2**53 - 1
+_MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # philox4x64-10's, for words 0 and 2 of a block
+_KEY_STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
 _own = threading.local()
 
 
@@ -118,6 +122,64 @@ def _generator() -> tuple[np.random.Philox, Any]:
         # NumPy reads them one by one, which takes longer from its own arrays.
         _own.state["buffer"] = tuple(_own.state["buffer"].tolist())
     return _own.philox, _own.state
+
+
+class Noise(nn.Module):
+    """`draw_latents` by torch, on the device of its buffers, one image a row.
+
+    torch has no unsigned words of 64 bits, but the signed ones' sums and low products have the same bits.
+    """
+
+    multipliers: Tensor
+    key_steps: Tensor
+
+    def __init__(self, latent: LatentSpec) -> None:
+        super().__init__()
+        self.latent = latent
+        for name, words in (("multipliers", _MULTIPLIERS), ("key_steps", _KEY_STEPS)):
+            self.register_buffer(name, torch.tensor([_signed(word) for word in words])[:, None, None])
+
+    def forward(self, seeds: Tensor, indices: Tensor) -> Tensor:
+        """int64 (n,) and (n,) → float32 (n, dim)."""
+        blocks = math.ceil(self.latent.dim / 4)
+        words = self._words(seeds, indices, blocks).view(len(seeds), 4 * blocks)
+        u = ((words >> 11 & _MANTISSA).double() + 0.5) * 2.0**-53
+        if self.latent.distribution == "uniform":
+            z = math.sqrt(3) * (2 * u - 1)
+        else:
+            radius, angle = (-2 * u[:, 0::2].log()).sqrt(), 2 * math.pi * u[:, 1::2]
+            z = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=2).view(len(seeds), 4 * blocks)
+        return z[:, : self.latent.dim].float()
+
+    def _words(self, seeds: Tensor, indices: Tensor, blocks: int) -> Tensor:
+        """The words of each image's blocks: (n, blocks, 4)."""
+        block = torch.arange(blocks, device=indices.device)
+        carried, start = _product(indices[:, None], blocks)
+        low = start + block
+        # A counter of two words: it overflows the lower one where that is now, without a sign, less than before.
+        carried = carried + ((low ^ _signed(2**63)) < (start ^ _signed(2**63))).long()
+        even, odd = torch.stack([low, torch.zeros_like(low)]), torch.stack([carried, torch.zeros_like(low)])
+        key = torch.stack([seeds, torch.full_like(seeds, LATENT_STREAM)])[:, :, None]
+        for _ in range(10):
+            high, low = _product(even, self.multipliers)
+            even, odd = high.flip(0) ^ odd ^ key, low.flip(0)
+            key = key + self.key_steps
+        return torch.stack([even[0], odd[0], even[1], odd[1]], dim=2)
+
+
+def _signed(word: int) -> int:
+    """The signed number of 64 bits that looks like this word."""
+    return word - 2**64 if word >= 2**63 else word
+
+
+def _product(a: Tensor, b: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Upper and lower words of the products of words."""
+    a_low, a_high = a & _HALF_WORD, a >> 32 & _HALF_WORD
+    b_low, b_high = b & _HALF_WORD, b >> 32 & _HALF_WORD
+    first, second = a_low * b_high, a_high * b_low
+    middle = (a_low * b_low >> 32 & _HALF_WORD) + (first & _HALF_WORD) + (second & _HALF_WORD)
+    upper = a_high * b_high + (first >> 32 & _HALF_WORD) + (second >> 32 & _HALF_WORD) + (middle >> 32)
+    return upper, a * b
 
 
 class Tiles:
@@ -206,10 +268,10 @@ class Tiles:
         return next((size for size in self.sizes if rest <= size <= rest + self.most_padding), filled)
 
 
-def tile_sizes(device: torch.device, *, of_d: bool = False) -> tuple[int, ...]:
-    """Sizes of G's tiles, or D's, that may be worth their proof there, rising."""
+def tile_sizes(device: torch.device, numbers: int = 1, *, of_d: bool = False) -> tuple[int, ...]:
+    """Sizes of G's tiles, or D's, that may be worth their proof there for images of so many numbers, rising."""
     if device.type != "cpu":
-        return TILE_SIZES
+        return tuple(size for size in TILE_SIZES if size <= max(LARGE_TILE, MOST_NUMBERS // numbers))
     return CPU_TILE_SIZES_OF_D if of_d else CPU_TILE_SIZES
 
 

@@ -84,6 +84,7 @@ class Lane(Protocol):
 
     bundle: str  # these two label its metrics
     operation: str
+    most_rows: int  # in one batch; the batcher may have less room
 
     def padded(self, rows: int) -> int:
         """Rows that are really computed for this many."""
@@ -495,6 +496,10 @@ class Batcher:
             return self._queued_rows
         return max(SHARE_ROWS, math.ceil(self._queued_rows / (1 + len(self._idle) + self._settling)))
 
+    def _room(self, lane: Lane) -> int:
+        """Rows that a batch of this lane may have."""
+        return min(self._cap, lane.most_rows)
+
     def _launch_next(self, slot: int, closed_by: str) -> _Call | None:
         """Start a half of a failed batch, else a batch from the lane whose turn it is; None where there is nothing."""
         while self._failed:
@@ -506,7 +511,7 @@ class Batcher:
                 return self._launch(slot, slices)
         share = self._share()
         for lane, waiting in list(self._lanes.items()):
-            slices = waiting.take(min(self._cap, share), self._clock())
+            slices = waiting.take(min(self._room(lane), share), self._clock())
             if not waiting:
                 del self._lanes[lane]
             if slices:
@@ -526,7 +531,7 @@ class Batcher:
             if start == 0:
                 entry.queue_s = call.started - entry.arrival
                 series.queue_wait.observe(entry.queue_s)
-        series.batches("full" if call.rows == self._cap else closed_by).inc()
+        series.batches("full" if call.rows == self._room(call.lane) else closed_by).inc()
         series.batch_images.observe(call.rows)
 
     def _launch(self, slot: int, slices: list[_Slice]) -> _Call:
@@ -567,7 +572,7 @@ class Batcher:
             self._calls.discard(call)
             call.seconds = self._clock() - call.started
             self._metrics.of_work(call.lane.bundle, call.lane.operation).compute.observe(call.seconds)
-        self._note_success(call.rows, call.seconds)
+        self._note_success(call)
         return None
 
     def _hand_out(self, call: _Call) -> None:
@@ -606,8 +611,9 @@ class Batcher:
             middle = len(slices) // 2
             self._failed.extendleft([slices[middle:], slices[:middle]])
 
-    def _note_success(self, rows: int, seconds: float) -> None:
-        is_near_full = rows >= NEAR_FULL * self._cap
+    def _note_success(self, call: _Call) -> None:
+        rows, seconds = call.rows, call.seconds
+        is_near_full = rows >= NEAR_FULL * self._room(call.lane)
         if is_near_full and not self._rate_is_known:
             self._recent_rows = self._recent_s = 0.0
             self._rate_is_known = True

@@ -7,6 +7,8 @@ refers to it: a bundle can be replaced between two batches.
 A CPU has a thread for each processor, and each of them runs batches of its own. Left to itself, torch would spread
 every operator of one batch over the processors, and all of them would wait at its end for the slowest: each moment that
 the event loop, or another program, takes from one processor would be lost on all of them.
+
+A GPU has two threads, each with a stream of its own: while it computes one's batch, the other draws noise and copies.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -30,6 +33,7 @@ from models.sampler import (
     Float32,
     Int64,
     LatentRange,
+    Noise,
     Tiles,
     UInt8,
     draw_latent_ranges,
@@ -48,7 +52,9 @@ from service.tracing import traced
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 
-MAX_BATCH_ROWS = 512
+MAX_BATCH_ROWS, MAX_BATCH_ROWS_OF_GPU = 512, 4096
+GPU_THREADS = 2
+NOISE_TOLERANCE = 1e-5  # between a GPU's own noise and the CPU's; their last bits differ
 TENSOR_CORES = (8, 0)  # the least compute capability of a GPU that has tf32 and bfloat16
 WARMUP_SEED = 0
 UNKNOWN_LABEL = -1  # for D's class head to name
@@ -98,12 +104,17 @@ class DiscriminatePayload(NamedTuple):
 
 @dataclass(eq=False)
 class SampleLane:
-    """G of a bundle: payloads are `SamplePayload`, rows are uint8 (n, h, w, c)."""
+    """G of a bundle: payloads are `SamplePayload`, rows are uint8 (n, h, w, c).
+
+    `draws_there` says that its tiles take `_keys` of images instead of their latents.
+    """
 
     bundle: str
     latent: LatentSpec
     tiles: Tiles
     device: torch.device
+    most_rows: int = MAX_BATCH_ROWS
+    draws_there: bool = False
     operation: str = "sample"
 
     def padded(self, rows: int) -> int:
@@ -113,14 +124,18 @@ class SampleLane:
     @_device_errors()
     def run(self, parts: Sequence[Part]) -> Rows:
         """Draw the latents and make the images."""
+        drawn = _keys(parts) if self.draws_there else self._latents(parts)
+        images: UInt8 = _to_host(self.tiles(_to_device(drawn, self.device), _labels(parts, self.device)))
+        return images
+
+    def _latents(self, parts: Sequence[Part]) -> Float32:
         ranges = [LatentRange(p.payload.seed, p.payload.first_index + p.start, p.stop - p.start) for p in parts]
         drawn, end = draw_latent_ranges(self.latent, ranges), 0
         for part in parts:
             start, end = end, end + part.stop - part.start
             if part.payload.truncation != 1:
                 drawn[start:end] *= np.float32(part.payload.truncation)
-        images: UInt8 = _to_host(self.tiles(_to_device(drawn, self.device), _labels(parts, self.device)))
-        return images
+        return drawn
 
 
 @dataclass(eq=False)
@@ -133,6 +148,7 @@ class DiscriminateLane:
     bundle: str
     tiles: Tiles
     device: torch.device
+    most_rows: int = MAX_BATCH_ROWS
     operation: str = "discriminate"
 
     def padded(self, rows: int) -> int:
@@ -145,6 +161,16 @@ class DiscriminateLane:
         images = _to_device(np.concatenate([payload.images[start:stop] for payload, start, stop in parts]), self.device)
         verdicts = self.tiles(unit_levels(images), _labels(parts, self.device))
         return _to_host(verdicts[:, :2].to(torch.float32))
+
+
+def _keys(parts: Sequence[Part]) -> Int64:
+    """What an image's latents are drawn from, one row each (n, 3): seed, index, and the bits of its truncation."""
+    rows = [part.stop - part.start for part in parts]
+    keys = np.empty((sum(rows), 3), np.int64)
+    keys[:, 0] = np.repeat([part.payload.seed for part in parts], rows)
+    keys[:, 1] = np.concatenate([part.payload.first_index + np.arange(part.start, part.stop) for part in parts])
+    keys[:, 2] = np.repeat(np.asarray([part.payload.truncation for part in parts], np.float64).view(np.int64), rows)
+    return keys
 
 
 def _labels(parts: Sequence[Part], device: torch.device) -> torch.Tensor | None:
@@ -168,6 +194,24 @@ def _to_host(tensor: torch.Tensor) -> Rows:
     pinned = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     pinned.copy_(tensor)  # waits, as above
     return pinned.numpy()
+
+
+class _FromKeys(nn.Module):
+    """G of what its latents are drawn from, see `_keys`."""
+
+    def __init__(self, latent: LatentSpec, generator: nn.Module) -> None:
+        super().__init__()
+        self.noise = Noise(latent)
+        self.generator = generator
+
+    def forward(self, keys: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        pixels: torch.Tensor = self.generator(self.latents(keys), labels)
+        return pixels
+
+    def latents(self, keys: torch.Tensor) -> torch.Tensor:
+        truncations = keys[:, 2:].contiguous().view(torch.float64).float()
+        latents: torch.Tensor = self.noise(keys[:, 0], keys[:, 1]) * truncations
+        return latents
 
 
 class _Images(nn.Module):
@@ -220,7 +264,7 @@ class Loaded(Bundle):
 
 
 class Engine:
-    """One device and its threads: one for a GPU, one a processor for the CPU.
+    """One device and its threads: `GPU_THREADS` for a GPU, one a processor for the CPU.
 
     Args:
         device: auto, cpu, cuda or cuda:N.
@@ -231,6 +275,8 @@ class Engine:
 
     Attributes:
         shares_processor: Whether it has one processor, together with the event loop.
+        loaders: Threads that may load bundles at once.
+        max_batch_rows: Largest batch that any lane takes.
 
     Raises:
         ValueError: There is no such device.
@@ -245,14 +291,18 @@ class Engine:
         self.exact = exact
         self.precision = precision
         self.has_graphs = cuda_graphs and self.device.type == "cuda"
+        self.draws_noise = not exact and self.device.type != "cpu"  # itself: what it then is differs from CPUs'
         self._check_precision()
         _choose_precision(precision)
-        slots = 1
-        if self.device.type == "cpu":
-            slots = max(1, cpu_limit() // workers)
+        is_cpu = self.device.type == "cpu"
+        slots = max(1, cpu_limit() // workers) if is_cpu else GPU_THREADS
+        if is_cpu:
             torch.set_num_threads(1)
-        self.shares_processor = self.device.type == "cpu" and slots == 1
-        self.threads = [EngineThread(f"engine {self.name} {slot}") for slot in range(slots)]
+        self.shares_processor = is_cpu and slots == 1
+        self.loaders = slots if is_cpu else 1
+        self.max_batch_rows = MAX_BATCH_ROWS if is_cpu else MAX_BATCH_ROWS_OF_GPU
+        begin = None if is_cpu else partial(_take_stream, self.device)
+        self.threads = [EngineThread(f"engine {self.name} {slot}", begin) for slot in range(slots)]
 
     def _check_precision(self) -> None:
         if self.precision == "tf32" and self.device.type != "cuda":
@@ -289,31 +339,37 @@ class Engine:
             asked = labels.where(numbers % 2 == 0, UNKNOWN_LABEL)
         with torch.inference_mode():
             judge = _Verdicts(bundle)
-            pixels = bundle.generator(latents, labels)
+            generator: nn.Module = bundle.generator
+            given = latents
+            if self.draws_noise and (keys := _matching_keys(latent, latents)) is not None:
+                generator, given = _FromKeys(latent, bundle.generator).to(self.device), keys
+            pixels = generator(given, labels)
             judged = judge(pixels, asked)
             for net, rows in (("generator", pixels), ("discriminator", judged)):
                 if not torch.isfinite(rows).all():
                     raise BundleError(f"{folder}: its {net} gives NaN or Inf")
             if self.precision != "float32":
                 self._report_error(plain, latents, labels, pixels, judged)
-            maker = _Images(bundle.generator)
+            maker = _Images(generator)
             images: Callable[..., torch.Tensor] = maker
             verdicts: Callable[..., torch.Tensor] = judge
             if self.device.type == "cpu":
                 images = traced(maker, latents, labels, grey_levels(pixels), architecture)
                 verdicts = traced(judge, pixels, asked, judged, architecture)
             # Sizes are proven on numbers: two that differ in their last bits may well be the same grey level.
-            sampled = self._tiles(tile_sizes(self.device), bundle.generator, latents, labels, pixels)
-            discriminated = self._tiles(tile_sizes(self.device, of_d=True), verdicts, pixels, asked, judged)
+            sizes, sizes_of_d = (tile_sizes(self.device, facts.image.size, of_d=of_d) for of_d in (False, True))
+            sampled = self._tiles(sizes, generator, given, labels, pixels)
+            discriminated = self._tiles(sizes_of_d, verdicts, pixels, asked, judged)
             if self.has_graphs:
                 # Tapes are compared as numbers too, so grey levels are made of what they give.
-                images = _Images(replayed(bundle.generator, latents, labels, sampled.sizes))
+                images = _Images(replayed(generator, given, labels, sampled.sizes))
                 discriminated.run = replayed(verdicts, pixels, asked, discriminated.sizes)
             sampled.run = images
+        most_rows = MAX_BATCH_ROWS if self.device.type == "cpu" else sizes[-1]
         return Loaded(
             **vars(bundle),
-            sample=SampleLane(bundle.name, latent, sampled, self.device),
-            discriminate=DiscriminateLane(bundle.name, discriminated, self.device),
+            sample=SampleLane(bundle.name, latent, sampled, self.device, most_rows, draws_there=given is not latents),
+            discriminate=DiscriminateLane(bundle.name, discriminated, self.device, most_rows),
             fingerprint=hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()[:12],
             warmup_s=time.monotonic() - started,
         )
@@ -365,6 +421,25 @@ class Engine:
             "allocated": torch.cuda.memory_allocated(self.device),
             "reserved": torch.cuda.memory_reserved(self.device),
         }
+
+
+def _matching_keys(latent: LatentSpec, latents: torch.Tensor) -> torch.Tensor | None:
+    """Keys of the first images of `WARMUP_SEED`, if the device draws from them what a CPU did; else None."""
+    keys = torch.from_numpy(_keys([Part(SamplePayload(WARMUP_SEED, 0, None, 1.0), 0, len(latents))])).to(latents.device)
+    drawn = _FromKeys(latent, nn.Identity()).to(latents.device).latents(keys)
+    if torch.allclose(drawn, latents, rtol=0, atol=NOISE_TOLERANCE):
+        return keys
+    log.warning("noise is drawn on the CPU: %s draws another", latents.device)
+    return None
+
+
+def _take_stream(device: torch.device) -> None:
+    """Have the calling thread launch on a stream of its own.
+
+    Of higher priority than those of `service.replay`: requests go before a bundle's warming, and torch gives out
+    streams of different priorities from different pools, so none is ever recorded by another thread.
+    """
+    torch.cuda.set_stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
 
 
 def _choose_precision(precision: Precision) -> None:

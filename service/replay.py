@@ -2,13 +2,15 @@
 
 Launched one by one, the few kernels of a small net take the processor longer than the GPU. A tape is what was launched
 once for rows of one size; to play it is a single call, whose input and output are always the same memory. So an input
-is copied in and the output copied out, all in order on the caller's stream; one thread at a time may do so.
+is copied in and the output copied out, in order on the caller's stream. Threads take turns at that, and each turn's
+stream begins where the last one's has come to.
 
 Tapes are made when a bundle is warmed and never later, and only if every one can be made and gives the net's bits: a
 recording that fails may leave torch's allocator in a state in which another would fail worse.
 """
 
 import logging
+import threading
 from collections.abc import Callable, Sequence
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -29,6 +31,10 @@ class Recorder(Protocol):
         """Run work once; its output, and how to run it again."""
         ...
 
+    def take_turn(self) -> None:
+        """Have what the calling thread launches from now on wait for what was launched in the turn before."""
+        ...
+
     def release(self) -> None:
         """Its tapes are gone."""
         ...
@@ -42,7 +48,7 @@ class _Tape(NamedTuple):
 
 
 class Replayed:
-    """`run` by tapes for these sizes of batch, and as it is for all others. Of one thread at a time.
+    """`run` by tapes for these sizes of batch, and as it is for all others.
 
     Args:
         run: (n, *row) tensor and (n,) labels or None → (n, *out) tensor, on one device.
@@ -65,6 +71,7 @@ class Replayed:
         self._run = run
         self._recorder = recorder
         self._tapes: dict[int, _Tape] = {}
+        self._turn = threading.Lock()
         for size in sorted(sizes, reverse=True):  # so that the smaller find room in the larger ones' memory
             for shift in (0, 1):  # played again, with other rows than it was made with
                 place = (torch.arange(size, device=example.device) + shift) % len(example)
@@ -79,11 +86,13 @@ class Replayed:
         tape = self._tapes.get(len(rows))
         if tape is None or (tape.labels is None) != (labels is None):
             return self._run(rows, labels)
-        tape.rows.copy_(rows)
-        if tape.labels is not None and labels is not None:
-            tape.labels.copy_(labels)
-        tape.play()
-        return tape.out.clone()
+        with self._turn:
+            self._recorder.take_turn()
+            tape.rows.copy_(rows)
+            if tape.labels is not None and labels is not None:
+                tape.labels.copy_(labels)
+            tape.play()
+            return tape.out.clone()
 
     def __del__(self) -> None:
         self._tapes.clear()  # before others may record where these were recorded
@@ -138,6 +147,7 @@ class GraphRecorder:
         if self._stream.cuda_stream in self._taken:
             raise RuntimeError("no stream is left to record on")
         self._taken.add(self._stream.cuda_stream)
+        self._latest: torch.cuda.Stream | None = None  # whose turn it was
 
     def record(self, work: Work) -> tuple[torch.Tensor, Play]:
         """See `Recorder`. Other threads may launch batches meanwhile: only what this one does is recorded."""
@@ -154,6 +164,13 @@ class GraphRecorder:
                     graph.capture_end()
             current.wait_stream(self._stream)
             return out, graph.replay
+
+    def take_turn(self) -> None:
+        """See `Recorder`."""
+        current, latest = torch.cuda.current_stream(self._device), self._latest
+        if latest is not None and latest != current:
+            current.wait_stream(latest)
+        self._latest = current
 
     def release(self) -> None:
         """See `Recorder`."""

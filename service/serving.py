@@ -16,7 +16,6 @@ from models.sampler import Float32, UInt8, draw_labels
 from service.batcher import EAGER, SHARING, Batcher, DeviceFailed, Lane, Part, Rows
 from service.crew import Crew
 from service.engine import (
-    MAX_BATCH_ROWS,
     UNKNOWN_LABEL,
     DiscriminatePayload,
     Engine,
@@ -80,7 +79,7 @@ class Serving:
             metrics,
             device=self.engine.name,
             slots=len(self.engine.threads),
-            max_rows=MAX_BATCH_ROWS,
+            max_rows=self.engine.max_batch_rows,
             max_queued_rows=settings.own_queued_images,
             patience=patience._replace(window_s=settings.batch_window_ms / 1000),
             clock=clock,
@@ -111,7 +110,7 @@ class Serving:
         """
         async with self._loading:
             folders = find_bundles(self.settings.bundles)
-            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), len(self.engine.threads)))]
+            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), self.engine.loaders))]
             loaders = [self._loader, *helpers]
             loads = [self._load(folder, loader=loaders[n % len(loaders)]) for n, folder in enumerate(folders)]
             try:

@@ -19,9 +19,14 @@ class EngineThread:
     """A thread that runs one function after another for an event loop.
 
     It is a daemon: a call that never returns can't keep the process from ending.
+
+    Args:
+        name: Of the thread.
+        begin: What it does first.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, begin: Callable[[], None] | None = None) -> None:
+        self._begin = begin
         self._inbox: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
         self._has_ended = False
         self._began: float | None = None  # when the running call did
@@ -58,6 +63,8 @@ class EngineThread:
         # then MKL would divide sums among all processors, which changes their last bits.
         torch.get_num_threads()
         try:
+            if self._begin is not None:
+                self._begin()
             while (call := self._inbox.get()) is not None:
                 self._began = time.monotonic()
                 outcome = _outcome(call.function, call.arguments)

@@ -96,6 +96,7 @@ class Doubler:
 
     bundle: str = "toy"
     operation: str = "sample"
+    most_rows: int = 10**6
     poisonous: set[int] = field(default_factory=set)  # it raises
     multiplying: set[int] = field(default_factory=set)  # it returns a row too many
     computed: list[Rows] = field(default_factory=list)
@@ -522,6 +523,25 @@ async def test_lanes_take_turns() -> None:
         one.engine.gate.set()
         await asyncio.gather(*tasks)
         assert one.engine.lanes[1:6] == [busy, quiet, busy, quiet, busy]
+
+
+@on_jumping_time
+async def test_a_lane_may_have_less_room_than_others() -> None:
+    """What is large takes smaller batches, so that those behind wait no longer; such a batch is full all the same."""
+    async with bench(max_rows=8) as one:
+        small, large = Doubler("small"), Doubler("large", most_rows=3)
+        await one.block(small)
+        tasks = [one.submit(large, 7), one.submit(small, 9)]
+        one.engine.gate.set()
+        for caller, task in enumerate(tasks, 1):
+            assert_own_rows(await task, caller, (7, 9)[caller - 1])
+        assert one.engine.calls == [{0: 1}, {1: 3}, {2: 8}, {1: 3}, {2: 1}, {1: 1}]
+        closed = {
+            bundle: one.value("gan_batches_total", bundle=bundle, operation="sample", closed_by="full")
+            for bundle in ("small", "large")
+        }
+        assert closed == {"small": 1, "large": 2}
+        assert one.batcher.retry_after_s() == 1
 
 
 @on_jumping_time

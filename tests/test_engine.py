@@ -221,6 +221,23 @@ def test_lanes_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:
             assert lane.padded(MAX_BATCH_ROWS) == MAX_BATCH_ROWS
 
 
+def test_an_engine_that_draws_other_noise_leaves_it_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded], caplog: Any
+) -> None:
+    """Its libraries' functions are tried before they are relied on, and the log says so."""
+    monkeypatch.setattr(
+        "models.sampler.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
+    )
+    free = Engine("cpu", exact=False)
+    free.draws_noise = True
+    one = free.load(tiny_bundles["tiny"].folder, {})
+    assert not one.sample.draws_there
+    assert "noise is drawn on the CPU: cpu draws another" in caplog.text
+    part = sample_part(loaded["tiny"], 0, 1.0, 0, ROWS)
+    ours, exact = (lane.run([part]).astype(int) for lane in (one.sample, loaded["tiny"].sample))
+    assert np.abs(ours - exact).max() <= 1
+
+
 # Loading
 
 

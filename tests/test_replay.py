@@ -1,5 +1,8 @@
 """Tapes of a net: what they give is the net's, whatever was played before, on buffers that stay; or there are none."""
 
+import asyncio
+import sys
+import threading
 import weakref
 from typing import Any
 
@@ -14,7 +17,6 @@ from models.bundle import Bundle
 from models.sampler import Tiles
 from service.batcher import Part
 from service.engine import (
-    MAX_BATCH_ROWS,
     UNKNOWN_LABEL,
     DiscriminatePayload,
     Engine,
@@ -36,12 +38,16 @@ class CpuRecorder:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.recorded: list[int] = []
+        self.turns = 0
         self.is_released = False
 
     def record(self, work: Work) -> tuple[Tensor, Play]:  # noqa: D102
         out = work()
         self.recorded.append(len(out))
         return out, lambda: out.copy_(work())
+
+    def take_turn(self) -> None:  # noqa: D102
+        self.turns += 1
 
     def release(self) -> None:  # noqa: D102
         self.is_released = True
@@ -74,6 +80,30 @@ def test_tapes_are_made_at_once_and_never_later() -> None:
         rows = torch.randn(size, 3)
         assert torch.equal(played(rows), net(rows, None))
     assert recorder.recorded == [32, 8, 4]
+
+
+def test_threads_take_turns() -> None:
+    """A tape has one place for rows: each thread's answer is for its own, and the GPU is told of each turn."""
+    recorder = CpuRecorder(CPU)
+    played = tapes(recorder, has_labels=True)
+    before, rounds = recorder.turns, 300
+    answers: dict[int, list[Tensor]] = {n: [] for n in range(3)}
+
+    def play(n: int) -> None:
+        for _ in range(rounds):
+            answers[n].append(played(torch.full((8, 3), float(n)), torch.full((8,), n)))
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    threads = [threading.Thread(target=play, args=(n,)) for n in answers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(switch)
+    assert recorder.turns == before + len(answers) * rounds
+    for n, given_back in answers.items():
+        assert all((answer == 3 * n).all() for answer in given_back)
 
 
 def test_a_net_that_goes_lets_others_record() -> None:
@@ -201,6 +231,32 @@ def test_lanes_with_tapes_give_what_lanes_without_give(
         np.testing.assert_array_equal(one.discriminate.run(sent), other.discriminate.run(sent))
 
 
+@pytest.mark.parametrize("has_graphs", [True, False])
+@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
+def test_an_engine_may_draw_its_own_noise(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundles: dict[str, Bundle], kind: str, *, has_graphs: bool
+) -> None:
+    """As a GPU does where it need not agree with CPUs: whatever is asked, images are a grey level apart at most."""
+    monkeypatch.setattr("service.replay.GraphRecorder", CpuRecorder)
+    engine = Engine("cpu", exact=False)
+    engine.draws_noise, engine.has_graphs = True, has_graphs
+    one, other = (made.load(tiny_bundles[kind].folder, {}) for made in (Engine("cpu", exact=True), engine))
+    assert other.sample.draws_there
+    names = one.manifest.labels
+    for count in (1, 3, 20, 100):
+        labels = None if names is None else np.arange(count + 7) % len(names)
+        parts = [
+            Part(SamplePayload(seed, first_index, labels, truncation), start, start + count)
+            for seed in (0, 2**53 - 1)
+            for first_index in (0, 2**53 - 200)
+            for truncation in (1.0, 0.7)
+            for start in (0, 7)
+        ]
+        ours, theirs = (lane.run(parts).astype(int) for lane in (other.sample, one.sample))
+        assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1
+
+
 def test_where_all_tapes_are_right_they_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
     """For rows that they were not tried with too."""
     monkeypatch.setattr("service.replay.GraphRecorder", CpuRecorder)
@@ -220,17 +276,58 @@ def test_a_gpu_gives_rows_the_same_bits_in_any_batch_and_its_memory_stays(
     one = engine.load(tiny_bundles[kind].folder, {})
     assert isinstance(one.sample.tiles.run.generator, Replayed)  # type: ignore[attr-defined]
     assert isinstance(one.discriminate.tiles.run, Replayed)
-    labels = None if one.manifest.labels is None else np.arange(MAX_BATCH_ROWS) % len(one.manifest.labels)
+    most = one.sample.most_rows
+    labels = None if one.manifest.labels is None else np.arange(most) % len(one.manifest.labels)
     images = SamplePayload(1, 0, labels, 1.0)
-    whole = one.sample.run([Part(images, 0, MAX_BATCH_ROWS)])
-    judged = one.discriminate.run([Part(DiscriminatePayload(whole, labels), 0, MAX_BATCH_ROWS)])
+    whole = one.sample.run([Part(images, 0, most)])
+    judged = one.discriminate.run([Part(DiscriminatePayload(whole, labels), 0, most)])
     before = engine.memory()["reserved"]
     for n in range(1000):
-        row = n % MAX_BATCH_ROWS
+        row = n * most // 1000
         np.testing.assert_array_equal(one.sample.run([Part(images, row, row + 1)])[0], whole[row])
         alone = one.discriminate.run([Part(DiscriminatePayload(whole, labels), row, row + 1)])
         np.testing.assert_array_equal(alone[0], judged[row])
     assert engine.memory()["reserved"] == before
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_a_gpus_two_threads_do_not_disturb_each_other(
+    tiny_bundles: dict[str, Bundle], kind: str, *, cuda_graphs: bool
+) -> None:
+    """Batches of both at once, each on a stream of its own: every image has the bits that it has alone."""
+    engine = Engine("cuda", exact=True, cuda_graphs=cuda_graphs)
+    one = engine.load(tiny_bundles[kind].folder, {})
+    labels = None if one.manifest.labels is None else np.arange(5000) % len(one.manifest.labels)
+    payload = SamplePayload(1, 0, labels, 1.0)
+    whole = one.sample.run([Part(payload, 0, 5000)])
+
+    async def story() -> None:
+        parts = [
+            Part(payload, start, start + rows) for rows in (1, 5, 64, 300, 700, 4096) for start in range(0, 900, 9)
+        ]
+        runs = [engine.threads[n % 2].run(one.sample.run, [part]) for n, part in enumerate(parts)]
+        for part, images in zip(parts, await asyncio.gather(*runs), strict=True):
+            np.testing.assert_array_equal(images, whole[part.start : part.stop])
+
+    asyncio.run(story())
+    for thread in engine.threads:
+        thread.stop()
+
+
+@needs_gpu
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
+def test_a_gpus_own_noise_is_the_cpus(tiny_bundles: dict[str, Bundle], kind: str, *, cuda_graphs: bool) -> None:
+    """But for last bits, which a grey level may show."""
+    free = Engine("cuda", exact=False, cuda_graphs=cuda_graphs).load(tiny_bundles[kind].folder, {})
+    exact = Engine("cpu", exact=True).load(tiny_bundles[kind].folder, {})
+    assert free.sample.draws_there
+    labels = None if exact.manifest.labels is None else np.arange(300) % len(exact.manifest.labels)
+    part = Part(SamplePayload(2**53 - 1, 5, labels, 0.7), 0, 300)
+    ours, theirs = (one.sample.run([part]).astype(int) for one in (free, exact))
+    assert np.abs(ours - theirs).max() <= 1
 
 
 @needs_gpu

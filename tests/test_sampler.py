@@ -7,7 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
@@ -20,6 +20,7 @@ from models.sampler import (
     LATENT_STREAM,
     REFERENCE_TILE,
     TILE_SIZES,
+    Noise,
     Tiles,
     UInt8,
     draw_labels,
@@ -27,6 +28,7 @@ from models.sampler import (
     grid,
     latent_path,
     spare_rows,
+    tile_sizes,
     to_pixels,
     to_uint8,
 )
@@ -91,6 +93,26 @@ def test_any_latent_is_the_block_that_its_index_names(seed: int, index: int, dim
     got = draw_latents(latent(dim, "uniform"), seed, index, 1)
     assert got.dtype == np.float32
     np.testing.assert_array_equal(got, np.array([expected], np.float32))
+
+
+@settings(deadline=None, max_examples=100)
+@given(
+    images=st.lists(st.tuples(seeds, seeds), min_size=1, max_size=9),
+    dim=st.integers(1, 130) | st.integers(65_500, 65_536),  # whose counters have two words
+    distribution=st.sampled_from(["normal", "uniform"]),
+)
+@example(images=[(7, 2**64 // 16383)], dim=4 * 16383, distribution="uniform")  # one that overflows half-way
+def test_torch_draws_the_same_words(images: list[tuple[int, int]], dim: int, distribution: str) -> None:
+    """Uniform noise is the same in every bit, wherever it is drawn; normal noise but for its functions' last bits."""
+    spec = latent(dim, distribution)
+    asked = torch.tensor(images)
+    drawn = Noise(spec)(asked[:, 0], asked[:, 1])
+    assert drawn.dtype == torch.float32
+    expected = np.concatenate([draw_latents(spec, seed, index, 1) for seed, index in images])
+    if distribution == "uniform":
+        np.testing.assert_array_equal(drawn.numpy(), expected)
+    else:
+        np.testing.assert_allclose(drawn.numpy(), expected, rtol=3e-7, atol=1e-15)
 
 
 @settings(deadline=None, max_examples=100)
@@ -352,6 +374,15 @@ def test_a_gpu_takes_one_tile_rather_than_several() -> None:
     tiles = Tiles(lambda rows, _: rows, TILE_SIZES, spare_rows(torch.device("cuda")))
     for rows, padded in ((5, 8), (33, 64), (100, 128), (300, 512), (512, 512), (600, 640)):
         assert tiles.padded(rows) == padded
+
+
+@pytest.mark.parametrize(("numbers", "largest"), [(28 * 28, 4096), (3 * 32 * 32, 1024), (3 * 128 * 128, 512)])
+def test_a_gpus_largest_tile_is_for_small_images(numbers: int, largest: int) -> None:
+    """What a net keeps of a batch grows with its images; a CPU's tiles never grow so large."""
+    gpu = torch.device("cuda")
+    for of_d in (False, True):
+        assert tile_sizes(gpu, numbers, of_d=of_d) == TILE_SIZES[: TILE_SIZES.index(largest) + 1]
+        assert tile_sizes(torch.device("cpu"), numbers, of_d=of_d)[-1] == 256
 
 
 def test_labels_travel_with_their_rows() -> None:

@@ -6,6 +6,7 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,6 +44,32 @@ def test_calls_run_in_order_on_one_thread_that_is_not_the_loops(thread: EngineTh
 
 def throw(error: BaseException) -> None:
     raise error
+
+
+def test_it_begins_with_what_it_was_told() -> None:
+    """Before the first call, on the same thread, such as to choose a stream."""
+
+    async def story() -> None:
+        began: list[int] = []
+        one = EngineThread("test", lambda: began.append(threading.get_ident()))
+        assert [await one.run(threading.get_ident)] == began
+        one.stop()
+
+    asyncio.run(story())
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_thread_that_cannot_begin_has_ended() -> None:
+    """Nobody waits for it."""
+
+    async def story() -> None:
+        one = EngineThread("test", partial(throw, RuntimeError("CUDA error: no device")))
+        with pytest.raises(DeviceFailed, match="thread has ended"):
+            await one.run(math.sqrt, 4)
+        assert not one.is_alive
+        one._thread.join()  # noqa: SLF001 - or what is said of its end would come to another test
+
+    asyncio.run(story())
 
 
 def test_an_exception_comes_back_as_it_is(thread: EngineThread) -> None:

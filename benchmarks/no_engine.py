@@ -1,0 +1,46 @@
+"""The service with an engine that computes nothing: every image is black. For comparison only.
+
+    python -m benchmarks.no_engine
+
+Batches go through the same queue and the same threads as in `python -m service`, with the same settings.
+"""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from models.sampler import UInt8
+from service.__main__ import serve
+from service.batcher import Part
+from service.crew import Crew
+from service.engine import Engine
+from service.keys import read_keys
+from service.listener import listen
+from service.logs import set_up_logs
+from service.settings import read_settings
+
+
+def main() -> int:
+    """Serve until told to stop; returns the exit code."""
+    load = Engine.load
+
+    def load_and_forget(engine: Engine, folder: Path, known: object) -> object:
+        loaded = load(engine, folder, known)  # type: ignore[arg-type]
+        shape = loaded.manifest.image.height, loaded.manifest.image.width, loaded.manifest.image.channels
+
+        def run(parts: Sequence[Part]) -> UInt8:
+            return np.zeros((sum(part.stop - part.start for part in parts), *shape), np.uint8)
+
+        setattr(loaded.sample, "run", run)  # noqa: B010 - mypy knows better than to let a method be replaced
+        return loaded
+
+    setattr(Engine, "load", load_and_forget)  # noqa: B010 - as above
+    settings = read_settings({})
+    set_up_logs(settings.log_format, settings.log_level)
+    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], Crew())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
