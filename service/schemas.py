@@ -4,7 +4,6 @@ A schema says what is allowed on its own; `resolve_…` says what is allowed for
 of it before anything is queued.
 """
 
-import json
 import math
 import re
 import secrets
@@ -483,5 +482,5 @@ def _check_size(look: Look, count: int, shape: tuple[int, int, int], max_pixels:
 
 def fingerprint(plan: SamplePlan) -> str:
     """All of a plan as text: equal for equal plans, in every process."""
-    parts = [plan.count, plan.seed, plan.first_index, plan.labels, plan.truncation]
-    return json.dumps([*parts, plan.look.format, plan.look.columns, plan.look.scale])
+    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
+    return f"{drawn} {plan.look.format} {plan.look.columns} {plan.look.scale}"
