@@ -130,13 +130,20 @@ class Noise(nn.Module):
     torch has no unsigned words of 64 bits, but the signed ones' sums and low products have the same bits.
     """
 
-    multipliers: Tensor
+    multipliers: Tensor  # (2, 1, 1), as are the others
+    lower_halves: Tensor
+    upper_halves: Tensor
     key_steps: Tensor
 
     def __init__(self, latent: LatentSpec) -> None:
         super().__init__()
         self.latent = latent
-        for name, words in (("multipliers", _MULTIPLIERS), ("key_steps", _KEY_STEPS)):
+        for name, words in {
+            "multipliers": _MULTIPLIERS,
+            "lower_halves": [word & _HALF_WORD for word in _MULTIPLIERS],
+            "upper_halves": [word >> 32 for word in _MULTIPLIERS],
+            "key_steps": _KEY_STEPS,
+        }.items():
             self.register_buffer(name, torch.tensor([_signed(word) for word in words])[:, None, None])
 
     def forward(self, seeds: Tensor, indices: Tensor) -> Tensor:
@@ -154,14 +161,14 @@ class Noise(nn.Module):
     def _words(self, seeds: Tensor, indices: Tensor, blocks: int) -> Tensor:
         """The words of each image's blocks: (n, blocks, 4)."""
         block = torch.arange(blocks, device=indices.device)
-        carried, start = _product(indices[:, None], blocks)
+        carried, start = _product(indices[:, None], blocks, blocks, 0)
         low = start + block
         # A counter of two words: it overflows the lower one where that is now, without a sign, less than before.
         carried = carried + ((low ^ _signed(2**63)) < (start ^ _signed(2**63))).long()
         even, odd = torch.stack([low, torch.zeros_like(low)]), torch.stack([carried, torch.zeros_like(low)])
         key = torch.stack([seeds, torch.full_like(seeds, LATENT_STREAM)])[:, :, None]
         for _ in range(10):
-            high, low = _product(even, self.multipliers)
+            high, low = _product(even, self.multipliers, self.lower_halves, self.upper_halves)
             even, odd = high.flip(0) ^ odd ^ key, low.flip(0)
             key = key + self.key_steps
         return torch.stack([even[0], odd[0], even[1], odd[1]], dim=2)
@@ -172,10 +179,9 @@ def _signed(word: int) -> int:
     return word - 2**64 if word >= 2**63 else word
 
 
-def _product(a: Tensor, b: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Upper and lower words of the products of words."""
+def _product(a: Tensor, b: Tensor | int, b_low: Tensor | int, b_high: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Upper and lower words of the products of words; of b's the halves are given too."""
     a_low, a_high = a & _HALF_WORD, a >> 32 & _HALF_WORD
-    b_low, b_high = b & _HALF_WORD, b >> 32 & _HALF_WORD
     first, second = a_low * b_high, a_high * b_low
     middle = (a_low * b_low >> 32 & _HALF_WORD) + (first & _HALF_WORD) + (second & _HALF_WORD)
     upper = a_high * b_high + (first >> 32 & _HALF_WORD) + (second >> 32 & _HALF_WORD) + (middle >> 32)
@@ -218,7 +224,8 @@ class Tiles:
 
         `candidates` rise; without them they are the device's for G. On a CPU they end where larger tiles gain nothing:
         below the reference where that takes long, because several smaller ones then take as long and less memory; and
-        where a row takes clearly longer than in the reference, because so many no longer fit the caches.
+        where a row takes clearly longer than in the reference, because so many no longer fit the caches. On a GPU they
+        end where its memory does, unless that is below `LARGE_TILE`.
         """
         if expected is None:
             expected = cls(run, [REFERENCE_TILE])(example, labels)
@@ -230,7 +237,12 @@ class Tiles:
             if has_caches and size > LARGEST_OF_LONG and reference_s > LONG_S:
                 break
             if size != REFERENCE_TILE:
-                agrees, took_s = _compare(run, size, example, labels, expected)
+                try:
+                    agrees, took_s = _compare(run, size, example, labels, expected)
+                except torch.OutOfMemoryError:
+                    if size <= LARGE_TILE:
+                        raise
+                    break
                 is_slow = size > REFERENCE_TILE and took_s / size > WORTH_IT * reference_s / REFERENCE_TILE
                 if has_caches and is_slow:
                     break

@@ -29,6 +29,7 @@ from torch import nn
 
 from models.bundle import Bundle, BundleError, read_bundle
 from models.sampler import (
+    LARGE_TILE,
     REFERENCE_TILE,
     Float32,
     Int64,
@@ -46,7 +47,7 @@ from models.sampler import (
 from models.spec import LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
 from service.processors import cpu_limit
-from service.replay import replayed
+from service.replay import give_back, replayed
 from service.thread import EngineThread
 from service.tracing import traced
 
@@ -74,7 +75,8 @@ def _device_errors() -> Iterator[None]:
         # The CPU's allocator; CUDA's runtime; its libraries. None of them harms what is there already.
         if any(words in text for words in ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")):
             raise OutOfMemory(text) from None
-        if "CUDA error" in text or "CUDA driver" in text:
+        # What can't be done while another thread records is no loss.
+        if ("CUDA error" in text or "CUDA driver" in text) and "captur" not in text:
             raise DeviceFailed(text) from None
         raise
 
@@ -256,11 +258,16 @@ class Loaded(Bundle):
     fingerprint: str
     warmup_s: float
 
-    def run_first_batch(self) -> None:
-        """Run both lanes once, for a thread that has not done so yet."""
-        labels = None if self.manifest.labels is None else np.zeros(1, np.int64)
-        images = self.sample.run([Part(SamplePayload(WARMUP_SEED, 0, labels, 1.0), 0, 1)])
-        self.discriminate.run([Part(DiscriminatePayload(images, labels), 0, 1)])
+    def run_first_batches(self) -> None:
+        """Run both lanes, for a thread that has not done so yet.
+
+        In every size of tile where a thread plans each, and its stream has memory of its own, as on a GPU.
+        """
+        sizes = {*self.sample.tiles.sizes, *self.discriminate.tiles.sizes}
+        for rows in [1] if self.sample.device.type == "cpu" else sorted(sizes):
+            labels = None if self.manifest.labels is None else np.zeros(rows, np.int64)
+            images = self.sample.run([Part(SamplePayload(WARMUP_SEED, 0, labels, 1.0), 0, rows)])
+            self.discriminate.run([Part(DiscriminatePayload(images, labels), 0, rows)])
 
 
 class Engine:
@@ -294,6 +301,8 @@ class Engine:
         self.draws_noise = not exact and self.device.type != "cpu"  # itself: what it then is differs from CPUs'
         self._check_precision()
         _choose_precision(precision)
+        # Of a GPU's convolutions, for all of the process: some add up in whatever order its parts come to an end.
+        torch.backends.cudnn.deterministic = exact
         is_cpu = self.device.type == "cpu"
         slots = max(1, cpu_limit() // workers) if is_cpu else GPU_THREADS
         if is_cpu:
@@ -343,7 +352,7 @@ class Engine:
             given = latents
             if self.draws_noise and (keys := _matching_keys(latent, latents)) is not None:
                 generator, given = _FromKeys(latent, bundle.generator).to(self.device), keys
-            pixels = generator(given, labels)
+            pixels = generator(given, labels).contiguous()  # as uploads are: other layouts may have other kernels
             judged = judge(pixels, asked)
             for net, rows in (("generator", pixels), ("discriminator", judged)):
                 if not torch.isfinite(rows).all():
@@ -365,14 +374,17 @@ class Engine:
                 images = _Images(replayed(generator, given, labels, sampled.sizes))
                 discriminated.run = replayed(verdicts, pixels, asked, discriminated.sizes)
             sampled.run = images
-        most_rows = MAX_BATCH_ROWS if self.device.type == "cpu" else sizes[-1]
-        return Loaded(
+        draws_there = given is not latents
+        most, most_of_d = (max(MAX_BATCH_ROWS, tiles.sizes[-1]) for tiles in (sampled, discriminated))
+        loaded = Loaded(
             **vars(bundle),
-            sample=SampleLane(bundle.name, latent, sampled, self.device, most_rows, draws_there=given is not latents),
-            discriminate=DiscriminateLane(bundle.name, discriminated, self.device, most_rows),
+            sample=SampleLane(bundle.name, latent, sampled, self.device, most, draws_there),
+            discriminate=DiscriminateLane(bundle.name, discriminated, self.device, most_of_d),
             fingerprint=hashlib.sha256(pixels.cpu().numpy().tobytes()).hexdigest()[:12],
             warmup_s=time.monotonic() - started,
         )
+        give_back(self.device)  # what warming took of this thread's stream, which others can't use
+        return loaded
 
     def _report_error(
         self,
@@ -407,11 +419,17 @@ class Engine:
     ) -> Tiles:
         if self.exact:
             return Tiles.proven(net, example, labels, sizes, expected)
-        tiles = Tiles(net, sorted({1, 2, *sizes}), spare_rows(self.device))
-        for size in tiles.sizes:  # warm
+        warm = []
+        for size in sorted({1, 2, *sizes}):
             asked = torch.arange(size, device=example.device) % len(example)
-            tiles(example[asked], None if labels is None else labels[asked])
-        return tiles
+            try:
+                net(example[asked], None if labels is None else labels[asked])
+            except torch.OutOfMemoryError:
+                if size <= LARGE_TILE:
+                    raise
+                break
+            warm.append(size)
+        return Tiles(net, warm, spare_rows(self.device))
 
     def memory(self) -> dict[str, int]:
         """Bytes of the device's memory that torch holds, by kind; nothing where the device is the CPU."""
@@ -436,10 +454,10 @@ def _matching_keys(latent: LatentSpec, latents: torch.Tensor) -> torch.Tensor | 
 def _take_stream(device: torch.device) -> None:
     """Have the calling thread launch on a stream of its own.
 
-    Of higher priority than those of `service.replay`: requests go before a bundle's warming, and torch gives out
-    streams of different priorities from different pools, so none is ever recorded by another thread.
+    torch gives out streams of different priorities from different pools, and this one is another than the one of
+    `service.replay`: so no other thread ever records what is launched here.
     """
-    torch.cuda.set_stream(torch.cuda.Stream(device, priority=-1))  # type: ignore[no-untyped-call]
+    torch.cuda.set_stream(torch.cuda.Stream(device, priority=-2))  # type: ignore[no-untyped-call]
 
 
 def _choose_precision(precision: Precision) -> None:

@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 METHODS = frozenset({"GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE"})
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 BYTES = tuple(4**n for n in range(4, 14))  # 256 bytes to 64 MiB
-IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
+IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 PROBABILITY = tuple(n / 20 for n in range(1, 21))
 MOST_KEPT = 1024  # values of one histogram, where nobody looks
 

@@ -11,7 +11,8 @@ recording that fails may leave torch's allocator in a state in which another wou
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import ClassVar, NamedTuple, Protocol
 
 import torch
@@ -31,8 +32,8 @@ class Recorder(Protocol):
         """Run work once; its output, and how to run it again."""
         ...
 
-    def take_turn(self) -> None:
-        """Have what the calling thread launches from now on wait for what was launched in the turn before."""
+    def turn(self) -> AbstractContextManager[None]:
+        """What is launched meanwhile begins where the turn before has come to. One thread at a time."""
         ...
 
     def release(self) -> None:
@@ -86,8 +87,7 @@ class Replayed:
         tape = self._tapes.get(len(rows))
         if tape is None or (tape.labels is None) != (labels is None):
             return self._run(rows, labels)
-        with self._turn:
-            self._recorder.take_turn()
+        with self._turn, self._recorder.turn():
             tape.rows.copy_(rows)
             if tape.labels is not None and labels is not None:
                 tape.labels.copy_(labels)
@@ -118,9 +118,9 @@ def replayed(net: Run, example: torch.Tensor, labels: torch.Tensor | None, sizes
         log.warning("%s is launched kernel by kernel: %s", type(net).__name__, error)
         return net
     try:
-        torch.cuda.empty_cache()
+        give_back(example.device)
         tapes = Replayed(net, recorder, example, labels, sizes)
-        torch.cuda.empty_cache()
+        give_back(example.device)
     except RuntimeError as error:
         GraphRecorder.works = False
         log.warning("nets are launched kernel by kernel until a restart: %s", error)
@@ -128,26 +128,35 @@ def replayed(net: Run, example: torch.Tensor, labels: torch.Tensor | None, sizes
     return tapes
 
 
+def give_back(device: torch.device) -> None:
+    """Give a GPU's memory that torch keeps for later back, unless a recording has failed: see above."""
+    if device.type == "cuda" and GraphRecorder.works:
+        torch.cuda.empty_cache()
+
+
 class GraphRecorder:
     """Records CUDA graphs that share their intermediate memory: they are never played at the same time.
 
-    Its stream is its own. torch keeps a library's workspace for each stream, tapes hold on to the workspace of the
+    Its stream is its own. What is recorded keeps that stream's priority, which is higher than that of warming, whoever
+    plays it. torch keeps a library's workspace for each stream, tapes hold on to the workspace of the
     stream that they were recorded on, and there are only some 32 streams, which torch gives out in turns.
     """
 
     works = True  # until a recording fails in this process
     _free: ClassVar[dict[torch.device, list[torch.cuda.Stream]]] = {}
     _taken: ClassVar[set[int]] = set()  # handles of streams
+    _streams: ClassVar[threading.RLock] = threading.RLock()  # of both; whoever holds it may have to let go of a net
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._pool = torch.cuda.graph_pool_handle()
-        free = self._free.setdefault(device, [])
-        self._stream: torch.cuda.Stream = free.pop() if free else torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        if self._stream.cuda_stream in self._taken:
-            raise RuntimeError("no stream is left to record on")
-        self._taken.add(self._stream.cuda_stream)
-        self._latest: torch.cuda.Stream | None = None  # whose turn it was
+        with self._streams:
+            free = self._free.setdefault(device, [])
+            self._stream: torch.cuda.Stream = free.pop() if free else torch.cuda.Stream(device, priority=-1)  # type: ignore[no-untyped-call]
+            if self._stream.cuda_stream in self._taken:
+                raise RuntimeError("no stream is left to record on")
+            self._taken.add(self._stream.cuda_stream)
+        self._done: torch.cuda.Event = torch.cuda.Event()  # type: ignore[no-untyped-call]  # the turn before's end
 
     def record(self, work: Work) -> tuple[torch.Tensor, Play]:
         """See `Recorder`. Other threads may launch batches meanwhile: only what this one does is recorded."""
@@ -165,14 +174,16 @@ class GraphRecorder:
             current.wait_stream(self._stream)
             return out, graph.replay
 
-    def take_turn(self) -> None:
+    @contextmanager
+    def turn(self) -> Iterator[None]:
         """See `Recorder`."""
-        current, latest = torch.cuda.current_stream(self._device), self._latest
-        if latest is not None and latest != current:
-            current.wait_stream(latest)
-        self._latest = current
+        current = torch.cuda.current_stream(self._device)
+        current.wait_event(self._done)  # of no effect before the first turn
+        yield
+        self._done.record(current)
 
     def release(self) -> None:
         """See `Recorder`."""
-        self._free[self._device].append(self._stream)  # first: another thread may look for one between the two
-        self._taken.discard(self._stream.cuda_stream)
+        with self._streams:
+            self._taken.discard(self._stream.cuda_stream)
+            self._free[self._device].append(self._stream)

@@ -233,7 +233,7 @@ class Serving:
             loaded = await (loader or self._loader).run(self.engine.load, folder, self._bundles)
             if name not in {None, loaded.name}:
                 raise BundleError(f"{folder} holds the bundle {loaded.name}")
-            await asyncio.gather(*(thread.run(loaded.run_first_batch) for thread in self.engine.threads))
+            await asyncio.gather(*(thread.run(loaded.run_first_batches) for thread in self.engine.threads))
         except DeviceFailed as error:
             if self.is_draining:
                 raise Draining from None

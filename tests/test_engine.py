@@ -1,6 +1,7 @@
 """The engine: a row's bytes whatever its company, what becomes of errors, and what is said of a precision."""
 
 import asyncio
+import dataclasses
 import re
 from collections.abc import Callable
 from itertools import pairwise
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 
 from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
 from models.networks import build_networks
-from models.sampler import REFERENCE_TILE, Tiles, to_pixels
+from models.sampler import REFERENCE_TILE, TILE_SIZES, Tiles, to_pixels
 from models.spec import PRESETS, ImageSpec, LatentSpec
 from service.batcher import DeviceFailed, OutOfMemory, Part, Rows
 from service.engine import (
@@ -238,6 +239,41 @@ def test_an_engine_that_draws_other_noise_leaves_it_to_the_cpu(
     assert np.abs(ours - exact).max() <= 1
 
 
+@pytest.mark.parametrize(("most", "largest"), [(10**6, 4096), (2048, 2048), (600, 512)])
+def test_an_engine_that_need_not_be_exact_ends_where_memory_does_too(most: int, largest: int) -> None:
+    """The largest tiles of a GPU are for one that has the memory."""
+
+    def net(rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    engine = Engine("cpu", exact=False)
+    tiles = engine._tiles(TILE_SIZES, net, torch.zeros(64, 1), None, torch.zeros(64, 1))  # noqa: SLF001 - a GPU's
+    assert tiles.sizes[0] == 1
+    assert tiles.sizes[-1] == largest
+
+
+def test_a_thread_may_run_every_size_first(loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU's must, which plans convolutions for each thread; a CPU's runs a single row."""
+    one, run = loaded["cond"], Tiles.__call__
+    rows: list[int] = []
+
+    def note(tiles: Tiles, given: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        rows.append(len(given))
+        return run(tiles, given, labels)
+
+    monkeypatch.setattr(Tiles, "__call__", note)
+    one.run_first_batches()
+    assert rows == [1, 1]
+    rows.clear()
+    lane = dataclasses.replace(one.sample, device=torch.device("meta"))
+    monkeypatch.setattr("service.engine._to_device", lambda array, _: torch.from_numpy(array))
+    dataclasses.replace(one, sample=lane).run_first_batches()
+    sizes = sorted({*one.sample.tiles.sizes, *one.discriminate.tiles.sizes})
+    assert rows == [size for size in sizes for _ in range(2)]
+
+
 # Loading
 
 
@@ -392,6 +428,11 @@ def absurd(*_: Any) -> torch.Tensor:
             raising(RuntimeError("CUDA error: device-side assert triggered\nmore")), DeviceFailed, id="assert"
         ),
         pytest.param(raising(RuntimeError("CUDA driver error: unknown error")), DeviceFailed, id="driver"),
+        pytest.param(
+            raising(RuntimeError("CUDA error: operation not permitted when stream is capturing")),
+            RuntimeError,
+            id="while another thread records",
+        ),
         pytest.param(raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), RuntimeError, id="shapes"),
         pytest.param(raising(IndexError("out of range")), IndexError, id="any other"),
     ],

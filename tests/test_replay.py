@@ -4,6 +4,9 @@ import asyncio
 import sys
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,8 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.bundle import Bundle
+from models.bundle import Bundle, write_bundle
+from models.networks import build_networks
 from models.sampler import Tiles
+from models.spec import PRESETS, ImageSpec
 from service.batcher import Part
 from service.engine import (
     UNKNOWN_LABEL,
@@ -23,7 +28,7 @@ from service.engine import (
     Precision,
     SamplePayload,
 )
-from service.replay import Play, Replayed, Work, replayed
+from service.replay import GraphRecorder, Play, Replayed, Work, replayed
 
 SIZES = (4, 8, 32)
 CPU = torch.device("cpu")
@@ -39,6 +44,7 @@ class CpuRecorder:
         self.device = device
         self.recorded: list[int] = []
         self.turns = 0
+        self.in_turn = False
         self.is_released = False
 
     def record(self, work: Work) -> tuple[Tensor, Play]:  # noqa: D102
@@ -46,8 +52,12 @@ class CpuRecorder:
         self.recorded.append(len(out))
         return out, lambda: out.copy_(work())
 
-    def take_turn(self) -> None:  # noqa: D102
-        self.turns += 1
+    @contextmanager
+    def turn(self) -> Iterator[None]:  # noqa: D102
+        assert not self.in_turn
+        self.in_turn = True
+        yield
+        self.in_turn, self.turns = False, self.turns + 1
 
     def release(self) -> None:  # noqa: D102
         self.is_released = True
@@ -266,18 +276,41 @@ def test_where_all_tapes_are_right_they_are_used(monkeypatch: pytest.MonkeyPatch
     assert torch.equal(played(rows[:4] + 1, None), net(rows[:4] + 1, None))
 
 
+@pytest.fixture(params=["tiny", "rgb", "cond", "mnist", "conv rgb"])
+def folder(
+    request: pytest.FixtureRequest, tiny_bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Path:
+    """A bundle of each kind, convolutions among them, in a process in which nothing has failed to be recorded."""
+    monkeypatch.setattr(GraphRecorder, "works", True)
+    if request.param == "mnist":
+        return Path(__file__).parent.parent / "bundles" / "mnist"
+    if request.param != "conv rgb":
+        return tiny_bundles[request.param].folder
+    options, image = PRESETS["conv-ns"], ImageSpec(channels=3, height=32, width=32)
+    first, second = (
+        {name: 0.05 * torch.randn(tensor.shape) for name, tensor in net.state_dict().items()}
+        for net in build_networks(options.network, image, options.latent)
+    )
+    facts = dict.fromkeys(("labels", "calibration")) | {"training": {}, "evaluation": {}}
+    facts |= {"name": "conv", "created": "2026-01-02T03:04:05Z", "image": image, "latent": options.latent}
+    write_bundle(tmp_path / "conv", facts | {"network": options.network}, first, second, np.zeros((4, 4, 3), np.uint8))
+    return tmp_path / "conv"
+
+
+def labels_of(one: Bundle, count: int) -> Any:
+    names = one.manifest.labels
+    return None if names is None else np.arange(count) % len(names)
+
+
 @needs_gpu
-@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
-def test_a_gpu_gives_rows_the_same_bits_in_any_batch_and_its_memory_stays(
-    tiny_bundles: dict[str, Bundle], kind: str
-) -> None:
+def test_a_gpu_gives_rows_the_same_bits_in_any_batch_and_its_memory_stays(folder: Path) -> None:
     """Alone and in the largest batch; a thousand batches later as much memory is reserved as before."""
     engine = Engine("cuda", exact=True, cuda_graphs=True)
-    one = engine.load(tiny_bundles[kind].folder, {})
+    one = engine.load(folder, {})
     assert isinstance(one.sample.tiles.run.generator, Replayed)  # type: ignore[attr-defined]
     assert isinstance(one.discriminate.tiles.run, Replayed)
     most = one.sample.most_rows
-    labels = None if one.manifest.labels is None else np.arange(most) % len(one.manifest.labels)
+    labels = labels_of(one, most)
     images = SamplePayload(1, 0, labels, 1.0)
     whole = one.sample.run([Part(images, 0, most)])
     judged = one.discriminate.run([Part(DiscriminatePayload(whole, labels), 0, most)])
@@ -291,15 +324,12 @@ def test_a_gpu_gives_rows_the_same_bits_in_any_batch_and_its_memory_stays(
 
 
 @needs_gpu
-@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-def test_a_gpus_two_threads_do_not_disturb_each_other(
-    tiny_bundles: dict[str, Bundle], kind: str, *, cuda_graphs: bool
-) -> None:
+def test_a_gpus_two_threads_do_not_disturb_each_other(folder: Path, *, cuda_graphs: bool) -> None:
     """Batches of both at once, each on a stream of its own: every image has the bits that it has alone."""
     engine = Engine("cuda", exact=True, cuda_graphs=cuda_graphs)
-    one = engine.load(tiny_bundles[kind].folder, {})
-    labels = None if one.manifest.labels is None else np.arange(5000) % len(one.manifest.labels)
+    one = engine.load(folder, {})
+    labels = labels_of(one, 5000)
     payload = SamplePayload(1, 0, labels, 1.0)
     whole = one.sample.run([Part(payload, 0, 5000)])
 
@@ -318,13 +348,12 @@ def test_a_gpus_two_threads_do_not_disturb_each_other(
 
 @needs_gpu
 @pytest.mark.parametrize("cuda_graphs", [True, False])
-@pytest.mark.parametrize("kind", ["tiny", "rgb", "cond"])
-def test_a_gpus_own_noise_is_the_cpus(tiny_bundles: dict[str, Bundle], kind: str, *, cuda_graphs: bool) -> None:
+def test_a_gpus_own_noise_is_the_cpus(folder: Path, *, cuda_graphs: bool) -> None:
     """But for last bits, which a grey level may show."""
-    free = Engine("cuda", exact=False, cuda_graphs=cuda_graphs).load(tiny_bundles[kind].folder, {})
-    exact = Engine("cpu", exact=True).load(tiny_bundles[kind].folder, {})
+    free = Engine("cuda", exact=False, cuda_graphs=cuda_graphs).load(folder, {})
+    exact = Engine("cpu", exact=True).load(folder, {})
     assert free.sample.draws_there
-    labels = None if exact.manifest.labels is None else np.arange(300) % len(exact.manifest.labels)
+    labels = labels_of(exact, 300)
     part = Part(SamplePayload(2**53 - 1, 5, labels, 0.7), 0, 300)
     ours, theirs = (one.sample.run([part]).astype(int) for one in (free, exact))
     assert np.abs(ours - theirs).max() <= 1

@@ -385,6 +385,22 @@ def test_a_gpus_largest_tile_is_for_small_images(numbers: int, largest: int) -> 
         assert tile_sizes(torch.device("cpu"), numbers, of_d=of_d)[-1] == 256
 
 
+def test_tiles_end_where_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has none for the largest is served by smaller ones; one that has none for those is no use."""
+    monkeypatch.setattr("models.sampler.time.thread_time", lambda: 0.0)
+    most = 1024
+
+    def run(rows: Tensor, _: Tensor | None) -> Tensor:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    assert Tiles.proven(run, noise(REFERENCE_TILE), None, TILE_SIZES).sizes[-1] == 1024
+    most = 256
+    with pytest.raises(torch.OutOfMemoryError):
+        Tiles.proven(run, noise(REFERENCE_TILE), None, TILE_SIZES)
+
+
 def test_labels_travel_with_their_rows() -> None:
     """Padding and cutting keep row and label together."""
     tiles = Tiles(lambda rows, labels: rows + labels[:, None], [4, 16])  # type: ignore[index]

@@ -589,7 +589,7 @@ async def test_a_bundle_that_fails_its_first_batch_is_refused(
     async with started(tiny_settings(bundles=root)) as serving:
         version = serving.find("tiny").version
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        monkeypatch.setattr("service.engine.Loaded.run_first_batch", fail)
+        monkeypatch.setattr("service.engine.Loaded.run_first_batches", fail)
         reasons = await serving.reload()
         assert all("no kernel image" in reason for reason in reasons)
         assert serving.find("tiny").version == version
