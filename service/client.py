@@ -75,10 +75,7 @@ class Client:
             pass  # it left while it was still sending
         finally:
             del self._scope[_CLIENT]  # which leads back to the scope: the circle would keep the body
-            self._bodies.now -= self._body_bytes
-            self._bodies.client_moved(self)
-            self._replies.now -= self._reply_bytes
-            self._replies.client_moved(self)
+            self._hold_nothing()
             if self._connection is not None:
                 self._connection.watch(None)
             if watcher is not None:
@@ -91,11 +88,22 @@ class Client:
         self._reply_bytes += size
 
     def hang_up(self) -> None:
-        """End the connection, because others need the memory that is held for this client."""
+        """End the connection, because others need the memory that is held for this client.
+
+        It counts as free from now on: or each piece of what others send before the end is through would end one more.
+        """
+        self._hold_nothing()
         if self._connection is not None:
             self._connection.hang_up()
         else:  # to stop in the middle of a reply is all that another server lets us do
             self._leave()
+
+    def _hold_nothing(self) -> None:
+        self._bodies.now -= self._body_bytes
+        self._replies.now -= self._reply_bytes
+        self._body_bytes = self._reply_bytes = 0
+        for held in (self._bodies, self._replies):
+            held.client_moved(self)
 
     async def _receive_body(self) -> Message:
         """Called by the application: the body, as far as it is allowed."""

@@ -111,6 +111,13 @@ class Exchange:
             self._closes = False
         return body
 
+    def cut_off(self) -> bool:
+        """End the connection, so that the client sees that its reply is not whole; False where that can't be done."""
+        if self._connection is None:
+            return False
+        self._connection.hang_up()
+        return True
+
     async def receive(self) -> Message:
         """ASGI's."""
         message = await self._receive()

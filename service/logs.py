@@ -2,9 +2,11 @@
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import math
+import secrets
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -31,6 +33,14 @@ class RequestFacts:
 
 
 _current: ContextVar[RequestFacts | None] = ContextVar("current_request", default=None)
+_PROCESS = secrets.token_hex(10)
+_numbers = itertools.count()
+
+
+def new_request_id() -> str:
+    """An id that no other request has."""
+    # Unique, not secret: the system's random numbers for each request would cost more than all else of a small one.
+    return f"{_PROCESS}{next(_numbers):012x}"
 
 
 def enter_request(facts: RequestFacts) -> None:

@@ -5,10 +5,8 @@ disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `
 """
 
 import asyncio
-import itertools
 import logging
 import re
-import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -24,7 +22,7 @@ from service.exchange import EXCHANGE, Exchange
 from service.headers import header
 from service.held import Held
 from service.keys import Keys, KeyScope
-from service.logs import RequestFacts, current_request, enter_request, log_facts
+from service.logs import RequestFacts, current_request, enter_request, log_facts, new_request_id
 from service.metrics import METHODS, Metrics, RouteSeries
 from service.problems import problem_reply
 
@@ -34,8 +32,6 @@ AT_ONCE = 8  # bodies of the largest size, and replies
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _FOUND = "gan.route"
-_PROCESS = secrets.token_hex(10)
-_numbers = itertools.count()
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -137,8 +133,7 @@ def _request_id(scope: Scope) -> str:
     given = header(scope, b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given
-    # Unique, not secret: the system's random numbers for each request would cost more than all else here.
-    return f"{_PROCESS}{next(_numbers):012x}"
+    return new_request_id()
 
 
 class Problems:
@@ -164,8 +159,12 @@ class Problems:
         try:
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
-            if exchange.has_started or not self.is_draining():
+            if not self.is_draining():
                 raise
+            if exchange.has_started:
+                if not exchange.cut_off():
+                    raise
+                return
             await exchange.answer(self._problem(Draining(), scope), scope, receive, send)
         except Exception as error:
             if exchange.has_started:  # half a reply is out: only a broken connection can tell the client

@@ -1,22 +1,36 @@
 """uvicorn's HTTP protocol, but replies are written together, and clients that still send get to read theirs.
 
 Parsing, ASGI, pipelining and flow control are uvicorn's. Where a request's `Connection` answers in one go, it does with
-uvicorn's `RequestResponseCycle` what two messages would do.
+uvicorn's `RequestResponseCycle` what two messages would do. What uvicorn leaves open is closed here:
+
+- A client that offers an upgrade, as Java's and curl's do for HTTP/2, is answered as if it had not (RFC 9110, 7.8). The
+  parser would take such a request for one without a body, and the body for the next request.
+- A connection on which nobody is answered ends after a while, also one that has sent nothing, or half a head; and a
+  head has a largest size.
+- What is no HTTP is answered after the requests before it, as every error is.
 """
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
+from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE as NO_VALUE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from service.errors import Malformed
 from service.exchange import CONNECTION, Connection, Header
 from service.held import SMALL_BYTES
+from service.logs import new_request_id
+from service.problems import problem_reply
 
 BURST = 8  # replies
+HEAD_BYTES = 2**16  # of a request line and its headers, and up to as much more as comes in one piece
 LATE_BODY_S = 10.0  # a client that is refused may go on sending for so long, so that it gets to read why
 LATE_BODY_AT_END_S = 1.0  # and for so long where the server is about to end
+
+log = logging.getLogger(__name__)
 
 
 class Burst:
@@ -103,7 +117,14 @@ class _Connection(Connection):
 
     def hang_up(self) -> None:
         """See `Connection`."""
+        self.disconnect()
         self._client.abort()
+
+    def disconnect(self) -> None:
+        """Have uvicorn know that the client of the request that is being answered has left."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
 
     def take_body(self) -> bytes | None:
         """See `Connection`."""
@@ -149,7 +170,12 @@ class Protocol(HttpToolsProtocol):
         self._socket = transport
         self._joining = Joining(transport, self._burst, self._linger)
         super().connection_made(cast("asyncio.Transport", self._joining))
-        self._has_whole_body = False  # of the latest request
+        self._head_bytes = -1  # that came in pieces of the head that is being read, if one is
+        self._offers_upgrade = False
+        self._is_broken = False  # what comes is no HTTP any more
+        self._idle_since = self.loop.time()
+        self._wait_for_request(self.timeout_keep_alive)
+        self._has_whole_body = True  # of the latest request
         self._end: asyncio.TimerHandle | None = None  # of one that was answered and is still sending
         self._late_body_s = LATE_BODY_S
         # One for all requests: they are answered one after the other.
@@ -158,15 +184,27 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Called by the parser."""
         super().on_message_begin()
-        self._has_whole_body = False
+        self._head_bytes = 0
+        self._idle_since = self.loop.time()
         self.scope["extensions"] = {CONNECTION: self._connection}  # type: ignore[dict-item]  # uvicorn knows dicts only
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._connection.cycle = cycle
         super()._start_asgi_task(cycle, app)
 
+    def on_headers_complete(self) -> None:
+        """Called by the parser."""
+        self._head_bytes = -1
+        # A CONNECT has no body whatever it says, as the parser takes it.
+        self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
+        if not self._offers_upgrade:
+            self._has_whole_body = False
+            super().on_headers_complete()
+
     def on_message_complete(self) -> None:
         """Called by the parser."""
+        if self._offers_upgrade:  # it comes again, without
+            return
         super().on_message_complete()
         self._has_whole_body = True
         if not self.pipeline:  # uvicorn stops reading at a large body, and would not see the client leave
@@ -174,12 +212,93 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Called by the transport."""
-        if self._end is None:
-            super().data_received(data)
+        if self._end is None and not self._is_broken:
+            was_in_head = self._head_bytes >= 0
+            try:
+                self._parse(data)
+            except HttpParserError:
+                self.send_400_response("Invalid HTTP request received.")
+            if was_in_head and self._head_bytes >= 0:
+                self._head_bytes += len(data)
+                if self._head_bytes > HEAD_BYTES:
+                    self.send_400_response(f"The request's head has over {HEAD_BYTES} bytes.")
         if self._is_answered_early():
             # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
             self.flow.pause_reading()
             self.loop.call_soon(self._read_on)
+
+    def _parse(self, data: bytes) -> None:
+        left = memoryview(data)
+        while left:
+            try:
+                self.parser.feed_data(left)
+            except HttpParserUpgrade as stopped:
+                if not self._offers_upgrade:
+                    return
+                left = left[stopped.args[0] :]
+                method, version = self.parser.get_method(), self.parser.get_http_version()
+                headers = [b"%b: %b\r\n" % header for header in self.headers if header[0] != b"upgrade"]
+                self.parser = HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn's
+                head = [b"%b %b HTTP/%b\r\n" % (method, self.url, version.encode()), *headers, b"\r\n"]
+                self.parser.feed_data(b"".join(head))
+            else:
+                return
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what can't be parsed, after the requests before it, and close."""
+        self._is_broken, self._refusal = True, msg
+        current = self._connection.cycle
+        if self.pipeline and not self._has_whole_body:  # it is in the body of one that waits
+            self.pipeline.popleft()
+            self._has_whole_body = True
+        if current is not None and self._has_whole_body and not current.response_complete:
+            return  # see `on_response_complete`
+        if current is not None and not self._has_whole_body and current.response_started:
+            self._connection.disconnect()
+            self.transport.close()
+            return
+        self._connection.disconnect()
+        request_id = new_request_id()
+        log.warning(msg, extra={"facts": {"request_id": request_id}})
+        reply = problem_reply(Malformed(msg), request_id, "")
+        more = [
+            (b"x-request-id", request_id.encode()),
+            (b"x-content-type-options", b"nosniff"),
+            (b"connection", b"close"),
+        ]
+        headers = (*self.server_state.default_headers, *reply.raw_headers, *more)
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        self.transport.write(b"".join([STATUS_LINE[reply.status_code], *lines, b"\r\n", bytes(reply.body)]))
+        self.transport.close()
+
+    def on_response_complete(self) -> None:
+        """Called by the cycle that was answered."""
+        if self.pipeline or self.transport.is_closing():
+            super().on_response_complete()
+            return
+        self.server_state.total_requests += 1
+        if self._is_broken:
+            self.send_400_response(self._refusal)
+            return
+        self.flow.resume_reading()
+        self._idle_since = self.loop.time()
+
+    def _wait_for_request(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _unset_keepalive_if_required(self) -> None:
+        """uvicorn sets a new timer for each time that a connection falls idle; here one looks how long it has been."""
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Called now and then."""
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if self._connection.cycle is not None and not self._connection.cycle.response_complete:
+            left = self.timeout_keep_alive
+        if left > 0:
+            self._wait_for_request(left)
+        else:
+            super().timeout_keep_alive_handler()
 
     def shutdown(self) -> None:
         """Called by the server at its end: a client that was answered has had the time to read that."""
@@ -202,8 +321,9 @@ class Protocol(HttpToolsProtocol):
             self.flow.resume_reading()
 
     def _linger(self) -> bool:
-        """Whether the client is still sending: where that finds the connection closed, it can't read its reply."""
-        if not (self._late_body_s and self._is_answered_early()) or self._end is not None or self._socket.is_closing():
+        """Whether the client may still be sending: where that finds the connection closed, it can't read its reply."""
+        is_sending = self._is_broken or self._is_answered_early()
+        if not (self._late_body_s and is_sending) or self._end is not None or self._socket.is_closing():
             return False
         self._end = self.loop.call_later(self._late_body_s, self._socket.close)
         self._socket.write_eof()
@@ -215,7 +335,9 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         if self._end is not None:
             self._end.cancel()
-        self._unset_keepalive_if_required()  # uvicorn leaves it where it was the client who reset the connection
+        if self.timeout_keep_alive_task is not None:
+            self.timeout_keep_alive_task.cancel()
+        self._connection.disconnect()  # uvicorn knows that of the latest request only
         self._connection.end()
         # What refers to what refers to it would wait for the garbage collector.
         self.cycle = self._connection.cycle = None  # type: ignore[assignment]  # as before the first request

@@ -117,6 +117,11 @@ class Server(uvicorn.Server):
         if self._connecting:  # uvicorn tells those that it knows of
             await asyncio.wait(self._connecting)
         await super().shutdown(sockets)
+        if (
+            self.force_exit
+        ):  # then uvicorn leaves the lifespan to be cut short by the loop's end, which it calls an error
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.lifespan.shutdown(), CANCELLED_S)
         # What it waits for no longer: requests, which answer that they were cut short, and connections.
         if self.force_exit:
             for task in self.server_state.tasks:

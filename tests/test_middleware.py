@@ -472,6 +472,30 @@ def test_bodies_are_bounded_together(live_server: Any, tiny_settings: Callable[.
         server.wait_for(lambda: held(server).bodies.now == 0)
 
 
+def test_who_makes_room_counts_at_once(
+    live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A newcomer needs the room of one client that has stopped sending, and no other is cut off for its every piece."""
+    size = 2**20
+    with live_server(tiny_settings(max_body_bytes=size)).running() as server:
+        half_sent = [Wire(server.port) for _ in range(AT_ONCE)]
+        for one in half_sent:
+            one.send(*UPLOAD, f"Content-Length: {size}", "X-Timeout-Ms: 60000", body=bytes(size - 100))
+        server.wait_for(lambda: held(server).bodies.now == AT_ONCE * (size - 100))
+        monkeypatch.setattr("service.held.PATIENCE_S", 0.0)
+        late = Wire(server.port)
+        late.send(*UPLOAD, f"Content-Length: {size - 200}")
+        for start in range(0, size - 200, 2**18):
+            late.socket.sendall(bytes(min(2**18, size - 200 - start)))
+        assert late.read()[0] == 422
+        server.wait_for(lambda: held(server).bodies.now == (AT_ONCE - 1) * (size - 100))
+        left = {"method": "POST", "route": "/discriminate", "status": "499"}
+        assert server.metric("gan_requests_total", **left) == 1
+        for wire in (*half_sent, late):
+            wire.close()
+        server.wait_for(lambda: held(server).bodies.now == 0)
+
+
 def held(server: Any) -> Any:
     """The admission of a live server."""
     layer = server.app.outermost

@@ -3,6 +3,8 @@
 import asyncio
 import gc
 import json
+import logging
+import re
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -38,8 +40,15 @@ class Wire(asyncio.Transport):
     def close(self) -> None:  # noqa: D102
         self.writes.append(b"closed")
 
+    def write_eof(self) -> None:  # noqa: D102
+        self.writes.append(b"end")
+
     def is_closing(self) -> bool:  # noqa: D102
         return b"closed" in self.writes
+
+    def has_ended(self) -> bool:
+        """Whether the client sees the end, be it that it may still send."""
+        return self.is_closing() or b"end" in self.writes
 
     def pause_reading(self) -> None:  # noqa: D102
         self.is_read = False
@@ -138,10 +147,11 @@ async def service(tiny_settings: Callable[..., Settings]) -> AsyncIterator[FastA
         yield app
 
 
-def connect(app: ASGIApp, wire: Wire) -> Protocol:
+def connect(app: ASGIApp, wire: Wire, keep_alive_s: float = 60) -> Protocol:
     """A connection to this application, whose other end is the wire."""
     loop, config = asyncio.get_running_loop(), uvicorn.Config(app, log_config=None, lifespan="off")
     config.load()
+    config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]  # whole seconds are uvicorn's
     one = Protocol(config, ServerState(), {}, loop, burst=Burst(loop), when_closed=lambda: None)
     one.connection_made(wire)
     return one
@@ -149,11 +159,11 @@ def connect(app: ASGIApp, wire: Wire) -> Protocol:
 
 def replies(wire: Wire) -> list[tuple[dict[str, str], bytes]]:
     """Headers and bodies of all that was written, one after the other."""
-    left, found = b"".join(data for data in wire.writes if data != b"closed"), []
+    left, found = b"".join(data for data in wire.writes if data not in {b"closed", b"end"}), []
     while left:
         head, _, left = left.partition(b"\r\n\r\n")
         headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
-        length = int(headers["content-length"])
+        length = int(headers.get("content-length", 0))
         found.append((headers, left[:length]))
         left = left[length:]
     return found
@@ -190,7 +200,7 @@ async def test_while_draining_every_reply_closes_its_connection(service: FastAPI
     app, wire = Messages(service), Wire()
     one = connect(app, wire)
     one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\n\r\n")
-    await until(wire.is_closing)
+    await until(wire.has_ended)
     assert app.sent
     assert replies(wire)[0][0]["connection"] == "close"
     service.state.serving.is_draining = False
@@ -237,3 +247,169 @@ async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
         assert [ref() for ref in seen] == [None, None]
     finally:
         gc.enable()
+
+
+POST = b"POST /sample HTTP/1.1\r\nContent-Type: application/json\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 20, 10_000])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_an_offer_to_upgrade_changes_nothing(service: FastAPI, until: Any, piece: int, framing: str) -> None:
+    """As Java's client and curl --http2 make it: the body is the request's, also where it reads like another one."""
+    wire = Wire()
+    one = connect(service, wire)
+    bodies = [b'{"seed":%d}' % seed for seed in range(3)] + [b"GET /bundles HTTP/1.1\r\n\r\n"]
+    if framing == "length":
+        requests = [POST + UPGRADE + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies]
+    else:
+        head = POST + UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n"
+        requests = [head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) for body in bodies]
+    sent = b"".join([*requests[:3], b"GET /livez HTTP/1.1\r\n" + UPGRADE + b"\r\n", requests[3]])
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+    await until(lambda: len(replies(wire)) == 5)
+    assert [headers.get("x-seed") for headers, _ in replies(wire)] == [*"012", None, None]
+    assert [statuses(wire)[n] for n in (3, 4)] == [200, 400]
+    assert b"not JSON" in replies(wire)[4][1]
+    assert not wire.has_ended()
+    one.connection_lost(None)
+
+
+async def test_thousands_of_offers_in_one_piece_are_taken_in_turn(until: Any) -> None:
+    """One after the other, not one inside the other."""
+    asked = 0
+
+    async def count(_: Scope, __: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    one = connect(count, Wire())
+    one.data_received((b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n") * 4000)
+    await until(lambda: asked == 4000)
+    one.connection_lost(None)
+
+
+def statuses(wire: Wire) -> list[int]:
+    written = b"".join(data for data in wire.writes if data not in {b"closed", b"end"})
+    return [int(line.split()[1]) for line in re.findall(rb"HTTP/1.1 [0-9]{3} ", written)]
+
+
+async def test_who_pipelines_and_leaves_is_no_error(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn would think that the first of the two requests ended without a reply."""
+    one = connect(service, Wire())
+    one.data_received(b"GET /sample?count=500 HTTP/1.1\r\n\r\nGET /livez HTTP/1.1\r\n\r\n")
+    await asyncio.sleep(0)
+    one.connection_lost(None)
+    await until(lambda: not one.tasks)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /li",
+        b"GET /livez HTTP/1.1\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\n\r\nGET /li",
+        b"POST /nope HTTP/1.1\r\nContent-Length: 100\r\n\r\nx",
+        POST + b'Transfer-Encoding: chunked\r\n\r\na\r\n{"seed":1}\r\n0\r\nConnection: close\r\n\r\n',
+    ],
+)
+async def test_where_nobody_is_answered_a_connection_ends(service: FastAPI, until: Any, sent: bytes) -> None:
+    """Whatever has come of the next request, in one piece or byte by byte."""
+    wire = Wire()
+    one = connect(service, wire, keep_alive_s=0.05)
+    for byte in sent:
+        one.data_received(bytes([byte]))
+    await until(wire.has_ended)
+    assert len(replies(wire)) == (b"\r\n\r\n" in sent)
+    one.connection_lost(None)
+
+
+async def test_a_connection_lasts_while_somebody_is_answered(until: Any) -> None:
+    """However long that takes; and between two requests for as long as is promised."""
+    go_on, looked = asyncio.Event(), 0
+
+    async def wait(_: Scope, __: Receive, send: Send) -> None:
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    wire = Wire()
+    one = connect(wait, wire, keep_alive_s=0.01)
+    look = one.timeout_keep_alive_handler
+
+    def note() -> None:
+        nonlocal looked
+        looked += 1
+        look()
+
+    one.timeout_keep_alive_handler = note  # type: ignore[method-assign]
+    one.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    await until(lambda: looked > 3)
+    assert not wire.has_ended()
+    go_on.set()
+    await until(wire.has_ended)
+    assert statuses(wire) == [204]
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("piece", [10, 5000])
+async def test_a_head_has_a_largest_size(service: FastAPI, until: Any, piece: int) -> None:
+    """One that does not end would fill the memory."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /livez HTTP/1.1\r\n\r\nGET /livez HTTP/1.1\r\nX-Long: ")
+    while not one._is_broken:  # noqa: SLF001 - what comes then is thrown away
+        one.data_received(b"x" * piece)
+    await until(wire.has_ended)
+    assert statuses(wire) == [200, 400]
+    assert b"over 65536 bytes" in replies(wire)[1][1]
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"GARBAGE\0\r\n\r\n", [400]),
+        (b"GET /sample?count=300 HTTP/1.1\r\n\r\nGARBAGE\0\r\n\r\n", [200, 400]),
+        (b"GET /livez HTTP/1.1\r\n\r\nGET /sample HTTP/1.1\r\n\r\n\0", [200, 200, 400]),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", [400]),
+        (b"GET /livez HTTP/1.1\r\n\r\n" + POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", [200, 400]),
+    ],
+)
+async def test_what_is_no_http_is_answered_in_its_turn(
+    service: FastAPI, until: Any, sent: bytes, expected: list[int]
+) -> None:
+    """As every error is, and the connection is closed; who came before loses nothing."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(sent)
+    one.data_received(b"more of it")
+    await until(wire.has_ended)
+    assert statuses(wire) == expected
+    headers, body = replies(wire)[-1]
+    problem = json.loads(body)
+    assert (problem["code"], problem["status"]) == ("malformed", 400)
+    assert problem["request_id"] == headers["x-request-id"]
+    assert headers["connection"] == "close"
+    one.connection_lost(None)
+    await until(lambda: not one.tasks)
+
+
+async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: Any) -> None:
+    """A body that was refused, and turns out to be nonsense."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"POST /nope HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await until(lambda: statuses(wire) == [404])
+    one.data_received(b"no number\r\n")
+    await until(wire.has_ended)
+    assert statuses(wire) == [404]
+    one.connection_lost(None)

@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import logging
 import os
 import re
 import shutil
@@ -100,8 +101,8 @@ def test_what_does_not_finish_in_time_is_told(one_waiting: Any, problem: Any) ->
         assert server.exit_code == 0
 
 
-def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any) -> None:
-    """Whoever asks twice means it: the drain is cut short, and the exit code says so."""
+def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asks twice means it: the drain is cut short, and the exit code says so; the log has no error of ours."""
     with one_waiting(drain_timeout_s=600) as (server, waiting, _):
         server.handle_exit(signal.SIGTERM, None)
         server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -110,6 +111,31 @@ def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any) -> None:
         server.thread.join(60)
         assert not server.thread.is_alive()
         assert server.exit_code == 128 + signal.SIGTERM
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+def test_a_reply_that_is_not_taken_in_time_is_cut_off(
+    live_server: Any, tiny_settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its client sees that it is not whole; the log has one line of it, and no traceback."""
+    with live_server(tiny_settings(drain_timeout_s=0.05)).running() as server:
+        slow = socket.socket()
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.connect(("127.0.0.1", server.port))
+        slow.sendall(b"GET /sample?count=1024&scale=11&format=npy HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        server.handle_exit(signal.SIGTERM, None)
+        server.thread.join(60)
+        assert not server.thread.is_alive()
+        assert server.exit_code == 0
+        taken = len(slow.makefile("rb").read())
+        assert taken < 1024 * 88 * 88
+        slow.close()
+    errors = [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert [record.getMessage() for record in errors] == [
+        "Cancel 1 running task(s), timeout graceful shutdown exceeded"
+    ]
+    assert not errors[0].exc_info
 
 
 def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
