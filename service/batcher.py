@@ -295,6 +295,7 @@ class Batcher:
         self._patience = patience
         self._lull_s = MOST_LULL_S
         self._usual_rows = 0  # that waited or were in a batch when the last one was done
+        self._usual_callers, self._done_at = 0, -math.inf  # of these rows, and when it was done
         self._lanes: OrderedDict[Lane, _Queue] = OrderedDict()
         self._failed: deque[list[_Slice]] = deque()  # halves of batches that failed, to be tried before all others
         self._numbers = itertools.count()
@@ -460,7 +461,7 @@ class Batcher:
         self._settling += 1
         turns = quiet = 0
         began = came = self._clock()
-        while len(self._unfinished) > 1 and not self._is_settled:
+        while self._has_company and not self._is_settled:
             if turns >= SETTLING_TURNS or quiet >= QUIET_TURNS:
                 if not self._may_come_again(came, began):
                     self._adapt_lull()
@@ -472,6 +473,17 @@ class Batcher:
             if self._queued_rows > before:
                 quiet, came = 0, self._clock()
         self._settling -= 1
+
+    @property
+    def _has_company(self) -> bool:
+        """Whether there are several callers; where they have their moment, also one who was just answered with others.
+
+        Two who ask again and again would otherwise take turns for ever, each alone in a batch.
+        """
+        if len(self._unfinished) > 1:
+            return True
+        is_early = self._usual_callers > 1 and self._clock() < self._done_at + self._lull_s
+        return bool(self._unfinished) and self._patience.shares_processor and is_early
 
     def _may_come_again(self, came: float, began: float) -> bool:
         """Whether clients who were just answered still have their moment; `came` is when the last rows did."""
@@ -551,7 +563,8 @@ class Batcher:
         if error is not None:
             self._blame(call.slices, error)
             return None
-        self._usual_rows = self._queued_rows + call.rows
+        self._usual_rows, self._usual_callers = self._queued_rows + call.rows, len(self._unfinished)
+        self._done_at = self._clock()
         following = self._launch_next(slot, "idle") if self._is_settled else None
         self._hand_out(call)
         if following is None:

@@ -447,9 +447,51 @@ async def test_where_loop_and_engine_share_a_processor_clients_have_a_moment_to_
         assert (sum(together) >= 8) is (patience is SHARING)  # the first batch shows how many there are
 
 
+@on_jumping_time
+@pytest.mark.parametrize("patience", [EAGER, SHARING])
+async def test_two_who_ask_again_and_again_do_not_take_turns_for_ever(patience: Patience) -> None:
+    """The second comes while the first one's batch runs: from then on they share one, where both have their moment."""
+    async with bench(max_rows=64, clock=TickingClock(LEAST_LULL_S / 100), patience=patience) as one:
+        lane, one.engine.seconds = Doubler(), 0.001
+
+        async def ask(turns: int) -> None:
+            for _ in range(20):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await one.submit(lane, 1)
+
+        first = asyncio.create_task(ask(4))
+        await one.engine.reached(1)
+        await asyncio.gather(first, ask(3))
+        together = sum(len(call) == 2 for call in one.engine.calls)
+        assert (together >= 15) is (patience is SHARING)
+
+
+@on_jumping_time
+async def test_who_is_left_alone_is_answered_at_once() -> None:
+    """Of two, one goes: the other waits for it once; and not at all where the time for coming again is over."""
+    clock = TickingClock(LEAST_LULL_S / 1000)
+    async with bench(max_rows=64, clock=clock, patience=SHARING) as one:
+        lane, waits = Doubler(), []
+        await asyncio.gather(one.submit(lane, 1), one.submit(lane, 1))
+        for pause_s in (0, 0, 0, 1):
+            clock.now_s += pause_s
+            began = clock.now_s
+            await one.submit(lane, 1)
+            waits.append(clock.now_s - began)
+        assert LEAST_LULL_S / 2 < waits[0] < 1.5 * MOST_LULL_S
+        assert max(waits[1:]) < LEAST_LULL_S / 5
+        await asyncio.gather(one.submit(lane, 1), one.submit(lane, 1))
+        clock.now_s += 1
+        began = clock.now_s
+        await one.submit(lane, 1)
+        assert clock.now_s - began < LEAST_LULL_S / 5
+
+
 async def _settling_s(one: Bench, clock: TickingClock, *, before: int = 100, keep_coming: bool = False) -> float:
     """Seconds until two rows are begun with, after a batch of that many."""
     lane, batches = Doubler(), len(one.engine.calls)
+    clock.now_s += 1  # whoever was answered before does not come again
     await one.submit(lane, before)
     waiting = [one.submit(lane, 1), one.submit(lane, 1)]
     began = clock.now_s
