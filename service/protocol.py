@@ -218,10 +218,11 @@ class Protocol(HttpToolsProtocol):
                 self._parse(data)
             except HttpParserError:
                 self.send_400_response("Invalid HTTP request received.")
-            if was_in_head and self._head_bytes >= 0:
-                self._head_bytes += len(data)
-                if self._head_bytes > HEAD_BYTES:
-                    self.send_400_response(f"The request's head has over {HEAD_BYTES} bytes.")
+            else:
+                if was_in_head and self._head_bytes >= 0:
+                    self._head_bytes += len(data)
+                    if self._head_bytes > HEAD_BYTES:
+                        self.send_400_response(f"The request's head has over {HEAD_BYTES} bytes.")
         if self._is_answered_early():
             # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
             self.flow.pause_reading()

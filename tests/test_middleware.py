@@ -442,14 +442,20 @@ def test_a_body_that_does_not_come_is_408(wire: Wire) -> None:
     assert wire.is_closed()
 
 
+def send_nearly_all(server: Any, size: int) -> list[Wire]:
+    """Clients that each lack a hundred bytes of the largest body, as many as there is room for."""
+    wires = [Wire(server.port) for _ in range(AT_ONCE)]
+    for one in wires:
+        one.send(*UPLOAD, f"Content-Length: {size}", "X-Timeout-Ms: 60000", body=bytes(size - 100))
+    server.wait_for(lambda: held(server).bodies.now == AT_ONCE * (size - 100))
+    return wires
+
+
 def test_bodies_are_bounded_together(live_server: Any, tiny_settings: Callable[..., Settings]) -> None:
     """Each is allowed alone; when all that are held leave no room, the next is told so before it is read."""
     size = 2**20
     with live_server(tiny_settings(max_body_bytes=size)).running() as server:
-        half_sent = [Wire(server.port) for _ in range(AT_ONCE)]
-        for one in half_sent:
-            one.send(*UPLOAD, f"Content-Length: {size}", "X-Timeout-Ms: 60000", body=bytes(size - 100))
-        server.wait_for(lambda: held(server).bodies.now == AT_ONCE * (size - 100))
+        half_sent = send_nearly_all(server, size)
         late = Wire(server.port)
         late.send(*UPLOAD, f"Content-Length: {size}")
         status, headers, body = late.read()
@@ -478,10 +484,7 @@ def test_who_makes_room_counts_at_once(
     """A newcomer needs the room of one client that has stopped sending, and no other is cut off for its every piece."""
     size = 2**20
     with live_server(tiny_settings(max_body_bytes=size)).running() as server:
-        half_sent = [Wire(server.port) for _ in range(AT_ONCE)]
-        for one in half_sent:
-            one.send(*UPLOAD, f"Content-Length: {size}", "X-Timeout-Ms: 60000", body=bytes(size - 100))
-        server.wait_for(lambda: held(server).bodies.now == AT_ONCE * (size - 100))
+        half_sent = send_nearly_all(server, size)
         monkeypatch.setattr("service.held.PATIENCE_S", 0.0)
         late = Wire(server.port)
         late.send(*UPLOAD, f"Content-Length: {size - 200}")

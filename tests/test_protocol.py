@@ -403,6 +403,21 @@ async def test_what_is_no_http_is_answered_in_its_turn(
     await until(lambda: not one.tasks)
 
 
+async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one line in the log, too."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /livez HTTP/1.1\r\nX-Long: ")
+    one.data_received(b"x" * 60_000)
+    one.data_received(b"x" * 6000 + b"\0")
+    await until(wire.has_ended)
+    assert statuses(wire) == [400]
+    assert [record.name for record in caplog.records] == ["service.protocol"]
+    one.connection_lost(None)
+
+
 async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: Any) -> None:
     """A body that was refused, and turns out to be nonsense."""
     wire = Wire()
