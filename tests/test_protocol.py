@@ -428,3 +428,23 @@ async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: 
     await until(wire.has_ended)
     assert statuses(wire) == [404]
     one.connection_lost(None)
+
+
+async def test_no_refusal_gets_into_a_reply_that_has_begun(until: Any) -> None:
+    """Its client sees that it is not whole, and the application that its client is gone."""
+    heard: list[str] = []
+
+    async def begin(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        heard.append((await receive())["type"])
+
+    wire = Wire()
+    one = connect(begin, wire)
+    one.data_received(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    await until(lambda: b"".join(wire.writes).endswith(b"half"))
+    one.data_received(b"no number\r\n")
+    await until(wire.has_ended)
+    await until(lambda: heard == ["http.disconnect"])
+    assert b"".join(wire.writes).count(b"HTTP/1.1") == 1
+    one.connection_lost(None)
