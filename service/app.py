@@ -31,7 +31,7 @@ from service.serving import Serving
 from service.settings import Settings
 from service.slices import Slices
 
-WORK = frozenset({"/sample", "/discriminate"})  # the routes that need the engine
+MAX_JSON_BYTES = 4 * 2**20  # of a body that holds no images
 # All others need a client's key, where keys are set. Pages hold nothing that is secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/startupz", "/metrics"), KeyScope.NONE),
@@ -60,6 +60,14 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or go through start and end."""
         await self.outermost(scope, receive, send)
+
+
+def work_routes(settings: Settings) -> dict[str, int]:
+    """The routes that need the engine, each with the most bytes that its body may have."""
+    return {
+        "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/discriminate": settings.max_body_bytes,
+    }
 
 
 def _raise(_: Request, error: Exception) -> NoReturn:
@@ -97,8 +105,9 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
     ]
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
     table = RouteTable(routes)
+    work = work_routes(settings)
     endpoints = {
-        (route.path, method): route.endpoint for route in routes if route.path in WORK for method in route.methods or ()
+        (route.path, method): route.endpoint for route in routes if route.path in work for method in route.methods or ()
     }
 
     @asynccontextmanager
@@ -118,7 +127,7 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
         app = Shortcut(app, endpoints)
         app = Admission(
             app,
-            WORK,
+            work,
             serving.admit,
             max_body_bytes=settings.max_body_bytes,
             max_reply_bytes=settings.max_output_pixels,

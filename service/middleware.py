@@ -214,16 +214,16 @@ class Admission:
 
     Args:
         app: What is inside.
-        work: Templates of the routes that need the engine.
+        work: The routes that need the engine, by template, each with the most bytes that its body may have.
         admit: Raises what speaks against taking more work now; O(1).
-        max_body_bytes: Largest body. Bodies that are held at once have up to `AT_ONCE` times as much.
+        max_body_bytes: Largest body of any. Bodies that are held at once have up to `AT_ONCE` times as much.
         max_reply_bytes: Largest reply, before it is encoded; as above.
     """
 
     def __init__(
         self,
         app: ASGIApp,
-        work: frozenset[str],
+        work: Mapping[str, int],
         admit: Callable[[], None],
         *,
         max_body_bytes: int,
@@ -232,7 +232,6 @@ class Admission:
         self.app = app
         self.work = work
         self.admit = admit
-        self.max_body_bytes = max_body_bytes
         self.bodies = Held(AT_ONCE * max_body_bytes)
         self.replies = Held(AT_ONCE * max_reply_bytes)
 
@@ -248,22 +247,24 @@ class Admission:
             raise MethodNotAllowed(found.methods)
         if scope["method"] == "HEAD":
             scope, send = {**scope, "method": "GET"}, _headers_only(send)
-        if found.template not in self.work:
+        max_body_bytes = self.work.get(found.template)
+        if max_body_bytes is None:
             await self.app(scope, receive, send)
             return
-        announced = self._announced_bytes(header(scope, b"content-length") or "")
+        announced = _announced_bytes(header(scope, b"content-length") or "", max_body_bytes)
         self.admit()
         # Held is what has come, not what is announced: else a few clients that send nothing could keep all others out.
         self.bodies.check(announced)
-        client = Client(receive, send, scope, self.bodies, self.replies, self.max_body_bytes)
+        client = Client(receive, send, scope, self.bodies, self.replies, max_body_bytes)
         await client.serve(self.app)
 
-    def _announced_bytes(self, length: str) -> int:
-        if not length.isdecimal():
-            return 0
-        if len(length) > 18 or int(length) > self.max_body_bytes:
-            raise TooLarge(f"The body has {length[:100]} bytes; the most is {self.max_body_bytes}.")
-        return int(length)
+
+def _announced_bytes(length: str, most: int) -> int:
+    if not length.isdecimal():
+        return 0
+    if len(length) > 18 or int(length) > most:
+        raise TooLarge(f"The body has {length[:100]} bytes; the most is {most}.")
+    return int(length)
 
 
 class Shortcut:

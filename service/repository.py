@@ -9,6 +9,7 @@ from starlette.responses import Response
 
 from models.bundle import BundleError
 from service.errors import Invalid, ServiceError, TooLarge
+from service.jsonlimits import JsonLimits
 from service.openapi import REPOSITORY_CHANGE, REPOSITORY_INDEX
 from service.schemas import (
     RepositoryIndex,
@@ -21,9 +22,11 @@ from service.schemas import (
     parse_query,
 )
 from service.serving import Serving
+from service.slices import at_once
 
 JSON = "application/json"
 MAX_BODY_BYTES = 65536
+LIMITS = JsonLimits(values=64)
 CHANGE_S = 300.0  # for all workers to load a bundle
 
 
@@ -88,4 +91,4 @@ async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise TooLarge(f"The body has more than {MAX_BODY_BYTES} bytes.")
-    return parse_body(schema, bytes(body))
+    return at_once(parse_body(schema, bytes(body), LIMITS))

@@ -20,6 +20,7 @@ from service.encode import MEDIA_TYPES, Look, Origin, encode
 from service.errors import UnsupportedMediaType
 from service.exchange import BytesResponse
 from service.headers import all_of_header, header
+from service.jsonlimits import JsonLimits
 from service.logs import current_request
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.problems import problem
@@ -33,7 +34,6 @@ from service.schemas import (
     Reply,
     SampleRequest,
     Schema,
-    SchemaT,
     discriminate_reply,
     parse_body,
     parse_query,
@@ -41,13 +41,13 @@ from service.schemas import (
     resolve_sample,
 )
 from service.serving import Timing
+from service.settings import Settings
 from service.slices import Steps, timed
 
 JSON = "application/json"
 # What costs less than a hand-over between threads does on a busy machine is done where it stands: this much as an
 # array, as a grey PNG (0.4 ms at most), and as what Pillow makes.
 SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
-SMALL_BODY_BYTES = 16384
 # Where a reply's time went, in milliseconds, in the header that browsers draw.
 SAMPLE_TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 DISCRIMINATE_TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
@@ -75,14 +75,15 @@ def sample_routes(desk: Desk) -> APIRouter:
         body = await read_body(request, deadline)
         if body and not content_type:
             raise UnsupportedMediaType(content_type, [JSON])
-        return await _sample(desk, request, await _parse(desk, SampleRequest, body), deadline)
+        asked, _ = await desk.decode(parse_body(SampleRequest, body, _limits(desk.settings)), deadline)
+        return await _sample(desk, request, asked, deadline)
 
     return router
 
 
-async def _parse(desk: Desk, schema: type[SchemaT], body: bytes) -> SchemaT:
-    work = partial(parse_body, schema, body)
-    return work() if len(body) <= SMALL_BODY_BYTES else await desk.run(desk.decoders, work)
+def _limits(settings: Settings) -> JsonLimits:
+    """Room for an image and a label of each that a request may have, and for all fields."""
+    return JsonLimits(values=2 * settings.max_count + 64)
 
 
 async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: Deadline) -> Response:
@@ -187,7 +188,7 @@ async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tupl
     if kind == JSON:
         parse_query(Schema, query)
         body = await read_body(request, deadline)
-        asked = await _parse(desk, DiscriminateRequest, body)
+        asked, _ = await desk.decode(parse_body(DiscriminateRequest, body, _limits(settings)), deadline)
         bundle = desk.serving.find(asked.bundle)
         limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
         return bundle, asked.labels, decode_base64(asked.images, limits)

@@ -30,8 +30,10 @@ from pydantic_core import to_json
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.encode import MAX_SIDE, MEDIA_TYPES, Format, Look, picture_size
 from service.errors import Invalid, Malformed, NotAcceptable
+from service.jsonlimits import JsonLimits, check_json
 from service.problems import Problem
 from service.settings import Settings
+from service.slices import Steps
 
 # Browsers read integers past this inexactly, and our page sends the seed back.
 SEED_LIMIT = 2**53
@@ -56,9 +58,8 @@ def _digits(value: object) -> object:
 Whole = Annotated[int, BeforeValidator(_digits)]
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 Label = int | str
-# Far over any count, and under what would take memory: an element may be two bytes of a body.
-MAX_ITEMS = 2**20
-Labels = Annotated[Label | Annotated[list[Label], Field(max_length=MAX_ITEMS)] | None, WrapValidator(_readable)]
+# A list ends at its first mistake: else each element of a body could make one, and each is kept until all are told.
+Labels = Annotated[Label | Annotated[list[Label], Field(fail_fast=True)] | None, WrapValidator(_readable)]
 
 
 class Schema(BaseModel):
@@ -116,7 +117,7 @@ class DiscriminateRequest(DiscriminateQuery):
     """Images to score, in JSON."""
 
     images: list[str] = Field(
-        min_length=1, max_length=MAX_ITEMS, description="Image files (png, jpeg, webp or bmp) in base64."
+        min_length=1, fail_fast=True, description="Image files (png, jpeg, webp or bmp) in base64."
     )
 
 
@@ -265,13 +266,14 @@ class RepositoryIndex(RootModel[list[RepositoryEntry]]):
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
 
-def parse_body(schema: type[SchemaT], body: bytes) -> SchemaT:
+def parse_body(schema: type[SchemaT], body: bytes, limits: JsonLimits) -> Steps[SchemaT]:
     """A JSON body, types strictly as JSON has them; an empty body is an empty object.
 
     Raises:
         Malformed: Not JSON.
-        Invalid: JSON, but not this schema.
+        Invalid: JSON, but over the limits, or not this schema.
     """
+    yield from check_json(body, limits)
     try:
         return schema.model_validate_json(body or b"{}", strict=True)
     except ValidationError as error:
@@ -310,7 +312,7 @@ def _label(text: str) -> Label:
 def _refusal(error: ValidationError) -> Malformed | Invalid:
     """All that is wrong, one sentence a field."""
     reasons: dict[str, str] = {}
-    for mistake in error.errors(include_url=False):
+    for mistake in error.errors(include_url=False, include_context=False, include_input=False):
         if mistake["type"] == "json_invalid":
             return Malformed(f"The body is not JSON: {mistake['msg'].removeprefix('Invalid JSON: ')}.")
         field = ".".join(str(part)[:100] for part in mistake["loc"]) or "body"

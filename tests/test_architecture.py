@@ -25,7 +25,7 @@ ORDER = {
         "__init__",
         *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs", "exchange"),
         *("memory", "processors", "signals", "listener", "supervisor", "crew"),
-        *("encode", "slices", "decode", "problems", "schemas", "caching"),
+        *("encode", "slices", "jsonlimits", "decode", "problems", "schemas", "caching"),
         *("batcher", "tracing", "replay", "thread", "engine", "serving"),
         *(
             "client",

@@ -11,15 +11,18 @@ from hypothesis import strategies as st
 from models.spec import ImageSpec
 from service.encode import MEDIA_TYPES
 from service.errors import Invalid, Malformed, NotAcceptable
+from service.jsonlimits import JsonLimits
 from service.problems import problem
 from service.schemas import (
     SEED_LIMIT,
     DiscriminateQuery,
     DiscriminateReply,
+    DiscriminateRequest,
     DiscriminateResult,
     Judged,
     SamplePlan,
     SampleRequest,
+    SchemaT,
     choose_format,
     discriminate_reply,
     fingerprint,
@@ -30,6 +33,7 @@ from service.schemas import (
     timeout_s,
 )
 from service.settings import Settings
+from service.slices import at_once
 
 IMAGE = ImageSpec(channels=1, height=28, width=20)
 NAMES = ("cat", "dog", "owl")
@@ -39,9 +43,13 @@ def plan(settings: Settings | None = None, accept: str | None = None, **fields: 
     return resolve_sample(SampleRequest(**fields), IMAGE, NAMES, accept, settings or Settings())
 
 
+def body(schema: type[SchemaT], text: bytes) -> SchemaT:
+    return at_once(parse_body(schema, text, JsonLimits(values=99)))
+
+
 def test_an_empty_request_asks_for_one_new_image() -> None:
     """Everything has a default, and two seeds drawn for two requests differ."""
-    first, second = (resolve_sample(parse_body(SampleRequest, b""), IMAGE, None, None, Settings()) for _ in "ab")
+    first, second = (resolve_sample(body(SampleRequest, b""), IMAGE, None, None, Settings()) for _ in "ab")
     assert (first.count, first.first_index, first.labels, first.truncation) == (1, 0, None, 1.0)
     assert (first.look.format, first.look.columns, first.look.scale) == ("png", 1, 1)
     assert first.seed != second.seed
@@ -51,11 +59,11 @@ def test_query_and_body_say_the_same() -> None:
     """The two ways to ask lead to the same plan."""
     query = b"count=2&seed=7&first_index=3&labels=2,dog&truncation=0.5&bundle=b%40v"
     query += b"&format=npy&layout=grid&columns=2&scale=3"
-    body = {
+    same = {
         "count": 2, "seed": 7, "first_index": 3, "labels": [2, "dog"], "truncation": 0.5, "bundle": "b@v",
         "format": "npy", "layout": "grid", "columns": 2, "scale": 3,
     }  # fmt: skip
-    assert parse_query(SampleRequest, query) == parse_body(SampleRequest, json.dumps(body).encode())
+    assert parse_query(SampleRequest, query) == body(SampleRequest, json.dumps(same).encode())
 
 
 @pytest.mark.parametrize(
@@ -88,11 +96,15 @@ def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], sa
 
 
 @pytest.mark.parametrize(
-    ("body", "error", "says"),
+    ("text", "error", "says"),
     [
         (b"{", Malformed, "not JSON"),
         (b"\xff\xfe", Malformed, "not JSON"),
-        (b"[" * 100_000, Malformed, "not JSON"),
+        (b"[" * 9, Invalid, "nested more than 8 deep"),
+        (b'{"labels": [' + b"{}," * 98, Invalid, "arrays and objects"),
+        (b'{"labels": [' + b"1," * 999_999 + b"1]}", Invalid, "more than 99 values"),
+        (b'{"labels": [' + b"1," * 9 + b'"1",' * 9 + b"[]]}", Invalid, "labels: must be an index"),
+        (b"{" + b",".join(b'"a%d":1' % n for n in range(99)) + b"}", Invalid, "more than 64 fields"),
         (b"[]", Invalid, "body: "),
         (b'{"count": "3"}', Invalid, "count: "),
         (b'{"count": true}', Invalid, "count: "),
@@ -102,16 +114,31 @@ def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], sa
         (b'{"nested": {"deep": 1}}', Invalid, "nested: unknown field"),
     ],
 )
-def test_a_bad_body_is_refused_by_name(body: bytes, error: type[Exception], says: str) -> None:
+def test_a_bad_body_is_refused_by_name(text: bytes, error: type[Exception], says: str) -> None:
     """JSON is taken as it is written: a string is no number."""
     with pytest.raises(error, match=says):
-        parse_body(SampleRequest, body)
+        body(SampleRequest, text)
+
+
+@pytest.mark.parametrize("wrong", [b"1", b"null", b"[]", b"{}", b'{"a":[]}'], ids=repr)
+def test_a_list_ends_at_its_first_mistake(wrong: bytes) -> None:
+    """What is said of a list of wrong values, and made for it, is as much as for one of them."""
+    for schema, field in ((DiscriminateRequest, b"images"), (SampleRequest, b"labels"), (DiscriminateQuery, b"labels")):
+        wrong_one = b"1.5" if field == b"labels" and wrong == b"1" else wrong
+        refusals = []
+        for count in (2, 5000):
+            many = b'{"%b":[%b]}' % (field, b",".join([wrong_one] * count))
+            steps = parse_body(schema, many, JsonLimits(values=9999, containers=99_999, keys=9999))
+            with pytest.raises(Invalid) as refused:
+                at_once(steps)
+            refusals.append(str(refused.value))
+        assert refusals[0] == refusals[1]
 
 
 @given(st.binary(max_size=200))
 def test_no_query_and_no_body_brings_the_parsers_down(noise: bytes) -> None:
     """Whatever arrives is understood or refused, and nothing else."""
-    for parse in (parse_query, parse_body):
+    for parse in (parse_query, body):
         for schema in (SampleRequest, DiscriminateQuery):
             with suppress(Malformed, Invalid):
                 parse(schema, noise)
