@@ -18,6 +18,7 @@ from models.bundle import BundleError
 from service import __version__
 from service.caching import ReplyCache
 from service.crew import Crew
+from service.decoders import Decoders
 from service.desk import Desk
 from service.keys import Keys, KeyScope, read_keys
 from service.metrics import Metrics
@@ -91,7 +92,12 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
     serving = Serving(settings, metrics, crew=crew)
     processors = max(1, cpu_limit() // settings.workers)
     encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")
-    decoders = ThreadPoolExecutor(processors, thread_name_prefix="decoder")
+    decoders = Decoders(
+        max(2, processors),
+        seconds=settings.decode_timeout_s,
+        max_pixels=settings.max_image_pixels,
+        max_bytes=settings.max_body_bytes,
+    )
     cache = ReplyCache(settings.cache_bytes)
     desk = Desk(settings, serving, metrics, encoders, decoders, Slices(), cache, is_private=keys.are_needed)
     routers = [
@@ -120,8 +126,8 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
             starting.cancel()
             if not serving.is_draining:  # unless whoever runs the application has drained it already
                 await serving.stop()
-            for workers in (encoders, decoders):
-                workers.shutdown(wait=False, cancel_futures=True)
+            encoders.shutdown(wait=False, cancel_futures=True)
+            decoders.close()
 
     def surround(app: ASGIApp) -> ASGIApp:
         app = Shortcut(app, endpoints)

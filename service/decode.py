@@ -5,24 +5,23 @@ proportion to what it merely claims.
 """
 
 import base64
-import binascii
 import io
 import logging
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from models.sampler import UInt8
 from models.spec import ImageSpec
-from service.errors import Invalid, Malformed, ServiceError, TooLarge
-from service.slices import Steps
+from service.errors import Invalid, Malformed, ServiceError
+from service.imagefile import QUICK_PIXELS, ImageFile, walk
+from service.picture import Decoded, Shape, check_pixels, decode_picture
+from service.slices import Apart, Steps
 
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks  # there for type checkers only
@@ -30,35 +29,13 @@ if TYPE_CHECKING:
 NPY = "application/x-npy"
 MULTIPART = "multipart/form-data"
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", MULTIPART, NPY)
-# Pillow reads some fifty formats; only these are opened, whatever the body is called.
-_PILLOW_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
-# What is larger takes so long, and so much of it without the interpreter, that it is worth a thread's hand-over: by the
-# bytes of a source, since a file can unpack to a thousand times as many before its size is known, and by its pixels.
-_SMALL_BYTES, _SMALL_PIXELS = 2**14, 2**16
-# And these make a small file take as long as a large one: text and profiles that are compressed, EXIF, of which Pillow
-# may read and write every value to turn a picture, and a JPEG's scans without number, of a few bytes each, where it is
-# progressive or arithmetically coded.
-_LONG_PARTS = re.compile(rb"zTXt|iTXt|iCCP|eXIf|EXIF")
-_LONG_JPEG_PARTS = re.compile(rb"Exif|\xff[\xc2\xc6\xc9\xca\xcd\xce]")
 _MAX_CONTENT_TYPE = 1024
 _PIECE_BYTES = 2**14  # of a form, split in one step
 
 Source = TypeVar("Source", bytes, bytearray, str, UInt8)
 
 log = logging.getLogger(__name__)
-
-
-class Decoded(NamedTuple):
-    """One uploaded image in a bundle's shape.
-
-    Attributes:
-        pixels: uint8 (h, w, c).
-        converted: Whether size or colour had to be changed to get there.
-    """
-
-    pixels: UInt8
-    converted: bool
 
 
 @dataclass(frozen=True)
@@ -81,7 +58,7 @@ class Upload:
 
 @dataclass(frozen=True)
 class Limits:
-    """What images become, and what is too much.
+    """What images become, what is too much, and who decodes what takes long.
 
     Attributes:
         image: The shape that every image is brought into.
@@ -89,12 +66,19 @@ class Limits:
         max_count: Images in one request.
         still_wanted: Asked before each image; raises DeadlinePassed where nobody waits for the answer any more. A
             small file can hold a large image, and a body many of them.
+        decode: As `decode_picture`, in a time that is bounded. Called on a thread.
     """
 
     image: ImageSpec
     max_pixels: int
     max_count: int
     still_wanted: Callable[[], object]
+    decode: Callable[[ImageFile, Shape], Decoded]
+
+    @property
+    def shape(self) -> Shape:
+        """What each image becomes."""
+        return Shape(self.image.height, self.image.width, self.image.channels, self.max_pixels)
 
 
 def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Upload]:
@@ -126,23 +110,19 @@ def decode_base64(texts: Sequence[str], limits: Limits) -> Steps[Upload]:
 
 
 def _decode_all(
-    decode: Callable[[Source, Limits, int | None], Decoded | None], sources: Sequence[Source], limits: Limits
+    decode: Callable[[Source, Limits], Steps[Decoded]], sources: Sequence[Source], limits: Limits
 ) -> Steps[Upload]:
-    """Decode each of the sources. `decode` gives None for what may take long, unless its last argument is None.
-
-    That is the most pixels of what does not.
-    """
+    """Decode each of the sources; of those that can't be decoded, keep why."""
     image = limits.image
     pixels = np.empty((len(sources), image.height, image.width, image.channels), np.uint8)
     converted: list[bool] = []
     errors: dict[int, ServiceError] = {}
     for place, source in enumerate(sources):
-        small = len(source) <= _SMALL_BYTES
-        result = _attempt(decode, source, limits, _SMALL_PIXELS) if small else None
-        if result is None:
-            result = yield partial(_attempt, decode, source, limits, None)
-        if isinstance(result, ServiceError):
-            errors[place] = result
+        limits.still_wanted()
+        try:
+            result = yield from decode(source, limits)
+        except ServiceError as error:
+            errors[place] = _alone(error)
         else:
             pixels[len(converted)] = result.pixels
             converted.append(result.converted)
@@ -150,78 +130,55 @@ def _decode_all(
     return Upload(pixels[: len(converted)], converted, errors)
 
 
-def _attempt(
-    decode: Callable[[Source, Limits, int | None], Decoded | None], source: Source, limits: Limits, most: int | None
-) -> Decoded | ServiceError | None:
-    limits.still_wanted()
-    try:
-        return decode(source, limits, most)
-    except ServiceError as error:
-        # Their frames lead back to the dictionary that it goes into: a circle, with the file and the body in it.
-        error.__context__ = None
-        return error.with_traceback(None)
+def _alone(error: ServiceError) -> ServiceError:
+    """Their frames lead back to the dictionary that it goes into: a circle, with the file and the body in it."""
+    error.__context__ = None
+    return error.with_traceback(None)
 
 
-def _decode_text(text: str, limits: Limits, most: int | None) -> Decoded | None:
+def _decode_text(text: str, limits: Limits) -> Steps[Decoded]:
+    return (yield from _decode_file((yield from _from_base64(text)), limits))
+
+
+def _from_base64(text: str) -> Steps[bytes]:
     try:
-        file = base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
+        encoded = text.encode("ascii")
+        pieces = []
+        for start in range(0, len(encoded), _PIECE_BYTES):  # a multiple of four, so that each stands for itself
+            piece = encoded[start : start + _PIECE_BYTES]
+            pieces.append(base64.b64decode(piece, validate=True))
+            if piece.endswith(b"=") and start + _PIECE_BYTES < len(encoded):
+                raise ValueError("it goes on after its end")  # noqa: TRY301 - as the decoder says within a piece
+            yield None
+    except ValueError:  # binascii.Error is one
         raise Invalid("The image is not base64.") from None
-    return _decode_file(file, limits, most)
+    return b"".join(pieces)
 
 
-def _decode_file(file: bytes | bytearray, limits: Limits, most: int | None) -> Decoded | None:
-    if most is not None and (_LONG_JPEG_PARTS if file[:2] == b"\xff\xd8" else _LONG_PARTS).search(file):
-        return None
-    try:
-        with Image.open(io.BytesIO(file), formats=_PILLOW_FORMATS) as picture:
-            _check_pixels(picture.width, picture.height, limits)  # by the header: nothing is decoded yet
-            if most is not None and picture.width * picture.height > most:
-                return None
-            picture.load()  # of an animation, the first frame
-            ImageOps.exif_transpose(picture, in_place=True)
-            return _fit(picture, limits.image)
-    except ServiceError:
-        raise
-    except UnidentifiedImageError:
-        raise Invalid("The image is not PNG, JPEG, WebP or BMP.") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise TooLarge(f"The image has far more than {limits.max_pixels} pixels.") from None
-    except Exception as error:  # decoders raise nearly anything on broken or hostile bytes
-        log.debug("undecodable image", exc_info=error)
-        raise Invalid("The image is broken or cut short.") from None
+def _decode_file(file: bytes | bytearray, limits: Limits) -> Steps[Decoded]:
+    return (yield from _decode_image((yield from walk(file)), limits))
 
 
-def _check_pixels(width: int, height: int, limits: Limits) -> None:
-    if width * height > limits.max_pixels:
-        raise TooLarge(f"The image has {width}×{height} pixels; the most is {limits.max_pixels}.")
+def _decode_image(file: ImageFile, limits: Limits) -> Steps[Decoded]:
+    check_pixels(file.width, file.height, limits.max_pixels)  # by the header: nothing is decoded yet
+    if file.is_quick:
+        return decode_picture(file, limits.shape)
+
+    def attempt() -> Decoded | ServiceError:
+        try:
+            return limits.decode(file, limits.shape)
+        except ServiceError as error:  # its own image's; what is raised there would end the whole request
+            return _alone(error)
+
+    result: Decoded | ServiceError = yield Apart(attempt, file.cost)
+    if isinstance(result, ServiceError):
+        raise result
+    return result
 
 
 def _check_count(count: int, limits: Limits) -> None:
     if count > limits.max_count:
         raise Invalid(f"images: {count} images; one request may bring {limits.max_count}.")
-
-
-def _fit(picture: Image.Image, image: ImageSpec) -> Decoded:
-    """A loaded picture in the bundle's mode and size; a picture that has them already keeps its pixels."""
-    mode = "L" if image.channels == 1 else "RGB"
-    size = (image.width, image.height)
-    fitted = picture if picture.mode == mode else _opaque(picture).convert(mode)
-    if fitted.size != size:
-        fitted = fitted.resize(size, Image.Resampling.BILINEAR)  # averages when it shrinks, and never overshoots
-    pixels = np.asarray(fitted, dtype=np.uint8).reshape(image.height, image.width, image.channels)
-    return Decoded(pixels, converted=picture.mode != mode or picture.size != size)
-
-
-def _opaque(picture: Image.Image) -> Image.Image:
-    """A picture of 8 bits a channel without transparency: what shines through is black, like these images' ground."""
-    if picture.mode.startswith("I"):  # 16 bits of grey, whose conversion by Pillow would only clip
-        grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)
-        return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
-    if picture.has_transparency_data:
-        with_alpha = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", picture.size, (0, 0, 0, 255)), with_alpha)
-    return picture
 
 
 def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
@@ -236,21 +193,21 @@ def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
     array, image = _read_array(body), limits.image
     n, height, width = array.shape[:3]
     _check_count(n, limits)
-    _check_pixels(width, height, limits)
+    check_pixels(width, height, limits.max_pixels)
     pictures = array if array.ndim == 4 else array[..., np.newaxis]
+    if not pictures.flags.c_contiguous:
+        pictures = yield Apart(partial(np.ascontiguousarray, pictures), pictures.size)
     if pictures.shape[1:] != (image.height, image.width, image.channels):
         return (yield from _decode_all(_convert, list(pictures), limits))
-    if not pictures.flags.c_contiguous:
-        pictures = yield partial(np.ascontiguousarray, pictures)
     return Upload(pictures, [False] * n, {})
 
 
-def _convert(pixels: UInt8, limits: Limits, most: int | None) -> Decoded | None:
+def _convert(pixels: UInt8, limits: Limits) -> Steps[Decoded]:
     """Pixels (h, w, c) of another shape than the bundle's."""
-    if most is not None and pixels.shape[0] * pixels.shape[1] > most:
-        return None
-    grey = pixels.shape[2] == 1
-    return _fit(Image.fromarray(np.ascontiguousarray(pixels[..., 0] if grey else pixels)), limits.image)
+    height, width, channels = pixels.shape
+    is_quick = pixels.size <= QUICK_PIXELS
+    file = ImageFile("L" if channels == 1 else "RGB", [pixels.data.cast("B")], width, height, 1, pixels.size, is_quick)
+    return (yield from _decode_image(file, limits))
 
 
 def _read_array(body: bytes) -> UInt8:

@@ -5,12 +5,13 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
 from service.caching import ReplyCache
 from service.client import take_body
+from service.decoders import Decoders
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.headers import header
 from service.logs import current_request
@@ -18,7 +19,7 @@ from service.metrics import Metrics
 from service.schemas import timeout_s
 from service.serving import Serving
 from service.settings import Settings
-from service.slices import Slices, Steps
+from service.slices import Apart, Slices, Steps
 
 T = TypeVar("T")
 
@@ -27,8 +28,8 @@ T = TypeVar("T")
 class Desk:
     """What the routes work with.
 
-    Encoding, and decoding of what is large, have threads of their own, so that large requests hold up neither the event
-    loop nor one another's other half; what is small is decoded in slices. `is_private`: replies are for those with a
+    Encoding, and decoding of what is large, are done apart, so that large requests hold up neither the event loop nor
+    one another's other half; what is small is decoded in slices. `is_private`: replies are for those with a
     key, and shared caches must not keep them.
     """
 
@@ -36,7 +37,7 @@ class Desk:
     serving: Serving
     metrics: Metrics
     encoders: Executor
-    decoders: Executor
+    decoders: Decoders
     slices: Slices
     cache: ReplyCache
     is_private: bool
@@ -68,7 +69,15 @@ class Desk:
         Raises:
             DeadlinePassed: One of those that take long was not done in time. The steps look at the deadline themselves.
         """
-        return await self.slices.run(steps, lambda work: self.run_in_time(self.decoders, work, deadline))
+
+        async def apart(work: Apart) -> tuple[Any, float]:
+            try:
+                async with asyncio.timeout(deadline.left_s()):
+                    return await self.decoders.run(work)
+            except TimeoutError:
+                raise DeadlinePassed(deadline.seconds) from None
+
+        return await self.slices.run(steps, apart)
 
 
 class Deadline:

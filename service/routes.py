@@ -190,15 +190,26 @@ async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tupl
         body = await read_body(request, deadline)
         asked, _ = await desk.decode(parse_body(DiscriminateRequest, body, _limits(settings)), deadline)
         bundle = desk.serving.find(asked.bundle)
-        limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
+        limits = _upload_limits(desk, bundle, deadline)
         return bundle, asked.labels, decode_base64(asked.images, limits)
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
     bundle = desk.serving.find(options.bundle)
     body = await read_body(request, deadline)
-    limits = Limits(bundle.manifest.image, settings.max_image_pixels, settings.max_count, deadline.left_s)
+    limits = _upload_limits(desk, bundle, deadline)
     return bundle, options.labels, decode_upload(body, content_type, limits)
+
+
+def _upload_limits(desk: Desk, bundle: Bundle, deadline: Deadline) -> Limits:
+    settings = desk.settings
+    return Limits(
+        bundle.manifest.image,
+        settings.max_image_pixels,
+        settings.max_count,
+        still_wanted=deadline.left_s,
+        decode=desk.decoders.decode,
+    )
 
 
 async def _judge(

@@ -84,6 +84,9 @@ class Settings(BaseSettings):
     )
     deadline_s: _Seconds = Field(30, gt=0, description="Seconds a request may take where X-Timeout-Ms says nothing.")
     max_deadline_s: _Seconds = Field(120, gt=0, description="Seconds that X-Timeout-Ms can ask for at most.")
+    decode_timeout_s: _Seconds = Field(
+        2, gt=0, description="Seconds of the processor that decoding one uploaded image may take; over it 422."
+    )
     drain_delay_s: _Seconds = Field(
         0, ge=0, description="Seconds between turning not ready and refusing requests, at shutdown."
     )

@@ -10,19 +10,19 @@ from typing import Any
 import pytest
 
 from service import slices
-from service.slices import Slices, Steps
+from service.slices import Apart, Slices, Steps, timed
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 pytestmark = pytest.mark.anyio
 
 
-async def on_thread(call: Callable[[], Any]) -> Any:
-    return await asyncio.to_thread(call)
+async def on_thread(apart: Apart) -> tuple[Any, float]:
+    return await asyncio.to_thread(timed(apart.work))
 
 
-async def on_no_thread(call: Callable[[], Any]) -> Any:
-    raise AssertionError(call)
+async def on_no_thread(apart: Apart) -> tuple[Any, float]:
+    raise AssertionError(apart)
 
 
 @pytest.fixture
@@ -125,7 +125,7 @@ async def test_what_takes_long_by_itself_is_called_on_a_thread() -> None:
 
     def work() -> Steps[Any]:
         yield None
-        result = yield call
+        result = yield Apart(call, 1)
         yield None
         return result
 
@@ -147,7 +147,7 @@ async def test_an_error_is_that_of_the_work(where: str) -> None:
 
     def work() -> Steps[None]:
         yield None
-        yield fail if where == "on a thread" else fail()
+        yield Apart(fail, 1) if where == "on a thread" else fail()
         raise AssertionError
 
     run: Callable[[], Awaitable[Any]] = partial(Slices().run, work(), on_thread)
