@@ -6,19 +6,21 @@ the new one and never a mixture (where a system can't swap two folders in one st
 takes every byte once: what was hashed is what is used.
 """
 
+import contextlib
 import ctypes
 import hashlib
 import io
 import json
 import os
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -206,11 +208,9 @@ def read_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
 
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
-    try:
-        with path.open("rb") as file:
-            return _parse_manifest(file.read(MAX_MANIFEST_BYTES + 1), path)
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}") from None
+    with _opened(path) as (file, _):
+        content = file.read(MAX_MANIFEST_BYTES + 1) or b""  # None where a file of /proc has nothing to say yet
+    return _parse_manifest(content, path)
 
 
 def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifest]:
@@ -249,18 +249,36 @@ def _manifest_bytes(raw: Mapping[str, Any]) -> bytes:
 
 def _read_verified(path: Path, record: FileRecord) -> bytes:
     """The file's bytes, once its size and checksum are those of the manifest."""
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            if size != record.bytes:  # before reading: a wrong file may be of any size
-                raise BundleError(f"{path}: {size} bytes, the manifest says {record.bytes}")
-            content = file.read()
-    except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}") from None
+    with _opened(path) as (file, size):
+        if size != record.bytes:  # before reading: a wrong file may be of any size
+            raise BundleError(f"{path}: {size} bytes, the manifest says {record.bytes}")
+        content = file.read(size)  # and no more, should it be growing
     digest = hashlib.sha256(content).hexdigest()
     if digest != record.sha256:
         raise BundleError(f"{path}: sha256 {digest[:12]}…, the manifest says {record.sha256[:12]}…")
     return content
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
+    """A regular file to read, and its bytes. All else is refused: a pipe lets its reader wait, a device never ends.
+
+    Raises:
+        BundleError: It is none, or it can't be opened or read.
+    """
+    try:
+        with open(path, "rb", opener=_open_at_once) as file:
+            found = os.fstat(file.fileno())  # of what is open: by now the name may be another file's
+            if not stat.S_ISREG(found.st_mode):
+                raise BundleError(f"{path}: not a regular file")
+            yield file, found.st_size
+    except OSError as error:
+        raise BundleError(f"{path}: {error.strerror or error}") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Open without waiting for anybody, nor taking a terminal for our own."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def _fill(net: nn.Module, content: bytes, path: Path) -> None:

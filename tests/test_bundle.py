@@ -1,10 +1,13 @@
 """A bundle reads back as it was written or is refused in one line that says why; a kill never leaves half of one."""
 
+import contextlib
 import hashlib
 import json
 import os
 import pickle
+import re
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -333,6 +336,75 @@ def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     (folder / name).mkdir()
     with pytest.raises(BundleError, match=name):
         read_bundle(folder)
+
+
+Place = Callable[[Path], object]
+
+
+def pipe_at(path: Path) -> Path:
+    os.mkfifo(path)
+    return path
+
+
+def listen_at(path: Path) -> None:
+    """A Unix socket there; its name alone is short enough for one."""
+    with socket.socket(socket.AF_UNIX) as listener, contextlib.chdir(path.parent):
+        listener.bind(path.name)
+
+
+SPECIAL: dict[str, tuple[Place, str]] = {
+    "pipe": (pipe_at, "not a regular file"),
+    "endless device": (lambda path: path.symlink_to("/dev/zero"), "not a regular file"),
+    "terminal": (lambda path: path.symlink_to("/dev/tty"), "(not a regular file|No such device)"),
+    "socket": (listen_at, "(not a regular file|No such device|not supported)"),
+    "folder": (lambda path: path.mkdir(), "Is a directory"),
+    "dangling link": (lambda path: path.symlink_to("nowhere"), "No such file"),
+    "circle of links": (lambda path: path.symlink_to(path.name), "Too many levels of symbolic links"),
+    "link to a pipe": (lambda path: path.symlink_to(pipe_at(path.with_suffix(".pipe"))), "not a regular file"),
+}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such files are another matter there")
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("kind", SPECIAL)
+def test_what_is_no_regular_file_is_refused_and_not_waited_for(folder: Path, name: str, kind: str) -> None:
+    """A pipe would make its reader wait for ever, a device would never end."""
+    make, reason = SPECIAL[kind]
+    (folder / name).unlink()
+    make(folder / name)
+    with pytest.raises(BundleError, match=f"{re.escape(str(folder / name))}: {reason}"):
+        read_bundle(folder)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+def test_links_to_regular_files_are_followed(folder: Path, original: Bundle, tmp_path: Path) -> None:
+    """As Kubernetes lays its mounts: each file a link through a link to the folder of the moment."""
+    mount = tmp_path / "mount"
+    mount.mkdir()
+    (mount / "..data").symlink_to(folder)
+    for name in FILES:
+        (mount / name).symlink_to(Path("..data") / name)
+    (tmp_path / "link").symlink_to(mount)
+    assert read_bundle(tmp_path / "link").version == original.version
+
+
+def test_a_file_that_grows_while_it_is_read_is_read_as_far_as_the_manifest_says(
+    folder: Path, original: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However long it has become since its size was looked at."""
+    grown = []
+
+    def grow(descriptor: int) -> os.stat_result:
+        found = os.stat(descriptor)
+        for name in original.manifest.files:
+            if (folder / name).stat().st_ino == found.st_ino:
+                os.truncate(folder / name, 1 << 33)  # sparse: the disk need not have them
+                grown.append(name)
+        return found
+
+    monkeypatch.setattr("models.bundle.os.fstat", grow)
+    assert read_bundle(folder).version == original.version
+    assert grown == list(original.manifest.files)
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
