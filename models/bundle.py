@@ -48,12 +48,31 @@ _VERSIONED = ("format", "network", "image", "latent", "labels", "calibration")
 
 
 class BundleError(ValueError):
-    """The folder is not a bundle that can be trusted; the message says which file and why, in one line."""
+    """The folder is not a bundle that can be trusted; the message says which file and why, in one line.
 
-    def __init__(self, message: str) -> None:
-        # A damaged file has a say in some messages: its control characters and its length stay out of the logs.
-        printable = "".join(character if character.isprintable() else " " for character in message)
-        super().__init__(shorten(printable, 600, placeholder=" …"))
+    Args:
+        path: The file, or the folder.
+        reason: Why. It names no place of this machine, for clients read it.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        super().__init__(path, reason)
+        self.path = path
+        # A damaged file has a say in some reasons: their length stays out of the logs.
+        self.reason = shorten(_printable(reason), 400, placeholder=" …")
+
+    def __str__(self) -> str:
+        """The message for the log."""
+        return f"{_printable(str(self.path))}: {self.reason}"
+
+    def relative_to(self, root: Path) -> str:
+        """The message for those who need not know where the bundles lie: its path begins below `root`."""
+        place = self.path.relative_to(root)
+        return f"{_printable(place.as_posix())}: {self.reason}" if place.parts else self.reason
+
+
+def _printable(text: str) -> str:
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 class FileRecord(Spec):
@@ -216,23 +235,23 @@ def _read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
 def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifest]:
     """The JSON as it stands, and what it says."""
     if len(content) > MAX_MANIFEST_BYTES:
-        raise BundleError(f"{path}: larger than {MAX_MANIFEST_BYTES} bytes")
+        raise BundleError(path, f"larger than {MAX_MANIFEST_BYTES} bytes")
     try:
         raw = json.loads(content, object_pairs_hook=_object)
         text = json.dumps(raw, allow_nan=False)
     except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path}: not JSON: {error}") from None
+        raise BundleError(path, f"not JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise BundleError(f"{path}: not a JSON object")
+        raise BundleError(path, "not a JSON object")
     found = json.dumps(raw.get("format"))
     if found != json.dumps(FORMAT):  # compared as text, because True and 1.0 equal 1
-        raise BundleError(f"{path}: format {found:.40}; this program reads format {FORMAT}")
+        raise BundleError(path, f"format {found:.40}; this program reads format {FORMAT}")
     try:
         return raw, Manifest.model_validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise BundleError(f"{path}: {where or 'manifest'}: {first['msg']}") from None
+        raise BundleError(path, f"{where or 'manifest'}: {first['msg']}") from None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -251,11 +270,11 @@ def _read_verified(path: Path, record: FileRecord) -> bytes:
     """The file's bytes, once its size and checksum are those of the manifest."""
     with _opened(path) as (file, size):
         if size != record.bytes:  # before reading: a wrong file may be of any size
-            raise BundleError(f"{path}: {size} bytes, the manifest says {record.bytes}")
+            raise BundleError(path, f"{size} bytes, the manifest says {record.bytes}")
         content = file.read(size)  # and no more, should it be growing
     digest = hashlib.sha256(content).hexdigest()
     if digest != record.sha256:
-        raise BundleError(f"{path}: sha256 {digest[:12]}…, the manifest says {record.sha256[:12]}…")
+        raise BundleError(path, f"sha256 {digest[:12]}…, the manifest says {record.sha256[:12]}…")
     return content
 
 
@@ -270,10 +289,10 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
         with open(path, "rb", opener=_open_at_once) as file:
             found = os.fstat(file.fileno())  # of what is open: by now the name may be another file's
             if not stat.S_ISREG(found.st_mode):
-                raise BundleError(f"{path}: not a regular file")
+                raise BundleError(path, "not a regular file")
             yield file, found.st_size
     except OSError as error:
-        raise BundleError(f"{path}: {error.strerror or error}") from None
+        raise BundleError(path, error.strerror or type(error).__name__) from None
 
 
 def _open_at_once(path: str, flags: int) -> int:
@@ -286,20 +305,20 @@ def _fill(net: nn.Module, content: bytes, path: Path) -> None:
     try:
         tensors = load_tensors(content)
     except (SafetensorError, ValueError, KeyError) as error:
-        raise BundleError(f"{path}: not a safetensors file: {error}") from None
+        raise BundleError(path, f"not a safetensors file: {error}") from None
     expected = net.state_dict()
     if missing := sorted(expected.keys() - tensors.keys()):
-        raise BundleError(f"{path}: tensors missing: {', '.join(missing)}")
+        raise BundleError(path, f"tensors missing: {', '.join(missing)}")
     if surplus := sorted(tensors.keys() - expected.keys()):
-        raise BundleError(f"{path}: surplus tensors: {', '.join(surplus)}")
+        raise BundleError(path, f"surplus tensors: {', '.join(surplus)}")
     for name, tensor in tensors.items():
         shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if shape != wanted:
-            raise BundleError(f"{path}: {name} has shape {shape}, the network needs {wanted}")
+            raise BundleError(path, f"{name} has shape {shape}, the network needs {wanted}")
         if tensor.dtype != torch.float32:
-            raise BundleError(f"{path}: {name} is {tensor.dtype}, the network needs torch.float32")
+            raise BundleError(path, f"{name} is {tensor.dtype}, the network needs torch.float32")
         if not torch.isfinite(tensor).all():
-            raise BundleError(f"{path}: {name} holds NaN or Inf")
+            raise BundleError(path, f"{name} holds NaN or Inf")
     net.load_state_dict(tensors, assign=True)
     net.requires_grad_(requires_grad=False).eval()
 
@@ -357,7 +376,7 @@ def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
     path = bundle.folder / MANIFEST
     raw, manifest = _read_manifest(path)
     if version_of(raw) != bundle.version:
-        raise BundleError(f"{path}: was {bundle.version} when it was scored and is {version_of(raw)}")
+        raise BundleError(path, f"was {bundle.version} when it was scored and is {version_of(raw)}")
     content = _manifest_bytes(raw | {"evaluation": {**manifest.evaluation, **scores}})
     _parse_manifest(content, path)
     replace_file(path, content)

@@ -356,7 +356,7 @@ class Engine:
             judged = judge(pixels, asked)
             for net, rows in (("generator", pixels), ("discriminator", judged)):
                 if not torch.isfinite(rows).all():
-                    raise BundleError(f"{folder}: its {net} gives NaN or Inf")
+                    raise BundleError(folder, f"its {net} gives NaN or Inf")
             if self.precision != "float32":
                 self._report_error(plain, latents, labels, pixels, judged)
             maker = _Images(generator)

@@ -35,20 +35,27 @@ def repository_routes(serving: Serving) -> APIRouter:
     router = APIRouter()
     changes = {"load": serving.load, "unload": serving.unload}
 
+    async def change_here(how: str, bundle: str) -> None:
+        """In this worker; what is refused is the client's to know, but not where the bundles lie."""
+        try:
+            await changes[how](bundle)
+        except BundleError as error:
+            raise Invalid(error.relative_to(serving.settings.bundles)) from None
+
     async def change(how: str, bundle: str) -> None:
         """Here first, for what is refused here is refused everywhere; then in all other workers at once."""
-        await changes[how](bundle)
+        await change_here(how, bundle)
         there = await serving.crew.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
         reasons = [why for version, why in there if why is not None or version != serving.version(bundle)]
         if reasons:
-            raise BundleError(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
+            raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
 
     async def follow(how: str, bundle: str) -> tuple[str | None, str | None]:
         """The version that another worker's change has led to here, and why it has not where that failed."""
         try:
-            await changes[how](bundle)
-        except (BundleError, ServiceError) as error:
-            return None, str(error)
+            await change_here(how, bundle)
+        except ServiceError as error:
+            return None, error.detail
         return serving.version(bundle), None
 
     serving.crew.answer({"change": follow})
@@ -64,20 +71,14 @@ def repository_routes(serving: Serving) -> APIRouter:
     async def load(request: Request) -> Response:
         """Take up a bundle's folder as it is now, beside what serves: answered when it serves, or with the reason."""
         await _parse(request, RepositoryLoad)
-        try:
-            await change("load", request.path_params["name"])
-        except BundleError as error:
-            raise Invalid(str(error)) from None
+        await change("load", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_CHANGE)
     async def unload(request: Request) -> Response:
         """Let go of a bundle; requests that found it before are still answered."""
         await _parse(request, RepositoryUnload)
-        try:
-            await change("unload", request.path_params["name"])
-        except BundleError as error:
-            raise Invalid(str(error)) from None
+        await change("unload", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
     return router

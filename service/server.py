@@ -252,8 +252,7 @@ class Server(uvicorn.Server):
     async def _reload_bundles(self) -> None:
         serving = self._app.state.serving
         try:
-            for reason in await serving.reload():
-                log.error("bundle refused: %s", reason)
+            await serving.reload()
         except (BundleError, ServiceError) as error:
             log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
         else:

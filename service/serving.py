@@ -22,7 +22,7 @@ from service.engine import (
     Loaded,
     SamplePayload,
 )
-from service.errors import Draining, NotReady, ServiceError, UnknownBundle
+from service.errors import Draining, NotReady, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.thread import EngineThread
@@ -89,7 +89,7 @@ class Serving:
         self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
         self._unloaded: dict[str, Path] = {}  # where a bundle came from, whose folder may have another name
-        self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why
+        self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why, for clients
         self._loading = asyncio.Lock()
         metrics.ready.set_function(lambda: float(self.health.ready() is None))
         for kind in self.engine.memory():
@@ -126,14 +126,12 @@ class Serving:
             self._replace_bundles(bundles)
             self.batcher.start()
 
-    async def reload(self) -> list[str]:
+    async def reload(self) -> None:
         """Take up what has changed in the folder of bundles since they were loaded, between two batches.
 
-        New versions are loaded, warmed and tried beside the old ones. What can't be loaded is refused, and what its
-        folder held before goes on serving; so do unchanged versions. A request goes on with the version it found.
-
-        Returns:
-            For each refused folder, why: one line.
+        New versions are loaded, warmed and tried beside the old ones. What can't be loaded is refused, with a line in
+        the log, and what its folder held before goes on serving; so do unchanged versions. A request goes on with the
+        version it found.
 
         Raises:
             BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
@@ -141,22 +139,20 @@ class Serving:
         """
         async with self._loading:
             bundles: dict[str, Loaded] = {}
-            refused: dict[Path, str] = {}
+            refused: dict[Path, BundleError] = {}
             for folder in find_bundles(self.settings.bundles):
                 try:
                     _add(bundles, await self._load(folder))
-                except ServiceError:  # not the bundle's fault
-                    raise
-                except Exception as error:  # noqa: BLE001 - whatever is wrong with a bundle, the others go on
-                    refused[folder] = str(error) if isinstance(error, BundleError) else f"{folder}: {error!r}"
+                except BundleError as error:
+                    refused[folder] = error
             before = self._bundles
             for old in before.values():
                 if old.folder in refused:
                     bundles.setdefault(old.name, old)
             self._replace_bundles(bundles)
-            self._refused = refused
+            self._refused.clear()
+            self._refuse(refused)
             self._count_swaps(before, bundles, refused)
-            return list(refused.values())
 
     async def load(self, name: str) -> None:
         """Take up one bundle as its folder is now: the folder that it was loaded from, else the one of this name.
@@ -176,14 +172,10 @@ class Serving:
                 raise UnknownBundle(name, list(folders))
             try:
                 self._replace_bundles({**before, name: await self._load(folder, name)})
-            except ServiceError:  # not the bundle's fault
-                raise
-            except Exception as error:
-                self._refused[folder] = str(error)
+            except BundleError as error:
+                self._refuse({folder: error})
                 self._count_swaps(before, before, [folder])
-                if isinstance(error, BundleError):
-                    raise
-                raise BundleError(f"{folder}: {error!r}") from error
+                raise
             self._refused.pop(folder, None)
             self._count_swaps(before, self._bundles, [])
 
@@ -223,7 +215,7 @@ class Serving:
         """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has.
 
         Raises:
-            BundleError: As `Engine.load`; or it has another name.
+            BundleError: As `Engine.load`; or it has another name; or whatever else is wrong with it.
             Draining: The threads that load have ended.
             NotReady: The device failed, which no other bundle can mend: from now on nothing is computed.
         """
@@ -231,15 +223,24 @@ class Serving:
             raise Draining
         try:
             loaded = await (loader or self._loader).run(self.engine.load, folder, self._bundles)
-            if name not in {None, loaded.name}:
-                raise BundleError(f"{folder} holds the bundle {loaded.name}")
             await asyncio.gather(*(thread.run(loaded.run_first_batches) for thread in self.engine.threads))
         except DeviceFailed as error:
             if self.is_draining:
                 raise Draining from None
             self.batcher.fail_all("the device failed", error)
             raise NotReady("the device failed") from error
+        except BundleError:
+            raise
+        except Exception as error:
+            raise BundleError(folder, f"it can't be run: {type(error).__name__}") from error
+        if name not in {None, loaded.name}:
+            raise BundleError(folder, f"it holds the bundle {loaded.name}")
         return loaded
+
+    def _refuse(self, refused: Mapping[Path, BundleError]) -> None:
+        for folder, error in refused.items():
+            log.error("bundle refused: %s", error, exc_info=error.__cause__)  # which only unforeseen errors have
+            self._refused[folder] = error.relative_to(self.settings.bundles)
 
     def _replace_bundles(self, bundles: dict[str, Loaded]) -> None:
         self._default = _default_name(self.settings, bundles)
@@ -355,7 +356,7 @@ def _warm(bundle: Bundle) -> Loaded:
 
 def _add(bundles: dict[str, Loaded], one: Loaded) -> None:
     if one.name in bundles:
-        raise BundleError(f"{one.folder} and {bundles[one.name].folder} are both named {one.name}")
+        raise BundleError(one.folder, f"it is named {one.name}, as is what {bundles[one.name].folder.name}/ holds")
     bundles[one.name] = one
 
 
@@ -423,20 +424,20 @@ def find_bundles(root: Path) -> list[Path]:
     try:
         folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
-        raise BundleError(f"{root}: {error.strerror}") from None
+        raise BundleError(root, error.strerror or type(error).__name__) from None
     found = [folder for folder in folders if (folder / MANIFEST).is_file()]
     if not found:
-        raise BundleError(f"{root}: no sub-folder with a {MANIFEST}")
+        raise BundleError(root, f"no sub-folder with a {MANIFEST}")
     return found
 
 
 def _default_name(settings: Settings, loaded: Mapping[str, Loaded]) -> str:
     """The bundle of requests that name none: the setting's, else mnist, else the only one, else the first."""
     if not loaded:
-        raise BundleError(f"{settings.bundles}: no bundle that can be loaded")
+        raise BundleError(settings.bundles, "at least one bundle must be there")
     if settings.default_bundle is not None:
         name, _, version = settings.default_bundle.partition("@")
         if name not in loaded or (version and loaded[name].version != version):
-            raise BundleError(f"the default bundle {settings.default_bundle} is not in {settings.bundles}")
+            raise BundleError(settings.bundles, f"the default bundle {settings.default_bundle} must be there")
         return name
     return "mnist" if "mnist" in loaded else min(loaded)

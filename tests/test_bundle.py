@@ -327,6 +327,26 @@ def test_numbers_that_json_has_not_are_refused_anywhere(folder: Path, number: st
         read_bundle(folder)
 
 
+def test_a_refusal_can_be_told_without_saying_where_the_bundles_lie(folder: Path) -> None:
+    """What a client reads begins below the folder of bundles, whatever it is that was refused."""
+    (folder / GENERATOR).unlink()
+    with pytest.raises(BundleError) as caught:
+        read_bundle(folder)
+    assert str(caught.value) == f"{folder}/{GENERATOR}: No such file or directory"
+    assert caught.value.relative_to(folder.parent) == f"cond/{GENERATOR}: No such file or directory"
+    assert BundleError(folder.parent, "it is empty").relative_to(folder.parent) == "it is empty"
+
+
+def test_a_refusal_is_one_line_with_its_reason_whatever_files_are_called(tmp_path: Path) -> None:
+    """Names may be long, hold line breaks, and be no text at all; what a file has a say in is cut short."""
+    place = tmp_path / ("x" * 255) / ("y" * 255) / os.fsdecode(b"a\n\xff  b")
+    error = BundleError(place, "why: " + "z " * 1000)
+    for message in (str(error), error.relative_to(tmp_path)):
+        assert message.isprintable()
+        assert "/a    b: why: z z" in message
+        assert len(message) < 1000 + len(str(tmp_path))
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_a_missing_file_is_named(folder: Path, name: str) -> None:
     """Gone, or a folder in its place."""

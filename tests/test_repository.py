@@ -101,6 +101,27 @@ async def test_a_corrupt_bundle_is_refused_with_the_reason(admin: httpx.AsyncCli
     assert (await admin.get("/sample?bundle=rgb&seed=4")).content == before
 
 
+async def test_no_reply_says_where_the_bundles_lie(
+    admin: httpx.AsyncClient, folder: Path, tiny_bundles: dict[str, Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whatever is refused, and why: clients read it from the folder of bundles on, and the log has the whole path."""
+    shutil.copytree(tiny_bundles["cond"].folder, folder / "twin")
+    (folder / "rgb" / MANIFEST).write_text("{}")
+    shutil.copytree(tiny_bundles["cond"].folder, folder / "cond")
+    (folder / "cond" / GENERATOR).unlink()
+    assert refusal(await change(admin, "rgb", "load"), 422).startswith(f"rgb/{MANIFEST}: format null")
+    assert f"bundle refused: {folder}/rgb/{MANIFEST}: format null" in caplog.text
+    assert refusal(await change(admin, "cond", "load"), 422) == f"cond/{GENERATOR}: No such file or directory"
+    assert refusal(await change(admin, "twin", "load"), 422) == "twin: it holds the bundle cond"
+    assert refusal(await change(admin, "tiny", "unload"), 422) == "the default bundle tiny must be there"
+    listing = (await admin.post("/v2/repository/index")).text
+    assert f"cond/{GENERATOR}: No such file or directory" in listing
+    replies = [listing, (await change(admin, "nobody", "load")).text, (await admin.get("/bundles")).text]
+    shutil.rmtree(folder)
+    replies += [(await change(admin, name, how)).text for name in ("tiny", "new") for how in ("load", "unload")]
+    assert not [reply for reply in replies if str(folder.parent) in reply]
+
+
 async def test_what_the_service_cannot_do_without_stays(admin: httpx.AsyncClient) -> None:
     """The default bundle of the settings, and the last one."""
     assert "tiny" in refusal(await change(admin, "tiny", "unload"), 422)
