@@ -1,7 +1,8 @@
 """`python -m service`: reads the settings, then serves.
 
 Exit codes: 0 after SIGTERM or SIGINT and a drain; 1 where the port can't be had or we failed for good; 2 for a bad
-setting; 3 for a bundle that can't be loaded; 128 + the signal's number where a second signal cut the drain short.
+setting; 3 where the default bundle or every bundle can't be loaded; 128 + the signal's number where a second signal cut
+the drain short.
 """
 
 from service.signals import take_first

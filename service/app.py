@@ -166,6 +166,6 @@ def _report_start(starting: "asyncio.Task[None]") -> None:
         return
     error = starting.exception()
     if isinstance(error, BundleError):
-        log.error("cannot start: %s", error)
+        log.error("cannot start: %s", error, exc_info=error.__cause__)  # which only unforeseen errors have
     elif error is not None:
         log.error("cannot start", exc_info=error)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -27,6 +28,7 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.thread import EngineThread
 
+USUAL_DEFAULT = "mnist"  # the bundle of requests that name none, where there is one of this name and no setting
 NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
 DEAD_AFTER_S = 30.0  # and this long: it will not come back, replace the process
 
@@ -90,6 +92,7 @@ class Serving:
         self._bundles: dict[str, Loaded] = {}
         self._unloaded: dict[str, Path] = {}  # where a bundle came from, whose folder may have another name
         self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why, for clients
+        self._unreadable: dict[Path, BundleError] = {}  # folders that could not be looked into at the last look
         self._loading = asyncio.Lock()
         metrics.ready.set_function(lambda: float(self.health.ready() is None))
         for kind in self.engine.memory():
@@ -105,25 +108,25 @@ class Serving:
     async def start(self) -> None:
         """Load and warm every bundle, on as many threads as will run batches, then be ready.
 
+        What can't be loaded is refused, with a line in the log; so is a second folder with a bundle of the same name.
+
         Raises:
-            BundleError: A bundle that does not verify, two of one name, or none at all.
+            BundleError: No bundle can be loaded, or not the default one; why, of the first folder by name.
         """
         async with self._loading:
-            folders = find_bundles(self.settings.bundles)
+            folders = await self._find_folders()
             helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), self.engine.loaders))]
-            loaders = [self._loader, *helpers]
-            loads = [self._load(folder, loader=loaders[n % len(loaders)]) for n, folder in enumerate(folders)]
             try:
-                results = await asyncio.gather(*loads, return_exceptions=True)
+                bundles, refused = await self._load_all(folders, [self._loader, *helpers])
             finally:
                 for helper in helpers:
                     helper.stop()
-            bundles: dict[str, Loaded] = {}
-            for result in results:  # in the order of the folders, whichever failed first
-                if isinstance(result, BaseException):
-                    raise result
-                _add(bundles, result)
+            default = (self.settings.default_bundle or USUAL_DEFAULT).partition("@")[0]
+            for folder, error in refused.items():
+                if not bundles or (folder.name == default and default not in bundles):
+                    raise error
             self._replace_bundles(bundles)
+            self._refuse(refused)
             self.batcher.start()
 
     async def reload(self) -> None:
@@ -138,16 +141,10 @@ class Serving:
             Draining, NotReady: The service ends, or its device has failed.
         """
         async with self._loading:
-            bundles: dict[str, Loaded] = {}
-            refused: dict[Path, BundleError] = {}
-            for folder in find_bundles(self.settings.bundles):
-                try:
-                    _add(bundles, await self._load(folder))
-                except BundleError as error:
-                    refused[folder] = error
             before = self._bundles
+            bundles, refused = await self._load_all(await self._find_folders(), [self._loader])
             for old in before.values():
-                if old.folder in refused:
+                if old.folder in refused or old.folder in self._unreadable:
                     bundles.setdefault(old.name, old)
             self._replace_bundles(bundles)
             self._refused.clear()
@@ -164,14 +161,14 @@ class Serving:
         """
         async with self._loading:
             before = self._bundles
-            folders = {folder.name: folder for folder in await asyncio.to_thread(find_bundles, self.settings.bundles)}
+            folders = {folder.name: folder for folder in await self._find_folders()}
             folder = before[name].folder if name in before else self._unloaded.get(name)
             if name not in before and folder not in folders.values():
                 folder = folders.get(name)
             if folder is None:
                 raise UnknownBundle(name, list(folders))
             try:
-                self._replace_bundles({**before, name: await self._load(folder, name)})
+                self._replace_bundles({**before, name: await self._load(folder, self._loader, name)})
             except BundleError as error:
                 self._refuse({folder: error})
                 self._count_swaps(before, before, [folder])
@@ -200,7 +197,7 @@ class Serving:
         entries = [RepositoryEntry(one.name, one.version, "READY", "") for one in loaded]
         served = {one.folder for one in loaded}
         try:
-            folders = await asyncio.to_thread(find_bundles, self.settings.bundles)
+            folders = await self._find_folders()
         except BundleError as error:  # what is loaded is served all the same
             log.warning("the index has no more than what is loaded: %s", error)
             return entries
@@ -211,7 +208,45 @@ class Serving:
             if folder not in served
         ]
 
-    async def _load(self, folder: Path, name: str | None = None, loader: EngineThread | None = None) -> Loaded:
+    async def _find_folders(self) -> list[Path]:
+        """The folders with a bundle. Those that can't be looked into are named in the log, once as long as they can't.
+
+        Raises:
+            BundleError: The folder of bundles can't be read, or holds none.
+        """
+        folders, unreadable = await asyncio.to_thread(find_bundles, self.settings.bundles)
+        for folder, error in unreadable.items():
+            if folder not in self._unreadable:
+                log.warning("no bundle: %s", error)
+        self._unreadable = unreadable
+        if not folders:
+            raise BundleError(self.settings.bundles, f"no sub-folder with a {MANIFEST}")
+        return folders
+
+    async def _load_all(
+        self, folders: Sequence[Path], loaders: Sequence[EngineThread]
+    ) -> tuple[dict[str, Loaded], dict[Path, BundleError]]:
+        """What these folders hold, by name, and why the others are refused.
+
+        Raises:
+            Draining, NotReady: As `_load`.
+        """
+        loads = [self._load(folder, loaders[n % len(loaders)]) for n, folder in enumerate(folders)]
+        bundles: dict[str, Loaded] = {}
+        refused: dict[Path, BundleError] = {}
+        for folder, result in zip(folders, await asyncio.gather(*loads, return_exceptions=True), strict=True):
+            if isinstance(result, BundleError):
+                refused[folder] = result
+            elif isinstance(result, BaseException):
+                raise result
+            elif result.name in bundles:
+                first = bundles[result.name].folder.name
+                refused[folder] = BundleError(folder, f"it is named {result.name}, as is what {first}/ holds")
+            else:
+                bundles[result.name] = result
+        return bundles, refused
+
+    async def _load(self, folder: Path, loader: EngineThread, name: str | None = None) -> Loaded:
         """The bundle in this folder, ready to run; the one that is loaded already where that is what the folder has.
 
         Raises:
@@ -222,7 +257,7 @@ class Serving:
         if self.is_draining:
             raise Draining
         try:
-            loaded = await (loader or self._loader).run(self.engine.load, folder, self._bundles)
+            loaded = await loader.run(self.engine.load, folder, self._bundles)
             await asyncio.gather(*(thread.run(loaded.run_first_batches) for thread in self.engine.threads))
         except DeviceFailed as error:
             if self.is_draining:
@@ -354,12 +389,6 @@ def _warm(bundle: Bundle) -> Loaded:
     return bundle
 
 
-def _add(bundles: dict[str, Loaded], one: Loaded) -> None:
-    if one.name in bundles:
-        raise BundleError(one.folder, f"it is named {one.name}, as is what {bundles[one.name].folder.name}/ holds")
-    bundles[one.name] = one
-
-
 class Health:
     """Answers probes from what is known already: O(1), nothing computed, nothing awaited.
 
@@ -415,24 +444,38 @@ class Health:
         return f"the engine has been in one batch for over {after_s:g} s" if busy_s > after_s else None
 
 
-def find_bundles(root: Path) -> list[Path]:
-    """Sub-folders that hold a manifest, by name; hidden ones are somebody's temporary files.
+def find_bundles(root: Path) -> tuple[list[Path], dict[Path, BundleError]]:
+    """Sub-folders that hold a manifest, by name, and why others can't be looked into; hidden ones are left out.
+
+    Whatever is called a manifest is one: who reads it says what is wrong with it. Hidden folders are somebody's
+    temporary files.
 
     Raises:
-        BundleError: The folder can't be read, or holds none.
+        BundleError: The folder can't be read.
     """
     try:
         folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
     except OSError as error:
         raise BundleError(root, error.strerror or type(error).__name__) from None
-    found = [folder for folder in folders if (folder / MANIFEST).is_file()]
-    if not found:
-        raise BundleError(root, f"no sub-folder with a {MANIFEST}")
-    return found
+    found: list[Path] = []
+    unreadable: dict[Path, BundleError] = {}
+    for folder in folders:
+        try:
+            os.lstat(folder / MANIFEST)
+            folder.name.encode()
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            unreadable[folder] = BundleError(folder, error.strerror or type(error).__name__)
+        except UnicodeEncodeError:
+            unreadable[folder] = BundleError(folder, "its name is not UTF-8")  # which no reply could give
+        else:
+            found.append(folder)
+    return found, unreadable
 
 
 def _default_name(settings: Settings, loaded: Mapping[str, Loaded]) -> str:
-    """The bundle of requests that name none: the setting's, else mnist, else the only one, else the first."""
+    """The bundle of requests that name none: the setting's, else the usual one, else the only one, else the first."""
     if not loaded:
         raise BundleError(settings.bundles, "at least one bundle must be there")
     if settings.default_bundle is not None:
@@ -440,4 +483,4 @@ def _default_name(settings: Settings, loaded: Mapping[str, Loaded]) -> str:
         if name not in loaded or (version and loaded[name].version != version):
             raise BundleError(settings.bundles, f"the default bundle {settings.default_bundle} must be there")
         return name
-    return "mnist" if "mnist" in loaded else min(loaded)
+    return USUAL_DEFAULT if USUAL_DEFAULT in loaded else min(loaded)

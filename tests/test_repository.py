@@ -1,6 +1,8 @@
 """Bundles come and go by request, and whatever goes wrong, what was loaded goes on serving."""
 
+import os
 import shutil
+import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -120,6 +122,87 @@ async def test_no_reply_says_where_the_bundles_lie(
     shutil.rmtree(folder)
     replies += [(await change(admin, name, how)).text for name in ("tiny", "new") for how in ("load", "unload")]
     assert not [reply for reply in replies if str(folder.parent) in reply]
+
+
+def locked(place: Path) -> None:
+    place.mkdir(mode=0)
+    if os.access(place, os.X_OK):
+        pytest.skip("whoever runs this may look into every folder")
+
+
+def with_a_manifest(place: Path) -> None:
+    place.mkdir()
+    (place / MANIFEST).touch()
+
+
+UNREADABLE: dict[str, tuple[Callable[[Path], object], str]] = {
+    "lost+found": (locked, "Permission denied"),
+    "circle": (lambda place: place.symlink_to(place.name), "Too many levels of symbolic links"),
+    os.fsdecode(b"caf\xe9"): (with_a_manifest, "its name is not UTF-8"),
+}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="such names can't be given, or mean something else")
+@pytest.mark.parametrize("name", UNREADABLE, ids=["permissions", "links", "bytes"])
+async def test_a_folder_that_cannot_be_looked_into_is_named_once_and_stops_nothing(
+    folder: Path,
+    tiny_bundles: dict[str, Bundle],
+    tiny_settings: Callable[..., Settings],
+    start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+) -> None:
+    """It is no bundle: not at the start, in the index, for a load of another one or a reload; nor named in a reply."""
+    make, reason = UNREADABLE[name]
+    make(folder / name)
+    app = create_app(tiny_settings(bundles=folder, admin_keys="root"))
+    async with start(app) as admin:
+        admin.headers.update(ADMIN)
+        shutil.copytree(tiny_bundles["cond"].folder, folder / "cond")
+        assert (await change(admin, "cond", "load")).status_code == 200
+        refusal(await change(admin, "nobody", "load"), 404)
+        for _ in range(2):
+            await app.state.serving.reload()
+            assert set(await index(admin)) == {"tiny", "rgb", "cond"}
+        assert (await admin.get("/metrics")).status_code == 200
+        [line] = [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
+        assert line.levelname == "WARNING"
+        assert line.getMessage().startswith(f"no bundle: {folder}/{name[:3]}")
+        assert line.getMessage().endswith(f": {reason}")
+        assert line.getMessage().isprintable()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes and links are another matter there")
+async def test_whatever_is_called_a_manifest_makes_a_bundle_that_is_refused(
+    folder: Path,
+    tiny_settings: Callable[..., Settings],
+    start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]],
+) -> None:
+    """A folder, a pipe, a device or a link that leads nowhere: the reason is told; what lies around is no bundle."""
+    names = ["folder", "pipe", "device", "link", "n" * 255]
+    for name in names:
+        (folder / name).mkdir()
+    (folder / "folder" / MANIFEST).mkdir()
+    os.mkfifo(folder / "pipe" / MANIFEST)
+    (folder / "device" / MANIFEST).symlink_to("/dev/zero")
+    (folder / "link" / MANIFEST).symlink_to("nowhere")
+    (folder / names[-1] / MANIFEST).touch()
+    (folder / "file").touch()
+    (folder / "empty").mkdir()
+    (folder / "dangling").symlink_to("nowhere")
+    async with start(create_app(tiny_settings(bundles=folder, admin_keys="root"))) as admin:
+        admin.headers.update(ADMIN)
+        found = await index(admin)
+        assert set(found) == {"tiny", "rgb", *names}
+        for name, reason in zip(
+            names,
+            ["Is a directory", "not a regular file", "not a regular file", "No such file or directory", "not JSON"],
+            strict=True,
+        ):
+            expected = f"{name}/{MANIFEST}: {reason}"
+            assert found[name][1].startswith(expected)
+            assert refusal(await change(admin, name, "load"), 422).startswith(expected)
+        assert (await admin.get("/sample?bundle=rgb")).status_code == 200
 
 
 async def test_what_the_service_cannot_do_without_stays(admin: httpx.AsyncClient) -> None:

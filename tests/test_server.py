@@ -277,19 +277,22 @@ def test_a_port_in_use_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]
 
 
 @pytest.mark.parametrize(
-    "damage", ["missing folder", "empty folder", "no manifest", "changed weights", "unknown default"]
+    "damage", ["missing folder", "empty folder", "no manifest", "changed weights", "changed default", "unknown default"]
 )
-def test_a_bundle_that_cannot_be_loaded_is_one_line_and_code_3(
+def test_a_start_without_its_bundles_is_one_line_and_code_3(
     damage: str, tiny_bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which file, and why."""
+    """Which file, and why: no bundle can be loaded, or not the default one."""
     arguments = []
     match damage:
         case "missing folder":
             tmp_path = tmp_path / "nowhere"
         case "no manifest":
             (tmp_path / "x").mkdir()
-        case "changed weights":
+        case "changed weights" | "changed default":
+            if damage == "changed default":  # which another bundle is no substitute for
+                shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
+                arguments = ["--default-bundle", "tiny"]
             shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
             weights = tmp_path / "tiny" / "generator.safetensors"
             content = weights.read_bytes()
@@ -349,10 +352,13 @@ class Process:
 
 
 def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    """Start, serve, take up a new bundle on SIGHUP and refuse a bad one, drain, end with 0; all of it in the log."""
+    """Start beside a bad bundle, serve, take up a new one on SIGHUP, drain, end with 0; all of it in the log."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "manifest.json").write_text("{}")
     with Process("--bundles", str(tmp_path), GAN_MAX_COUNTS="3") as service:
         url = service.message("serving ").removeprefix("serving ")
+        assert "format null" in service.message(f"bundle refused: {tmp_path}/broken/manifest.json: ")
         assert "did you mean GAN_MAX_COUNT?" in service.message("GAN_MAX_COUNTS")
         reply = httpx.get(f"{url}/sample?seed=1", headers={"X-Request-ID": "find-me"})
         assert reply.headers["x-bundle"] == f"tiny@{tiny_bundles['tiny'].version}"
@@ -362,7 +368,7 @@ def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path:
         (tmp_path / "bad" / "manifest.json").write_text("{}")
         service.process.send_signal(signal.SIGHUP)
         assert f"rgb@{tiny_bundles['rgb'].version}" in service.message("bundles: ")
-        assert "bad" in service.message("bundle refused: ")
+        assert service.message(f"bundle refused: {tmp_path}/bad/manifest.json: ")
         assert httpx.get(f"{url}/sample?bundle=rgb").status_code == 200
         service.process.send_signal(signal.SIGTERM)
         assert service.process.wait(60) == 0

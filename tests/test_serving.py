@@ -4,6 +4,7 @@ import asyncio
 import gc
 import json
 import shutil
+import sys
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,7 +17,7 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from models.bundle import GENERATOR, MANIFEST, Bundle, BundleError, write_bundle
+from models.bundle import DISCRIMINATOR, GENERATOR, MANIFEST, SAMPLES, Bundle, BundleError, write_bundle
 from models.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
 from service.engine import Engine, Loaded
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
@@ -130,7 +131,7 @@ def refusals(caplog: pytest.LogCaptureFixture) -> Refusals:
 # Start
 
 
-@pytest.mark.parametrize("trouble", ["no folder", "no bundles", "corrupt", "twins", "default"])
+@pytest.mark.parametrize("trouble", ["no folder", "no bundles", "corrupt", "corrupt default", "default"])
 async def test_a_start_that_fails_says_why_in_one_line(
     tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, trouble: str
 ) -> None:
@@ -142,14 +143,14 @@ async def test_a_start_that_fails_says_why_in_one_line(
         (root / "notes.txt").write_text("not a bundle")
         (root / ".half-written").mkdir()
         (root / ".half-written" / MANIFEST).write_text("{")
-    if trouble in {"corrupt", "twins", "default"}:
+    if trouble in {"corrupt", "corrupt default", "default"}:
         place(tiny_bundles["tiny"], root / "tiny")
-    if trouble == "corrupt":
+    if trouble == "corrupt default":
+        damage(place(tiny_bundles["rgb"], root / "rgb"))
+        place(tiny_bundles["cond"], root / "cond")
+    if trouble in {"corrupt", "corrupt default"}:
         damage(root / "tiny")
         words = str(root / "tiny" / GENERATOR)
-    if trouble == "twins":
-        shutil.copytree(root / "tiny", root / "twin")
-        words = f"{root / 'twin'}: it is named tiny, as is what tiny/ holds"
     default = "other" if trouble == "default" else "tiny"
     serving = Serving(tiny_settings(bundles=root, default_bundle=default), Metrics(CollectorRegistry()))
     with pytest.raises(BundleError) as error:
@@ -159,6 +160,59 @@ async def test_a_start_that_fails_says_why_in_one_line(
     assert serving.loaded() == []
     assert serving.health.ready() == serving.health.started() == "the bundles are being loaded"
     await serving.stop()
+
+
+@pytest.mark.parametrize("default", [None, "mnist", "mnist@{version}"])
+async def test_a_start_without_its_usual_default_says_why(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, default: str | None
+) -> None:
+    """Requests that name no bundle would get images of another one: where mnist is damaged, it is missed."""
+    place(tiny_bundles["rgb"], tmp_path / "apple")
+    damage(place(tiny_bundles["tiny"], tmp_path / "mnist"))
+    chosen = default and default.format(version=tiny_bundles["tiny"].version)
+    with pytest.raises(BundleError, match=str(tmp_path / "mnist" / GENERATOR)):
+        async with started(tiny_settings(bundles=tmp_path, default_bundle=chosen)):
+            pass
+
+
+async def test_a_bad_bundle_is_refused_and_the_others_are_served(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, refusals: Refusals
+) -> None:
+    """A damaged one, a second one of a name, and one that vanishes while it is read: a line in the log for each."""
+    for name in ("tiny", "rgb", "broken"):
+        place(tiny_bundles["tiny" if name == "tiny" else "rgb"], tmp_path / name)
+    damage(tmp_path / "broken")
+    shutil.copytree(tmp_path / "rgb", tmp_path / "twin")
+    place(tiny_bundles["cond"], tmp_path / "gone")
+    reasons = [
+        f"{tmp_path}/broken/{GENERATOR}: sha256 ",
+        f"{tmp_path}/gone/{GENERATOR}: No such file or directory",
+        f"{tmp_path}/twin: it is named rgb, as is what rgb/ holds",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "load", vanishing(tmp_path / "gone"))
+        async with started(tiny_settings(bundles=tmp_path)) as serving:
+            assert [bundle.name for bundle in serving.loaded()] == ["rgb", "tiny"]
+            for line, reason in zip(refusals(), reasons, strict=True):
+                assert line.startswith(reason)
+            waiting = {entry.name: entry.reason for entry in await serving.repository() if entry.state != "READY"}
+            assert sorted(waiting) == ["broken", "gone", "twin"]
+            for name, reason in zip(sorted(waiting), reasons, strict=True):
+                assert waiting[name].startswith(reason.removeprefix(f"{tmp_path}/"))
+            await sample(serving, "rgb")
+
+
+def vanishing(folder: Path) -> Callable[..., Loaded]:
+    """An engine's `load` that comes too late for this folder: all but its manifest has gone."""
+    load = Engine.load
+
+    def late(engine: Engine, found: Path, known: Mapping[str, Loaded]) -> Loaded:
+        if found == folder:
+            for name in (GENERATOR, DISCRIMINATOR, SAMPLES):
+                (found / name).unlink()
+        return load(engine, found, known)
+
+    return late
 
 
 async def test_bundles_are_loaded_side_by_side(
@@ -638,6 +692,24 @@ async def test_a_reload_that_would_leave_nothing_to_serve_changes_nothing(
             await serving.reload()
         assert serving.loaded() == before
         await sample(serving)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+async def test_a_bundle_whose_folder_can_no_longer_be_looked_into_goes_on(
+    root: Path, tiny_settings: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who can't see what is in it can't say that the bundle has gone."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        rgb = serving.find("rgb")
+        shutil.rmtree(root / "rgb")
+        (root / "rgb").symlink_to("rgb")
+        await serving.reload()
+        assert serving.find("rgb") is rgb
+        assert f"no bundle: {root / 'rgb'}: Too many levels of symbolic links" in caplog.text
+        (root / "rgb").unlink()
+        await serving.reload()
+        with pytest.raises(UnknownBundle):
+            serving.find("rgb")
 
 
 async def test_a_second_bundle_of_one_name_is_refused_by_a_reload(
