@@ -323,17 +323,16 @@ class Engine:
 
     @_device_errors()
     def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
-        """Verify and warm a bundle, on the calling thread; one that is `known`, by name, is not warmed again.
+        """Verify and warm a bundle, on the calling thread; of one that is `known`, by name, only the facts are new.
 
         Raises:
             BundleError: As `read_bundle`; or its nets give NaN or Inf.
             OutOfMemory, DeviceFailed: See there.
         """
         started = time.monotonic()
-        bundle = read_bundle(folder, self.device)
-        same = known.get(bundle.name)
-        if same is not None and (same.folder, same.version) == (folder, bundle.version):
-            return same
+        bundle = read_bundle(folder, self.device, known)
+        if isinstance(bundle, Loaded):
+            return bundle
         latent, names = bundle.manifest.latent, bundle.manifest.labels
         facts, plain = bundle.manifest, bundle
         bundle = plain.packed(half=self.precision == "bfloat16")

@@ -133,8 +133,8 @@ class Serving:
         """Take up what has changed in the folder of bundles since they were loaded, between two batches.
 
         New versions are loaded, warmed and tried beside the old ones. What can't be loaded is refused, with a line in
-        the log, and what its folder held before goes on serving; so do unchanged versions. A request goes on with the
-        version it found.
+        the log, and what its folder held before goes on serving; so do unchanged versions, with what their manifests
+        say now. A request goes on with the version it found.
 
         Raises:
             BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
@@ -258,7 +258,9 @@ class Serving:
             raise Draining
         try:
             loaded = await loader.run(self.engine.load, folder, self._bundles)
-            await asyncio.gather(*(thread.run(loaded.run_first_batches) for thread in self.engine.threads))
+            known = self._bundles.get(loaded.name)
+            if known is None or loaded.sample is not known.sample:
+                await asyncio.gather(*(thread.run(loaded.run_first_batches) for thread in self.engine.threads))
         except DeviceFailed as error:
             if self.is_draining:
                 raise Draining from None

@@ -17,7 +17,16 @@ import pytest
 import torch
 from prometheus_client import CollectorRegistry
 
-from models.bundle import DISCRIMINATOR, GENERATOR, MANIFEST, SAMPLES, Bundle, BundleError, write_bundle
+from models.bundle import (
+    DISCRIMINATOR,
+    GENERATOR,
+    MANIFEST,
+    SAMPLES,
+    Bundle,
+    BundleError,
+    record_evaluation,
+    write_bundle,
+)
 from models.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
 from service.engine import Engine, Loaded
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
@@ -672,6 +681,36 @@ async def test_a_bundle_that_fails_its_first_batch_is_refused(
         assert "no kernel image" not in str(await serving.repository())  # clients hear nothing of the inside
         assert serving.find("tiny").version == version
         await sample(serving, "tiny")
+
+
+@pytest.mark.parametrize("how", ["reload", "load"])
+async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_again(
+    root: Path, tiny_settings: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Scores are recorded later, and the version stays: a request that waits meanwhile notices nothing."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    async with started(tiny_settings(bundles=root)) as serving:
+        old, other, expected = serving.find("tiny"), serving.find("rgb"), await sample(serving, "tiny", 3)
+        async with held(serving) as gate:
+            waiting = asyncio.create_task(sample(serving, old, 3))
+            record_evaluation(old, {"fld": 3})
+            monkeypatch.setattr("models.bundle.build_networks", fail)
+            monkeypatch.setattr("service.engine.Loaded.run_first_batches", fail)  # for which the thread is not free
+            await (serving.reload() if how == "reload" else serving.load("tiny"))
+            new = serving.find("tiny")
+            assert new.manifest.evaluation == {"fld": 3}
+            assert old.manifest.evaluation == {}
+            assert (new.version, new.generator, new.sample) == (old.version, old.generator, old.sample)
+            assert serving.find("rgb") is other
+            gate.set()
+        np.testing.assert_array_equal(await waiting, expected)
+        np.testing.assert_array_equal(await sample(serving, new, 3), expected)
+        record_evaluation(new, {"fld": 2})  # the next time too
+        await serving.reload()
+        assert serving.find("tiny").manifest.evaluation == {"fld": 2}
 
 
 @pytest.mark.parametrize("loss", ["all", "default", "folder", "pinned"])
