@@ -10,9 +10,8 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine
 from types import FrameType
-from typing import Any, cast
+from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
@@ -83,7 +82,7 @@ class Server(uvicorn.Server):
         self._chores: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []
         self._connecting: set[asyncio.Task[None]] = set()
-        self._reloads: set[asyncio.Task[None]] = set()
+        self.has_to_reload = asyncio.Event()  # a signal came, and no reload has begun since
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
@@ -93,14 +92,15 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept; the bundles are still being loaded."""
+        if sighup_reloads():  # first, for the start may miss what changes from now on
+            with contextlib.suppress(RuntimeError):  # signals are the main thread's
+                self._loop.add_signal_handler(signal.SIGHUP, self.has_to_reload.set)
         await super().startup([])  # uvicorn would have the loop take connections; see Acceptor
         self._acceptors = [Acceptor(listener, self.take) for listener in sockets or []]
         for acceptor in self._acceptors:
             acceptor.start()
-        if sighup_reloads():
-            with contextlib.suppress(RuntimeError):  # signals are the main thread's
-                self._loop.add_signal_handler(signal.SIGHUP, self._reload)
-        self._chores = [self._loop.create_task(chore) for chore in (self._watch(), memory.keep_giving_back())]
+        chores = (self._watch(), self._keep_reloading(), memory.keep_giving_back())
+        self._chores = [self._loop.create_task(chore) for chore in chores]
         await self._crew.join(self)
         addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
@@ -136,7 +136,8 @@ class Server(uvicorn.Server):
     def take(self, connection: socket.socket) -> None:
         """Serve this connection."""
         connection.settimeout(0)
-        self._keep(self._connect(connection), self._connecting)
+        self._connecting.add(task := self._loop.create_task(self._connect(connection)))  # a loop alone does not keep it
+        task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
@@ -238,24 +239,20 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = max(1, timeout_s)
         self.should_exit = True
 
-    def _reload(self) -> None:
-        """SIGHUP: take up what has changed in the folder of bundles, unless it is being read anyway."""
-        if not self._app.state.starting.done():
-            return
-        self._keep(self._reload_bundles(), self._reloads)
-
-    def _keep(self, work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
-        """Do it; a loop alone does not keep its tasks alive."""
-        tasks.add(task := self._loop.create_task(work))
-        task.add_done_callback(tasks.discard)
-
-    async def _reload_bundles(self) -> None:
+    async def _keep_reloading(self) -> None:
+        """SIGHUP: take up what has changed in the folder of bundles, once for all signals that came meanwhile."""
         serving = self._app.state.serving
-        try:
-            await serving.reload()
-        except (BundleError, ServiceError) as error:
-            log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
-        else:
-            gc.unfreeze()  # the replaced ones are among it
-            memory.settle()
-            log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
+        await asyncio.wait([self._app.state.starting])
+        while serving.is_started:  # else the start has failed, and the process ends
+            await self.has_to_reload.wait()
+            self.has_to_reload.clear()  # now: what changes from here on, the reload may miss
+            try:
+                await serving.reload()
+            except (BundleError, ServiceError) as error:
+                log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
+            except Exception:
+                log.exception("bundles not reloaded")
+            else:
+                gc.unfreeze()  # the replaced ones are among it
+                memory.settle()
+                log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))

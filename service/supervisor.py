@@ -162,6 +162,7 @@ class Supervisor:
         self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
         self._code: int | None = None  # how this ends; None until it is about to
         self._is_told = False  # to end, by a signal
+        self._has_to_reload = False  # by a signal, also those workers who could not hear it
         self._is_accepting = self._has_started = False
 
     async def run(self) -> int:
@@ -216,9 +217,10 @@ class Supervisor:
             other.signal(signal.SIGTERM)
 
     def _pass_on(self, number: signal.Signals) -> None:
+        self._has_to_reload |= number == signal.SIGHUP
         for worker in self._workers:
             if number == signal.SIGHUP:
-                if worker.beat is not None:  # else it would end of it, and has its bundles still to read
+                if worker.beat is not None:  # else it could end of it, and gets it once it is heard
                     worker.signal(number)
             elif self._is_told:
                 worker.send({"again": number})
@@ -261,6 +263,8 @@ class Supervisor:
                 self._take(worker, json.loads(line))
 
     def _take(self, worker: Worker, message: Message) -> None:
+        if worker.beat is None and self._has_to_reload:
+            worker.signal(signal.SIGHUP)
         worker.beat = time.monotonic()
         match message:
             case {"reasons": reasons}:

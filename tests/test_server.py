@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -24,6 +24,7 @@ import uvicorn
 
 from models.bundle import Bundle
 from service.__main__ import start
+from service.engine import Engine, Loaded
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
@@ -208,6 +209,91 @@ def test_a_connection_that_is_being_taken_at_the_end_is_ended_like_all_others(
 
         asyncio.run_coroutine_threadsafe(end(), server._loop).result(60)  # noqa: SLF001 - where it runs
     assert known == [1]
+
+
+# ------------------------------------------------------------------------------------------------------------- reloads
+
+
+def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
+    live_server: Any,
+    tiny_settings: Callable[..., Settings],
+    tiny_bundles: dict[str, Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two hundred are as one, which finds what was changed before the last; a load's turn comes between the two."""
+    shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+    load, loads, reached, gate = Engine.load, list[str](), threading.Event(), threading.Event()
+
+    def noted(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+        loads.append(folder.name)
+        reached.set()
+        gate.wait(60)
+        return load(engine, folder, known)
+
+    server = live_server(tiny_settings(bundles=tmp_path))
+    with server.running():
+        monkeypatch.setattr(Engine, "load", noted)
+        serving, loop = server.app.state.serving, server._loop  # noqa: SLF001 - where it runs
+        loop.call_soon_threadsafe(server.has_to_reload.set)
+        assert reached.wait(60)
+        waiting = asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop)
+        shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
+        for _ in range(200):
+            loop.call_soon_threadsafe(server.has_to_reload.set)
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(60)  # so all of these have come
+        gate.set()
+        waiting.result(60)
+        server.wait_for(lambda: serving.version("rgb") is not None)
+        asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop).result(60)  # behind whatever else there may be
+        assert loads == ["tiny", "tiny", "rgb", "tiny", "tiny"]
+
+
+def test_a_signal_during_the_start_is_heeded_after_it(
+    live_server: Any,
+    tiny_settings: Callable[..., Settings],
+    tiny_bundles: dict[str, Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The start has looked for bundles already, and would miss one that comes now."""
+    shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+    server, load = live_server(tiny_settings(bundles=tmp_path)), Engine.load
+
+    def late(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+        if not (tmp_path / "rgb").exists():
+            shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
+            server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - where it runs
+        return load(engine, folder, known)
+
+    monkeypatch.setattr(Engine, "load", late)
+    with server.running():
+        server.wait_for(lambda: server.app.state.serving.version("rgb") is not None)
+
+
+def test_a_reload_that_fails_is_not_the_last(
+    live_server: Any,
+    tiny_settings: Callable[..., Settings],
+    tiny_bundles: dict[str, Bundle],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Also where nobody has foreseen why: the log has it, and the next signal is heeded."""
+    shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
+
+    def fail(_: Path) -> None:
+        raise RuntimeError("nobody knows")
+
+    server = live_server(tiny_settings(bundles=tmp_path))
+    with server.running():
+        with monkeypatch.context() as patch:
+            patch.setattr("service.serving.find_bundles", fail)
+            server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - where it runs
+            server.wait_for(lambda: "nobody knows" in caplog.text)
+        shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
+        server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - as above
+        server.wait_for(lambda: server.app.state.serving.version("rgb") is not None)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
