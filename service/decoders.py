@@ -147,11 +147,12 @@ class Decoders:
                     pipe.close()
 
     def close(self) -> None:
-        """Decode nothing more."""
+        """Decode nothing more. What is being decoded is broken off, and its thread tells who waits."""
         self._is_closed = True
-        self._threads.shutdown(wait=False, cancel_futures=True)
         for process in list(self._processes):
             process.kill()
+        self._threads.shutdown(cancel_futures=True)
+        for process in list(self._processes):
             process.wait()
             self._forget(process)
 

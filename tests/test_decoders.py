@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service.app import create_app
 from service.decoders import Decoders
 from service.errors import Invalid, TooLarge
 from service.imagefile import ImageFile, walk
@@ -159,3 +160,17 @@ async def test_the_cheap_do_not_wait_for_all_of_the_dear() -> None:
         assert done.index("cheap") <= 2
         assert sorted(done) == sorted(["first", "cheap", *(f"dear {n}" for n in range(1, 6))])
         await decoders.run(work("last"))
+
+
+async def test_slow_images_get_their_own_answer_and_an_ordinary_one_is_judged(
+    start: Any, tiny_settings: Any, problem: Any
+) -> None:
+    """Eight at once, whatever time their clients give them: each is refused, and the next picture is answered."""
+    slow = {"content": endless().content, "headers": {"Content-Type": "image/jpeg", "X-Timeout-Ms": "120000"}}
+    ordinary = {"content": ORDINARY.content, "headers": {"Content-Type": "image/png"}}
+    async with start(create_app(tiny_settings(decode_timeout_s=0.2))) as client:
+        refused = [asyncio.create_task(client.post("/discriminate", **slow)) for _ in range(8)]
+        await asyncio.sleep(0)
+        assert (await client.post("/discriminate", **ordinary)).json()["results"][0]["converted"]
+        for reply in await asyncio.gather(*refused):
+            assert "took more than 0.2 s" in problem(reply, 422, "invalid")

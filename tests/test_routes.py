@@ -8,7 +8,7 @@ import json
 import math
 import threading
 import zipfile
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from typing import Any
 
@@ -75,6 +75,24 @@ BLACK = png(np.zeros((8, 8), np.uint8))
 
 
 # ---------------------------------------------------------------------------------------------------------- /sample
+
+
+async def test_json_that_holds_no_images_has_a_limit_of_its_own(
+    start: Start, tiny_settings: Callable[..., Settings], problem: Problem
+) -> None:
+    """4 MiB for /sample, by what is announced or has come; /discriminate takes as much as any body may have."""
+    body = b'{"bundle": "' + b"x" * 2**22 + b'"}'
+
+    async def in_pieces() -> AsyncIterator[bytes]:
+        for begin in range(0, len(body), 2**20):
+            yield body[begin : begin + 2**20]
+
+    async with start(create_app(tiny_settings())) as client:
+        for content in (body, in_pieces()):
+            reply = await client.post("/sample", content=content, headers={"Content-Type": "application/json"})
+            assert str(2**22) in problem(reply, 413, "too_large")
+        reply = await client.post("/discriminate", content=body, headers={"Content-Type": "application/json"})
+        assert "images: " in problem(reply, 422, "invalid")
 
 
 async def test_a_plain_request_is_one_png_of_a_new_seed(client: httpx.AsyncClient) -> None:
