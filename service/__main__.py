@@ -41,9 +41,13 @@ def main() -> NoReturn:
 
 def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
     """Do this with the command line, and end the process with the code that it returns."""
-    code = start(arguments)
+    try:
+        code = start(arguments)
+    except Exception:
+        log.critical("unexpected error", exc_info=True)
+        code = FAILED
+    take_first(code)  # those who can't wait until the log is written
     logging.shutdown()
-    sys.stderr.flush()
     # Not through the interpreter's own end, which aborts when it takes threads down that are inside torch: one may be
     # loading a bundle, or be stuck in a batch. All that had to be finished is.
     os._exit(code)
@@ -76,7 +80,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
         warnings = check_names(os.environ)
     except SettingsError as error:
         return _complain(str(error), BAD_SETTING)
-    set_up_logs(settings.log_format, settings.log_level, is_shared=settings.workers > 1)
+    set_up_logs(settings.log_format, settings.log_level)
     return settings, keys, warnings
 
 

@@ -21,6 +21,7 @@ from service.crew import Crew
 from service.decoders import Decoders
 from service.desk import Desk
 from service.keys import Keys, KeyScope, read_keys
+from service.logs import lines_dropped
 from service.metrics import Metrics
 from service.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
 from service.pages import page_routes
@@ -89,6 +90,7 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
     keys = keys or read_keys(settings)
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
+    metrics.follow(metrics.log_lines_dropped, lines_dropped)
     serving = Serving(settings, metrics, crew=crew)
     processors = max(1, cpu_limit() // settings.workers)
     encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")

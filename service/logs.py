@@ -1,23 +1,30 @@
 """Log lines on stderr, for people or as JSON, each with the id of the request that caused it."""
 
-import asyncio
 import contextlib
 import itertools
 import json
 import logging
-import math
+import os
 import secrets
+import select
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal, TextIO
+from typing import Literal
 
 from pydantic_core import PydanticSerializationError, to_json
 
+STDERR = 2
 PIPE_BYTES = 4096  # POSIX promises 512, Linux this: a write of more may be cut by another process' write
+QUEUE_BYTES = 2**20  # some thousands of lines: a second of a busy service
+PAUSE_S = 0.01  # between two writes, so that a busy loop does not change places with the writing thread all the time
+END_S = 2.0  # so long the end of the process waits for whoever reads the log
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -122,67 +129,121 @@ def _facts(record: logging.LogRecord) -> dict[str, object]:
     return facts
 
 
-_Parts = tuple[float, str, str, str, dict[str, object]]  # of a line, see `_Formatter.line`
+class _Lines(logging.Handler):
+    """Hands lines to a thread that writes them, so that nobody else ever waits for whoever reads the log.
 
+    At most `QUEUE_BYTES` of them wait. What has no room then, or can't be written, is lost; the log says how many lines
+    that were as soon as it can. Nothing less than a thread will do: a pipe that has room may have none after another
+    worker's line, one may not be told not to block without its other writers being told so too, and a file on a disk
+    that hangs always seems to have room.
 
-class _Lines(logging.StreamHandler[TextIO]):
-    """Writes what is logged within one step of the event loop in one go, at its end; all else, and trouble, at once.
-
-    Where other processes write to the same place, `is_shared`, it is as much in one go as a pipe keeps together.
+    Attributes:
+        dropped: Lines that were lost.
     """
 
-    def __init__(self, formatter: _Formatter, *, is_shared: bool) -> None:
-        super().__init__(sys.stderr)
-        self._most = PIPE_BYTES if is_shared else math.inf
+    def __init__(self, formatter: _Formatter, fd: int) -> None:
+        super().__init__()
         self.setFormatter(formatter)
         self.line = formatter.line
-        self._lines: list[str | _Parts] = []
+        self.dropped = 0
+        self._untold = 0  # of these, lines that the log does not speak of yet
+        self._fd = fd
+        self._waiting: list[bytes] = []
+        self._waiting_bytes = 0
+        self._has_news = self._is_writing = self._is_closed = False
+        self._changed = threading.Condition()  # all of the above
+        threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Called by logging, under this handler's lock."""
+        """Called by logging."""
         try:
-            self.put(self.format(record), record.levelno)
-        except Exception:  # noqa: BLE001 - logging's way: what can't be logged harms nobody
-            self.handleError(record)
+            line = self.format(record)
+        except Exception as error:  # noqa: BLE001 - logging's way: what can't be logged harms nobody
+            line = self.line(record.created, "ERROR", record.name, f"a line could not be made: {error!r}", {})
+        self.put(line)
 
-    def put(self, line: "str | _Parts", level: int) -> None:
-        """Take a line, or what one will be made of. Called under the lock."""
-        self._lines.append(line)
-        if level >= logging.WARNING or (len(self._lines) == 1 and not _soon(self.flush)):
-            self.flush()
+    def put(self, line: str) -> None:
+        """Have a line written, if there is room."""
+        encoded = f"{line}\n".encode(errors="backslashreplace")
+        with self._changed:
+            if self._waiting_bytes + len(encoded) > QUEUE_BYTES:
+                self._lose(1)
+            else:
+                self._waiting.append(encoded)
+                self._waiting_bytes += len(encoded)
+            self._has_news = True
+            self._changed.notify_all()
 
     def flush(self) -> None:
-        """Write what waits. Where that fails, as on a full disk, the lines are lost and nothing else: as in logging."""
-        with self.lock or contextlib.nullcontext():
-            waiting, self._lines = self._lines, []
-            lines = [one if isinstance(one, str) else self.line(*one) for one in waiting]
-            with contextlib.suppress(OSError, ValueError):
-                for text in _joined(lines, self._most):
-                    self.stream.write(text)
-                    super().flush()
+        """Wait until all is written, but not for ever."""
+        with self._changed:
+            self._changed.wait_for(lambda: not (self._has_news or self._is_writing), END_S)
+
+    def close(self) -> None:
+        """End the thread, once it has written all."""
+        with self._changed:
+            self._is_closed = True
+            self._changed.notify_all()
+        super().close()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._is_writing = False
+                self._changed.notify_all()
+                self._changed.wait_for(lambda: self._has_news or self._is_closed)
+                if not self._has_news:
+                    return
+                self._has_news, self._is_writing = False, True
+                lines, self._waiting, self._waiting_bytes = self._waiting, [], 0
+                untold = self._untold
+            for piece in _pieces(lines):
+                if not self._write(piece):
+                    self._lose(len(piece))
+            if untold and self._write([self._notice(untold)]):
+                with self._changed:
+                    self._untold -= untold
+            time.sleep(PAUSE_S)
+
+    def _lose(self, lines: int) -> None:
+        with self._changed:
+            self.dropped += lines
+            self._untold += lines
+
+    def _notice(self, lines: int) -> bytes:
+        text = "log lines were lost: they could not be written in time"
+        return f"{self.line(time.time(), 'WARNING', __name__, text, {'lines': lines})}\n".encode()
+
+    def _write(self, piece: list[bytes]) -> bool:
+        """Write lines, for as long as that takes; False where it fails, as on a full disk."""
+        rest = b"".join(piece)
+        try:
+            while rest:
+                try:
+                    rest = rest[os.write(self._fd, rest) :]
+                except BlockingIOError:  # another process, which writes to the same place, has made it so
+                    select.select((), (self._fd,), ())
+        except OSError:
+            return False
+        return True
 
 
-def _joined(lines: list[str], most: float) -> Iterator[str]:
-    """The lines as text in pieces of at most so many bytes, or of one line."""
-    size, piece = 0, list[str]()
+def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
+    """The lines in pieces that no other process' lines can get into, but where a single one is longer than that."""
+    size, piece = 0, list[bytes]()
     for line in lines:
-        more = len(line) + 1 if line.isascii() else len(line.encode(errors="replace")) + 1
-        if piece and size + more > most:
-            yield "\n".join([*piece, ""])
+        if piece and size + len(line) > PIPE_BYTES:
+            yield piece
             size, piece = 0, []
         piece.append(line)
-        size += more
+        size += len(line)
     if piece:
-        yield "\n".join([*piece, ""])
+        yield piece
 
 
-def _soon(call: Callable[[], None]) -> bool:
-    """Have this called when the running step of this thread's event loop is over; False where there is none."""
-    try:
-        asyncio.get_running_loop().call_soon(call)
-    except RuntimeError:
-        return False
-    return True
+def lines_dropped() -> int:
+    """Lines that this process' log has lost."""
+    return sum(handler.dropped for handler in logging.root.handlers if isinstance(handler, _Lines))
 
 
 def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, object]) -> None:
@@ -195,23 +256,29 @@ def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, ob
     handlers = logging.root.handlers
     if len(handlers) == 1 and isinstance(handlers[0], _Lines):
         lines = handlers[0]
-        parts = time.time(), logging.getLevelName(level), log.name, message, facts
-        with lines.lock or contextlib.nullcontext():
-            lines.put(parts, level)
+        lines.put(lines.line(time.time(), logging.getLevelName(level), log.name, message, facts))
     else:
         log.log(level, message, extra={"facts": facts})
 
 
-def set_up_logs(form: Literal["console", "json"], level: str, *, is_shared: bool = False) -> None:
-    """Send every logger's lines, uvicorn's and Python's warnings included, to stderr in one form.
-
-    `is_shared`: other processes do the same, and lines must not be cut by one another.
-    """
-    handler = _Lines(JsonFormatter() if form == "json" else ConsoleFormatter(), is_shared=is_shared)
+def set_up_logs(form: Literal["console", "json"], level: str, fd: int = STDERR) -> None:
+    """Send every logger's lines, uvicorn's and Python's warnings included, to stderr in one form."""
+    if sys.stderr is None:  # it was closed when we were started, and its number may be a connection's by now
+        fd = os.open(os.devnull, os.O_WRONLY)
+    handler = _Lines(JsonFormatter() if form == "json" else ConsoleFormatter(), fd)
     # No line shows these, and to look for them takes as long as to write it.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None  # noqa: SLF001 - as logging's own documentation says
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(capture=True)
+    # Python writes these to stderr itself, and waits for whoever reads it.
+    threading.excepthook = _log_uncaught
+    sys.unraisablehook = _log_uncaught
     # It warns of every broken form. The client is told; the log would be its to fill.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
+
+
+def _log_uncaught(what: "threading.ExceptHookArgs | sys.UnraisableHookArgs") -> None:
+    if what.exc_type is not SystemExit:  # by which a thread ends itself
+        where = what.thread if isinstance(what, threading.ExceptHookArgs) else what.object
+        _log.error("nobody caught an exception in %r", where, exc_info=what.exc_value)

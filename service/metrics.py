@@ -5,7 +5,7 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 """
 
 import collections
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import numpy as np
@@ -31,7 +31,7 @@ class Metrics:
         # Library-wide, and idempotent: a creation time beside every counter answers none of our questions.
         disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry
-        self._kept: list[Observations | RouteSeries] = []
+        self._kept: list[Observations | RouteSeries | Followed] = []
         # Before all others, for a registry asks them in this order.
         registry.register(_HandOver(self._kept))
         counter = partial(Counter, registry=registry)
@@ -125,6 +125,10 @@ class Metrics:
             "gan_device_memory_bytes", "Memory of the device, by kind: allocated, reserved.", ["device", "kind"]
         )
         self.build_info = gauge("gan_build_info", "1, with the versions that run.", ["version", "torch"])
+        # Is the log whole?
+        self.log_lines_dropped = counter(
+            "gan_log_lines_dropped_total", "Log lines that were lost, as nobody read them or they could not be written."
+        )
 
         self._routes: dict[str, RouteSeries] = {}
         self._work: dict[tuple[str, str], WorkSeries] = {}
@@ -135,6 +139,10 @@ class Metrics:
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         GCCollector(registry=registry)
+
+    def follow(self, counter: Counter, count: Callable[[], int]) -> None:
+        """Have a counter say what somebody else counts."""
+        self._kept.append(Followed(counter, count))
 
     def observations(self, histogram: Histogram) -> "Observations":
         """Where a histogram's values are kept until somebody looks."""
@@ -207,7 +215,7 @@ class Observations:
 class _HandOver(Collector):
     """Has no metric of its own; who asks a registry for all asks this first."""
 
-    def __init__(self, kept: Iterable["Observations | RouteSeries"]) -> None:
+    def __init__(self, kept: Iterable["Observations | RouteSeries | Followed"]) -> None:
         self._kept = kept
 
     def collect(self) -> Iterable[Metric]:
@@ -215,6 +223,21 @@ class _HandOver(Collector):
         for one in self._kept:
             one.hand_over()
         return ()
+
+
+class Followed:
+    """A counter of what is counted elsewhere."""
+
+    def __init__(self, counter: Counter, count: Callable[[], int]) -> None:
+        self._counter = counter
+        self._count = count
+        self._told = 0
+
+    def hand_over(self) -> None:
+        """Tell the counter."""
+        count = self._count()
+        self._counter.inc(count - self._told)
+        self._told = count
 
 
 class WorkSeries:

@@ -5,15 +5,15 @@ import signal
 import sys
 
 
-def take_first() -> None:
-    """There is nothing to drain yet, and nothing to reload.
+def take_first(code: int = 0) -> None:
+    """There is nothing to drain yet, or no more, and nothing to reload: the process ends with this code.
 
     The first process of a container is deaf to a signal that it does not handle, and another one dies of it.
     """
     if sighup_reloads():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: os._exit(0))
+        signal.signal(number, lambda *_: os._exit(code))
 
 
 def sighup_reloads() -> bool:

@@ -5,6 +5,7 @@ import concurrent.futures
 import logging
 import os
 import socket
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -66,14 +67,33 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that set up the log: the root logger is everybody's, and so are logging's options."""
-    for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile"):
-        monkeypatch.setattr(logging, name, getattr(logging, name))
+    for place, name in (
+        *((logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")),
+        (threading, "excepthook"),
+        (sys, "unraisablehook"),
+    ):
+        monkeypatch.setattr(place, name, getattr(place, name))
+    monkeypatch.setattr("service.logs.END_S", 60.0)  # the log is read, and a busy machine is no reason to lose it
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield
+    for handler in root.handlers:
+        if handler not in handlers:
+            handler.close()
     root.handlers[:] = handlers
     root.setLevel(level)
     logging.captureWarnings(capture=False)
+
+
+@pytest.fixture
+def flush_log() -> Callable[[], None]:
+    """Wait until all that was logged is written."""
+
+    def flush() -> None:
+        for handler in logging.getLogger().handlers:
+            handler.flush()
+
+    return flush
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -1,28 +1,66 @@
 """Log lines: one object a line for machines, one readable line for people, and the request's id in both."""
 
-import asyncio
-import errno
-import io
+import gc
 import json
 import logging
+import os
 import re
+import subprocess
 import sys
+import threading
 import warnings
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from service.logs import (
+    QUEUE_BYTES,
     ConsoleFormatter,
     JsonFormatter,
     RequestFacts,
     current_request,
     current_route,
     enter_request,
+    lines_dropped,
     log_facts,
     set_up_logs,
 )
 
 pytestmark = pytest.mark.usefixtures("logging_as_before")
+
+
+class Pipe:
+    """What a log writes to; it is read when a test likes."""
+
+    def __init__(self, flush_log: Callable[[], None]) -> None:
+        self.exit, self.entry = os.pipe()
+        self._flush_log = flush_log
+
+    def lines(self) -> list[str]:
+        """Read all that is logged, however much that is."""
+        with ThreadPoolExecutor(1) as pool:
+            reading = pool.submit(self.read)
+            self._flush_log()
+            os.write(self.entry, b"\0")
+            return reading.result(60)
+
+    def read(self) -> list[str]:
+        """Read until there is a zero."""
+        content = b""
+        while not content.endswith(b"\0"):
+            content += os.read(self.exit, 2**16)
+        return content[:-1].decode().splitlines()
+
+
+@pytest.fixture
+def pipe(flush_log: Callable[[], None]) -> Iterator[Pipe]:
+    """A pipe of our own, for a log that `set_up_logs` sends there."""
+    made = Pipe(flush_log)
+    yield made
+    os.close(made.entry)
+    os.close(made.exit)
 
 
 def record(message: str, **extra: object) -> logging.LogRecord:
@@ -90,7 +128,9 @@ async def test_lines_of_a_request_carry_its_id() -> None:
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_every_logger_goes_to_stderr_in_one_form(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_logger_goes_to_stderr_in_one_form(
+    form: str, capfd: pytest.CaptureFixture[str], flush_log: Callable[[], None]
+) -> None:
     """Ours, the server's, Python's warnings; nothing below the level, nothing on stdout."""
     set_up_logs(form, "info")  # type: ignore[arg-type]
     logging.getLogger("service.x").info("ours")
@@ -100,7 +140,8 @@ def test_every_logger_goes_to_stderr_in_one_form(form: str, capsys: pytest.Captu
         warnings.simplefilter("always")
         logging.captureWarnings(capture=True)
         warnings.warn("careful", stacklevel=1)
-    out, err = capsys.readouterr()
+    flush_log()
+    out, err = capfd.readouterr()
     assert out == ""
     assert "unwanted" not in err
     for word in ("ours", "theirs", "careful"):
@@ -109,68 +150,167 @@ def test_every_logger_goes_to_stderr_in_one_form(form: str, capsys: pytest.Captu
         assert [json.loads(line)["level"] for line in err.splitlines()] == ["info", "error", "warning"]
 
 
-@pytest.mark.anyio
-async def test_lines_of_one_step_are_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A busy loop writes once for all that it logs in one step; trouble is written at once, behind what waited."""
-    written: list[str] = []
-
-    class Stream(io.StringIO):
-        def write(self, text: str) -> int:
-            written.append(text)
-            return len(text)
-
-    monkeypatch.setattr(sys, "stderr", Stream())
-    set_up_logs("console", "info")
-    log = logging.getLogger("service.test")
-    for number in range(3):
-        log_facts(log, logging.INFO, "request", {"count": number})
-    assert written == []
-    await asyncio.sleep(0)
-    assert [text.count("\n") for text in written] == [3]
-    log.info("before")
-    log.error("trouble")
-    assert [line.split()[2] for line in written[1].splitlines()] == ["before", "trouble"]
-    await asyncio.sleep(0)
-    assert len(written) == 2
-
-
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_the_short_way_writes_what_logging_writes(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_short_way_writes_what_logging_writes(form: str, pipe: Pipe) -> None:
     """A line of facts looks the same whether a record was made for it, as beside other handlers, or not."""
-    set_up_logs(form, "info")  # type: ignore[arg-type]
+    set_up_logs(form, "info", pipe.entry)  # type: ignore[arg-type]
     log, facts = logging.getLogger("service.test"), {"status": 200, "bundle": "mnist", "request_id": "the-id"}
     log_facts(log, logging.INFO, "request", facts)
     log_facts(log, logging.DEBUG, "unwanted", facts)
     logging.getLogger().addHandler(logging.NullHandler())
     log_facts(log, logging.INFO, "request", facts)
-    short, long = [re.sub(r"T[0-9:.]+Z", "", line) for line in capsys.readouterr().err.splitlines()]
+    short, long = [re.sub(r"T[0-9:.]+Z", "", line) for line in pipe.lines()]
     assert short == long
     assert "the-id" in short
 
 
-@pytest.mark.anyio
-async def test_a_log_that_cannot_be_written_harms_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A full disk, or a reader that has gone: requests go on, and what could not be written does not pile up."""
-    written: list[str] = []
-
-    class Stream(io.StringIO):
-        full = True
-
-        def write(self, text: str) -> int:
-            if self.full:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            written.append(text)
-            return len(text)
-
-    monkeypatch.setattr(sys, "stderr", stream := Stream())
-    troubles: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: troubles.append(context))
-    set_up_logs("console", "info")
+@pytest.mark.parametrize("form", ["console", "json"])
+def test_a_slow_reader_gets_every_line_whole_and_in_order(form: str, pipe: Pipe) -> None:
+    """More than a pipe holds is logged before anybody reads, by several threads, some of it longer than one write."""
+    set_up_logs(form, "info", pipe.entry)  # type: ignore[arg-type]
     log = logging.getLogger("service.test")
-    log_facts(log, logging.INFO, "request", {"count": 1})
-    await asyncio.sleep(0)
+
+    def write(thread: int) -> None:
+        for number in range(200):
+            log_facts(log, logging.INFO, "request", {"thread": thread, "number": number, "long": "x" * (23 * number)})
+
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(write, range(2)))
+    lines = pipe.lines()
+    assert len(lines) == 400
+    for thread in range(2):
+        found = [re.search(rf"thread\"?[:=]{thread}\D+(\d+)\D+?(x*)\"?}}?$", line) for line in lines]
+        read = [(int(one[1]), len(one[2])) for one in found if one]
+        assert read == [(number, 23 * number) for number in range(200)]
+
+
+def test_processes_that_share_a_log_cut_none_of_their_lines(pipe: Pipe) -> None:
+    """Workers write to one pipe, which is full most of the time: each line is there once, and whole."""
+    program = """
+import logging, sys
+from service.logs import log_facts, set_up_logs
+set_up_logs("json", "info")
+for number in range(2000):
+    log_facts(logging.getLogger("test"), logging.INFO, sys.argv[1], {"number": number, "long": "x" * (number % 300)})
+logging.getLogger().handlers[0].flush()
+"""
+    workers = [subprocess.Popen([sys.executable, "-c", program, name], stderr=pipe.entry) for name in "ab"]
+    with ThreadPoolExecutor(1) as pool:
+        reading = pool.submit(pipe.read)
+        assert [worker.wait(60) for worker in workers] == [0, 0]
+        os.write(pipe.entry, b"\0")
+        lines = [json.loads(line) for line in reading.result(60)]
+    for name in "ab":
+        assert [line["number"] for line in lines if line["message"] == name] == list(range(2000))
+
+
+def test_a_log_that_nobody_reads_stops_nobody(pipe: Pipe) -> None:
+    """What has no room is lost and counted, and so is what could never have it; what was kept is in order."""
+    set_up_logs("json", "info", pipe.entry)
+    log, written = logging.getLogger("service.test"), 0
+    while lines_dropped() < 100:
+        log_facts(log, logging.INFO, "request", {"number": written})
+        written += 1
+    dropped = lines_dropped()
+    lines = [json.loads(line) for line in pipe.lines()]
+    kept = [line["number"] for line in lines if line["message"] == "request"]
+    assert kept == list(range(written - dropped))
+    assert sum(map(len, map(str, lines))) < 3 * QUEUE_BYTES
+    [notice] = [line for line in lines if line["message"] != "request"]
+    assert (notice["level"], notice["lines"]) == ("warning", dropped)
+    log.info("there is room again")
+    log.info("x" * QUEUE_BYTES)
+    assert [json.loads(line).get("lines") for line in pipe.lines()] == [None, 1]
+    assert lines_dropped() == dropped + 1
+
+
+def test_the_end_waits_for_no_reader(
+    pipe: Pipe, flush_log: Callable[[], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is logged last is written at the end, but where nobody takes it there is an end all the same."""
+    set_up_logs("console", "info", pipe.entry)
+    log = logging.getLogger("service.test")
+    log.info("last words")
+    flush_log()
+    assert b"last words" in os.read(pipe.exit, 2**16)
+    log.info("x" * 2**17)
+    with monkeypatch.context() as patch:
+        patch.setattr("service.logs.END_S", 0.01)
+        flush_log()
+    assert len(pipe.lines()) == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
+def test_a_log_that_cannot_be_written_harms_nobody(pipe: Pipe, flush_log: Callable[[], None]) -> None:
+    """A full disk: what could not be written does not pile up, and once there is room a line says how many it were."""
+    full, disk = os.open("/dev/full", os.O_WRONLY), os.dup(pipe.entry)
+    os.dup2(full, disk)
+    set_up_logs("json", "info", disk)
+    log = logging.getLogger("service.test")
+    for number in range(3):
+        log_facts(log, logging.INFO, "request", {"number": number})
     log.error("lost")
-    stream.full = False
+    flush_log()
+    os.dup2(pipe.entry, disk)
+    assert pipe.lines() == []
     log.error("kept")
-    assert [line.split()[2] for line in "".join(written).splitlines()] == ["kept"]
-    assert troubles == []
+    kept, notice = map(json.loads, pipe.lines())
+    assert (kept["message"], notice["lines"], lines_dropped()) == ("kept", 4, 4)
+    os.close(full)
+    os.close(disk)
+
+
+def test_a_pipe_that_another_process_keeps_from_blocking_loses_nothing(pipe: Pipe) -> None:
+    """The option is one of the pipe, which parent and children share: no room is then an error, and none of ours."""
+    os.set_blocking(pipe.entry, False)
+    set_up_logs("json", "info", pipe.entry)
+    for number in range(300):
+        log_facts(logging.getLogger("service.test"), logging.INFO, "request", {"number": number, "long": "x" * 1000})
+    assert [json.loads(line)["number"] for line in pipe.lines()] == list(range(300))
+    assert lines_dropped() == 0
+
+
+def test_what_nobody_catches_and_what_cannot_be_shown_are_lines_as_well(pipe: Pipe) -> None:
+    """Python would write these to stderr itself, in no form, and wait for its reader."""
+
+    class Bad:
+        def __str__(self) -> str:
+            raise ValueError("not shown")
+
+        def __del__(self) -> None:
+            raise ValueError("not deleted")
+
+    set_up_logs("json", "info", pipe.entry)
+    thread = threading.Thread(target=int, args=["broken"])
+    thread.start()
+    thread.join()
+    leaver = threading.Thread(target=sys.exit)
+    leaver.start()
+    leaver.join()
+    logging.getLogger("service.test").info("%s", bad := Bad())
+    del bad
+    gc.collect()
+    uncaught, unshown, undeleted = map(json.loads, pipe.lines())
+    assert "invalid literal for int()" in uncaught["traceback"]
+    assert "not shown" in unshown["message"]
+    assert "not deleted" in undeleted["traceback"]
+
+
+def test_a_log_without_stderr_goes_nowhere() -> None:
+    """Its number, which was free, is another file's: here a pipe's, else a client's connection."""
+    program = """
+import logging, os
+exit_, entry = os.pipe()
+assert 2 in {exit_, entry}
+from service.logs import set_up_logs
+set_up_logs("json", "info")
+logging.error("lost")
+logging.shutdown()
+os.set_blocking(exit_, False)
+try:
+    print(os.read(exit_, 100))
+except BlockingIOError:
+    print("nothing")
+"""
+    command = ["sh", "-c", 'exec "$0" -c "$1" <&- 2>&-', sys.executable, program]
+    assert subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=60, check=True).stdout == "nothing\n"

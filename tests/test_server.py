@@ -1,6 +1,7 @@
 """The server drains on a signal, ends on a failed start, and its exit code says how it went."""
 
 import asyncio
+import contextlib
 import http.client
 import json
 import logging
@@ -22,6 +23,7 @@ import httpx
 import pytest
 import uvicorn
 
+from benchmarks.process import Readings
 from models.bundle import Bundle
 from service.__main__ import start
 from service.engine import Engine, Loaded
@@ -366,7 +368,11 @@ def test_a_port_in_use_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]
     "damage", ["missing folder", "empty folder", "no manifest", "changed weights", "changed default", "unknown default"]
 )
 def test_a_start_without_its_bundles_is_one_line_and_code_3(
-    damage: str, tiny_bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    damage: str,
+    tiny_bundles: dict[str, Bundle],
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    flush_log: Callable[[], None],
 ) -> None:
     """Which file, and why: no bundle can be loaded, or not the default one."""
     arguments = []
@@ -387,7 +393,8 @@ def test_a_start_without_its_bundles_is_one_line_and_code_3(
             shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
             arguments = ["--default-bundle", "other"]
     assert start(["--port", "0", "--device", "cpu", "--bundles", str(tmp_path), *arguments]) == 3
-    err = capsys.readouterr().err
+    flush_log()
+    err = capfd.readouterr().err
     assert err.count("\n") == 1
     assert str(tmp_path) in err
 
@@ -516,3 +523,93 @@ def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bund
                 connection.close()
         service.process.send_signal(signal.SIGINT)
         assert service.process.wait(60) == 0
+
+
+# -------------------------------------------------------------------------------------------------- a log nobody reads
+
+
+@contextmanager
+def unread(bundles: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A service whose log nobody reads since it serves, and that has lost lines of it; with its address."""
+    command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--log-format", "json"]
+    command += ["--bundles", str(bundles), "--default-bundle", "tiny", "--workers", str(workers)]
+    root = Path(__file__).parent.parent
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, cwd=root) as process:
+        try:
+            assert process.stderr is not None
+            [url] = re.findall("http://[0-9.:]+", next(line for line in process.stderr if '"serving ' in line))
+            connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
+            while lines_lost(url) == 0:
+                for _ in range(100):
+                    connection.request("GET", "/nothing", headers={"X-Request-ID": "x" * 128})
+                    assert connection.getresponse().read()
+            connection.close()
+            yield process, url
+        finally:
+            process.kill()
+
+
+def lines_lost(url: str) -> float:
+    """What the service counts."""
+    return Readings(httpx.get(f"{url}/metrics", timeout=60).text).total("gan_log_lines_dropped_total")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
+    workers: int, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """All is answered beside a full pipe, and SIGTERM ends the process in order."""
+    with unread(tiny_bundles["tiny"].folder.parent, workers) as (process, url):
+        for target in ("/sample?seed=1", "/livez", "/readyz"):
+            assert httpx.get(url + target, timeout=60).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) -> None:
+    """Where the gap is, once somebody reads it again; no line but those is missing."""
+    with unread(tiny_bundles["tiny"].folder.parent) as (process, url):
+        assert process.stderr is not None
+        lost, lines = lines_lost(url), map(json.loads, process.stderr)
+        assert next(line["lines"] for line in lines if "lines" in line) == lost
+        process.send_signal(signal.SIGTERM)
+        assert [line["message"] for line in lines if line["message"] != "request"][-1] == "stopped"
+        assert process.wait(60) == 0
+
+
+def test_a_process_that_can_tell_nobody_why_it_ends_ends_all_the_same(tmp_path: Path) -> None:
+    """Its stderr is full from the first byte on: the exit code is left to say that the bundles can't be loaded."""
+    exit_, entry = os.pipe()
+    os.set_blocking(entry, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(entry, bytes(2**12))
+    os.set_blocking(entry, True)
+    command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--bundles", str(tmp_path)]
+    done = subprocess.run(command, stderr=entry, cwd=Path(__file__).parent.parent, timeout=60, check=False)
+    assert done.returncode == 3
+    os.close(entry)
+    os.close(exit_)
+
+
+def test_what_nobody_expected_is_logged_and_code_1() -> None:
+    """In the form that was asked for, and not by way of the interpreter's own end, which threads inside torch break."""
+    program = """
+from service.__main__ import run_process
+from service.logs import set_up_logs
+set_up_logs("json", "info")
+run_process(int, "x")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "invalid literal" in json.loads(done.stderr)["traceback"]
+
+
+def test_the_reason_for_the_end_is_the_last_that_is_logged(tmp_path: Path) -> None:
+    """Also where the process ends at once."""
+    command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--bundles", str(tmp_path)]
+    root = Path(__file__).parent.parent
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=root, timeout=60, check=False)
+    assert done.returncode == 3
+    assert done.stderr.count("\n") == 1
+    assert f"cannot start: {tmp_path}" in done.stderr
