@@ -195,6 +195,18 @@ class QueueFull(ServiceError):
         return {"Retry-After": str(self.retry_after_s)}
 
 
+class UnknownTransferCoding(ServiceError):
+    """The body comes in another transfer coding than `chunked`: where it ends is not known."""
+
+    status = 501
+    code = "not_implemented"
+    title = "The service does not know how to do this"
+    rejection = "invalid"
+
+    def __init__(self) -> None:
+        super().__init__("The only transfer coding that is understood here is chunked.")
+
+
 class NotReady(ServiceError):
     """The service can't work now: it is starting, or its engine is stuck or lost.
 

@@ -37,6 +37,13 @@ class Connection:
         """Answer that request in one go; False, with nothing sent, where that takes messages."""
         return False
 
+    def check(self) -> None:
+        """Return unless what has come of that request, or instead of it, can't be understood.
+
+        Raises:
+            ServiceError: It can't. The server asks its application to answer all the same, as it does every request.
+        """
+
     def end(self) -> None:
         """The client has left. Called by the server, on the event loop."""
         self._is_over = True
@@ -118,9 +125,16 @@ class Exchange:
         self._connection.hang_up()
         return True
 
+    def check(self) -> None:
+        """See `Connection`."""
+        if self._connection is not None:
+            self._connection.check()
+
     async def receive(self) -> Message:
-        """ASGI's."""
+        """ASGI's. Raises what `check` does, while that can be answered."""
         message = await self._receive()
+        if not self.has_started:
+            self.check()
         self.bytes_in += len(message.get("body", b""))
         if not message.get("more_body"):
             self._closes = False
@@ -158,6 +172,7 @@ class Exchange:
             (b"x-request-id", self.facts.id.encode("latin-1")),
             (b"x-content-type-options", b"nosniff"),
         ]
-        if b"cache-control" not in [name for name, _ in headers]:
+        names = [name for name, _ in headers]
+        if b"cache-control" not in names:
             complete.append((b"cache-control", b"no-store"))
         return complete

@@ -157,6 +157,7 @@ class Problems:
             return
         exchange: Exchange = scope[EXCHANGE]
         try:
+            exchange.check()
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if not self.is_draining():

@@ -7,11 +7,12 @@ uvicorn's `RequestResponseCycle` what two messages would do. What uvicorn leaves
   parser would take such a request for one without a body, and the body for the next request.
 - A connection on which nobody is answered ends after a while, also one that has sent nothing, or half a head; and a
   head has a largest size.
-- What is no HTTP is answered after the requests before it, as every error is.
+- What can't be understood is handed to the application after the requests before it, which answers it, counts it and
+  notes it in the log as it does every request. Then the connection is closed.
+- The fields that may follow a body are thrown away: they are no part of its head.
 """
 
 import asyncio
-import logging
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -19,18 +20,16 @@ from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE as NO_VALUE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from service.errors import Malformed
+from service.errors import Malformed, ServiceError
 from service.exchange import CONNECTION, Connection, Header
+from service.head import MOST_FIELDS, check_head
 from service.held import SMALL_BYTES
-from service.logs import new_request_id
-from service.problems import problem_reply
 
 BURST = 8  # replies
-HEAD_BYTES = 2**16  # of a request line and its headers, and up to as much more as comes in one piece
+HEAD_BYTES = 2**16  # of a head, or between two pieces of a body; and up to as much more as comes in one piece
+WHITE = b" \t"  # that HTTP allows around a header's value
 LATE_BODY_S = 10.0  # a client that is refused may go on sending for so long, so that it gets to read why
 LATE_BODY_AT_END_S = 1.0  # and for so long where the server is about to end
-
-log = logging.getLogger(__name__)
 
 
 class Burst:
@@ -114,6 +113,24 @@ class _Connection(Connection):
 
     def __init__(self, client: asyncio.Transport) -> None:
         self._client = client
+        self._refused: tuple[RequestResponseCycle, ServiceError] | None = None
+
+    def refuse(self, cycle: RequestResponseCycle, error: ServiceError) -> None:
+        """Have `check` raise this once it is the turn of this one, the last that is answered here."""
+        self._refused = cycle, error
+        cycle.keep_alive = cycle.waiting_for_100_continue = False
+        cycle.message_event.set()  # for who waits for the rest of its body
+
+    def check(self) -> None:
+        """See `Connection`."""
+        if self._refused is not None and self._refused[0] is self.cycle:
+            raise self._refused[1]
+
+    def lost(self) -> None:
+        """The connection is lost. What refers to what refers to it would wait for the garbage collector."""
+        self.disconnect()  # uvicorn knows that of the latest request only
+        self.end()
+        self.cycle = self._refused = None
 
     def hang_up(self) -> None:
         """See `Connection`."""
@@ -170,9 +187,10 @@ class Protocol(HttpToolsProtocol):
         self._socket = transport
         self._joining = Joining(transport, self._burst, self._linger)
         super().connection_made(cast("asyncio.Transport", self._joining))
-        self._head_bytes = -1  # that came in pieces of the head that is being read, if one is
+        self._is_in_head = False
+        self._new_bytes = 0  # that came in pieces since the last that was the beginning or the end of a head, or a body
         self._offers_upgrade = False
-        self._is_broken = False  # what comes is no HTTP any more
+        self._is_broken = False  # what comes can't be understood any more
         self._idle_since = self.loop.time()
         self._wait_for_request(self.timeout_keep_alive)
         self._has_whole_body = True  # of the latest request
@@ -184,7 +202,7 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         """Called by the parser."""
         super().on_message_begin()
-        self._head_bytes = 0
+        self._is_in_head, self._new_bytes = True, 0
         self._idle_since = self.loop.time()
         self.scope["extensions"] = {CONNECTION: self._connection}  # type: ignore[dict-item]  # uvicorn knows dicts only
 
@@ -192,14 +210,30 @@ class Protocol(HttpToolsProtocol):
         self._connection.cycle = cycle
         super()._start_asgi_task(cycle, app)
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Called by the parser, also for a field that follows a body."""
+        if self._is_in_head:
+            if len(self.headers) == MOST_FIELDS:
+                raise Malformed(f"The request's head has over {MOST_FIELDS} fields.")
+            super().on_header(name, value.strip(WHITE))
+
     def on_headers_complete(self) -> None:
         """Called by the parser."""
-        self._head_bytes = -1
-        # A CONNECT has no body whatever it says, as the parser takes it.
-        self._offers_upgrade = self.parser.should_upgrade() and self.parser.get_method() != b"CONNECT"
-        if not self._offers_upgrade:
-            self._has_whole_body = False
-            super().on_headers_complete()
+        is_connect = self.parser.get_method() == b"CONNECT"  # has no body whatever it says, as the parser takes it
+        self._offers_upgrade = self.parser.should_upgrade() and not is_connect
+        self._new_bytes = 0
+        if self._offers_upgrade:
+            return
+        check_head(self.parser.get_http_version(), self.headers)
+        super().on_headers_complete()
+        self._is_in_head = self._has_whole_body = False
+        if is_connect:  # what follows is none of ours
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Called by the parser."""
+        self._new_bytes = 0
+        super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Called by the parser."""
@@ -213,16 +247,13 @@ class Protocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Called by the transport."""
         if self._end is None and not self._is_broken:
-            was_in_head = self._head_bytes >= 0
+            self._new_bytes += len(data)
             try:
                 self._parse(data)
-            except HttpParserError:
-                self.send_400_response("Invalid HTTP request received.")
-            else:
-                if was_in_head and self._head_bytes >= 0:
-                    self._head_bytes += len(data)
-                    if self._head_bytes > HEAD_BYTES:
-                        self.send_400_response(f"The request's head has over {HEAD_BYTES} bytes.")
+                if self._new_bytes > HEAD_BYTES:
+                    raise Malformed(f"The request has over {HEAD_BYTES} bytes that are no part of a body.")
+            except (ServiceError, HttpParserError) as error:
+                self._refuse(_refusal(error))
         if self._is_answered_early():
             # Nobody wants it. As much of it as comes, a hundred times, would keep all others waiting.
             self.flow.pause_reading()
@@ -246,32 +277,25 @@ class Protocol(HttpToolsProtocol):
             else:
                 return
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer what can't be parsed, after the requests before it, and close."""
-        self._is_broken, self._refusal = True, msg
-        current = self._connection.cycle
-        if self.pipeline and not self._has_whole_body:  # it is in the body of one that waits
-            self.pipeline.popleft()
-            self._has_whole_body = True
-        if current is not None and self._has_whole_body and not current.response_complete:
-            return  # see `on_response_complete`
-        if current is not None and not self._has_whole_body and current.response_started:
+    def _refuse(self, error: ServiceError) -> None:
+        """Have what is being read answered with this, after the requests before it, and the connection closed."""
+        self._is_broken = True
+        if self._has_whole_body:
+            self._begin_without_head()
+        if self.cycle.response_started:
             self._connection.disconnect()
             self.transport.close()
-            return
-        self._connection.disconnect()
-        request_id = new_request_id()
-        log.warning(msg, extra={"facts": {"request_id": request_id}})
-        reply = problem_reply(Malformed(msg), request_id, "")
-        more = [
-            (b"x-request-id", request_id.encode()),
-            (b"x-content-type-options", b"nosniff"),
-            (b"connection", b"close"),
-        ]
-        headers = (*self.server_state.default_headers, *reply.raw_headers, *more)
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        self.transport.write(b"".join([STATUS_LINE[reply.status_code], *lines, b"\r\n", bytes(reply.body)]))
-        self.transport.close()
+        else:
+            self._connection.refuse(self.cycle, error)
+
+    def _begin_without_head(self) -> None:
+        """Begin a request as if its head had been read. It is for no route; its method is empty if it was not read."""
+        if not self._is_in_head:
+            self.on_message_begin()
+        method = self.parser.get_method().decode() if self.url else ""
+        self.url = b"/"
+        super().on_headers_complete()
+        self.scope["method"], self.scope["path"] = method, ""
 
     def on_response_complete(self) -> None:
         """Called by the cycle that was answered."""
@@ -279,9 +303,6 @@ class Protocol(HttpToolsProtocol):
             super().on_response_complete()
             return
         self.server_state.total_requests += 1
-        if self._is_broken:
-            self.send_400_response(self._refusal)
-            return
         self.flow.resume_reading()
         self._idle_since = self.loop.time()
 
@@ -338,10 +359,16 @@ class Protocol(HttpToolsProtocol):
             self._end.cancel()
         if self.timeout_keep_alive_task is not None:
             self.timeout_keep_alive_task.cancel()
-        self._connection.disconnect()  # uvicorn knows that of the latest request only
-        self._connection.end()
-        # What refers to what refers to it would wait for the garbage collector.
-        self.cycle = self._connection.cycle = None  # type: ignore[assignment]  # as before the first request
+        self._connection.lost()
+        self.cycle = None  # type: ignore[assignment]  # as before the first request
         self.pipeline.clear()
         self._joining.forget()
         self._when_closed()
+
+
+def _refusal(error: Exception) -> ServiceError:
+    """What to answer. What the parser called may have raised it; else the parser says what it did not understand."""
+    for one in (error, error.__context__):
+        if isinstance(one, ServiceError):
+            return one
+    return Malformed(f"This is no HTTP: {error}.")

@@ -49,6 +49,7 @@ ORDER = {
             "probes",
             "pages",
             "app",
+            "head",
             "protocol",
             "server",
             "__main__",

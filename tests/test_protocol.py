@@ -106,7 +106,7 @@ async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn(until: An
     config = uvicorn.Config(refuse, log_config=None)
     one = Protocol(config, ServerState(), {}, loop, burst=Burst(loop), when_closed=lambda: None)
     one.connection_made(wire)
-    one.data_received(b"POST / HTTP/1.1\r\nContent-Length: 300\r\n\r\n")
+    one.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n")
     await until(lambda: len(wire.writes) == 1)
     assert wire.is_read
     for _ in range(2):
@@ -116,7 +116,7 @@ async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn(until: An
         assert wire.is_read
     one.data_received(bytes(100))
     assert wire.is_read
-    one.data_received(b"POST / HTTP/1.1\r\n\r\n")
+    one.data_received(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(lambda: len(wire.writes) == 2)
     one.connection_lost(None)
 
@@ -188,7 +188,7 @@ async def test_only_common_replies_go_out_in_one_go(
     """Small ones on connections that stay: what a large or a last one, or HEAD, takes is left to uvicorn."""
     app, wire = Messages(service), Wire()
     one = connect(app, wire)
-    one.data_received("\r\n".join([request_line, *([header] if header else []), "", ""]).encode())
+    one.data_received("\r\n".join([request_line, "Host: x", *([header] if header else []), "", ""]).encode())
     await until(lambda: one.cycle.response_complete)
     assert way == ("messages" if app.sent else "one go")
     one.connection_lost(None)
@@ -199,7 +199,7 @@ async def test_while_draining_every_reply_closes_its_connection(service: FastAPI
     service.state.serving.is_draining = True
     app, wire = Messages(service), Wire()
     one = connect(app, wire)
-    one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\n\r\n")
+    one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(wire.has_ended)
     assert app.sent
     assert replies(wire)[0][0]["connection"] == "close"
@@ -214,7 +214,8 @@ async def test_bodies_sent_ahead_do_not_mix(service: FastAPI, until: Any, piece:
     one = connect(service, wire)
     bodies = [json.dumps({"seed": seed, "count": 1 + seed % 3, "format": "npy"}).encode() for seed in range(5)]
     sent = b"".join(
-        b"POST /sample HTTP/1.1\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
+        b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
         for body in bodies
     )
     for start in range(0, len(sent), piece):
@@ -228,8 +229,17 @@ async def test_bodies_sent_ahead_do_not_mix(service: FastAPI, until: Any, piece:
 
 
 @pytest.mark.parametrize("error", [None, ConnectionResetError()])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /sample?seed=7 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /sample?seed=7 HTTP/1.1\r\n\r\n",
+        b"POST /sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"\0",
+    ],
+)
 async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
-    service: FastAPI, until: Any, error: Exception | None
+    service: FastAPI, until: Any, sent: bytes, error: Exception | None
 ) -> None:
     """It comes by seldom, and clients by the thousand."""
     gc.collect()
@@ -237,8 +247,8 @@ async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
     try:
         wire = Wire()
         one = connect(service, wire)
-        one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\n\r\n")
-        await until(lambda: len(wire.writes) == 1)
+        one.data_received(sent)
+        await until(lambda: len(wire.writes) >= 1)
         seen = weakref.ref(one), weakref.ref(one.cycle)
         one.connection_lost(error)
         del one
@@ -249,7 +259,7 @@ async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
         gc.enable()
 
 
-POST = b"POST /sample HTTP/1.1\r\nContent-Type: application/json\r\n"
+POST = b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
 UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
 
 
@@ -259,13 +269,13 @@ async def test_an_offer_to_upgrade_changes_nothing(service: FastAPI, until: Any,
     """As Java's client and curl --http2 make it: the body is the request's, also where it reads like another one."""
     wire = Wire()
     one = connect(service, wire)
-    bodies = [b'{"seed":%d}' % seed for seed in range(3)] + [b"GET /bundles HTTP/1.1\r\n\r\n"]
+    bodies = [b'{"seed":%d}' % seed for seed in range(3)] + [b"GET /bundles HTTP/1.1\r\nHost: x\r\n\r\n"]
     if framing == "length":
         requests = [POST + UPGRADE + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies]
     else:
         head = POST + UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n"
         requests = [head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) for body in bodies]
-    sent = b"".join([*requests[:3], b"GET /livez HTTP/1.1\r\n" + UPGRADE + b"\r\n", requests[3]])
+    sent = b"".join([*requests[:3], b"GET /livez HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"\r\n", requests[3]])
     for start in range(0, len(sent), piece):
         one.data_received(sent[start : start + piece])
     await until(lambda: len(replies(wire)) == 5)
@@ -287,7 +297,7 @@ async def test_thousands_of_offers_in_one_piece_are_taken_in_turn(until: Any) ->
         await send({"type": "http.response.body"})
 
     one = connect(count, Wire())
-    one.data_received((b"GET / HTTP/1.1\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n") * 4000)
+    one.data_received((b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n") * 4000)
     await until(lambda: asked == 4000)
     one.connection_lost(None)
 
@@ -302,7 +312,7 @@ async def test_who_pipelines_and_leaves_is_no_error(
 ) -> None:
     """uvicorn would think that the first of the two requests ended without a reply."""
     one = connect(service, Wire())
-    one.data_received(b"GET /sample?count=500 HTTP/1.1\r\n\r\nGET /livez HTTP/1.1\r\n\r\n")
+    one.data_received(b"GET /sample?count=500 HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     await asyncio.sleep(0)
     one.connection_lost(None)
     await until(lambda: not one.tasks)
@@ -314,10 +324,10 @@ async def test_who_pipelines_and_leaves_is_no_error(
     [
         b"",
         b"GET /li",
-        b"GET /livez HTTP/1.1\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\n\r\n\r\n",
-        b"GET /livez HTTP/1.1\r\n\r\nGET /li",
-        b"POST /nope HTTP/1.1\r\nContent-Length: 100\r\n\r\nx",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /li",
+        b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx",
         POST + b'Transfer-Encoding: chunked\r\n\r\na\r\n{"seed":1}\r\n0\r\nConnection: close\r\n\r\n',
     ],
 )
@@ -351,7 +361,7 @@ async def test_a_connection_lasts_while_somebody_is_answered(until: Any) -> None
         look()
 
     one.timeout_keep_alive_handler = note  # type: ignore[method-assign]
-    one.data_received(b"GET / HTTP/1.1\r\n\r\n")
+    one.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(lambda: looked > 3)
     assert not wire.has_ended()
     go_on.set()
@@ -365,7 +375,7 @@ async def test_a_head_has_a_largest_size(service: FastAPI, until: Any, piece: in
     """One that does not end would fill the memory."""
     wire = Wire()
     one = connect(service, wire)
-    one.data_received(b"GET /livez HTTP/1.1\r\n\r\nGET /livez HTTP/1.1\r\nX-Long: ")
+    one.data_received(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
     while not one._is_broken:  # noqa: SLF001 - what comes then is thrown away
         one.data_received(b"x" * piece)
     await until(wire.has_ended)
@@ -378,10 +388,13 @@ async def test_a_head_has_a_largest_size(service: FastAPI, until: Any, piece: in
     ("sent", "expected"),
     [
         (b"GARBAGE\0\r\n\r\n", [400]),
-        (b"GET /sample?count=300 HTTP/1.1\r\n\r\nGARBAGE\0\r\n\r\n", [200, 400]),
-        (b"GET /livez HTTP/1.1\r\n\r\nGET /sample HTTP/1.1\r\n\r\n\0", [200, 200, 400]),
+        (b"GET /sample?count=300 HTTP/1.1\r\nHost: x\r\n\r\nGARBAGE\0\r\n\r\n", [200, 400]),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /sample HTTP/1.1\r\nHost: x\r\n\r\n\0", [200, 200, 400]),
         (POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", [400]),
-        (b"GET /livez HTTP/1.1\r\n\r\n" + POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", [200, 400]),
+        (
+            b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n",
+            [200, 400],
+        ),
     ],
 )
 async def test_what_is_no_http_is_answered_in_its_turn(
@@ -407,14 +420,16 @@ async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
     service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With one line in the log, too."""
+    caplog.set_level(logging.INFO, "service")
     wire = Wire()
     one = connect(service, wire)
-    one.data_received(b"GET /livez HTTP/1.1\r\nX-Long: ")
+    one.data_received(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
     one.data_received(b"x" * 60_000)
     one.data_received(b"x" * 6000 + b"\0")
     await until(wire.has_ended)
     assert statuses(wire) == [400]
-    assert [record.name for record in caplog.records] == ["service.protocol"]
+    await until(lambda: not one.tasks)
+    assert [record.facts["status"] for record in caplog.records if hasattr(record, "facts")] == [400]
     one.connection_lost(None)
 
 
@@ -422,7 +437,7 @@ async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: 
     """A body that was refused, and turns out to be nonsense."""
     wire = Wire()
     one = connect(service, wire)
-    one.data_received(b"POST /nope HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n")
+    one.data_received(b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
     await until(lambda: statuses(wire) == [404])
     one.data_received(b"no number\r\n")
     await until(wire.has_ended)
@@ -447,4 +462,197 @@ async def test_no_refusal_gets_into_a_reply_that_has_begun(until: Any) -> None:
     await until(wire.has_ended)
     await until(lambda: heard == ["http.disconnect"])
     assert b"".join(wire.writes).count(b"HTTP/1.1") == 1
+    one.connection_lost(None)
+
+
+# ---------------------------------------------------------------------------------------------- what is not understood
+
+HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+@pytest.mark.parametrize(
+    ("sent", "route", "method", "status"),
+    [
+        pytest.param(b"\0", "unmatched", "other", 400, id="no method"),
+        pytest.param(b"BREW / HTTP/1.1\r\n", "unmatched", "other", 400, id="an unheard of method"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "unmatched", "other", 400, id="HTTP/2"),
+        pytest.param(b"PUT /livez HTTP/9.9\r\n", "unmatched", "PUT", 400, id="no version"),
+        pytest.param(HEAD + b"No field\r\n\r\n", "unmatched", "GET", 400, id="no field"),
+        pytest.param(HEAD + b"A: b\r\n c\r\n\r\n", "unmatched", "GET", 400, id="a folded field"),
+        pytest.param(HEAD + b"A: b\r\n" * 300, "unmatched", "GET", 400, id="too many fields"),
+        pytest.param(b"GET /livez HTTP/1.1\r\n\r\n", "unmatched", "GET", 400, id="no Host"),
+        pytest.param(HEAD + b"Transfer-Encoding: gzip\r\n\r\n", "unmatched", "GET", 501, id="an unknown coding"),
+        pytest.param(CHUNKED + b"no number\r\n", "/sample", "POST", 400, id="no chunk"),
+        pytest.param(CHUNKED + b"1\r\n{no end\r\n", "/sample", "POST", 400, id="half a chunk"),
+    ],
+)
+async def test_what_is_not_understood_is_one_request_in_the_metrics_and_in_the_log(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture, sent: bytes, route: str, method: str,
+    status: int, piece: int,
+) -> None:  # fmt: skip
+    """However its bytes come: somebody sends it again and again, and an operator wants to know."""
+    caplog.set_level(logging.INFO, "service")
+    wire = Wire()
+    one = connect(service, wire)
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+        await asyncio.sleep(0)
+    await until(wire.has_ended)
+    await until(lambda: not one.tasks)
+    assert statuses(wire) == [status]
+    metrics = service.state.serving.metrics.registry
+    requests = [sample for family in metrics.collect() if family.name == "gan_requests" for sample in family.samples]
+    assert [sample.labels for sample in requests] == [{"route": route, "method": method, "status": str(status)}]
+    assert [sample.value for sample in requests] == [1]
+    assert metrics.get_sample_value("gan_rejected_total", {"route": route, "reason": "invalid"}) == 1
+    lines = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    assert [(line["route"], line["method"], line["status"]) for line in lines] == [(route, method, status)]
+    assert lines[0]["request_id"] == replies(wire)[0][0]["x-request-id"]
+    one.connection_lost(None)
+
+
+INSIDE = b"GET /inside HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked;a=b", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ,chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\ntransfer-encoding: chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ", 400, "malformed"),
+        ("HTTP/1.0\r\nTransfer-Encoding: chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: +5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 0x5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nHost: x\r\nContent-Length: 0", 400, "malformed"),
+        ("HTTP/1.0\r\nHost: x\r\nHost: y\r\nContent-Length: 0", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x y\r\nContent-Length: 0", 400, "malformed"),
+        ("HTTP/1.1\r\nContent-Length: 0", 400, "malformed"),
+    ],
+)
+async def test_where_a_request_may_be_taken_for_another_nothing_after_its_head_is_answered(
+    service: FastAPI, until: Any, head: str, status: int, code: str, piece: int
+) -> None:
+    """Neither as its body nor as the next request: whoever else reads this connection may see it otherwise."""
+    wire = Wire()
+    one = connect(service, wire)
+    sent = HEAD + f"\r\nPOST /sample {head}\r\n\r\n0\r\n\r\n".encode() + INSIDE
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+    await until(wire.has_ended)
+    assert statuses(wire) == [200, status]
+    headers, body = replies(wire)[1]
+    problem = json.loads(body)
+    assert (problem["code"], problem["request_id"]) == (code, headers["x-request-id"])
+    assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
+    assert headers["cache-control"] == "no-store"
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        "GET /livez HTTP/1.0\r\n",
+        "GET /livez HTTP/1.0\r\nHost: x\r\n",
+        "GET /livez HTTP/1.1\r\nHost:\r\n",
+        "GET /livez HTTP/1.1\r\nhOST:  images.example.com:8000 \t\r\n",
+        "GET http://x/livez HTTP/1.1\r\nHost: [::1]:8000\r\n",
+        "GET /livez HTTP/1.1\r\nHost: gan_service-1\r\n",
+    ],
+)
+async def test_whom_a_request_is_for_can_be_said_in_many_ways(service: FastAPI, until: Any, request_head: str) -> None:
+    """All of those that RFC 9112 has."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(f"{request_head}\r\n".encode())
+    await until(lambda: statuses(wire) == [200])
+    one.connection_lost(None)
+
+
+async def test_white_space_after_a_value_is_no_part_of_it(service: FastAPI, until: Any) -> None:
+    """Nor is what is before it."""
+    wire = Wire()
+    one = connect(service, wire)
+    body = b'{"seed":3}'
+    one.data_received(
+        b"POST /sample HTTP/1.1\r\nHost: x \r\nContent-Type:\tapplication/json \t\r\nContent-Length: %d \r\n"
+        b"X-Timeout-Ms: 60000 \r\nAccept: application/json\t\r\nX-Request-ID:  a \t \r\n\r\n%b" % (len(body), body)
+    )
+    await until(lambda: statuses(wire) == [200])
+    headers, _ = replies(wire)[0]
+    assert (headers["x-seed"], headers["content-type"]) == ("3", "application/json")
+    assert headers["x-request-id"] == "a"
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+async def test_a_field_after_a_body_is_no_part_of_its_head(service: FastAPI, until: Any, piece: int) -> None:
+    """What is on its way here, and looks at heads alone, would not have seen it."""
+    wire = Wire()
+    one = connect(service, wire)
+    sent = CHUNKED + b"2\r\n{}\r\n0\r\nX-Request-ID: after\r\nX-Timeout-Ms: never\r\nHost: y\r\n\r\n" + HEAD + b"\r\n"
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+    await until(lambda: statuses(wire) == [200, 200])
+    assert "after" not in [headers["x-request-id"] for headers, _ in replies(wire)]
+    assert not wire.has_ended()
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(CHUNKED + b"2\r\n{}\r\n0\r\nX-Long: ", id="a field after the body"),
+        pytest.param(CHUNKED + b"2;long=", id="an extension of a chunk"),
+    ],
+)
+async def test_what_is_around_a_body_has_a_largest_size(service: FastAPI, until: Any, sent: bytes) -> None:
+    """One that does not end would fill the memory, as a head would."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(sent)
+    while not one._is_broken:  # noqa: SLF001 - what comes then is thrown away
+        one.data_received(b"x" * 5000)
+    await until(wire.has_ended)
+    assert statuses(wire) == [400]
+    assert b"over 65536 bytes" in replies(wire)[0][1]
+    one.connection_lost(None)
+
+
+async def test_a_body_may_be_large_in_many_small_chunks(service: FastAPI, until: Any) -> None:
+    """The limit on what is around them is for what comes between two of them."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(CHUNKED)
+    for _ in range(3):
+        one.data_received(b"1;long=%b\r\n \r\n" % (b"x" * 50_000))
+    one.data_received(b"2\r\n{}\r\n0\r\n\r\n")
+    await until(lambda: statuses(wire) == [200])
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "OPTIONS"])
+async def test_a_method_that_no_route_has_is_405(service: FastAPI, until: Any, method: str) -> None:
+    """With those that it has. Of what follows a CONNECT nobody knows what it is."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(f"{method} /livez HTTP/1.1\r\nHost: x\r\nContent-Length: {len(INSIDE)}\r\n\r\n".encode())
+    one.data_received(INSIDE)
+    await until(lambda: len(replies(wire)) > 0)
+    assert statuses(wire) == [405]
+    assert replies(wire)[0][0]["allow"] == "GET, HEAD"
+    assert wire.has_ended() is (method == "CONNECT")
     one.connection_lost(None)
