@@ -37,6 +37,10 @@ class Connection:
         """Answer that request in one go; False, with nothing sent, where that takes messages."""
         return False
 
+    def has_to_be_kept(self) -> bool:
+        """Whether it stays open after the reply only if that says so, and says where it ends: HTTP/1.0."""
+        return False
+
     def check(self) -> None:
         """Return unless what has come of that request, or instead of it, can't be understood.
 
@@ -175,4 +179,6 @@ class Exchange:
         names = [name for name, _ in headers]
         if b"cache-control" not in names:
             complete.append((b"cache-control", b"no-store"))
+        if self._connection is not None and self._connection.has_to_be_kept() and b"connection" not in names:
+            complete.append((b"connection", b"keep-alive" if b"content-length" in names else b"close"))
         return complete

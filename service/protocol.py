@@ -115,6 +115,10 @@ class _Connection(Connection):
         self._client = client
         self._refused: tuple[RequestResponseCycle, ServiceError] | None = None
 
+    def has_to_be_kept(self) -> bool:
+        """See `Connection`."""
+        return self.cycle is not None and self.cycle.keep_alive and self.cycle.scope["http_version"] != "1.1"
+
     def refuse(self, cycle: RequestResponseCycle, error: ServiceError) -> None:
         """Have `check` raise this once it is the turn of this one, the last that is answered here."""
         self._refused = cycle, error
@@ -227,8 +231,8 @@ class Protocol(HttpToolsProtocol):
         check_head(self.parser.get_http_version(), self.headers)
         super().on_headers_complete()
         self._is_in_head = self._has_whole_body = False
-        if is_connect:  # what follows is none of ours
-            self.cycle.keep_alive = False
+        # uvicorn's own never lasts where it is HTTP/1.0. What follows a CONNECT is none of ours.
+        self.cycle.keep_alive = self.parser.should_keep_alive() and not is_connect
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""

@@ -179,6 +179,8 @@ def replies(wire: Wire) -> list[tuple[dict[str, str], bytes]]:
         ("HEAD /sample?seed=7 HTTP/1.1", "", "messages"),
         ("GET /sample?seed=7 HTTP/1.1", "Connection: close", "messages"),
         ("GET /sample?seed=7 HTTP/1.0", "", "messages"),
+        ("GET /sample?seed=7 HTTP/1.0", "Connection: Keep-Alive", "one go"),
+        ("GET /sample?seed=7&count=2000&format=npy HTTP/1.0", "Connection: Keep-Alive", "messages"),
         ("GET /sample?seed=7 HTTP/1.1", "X-Request-ID: two words", "one go"),
     ],
 )
@@ -641,6 +643,38 @@ async def test_a_body_may_be_large_in_many_small_chunks(service: FastAPI, until:
         one.data_received(b"1;long=%b\r\n \r\n" % (b"x" * 50_000))
     one.data_received(b"2\r\n{}\r\n0\r\n\r\n")
     await until(lambda: statuses(wire) == [200])
+    one.connection_lost(None)
+
+
+async def test_who_asks_by_http_1_0_can_keep_the_connection(service: FastAPI, until: Any) -> None:
+    """As ab -k does. It has to be told, and to know where a reply ends."""
+    wire = Wire()
+    one = connect(service, wire)
+    keep = b"GET /%b HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+    kept = [b"livez", b"sample?seed=1", b"sample?count=2000&format=npy", b"nope", b"metrics", b"docs"]
+    for count, path in enumerate(kept, 1):
+        one.data_received(keep % path)
+        await until(lambda count=count: len(replies(wire)) == count)
+        headers, _ = replies(wire)[-1]
+        assert headers["connection"] == "keep-alive"
+        assert "transfer-encoding" not in headers
+        assert not wire.has_ended()
+    one.data_received(b"GET /livez HTTP/1.0\r\n\r\n")
+    await until(wire.has_ended)
+    assert replies(wire)[-1][0]["connection"] == "close"
+    one.connection_lost(None)
+
+
+async def test_a_draining_service_keeps_no_connection_by_http_1_0(service: FastAPI, until: Any) -> None:
+    """It says one of the two, not both."""
+    service.state.serving.is_draining = True
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /livez HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+    await until(wire.has_ended)
+    assert b"".join(wire.writes).lower().count(b"\r\nconnection:") == 1
+    assert replies(wire)[0][0]["connection"] == "close"
+    service.state.serving.is_draining = False
     one.connection_lost(None)
 
 
