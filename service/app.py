@@ -5,6 +5,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, NoReturn
 
 import torch
@@ -24,6 +25,7 @@ from service.keys import Keys, KeyScope, read_keys
 from service.logs import lines_dropped
 from service.metrics import Metrics
 from service.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
+from service.openapi import complete
 from service.pages import page_routes
 from service.probes import metrics_routes, probe_routes
 from service.processors import cpu_limit
@@ -50,11 +52,15 @@ class Application(FastAPI):
 
     Args:
         surround: Puts everything around those layers; what it returns is `outermost`.
+        complete: Adds to the OpenAPI document what FastAPI can't see.
         options: FastAPI's.
     """
 
-    def __init__(self, surround: Callable[[ASGIApp], ASGIApp], **options: Any) -> None:
+    def __init__(
+        self, surround: Callable[[ASGIApp], ASGIApp], complete: Callable[[dict[str, Any]], None], **options: Any
+    ) -> None:
         super().__init__(**options)
+        self._complete = complete
         self.outermost = surround(super().__call__)
         # What its routes raise is answered outside: nothing may be sent before.
         self.add_exception_handler(Exception, _raise)
@@ -62,6 +68,14 @@ class Application(FastAPI):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or go through start and end."""
         await self.outermost(scope, receive, send)
+
+    def openapi(self) -> dict[str, Any]:
+        """The OpenAPI document, made once."""
+        is_new = self.openapi_schema is None
+        document = super().openapi()
+        if is_new:
+            self._complete(document)
+        return document
 
 
 def work_routes(settings: Settings) -> dict[str, int]:
@@ -146,6 +160,7 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
 
     app = Application(
         surround,
+        partial(complete, scopes=SCOPES, are_keys_needed=keys.are_needed, max_count=settings.max_count),
         title="gan-service",
         summary="Images of generative adversarial nets: reproducible, batched, observable.",
         version=__version__,

@@ -202,7 +202,7 @@ class Door:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http":
             found: FoundRoute | None = scope[_FOUND]
-            if found is not None:  # what does not exist is no secret
+            if found is not None and scope["method"] in found.methods:  # what does not exist is no secret
                 self.keys.check(scope, self.scopes.get(found.template, KeyScope.USE))
         return self.app(scope, receive, send)
 

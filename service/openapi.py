@@ -1,5 +1,6 @@
 """What OpenAPI says of the routes beyond what FastAPI can see: they read their bodies and queries themselves."""
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -23,6 +24,7 @@ from service.errors import (
     UnknownBundle,
     UnsupportedMediaType,
 )
+from service.keys import KeyScope
 from service.problems import Problem, ProtocolProblem, describe
 from service.schemas import (
     BundleFacts,
@@ -54,8 +56,12 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryUnload,
 )
 _BINARY = {"type": "string", "format": "binary"}
-_WORK = (Malformed, UnknownBundle, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
-_UPLOAD = (RequestTimeout, TooLarge, UnsupportedMediaType)
+_WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
+_UPLOAD = (RequestTimeout, UnsupportedMediaType)
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
 _TIMEOUT = {
     "name": "X-Timeout-Ms",
     "in": "header",
@@ -84,20 +90,44 @@ _IMAGES = {
 }
 
 
-def add_schemas(document: dict[str, Any]) -> None:
-    """Put the schemas that the routes refer to into an OpenAPI document."""
-    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+def complete(
+    document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
+) -> None:
+    """Put into an OpenAPI document what its routes refer to, who may use them, and what the operator allows."""
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
     for model in _SCHEMAS:
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
+    components["securitySchemes"] = _KEYS
+    for path, operations in document["paths"].items():
+        scope = scopes.get(path, KeyScope.USE)
+        without_key: list[dict[str, list[str]]] = [{}] if scope < KeyScope.ADMIN and not are_keys_needed else []
+        for operation in operations.values():
+            if scope is not KeyScope.NONE:
+                operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
+    for schema in _numbers_of_images(document):
+        schema["maximum"] = max_count
 
 
-def _query(model: type[BaseModel]) -> list[dict[str, Any]]:
-    """A schema's fields as query parameters."""
+def _numbers_of_images(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
+    for parameter in document["paths"]["/sample"]["get"]["parameters"]:
+        if parameter["name"] == "count":
+            yield parameter["schema"]
+
+
+def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
+    """A schema's fields as query parameters; `more` is said of each."""
     properties = model.model_json_schema()["properties"]
     return [
-        {"name": name, "in": "query", "description": schema.pop("description", ""), "schema": _in_query(name, schema)}
+        {
+            "name": name,
+            "in": "query",
+            "description": schema.pop("description") + more,
+            "schema": _in_query(name, schema),
+        }
         for name, schema in properties.items()
     ]
 
@@ -105,7 +135,7 @@ def _query(model: type[BaseModel]) -> list[dict[str, Any]]:
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A field's schema where everything is text and what is not given is left out."""
     if name == "labels":
-        return {"type": "string", "examples": ["3,1"]}
+        return {"type": "string", "minLength": 1}
     given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
     without_null = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
     return {**without_null, **(given[0] if given else {})}
@@ -114,8 +144,14 @@ def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 def _body(*media_types: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
     content: dict[str, Any] = {media_type: {"schema": _BINARY} for media_type in media_types}
     if "multipart/form-data" in content:
-        images = {"type": "array", "items": _BINARY, "description": "Image files; parts of other names count as well."}
-        content["multipart/form-data"] = {"schema": {"type": "object", "properties": {"images": images}}}
+        images = {"type": "array", "items": _BINARY, "minItems": 1, "description": "Image files."}
+        form = {
+            "type": "object",
+            "properties": {"images": images},
+            "minProperties": 1,
+            "additionalProperties": images | {"description": "Image files as well, whatever the name."},
+        }
+        content["multipart/form-data"] = {"schema": form}
     if model is not None:
         content["application/json"] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
     return {"required": bool(media_types), "content": content}
@@ -140,7 +176,8 @@ def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **e
 
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """The same for routes of the Open Inference Protocol, whose errors have another shape."""
-    problems = describe(Malformed, Invalid, TooLarge, *errors, shape=ProtocolProblem, media_type="application/json")
+    errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
+    problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
     return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
 
 
@@ -172,39 +209,56 @@ DISCRIMINATE = _route(
     _json_reply("One result for each image, in order.", DiscriminateReply),
     *_WORK,
     *_UPLOAD,
-    parameters=[*_query(DiscriminateQuery), _TIMEOUT],
+    parameters=[
+        *_query(DiscriminateQuery, " A JSON body has it itself, and nothing in the query beside it."),
+        _TIMEOUT,
+    ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
-BUNDLES = _route("What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Invalid, NotReady)
+BUNDLES = _route(
+    "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady
+)
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 BUNDLE = _route(
     "One bundle",
     _json_reply("The bundle.", BundleFacts),
+    Malformed,
+    Unauthorized,
     UnknownBundle,
     Invalid,
     NotReady,
-    parameters=[{"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}],
+    parameters=[_NAME],
 )
-_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
     _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
-    Unauthorized,
     requestBody=_body(model=RepositoryQuery),
 )
-REPOSITORY_CHANGE = _protocol_route(
-    "Load or unload a bundle",
-    {"description": "Done.", "content": {"application/json": {"example": {}}}},
-    Unauthorized,
-    Forbidden,
-    UnknownBundle,
-    NotReady,
-    parameters=[_NAME],
-    requestBody=_body(model=RepositoryLoad),
-)
+
+
+def _repository_change(summary: str, model: type[BaseModel]) -> dict[str, Any]:
+    done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}, "example": {}}}}
+    errors = Forbidden, UnknownBundle, NotReady, Draining
+    return _protocol_route(summary, done, *errors, parameters=[_NAME], requestBody=_body(model=model))
+
+
+REPOSITORY_LOAD = _repository_change("Load a bundle", RepositoryLoad)
+REPOSITORY_UNLOAD = _repository_change("Unload a bundle", RepositoryUnload)
 PROBE = _route(
-    "Probe", {"description": "Yes.", "content": {"application/json": {"example": {"status": "ok"}}}}, NotReady, Draining
+    "Probe",
+    {
+        "description": "Yes.",
+        "content": {"application/json": {"schema": {"type": "object"}, "example": {"status": "ok"}}},
+    },
+    NotReady,
+    Draining,
 )
+_TEXT = {"schema": {"type": "string"}}
 METRICS = _route(
     "Metrics",
-    {"description": "Prometheus' text format, or OpenMetrics where Accept asks for it.", "content": {"text/plain": {}}},
+    {
+        "description": "Prometheus' text format, or OpenMetrics where Accept asks for it.",
+        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+    },
+    NotReady,
 )

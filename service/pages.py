@@ -12,7 +12,6 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from service.errors import NotFound
-from service.openapi import add_schemas
 
 _STATIC = Path(__file__).parent / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
@@ -48,9 +47,7 @@ def page_routes() -> APIRouter:
 
     @cache
     def document(app: FastAPI) -> bytes:
-        whole = app.openapi()
-        add_schemas(whole)
-        return json.dumps(whole).encode()
+        return json.dumps(app.openapi()).encode()
 
     @router.get("/openapi.json")
     async def openapi(request: Request) -> Response:

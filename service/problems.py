@@ -9,6 +9,13 @@ from service.errors import Internal, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
 PROTOCOL = "/v2/"
+_WAIT = ("Retry-After", "Seconds after which to try again.", "integer")
+_HEADERS = {
+    401: ("WWW-Authenticate", "How to send a key.", "string"),
+    415: ("Accept", "What the route reads; Accept-Encoding where the body is compressed.", "string"),
+    429: _WAIT,
+    503: _WAIT,
+}
 
 
 class Problem(BaseModel):
@@ -58,7 +65,7 @@ def describe(
             "description": line,
             "content": {media_type: {"schema": {"$ref": f"#/components/schemas/{shape.__name__}"}}},
         }
-        if error.status in {429, 503}:
-            wait = {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}
-            responses[error.status]["headers"] = {"Retry-After": wait}
+        if error.status in _HEADERS:
+            name, description, kind = _HEADERS[error.status]
+            responses[error.status]["headers"] = {name: {"description": description, "schema": {"type": kind}}}
     return responses

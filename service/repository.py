@@ -10,7 +10,7 @@ from starlette.responses import Response
 from models.bundle import BundleError
 from service.errors import Invalid, ServiceError, TooLarge
 from service.jsonlimits import JsonLimits
-from service.openapi import REPOSITORY_CHANGE, REPOSITORY_INDEX
+from service.openapi import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_UNLOAD
 from service.schemas import (
     RepositoryIndex,
     RepositoryLoad,
@@ -67,14 +67,14 @@ def repository_routes(serving: Serving) -> APIRouter:
         entries = [entry._asdict() for entry in await serving.repository() if entry.state == "READY" or not asked.ready]
         return Response(RepositoryIndex.model_validate(entries).model_dump_json(), 200, media_type=JSON)
 
-    @router.post("/v2/repository/models/{name}/load", **REPOSITORY_CHANGE)
+    @router.post("/v2/repository/models/{name}/load", **REPOSITORY_LOAD)
     async def load(request: Request) -> Response:
         """Take up a bundle's folder as it is now, beside what serves: answered when it serves, or with the reason."""
         await _parse(request, RepositoryLoad)
         await change("load", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
-    @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_CHANGE)
+    @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_UNLOAD)
     async def unload(request: Request) -> Response:
         """Let go of a bundle; requests that found it before are still answered."""
         await _parse(request, RepositoryUnload)

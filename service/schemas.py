@@ -19,13 +19,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    GetJsonSchemaHandler,
     JsonValue,
     RootModel,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    model_validator,
 )
-from pydantic_core import to_json
+from pydantic_core import CoreSchema, to_json
 
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.encode import MAX_SIDE, MEDIA_TYPES, Format, Look, picture_size
@@ -44,7 +46,7 @@ def _readable(value: object, handler: ValidatorFunctionWrapHandler) -> object:
     try:
         return handler(value)
     except ValidationError:
-        raise ValueError("must be an index, a name, or a list of these") from None
+        raise ValueError("must be an index, a name, or a list of one or more of these") from None
 
 
 # "name@" would look pinned, and is not.
@@ -56,33 +58,51 @@ def _digits(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_digits)]
+# Bounds stand beside `int`: those of `Whole | None` are checked as well, but a JSON schema has no words for them then.
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
+Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
-Label = int | str
+Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 # A list ends at its first mistake: else each element of a body could make one, and each is kept until all are told.
-Labels = Annotated[Label | Annotated[list[Label], Field(fail_fast=True)] | None, WrapValidator(_readable)]
+Labels = Annotated[Label | Annotated[list[Label], Field(min_length=1, fail_fast=True)] | None, WrapValidator(_readable)]
+
+
+_NULL = {"type": "null"}
 
 
 class Schema(BaseModel):
-    """Base of what clients send: unknown fields are refused."""
+    """Base of what clients send: unknown fields are refused, and null is as left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_nulls(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {name: value for name, value in given.items() if value is not None or name not in cls.model_fields}
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """Says of every field that may be left out that it may be null."""
+        whole = handler.resolve_ref_schema(handler(schema))
+        for name, field in whole.get("properties", {}).items():
+            if name not in whole.get("required", ()) and _NULL not in field.get("anyOf", ()):
+                about = {key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field}
+                whole["properties"][name] = {"anyOf": [field, _NULL], **about}
+        return whole
 
 
 class SampleRequest(Schema):
     """Draw `count` images. A seed fixes the latents, whatever batch they end up sharing."""
 
-    count: Whole | None = Field(
+    count: Positive | None = Field(
         None,
-        ge=1,
         description="Images to draw, up to GAN_MAX_COUNT. Default: as many as labels, else 1.",
         examples=[64],
     )
-    seed: Whole | None = Field(
-        None, ge=0, lt=SEED_LIMIT, description="Leave out for a new one; the reply names it.", examples=[7]
-    )
-    first_index: Whole = Field(
-        0, ge=0, lt=SEED_LIMIT, description="Index, within the seed, of the first image: any range can be had alone."
-    )
+    seed: Index | None = Field(None, description="Leave out for a new one; the reply names it.", examples=[7])
+    first_index: Index = Field(0, description="Index, within the seed, of the first image: any range can be had alone.")
     labels: Labels = Field(
         None,
         description="Class by index or name, one for all images or one per image; in a query joined by commas. "
@@ -96,14 +116,14 @@ class SampleRequest(Schema):
     layout: Literal["grid", "strip"] | None = Field(
         None, description="How several images share one picture (png, webp, jpeg): a grid, the default, or one line."
     )
-    columns: Whole | None = Field(
-        None, ge=1, description="Images in one line of the grid. Default: as many as make it about square."
+    columns: Positive | None = Field(
+        None, description="Images in one line of a grid (not of a strip). Default: as many as make it about square."
     )
     scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this often in both directions.")
 
 
 class DiscriminateQuery(Schema):
-    """What goes with images that are sent as files, multipart parts or an array."""
+    """What goes with images: in the query where they are files, multipart parts or an array, else in the JSON."""
 
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
     labels: Labels = Field(
@@ -113,11 +133,18 @@ class DiscriminateQuery(Schema):
     )
 
 
+# A black pixel, as a PNG in base64.
+PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+
+
 class DiscriminateRequest(DiscriminateQuery):
     """Images to score, in JSON."""
 
     images: list[str] = Field(
-        min_length=1, fail_fast=True, description="Image files (png, jpeg, webp or bmp) in base64."
+        min_length=1,
+        fail_fast=True,
+        description="Image files (png, jpeg, webp or bmp) in base64.",
+        examples=[[PIXEL]],
     )
 
 

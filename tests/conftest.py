@@ -4,6 +4,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import re
 import socket
 import sys
 import threading
@@ -161,10 +162,24 @@ def tiny_settings(tiny_bundles: dict[str, Bundle]) -> Callable[..., Settings]:
 
 @asynccontextmanager
 async def start_app(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application within its lifespan, once its bundles are loaded."""
+    """A client of an application within its lifespan, once its bundles are loaded.
+
+    Whatever it is answered has to be in the application's OpenAPI document.
+    """
+
+    async def check(reply: httpx.Response) -> None:
+        for path, operations in app.openapi()["paths"].items():
+            method = {"HEAD": "get"}.get(reply.request.method, reply.request.method.lower())
+            if method in operations and re.fullmatch(re.sub("{.*?}", "[^/]+", path), reply.request.url.path):
+                known = operations[method]["responses"]
+                assert str(reply.status_code) in known
+                content = known[str(reply.status_code)].get("content", {"": {}})
+                assert reply.headers.get("content-type", "").split(";")[0] in content
+
     async with app.router.lifespan_context(app):
         await app.state.starting
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        transport, hooks = httpx.ASGITransport(app), {"response": [check]}
+        async with httpx.AsyncClient(transport=transport, base_url="http://service", event_hooks=hooks) as client:
             yield client
 
 

@@ -120,7 +120,9 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
         "count", "seed", "first_index", "labels", "truncation", "bundle", "format", "layout", "columns", "scale",
         "X-Timeout-Ms",
     ]  # fmt: skip
-    assert set(sample["responses"]) == {"200", "304", "400", "404", "406", "422", "429", "500", "503", "504"}
+    assert set(sample["responses"]) == {
+        "200", "304", "400", "401", "404", "406", "413", "422", "429", "500", "503", "504",
+    }  # fmt: skip
     upload = operations["/discriminate", "post"]
     assert set(upload["requestBody"]["content"]) == {
         "image/png", "image/jpeg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
