@@ -23,7 +23,7 @@ from typing import NoReturn
 from service import memory
 from service.crew import Crew
 from service.keys import Keys, read_keys
-from service.listener import listen, url
+from service.listener import HostError, listen, url
 from service.logs import set_up_logs
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
 from service.supervisor import Supervisor
@@ -63,9 +63,10 @@ def start(arguments: Sequence[str]) -> int:
         log.warning(warning)
     try:
         listener = listen(settings.host, settings.port)
+    except HostError as error:
+        return _complain(f"{variable('host')} (or {flag('host')}) is {settings.host!r}: {error}", BAD_SETTING)
     except OSError as error:
-        number = error.errno or 0
-        reason = os.strerror(number) if number > 0 else error.strerror  # those of name resolution are negative
+        reason = os.strerror(error.errno or 0)
         return _complain(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
     if settings.workers > 1:
         return asyncio.run(Supervisor(listener, url(listener), arguments, settings.workers).run())

@@ -13,7 +13,8 @@ SHORT_S = 300  # a bundle's name can come to mean another version
 YEAR_S = 31_536_000  # a pinned version can't
 ENTRY_BYTES = 300  # that a kept reply takes beside its content
 
-_TAG = re.compile(r'(?:W/)?("[\x21\x23-\x7e\x80-\xff]*")')
+# Entity tags (RFC 9110, 8.8.3) in a list (5.6.1). Never looks at a character again, however long the list.
+_TAGS = re.compile(r'(?:[ \t]*+(?:(?:W/)?+"[\x21\x23-\x7e\x80-\xff]*+"[ \t]*+)?+(?:,|\Z))*+')
 
 
 class Caching(NamedTuple):
@@ -45,12 +46,16 @@ def caching(
 
 
 def client_has_it(if_none_match: str, etag: str | None) -> bool:
-    """Whether a client's If-None-Match names this validator; W/ makes no difference to GET (RFC 9110, 13.1.2)."""
+    """Whether a client's If-None-Match names this validator; W/ makes no difference to GET (RFC 9110, 13.1.2).
+
+    A list with anything else in it names none: the worst that comes of it is a reply that the client has already.
+    """
     if etag is None:
         return False
-    if if_none_match.strip() == "*":
+    if if_none_match == "*":
         return True
-    return etag.removeprefix("W/") in _TAG.findall(if_none_match)
+    # Quotes are in no tag, so that ours, with its own, is nowhere but where it is one of the list.
+    return etag.removeprefix("W/") in if_none_match and _TAGS.fullmatch(if_none_match) is not None
 
 
 class ReplyCache:

@@ -2,6 +2,7 @@
 
 from starlette.types import Scope
 
+MAX_ACCEPT = 1024  # characters
 _FIRST = "gan.headers"
 
 
@@ -16,6 +17,12 @@ def all_of_header(scope: Scope, name: bytes) -> str:
     if name not in (scope.get(_FIRST) or _keep_first(scope)):
         return ""
     return ", ".join([str(value, "latin-1") for given, value in scope["headers"] if given == name])
+
+
+def accept(scope: Scope) -> str:
+    """What the client accepts; of a longer list than any client needs, as much as is read in no time."""
+    given = all_of_header(scope, b"accept")
+    return given if len(given) <= MAX_ACCEPT else given[:MAX_ACCEPT].rpartition(",")[0]
 
 
 def _keep_first(scope: Scope) -> dict[bytes, bytes]:

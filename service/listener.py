@@ -1,7 +1,9 @@
 """The socket that clients connect to."""
 
 import asyncio
+import errno
 import logging
+import os
 import socket
 from collections.abc import Callable
 
@@ -10,17 +12,39 @@ TAKES_NOTHING_S = 60  # a client that leaves a reply lying for so long is cut of
 AT_ONCE = 64  # connections that are taken before anything else gets its turn
 BREATH_S = 0.05  # when there is no way to take a connection
 
+_NO_ADDRESS_OF_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL})
+
 log = logging.getLogger(__name__)
+
+
+class HostError(ValueError):
+    """Nobody can listen there; the message says why."""
 
 
 def listen(host: str, port: int) -> socket.socket:
     """A listening socket; clients can connect from now on, and wait until they are served.
 
+    Every address of IPv6, `::`, is every one of IPv4 too. Brackets around an address, as in URLs, make no difference.
+
     Raises:
-        OSError: The address can't be had.
+        HostError: There is no such name, or it is no address of this machine.
+        OSError: The port can't be had.
     """
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
+    both = host == "::" and socket.has_dualstack_ipv6()
+    try:
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
+    except ValueError:  # what no resolver takes for a name: an empty label, a character that is none
+        raise HostError("it is no name or address") from None
+    except OSError as error:
+        number = error.errno or 0
+        if number < 0:  # of name resolution
+            raise HostError(str(error.strerror).partition(" (while")[0]) from None
+        if number in _NO_ADDRESS_OF_OURS:
+            raise HostError(os.strerror(number)) from None
+        raise
     if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; without it one that takes nothing stays for ever
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * TAKES_NOTHING_S)
     return listener

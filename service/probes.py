@@ -7,6 +7,7 @@ from starlette.responses import Response
 
 from service.crew import Crew
 from service.errors import Draining, NotReady
+from service.headers import accept
 from service.merging import Merged, Series, series_of
 from service.metrics import Metrics
 from service.openapi import METRICS, PROBE
@@ -56,7 +57,7 @@ def metrics_routes(metrics: Metrics, crew: Crew) -> APIRouter:
     @router.get("/metrics", **METRICS)
     async def metrics_page(request: Request) -> Response:
         """Every series of this service, for Prometheus."""
-        encoder, content_type = choose_encoder(request.headers.get("accept", ""))
+        encoder, content_type = choose_encoder(accept(request.scope))
         # All or nothing: without one worker's share, counters would seem to have started anew.
         others = await crew.ask("metrics", within_s=METRICS_S)
         collector = Merged([series_of(metrics.registry), *others]) if others else metrics.registry

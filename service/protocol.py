@@ -16,7 +16,7 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
-from httptools import HttpParserError, HttpParserUpgrade, HttpRequestParser
+from httptools import HttpParserCallbackError, HttpParserError, HttpParserUpgrade, HttpRequestParser
 from uvicorn.protocols.http.httptools_impl import HEADER_VALUE_RE as NO_VALUE
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -375,4 +375,6 @@ def _refusal(error: Exception) -> ServiceError:
     for one in (error, error.__context__):
         if isinstance(one, ServiceError):
             return one
+    if isinstance(error, HttpParserCallbackError):  # uvicorn reads nothing else
+        return Malformed("The request's target can't be parsed.")
     return Malformed(f"This is no HTTP: {error}.")

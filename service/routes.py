@@ -19,7 +19,7 @@ from service.desk import Deadline, Desk, media_type, read_body
 from service.encode import MEDIA_TYPES, Look, Origin, encode
 from service.errors import UnsupportedMediaType
 from service.exchange import BytesResponse
-from service.headers import all_of_header, header
+from service.headers import accept, all_of_header, header
 from service.jsonlimits import JsonLimits
 from service.logs import current_request
 from service.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
@@ -90,8 +90,7 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
     """Settle what was left open, see whether the client has the answer already, compute it, encode it."""
     bundle = desk.serving.find(asked.bundle)
     manifest = bundle.manifest
-    accept = all_of_header(request.scope, b"accept")
-    plan = resolve_sample(asked, manifest.image, manifest.labels, accept, desk.settings)
+    plan = resolve_sample(asked, manifest.image, manifest.labels, accept(request.scope), desk.settings)
     _note(bundle, plan.count)
     headers = {
         b"x-seed": b"%d" % plan.seed,

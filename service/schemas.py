@@ -49,7 +49,6 @@ def _readable(value: object, handler: ValidatorFunctionWrapHandler) -> object:
         raise ValueError("must be an index, a name, or a list of one or more of these") from None
 
 
-# "name@" would look pinned, and is not.
 def _digits(value: object) -> object:
     """Python reads 1_0, +1 and " 1" as numbers too; a query that says so is a mistake."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
@@ -57,10 +56,19 @@ def _digits(value: object) -> object:
     return value
 
 
+def _decimal(value: object) -> object:
+    """Python's floats may be written in more ways than JSON's numbers, too."""
+    if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", value):
+        raise ValueError("Input should be a number, such as 0.7 or 7e-1")
+    return value
+
+
 Whole = Annotated[int, BeforeValidator(_digits)]
+Real = Annotated[float, BeforeValidator(_decimal)]
 # Bounds stand beside `int`: those of `Whole | None` are checked as well, but a JSON schema has no words for them then.
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
 Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
+# "name@" would look pinned, and is not.
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 # A list ends at its first mistake: else each element of a body could make one, and each is kept until all are told.
@@ -108,7 +116,7 @@ class SampleRequest(Schema):
         description="Class by index or name, one for all images or one per image; in a query joined by commas. "
         "Default: drawn from the seed at the training data's frequencies.",
     )
-    truncation: float = Field(
+    truncation: Real = Field(
         1.0, gt=0, le=1, description="Factor on the latent: smaller is more typical and less varied."
     )
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")

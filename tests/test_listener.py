@@ -9,7 +9,7 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 import pytest
 
 from service import listener as listening
-from service.listener import Acceptor, listen
+from service.listener import Acceptor, HostError, listen, url
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -138,3 +138,25 @@ async def test_one_that_stopped_while_it_waited_a_moment_stays_so(
             await later.wait()
             assert not taken.connections
         assert "full" in caplog.text
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="one family at a time is all this system has")
+@pytest.mark.parametrize("host", ["::", "[::]"])
+async def test_every_address_of_ipv6_is_every_one_of_ipv4_too(host: str) -> None:
+    """Clients of both families are taken, however the address is written."""
+    with listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+        assert url(listener) == f"http://[::]:{port}"
+        for client in ("127.0.0.1", "::1"):
+            with socket.create_connection((client, port)):
+                pass
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "999.1.1.1", "a..b", "a b", "x" * 300, "[::1", ":::"])
+async def test_an_address_that_is_not_this_machines_is_told_apart_from_a_port_in_use(host: str) -> None:
+    """One is a bad setting; the other is the machine's."""
+    with pytest.raises(HostError):
+        listen(host, 0)
+    with listen("127.0.0.1", 0) as listener, pytest.raises(OSError, match="in use") as in_use:
+        listen("127.0.0.1", listener.getsockname()[1])
+    assert not isinstance(in_use.value, HostError)

@@ -72,6 +72,7 @@ async def test_unknown_paths_share_one_series(client: httpx.AsyncClient, app: Fa
         ("POST", "/bundles/tiny", "GET, HEAD"),
         ("DELETE", "/readyz", "GET, HEAD"),
         ("BREW", "/metrics", "GET, HEAD"),
+        ("TRACE", "/sample", "GET, HEAD, POST"),
     ],
 )
 async def test_another_method_is_405(client: httpx.AsyncClient, method: str, path: str, allow: str) -> None:

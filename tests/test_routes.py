@@ -77,6 +77,15 @@ BLACK = png(np.zeros((8, 8), np.uint8))
 # ---------------------------------------------------------------------------------------------------------- /sample
 
 
+async def test_of_what_a_client_accepts_the_first_part_counts(client: httpx.AsyncClient, problem: Problem) -> None:
+    """As much as is read in no time: more than any client needs, however long its list is."""
+    for wanted, accept in (("image/webp", "image/webp" + ", a/b" * 9000), ("image/png", "*/*" + ";a" * 30_000)):
+        reply = await client.get("/sample?seed=1", headers={"Accept": accept})
+        assert (reply.status_code, reply.headers["content-type"]) == (200, wanted)
+    problem(await client.get("/sample?seed=1", headers={"Accept": "a/b, " * 9000 + "image/png"}), 406, "not_acceptable")
+    assert (await client.get("/metrics", headers={"Accept": "a/b, " * 9000})).status_code == 200
+
+
 async def test_json_that_holds_no_images_has_a_limit_of_its_own(
     start: Start, tiny_settings: Callable[..., Settings], problem: Problem
 ) -> None:

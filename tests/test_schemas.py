@@ -84,7 +84,22 @@ def test_query_and_body_say_the_same() -> None:
         (b"seed=9007199254740992", Invalid, "seed: "),
         (b"seed=" + b"9" * 9000, Invalid, "seed: "),
         (b"truncation=0", Invalid, "truncation: "),
-        (b"truncation=nan", Invalid, "truncation: "),
+        *(
+            (b"truncation=" + number, Invalid, "truncation: ")
+            for number in (
+                b"nan",
+                b"inf",
+                b"1_0e-1",
+                b"%20.5",
+                b".5",
+                b"1.",
+                b"%2B0.5",
+                b"0x1",
+                b"1e400",
+                b"1e-400",
+                b"%D9%A1",
+            )
+        ),
         (b"format=gif", Invalid, "format: "),
         (b"scale=17", Invalid, "scale: "),
         (b"count=x&seed=y", Invalid, "seed: "),

@@ -355,6 +355,13 @@ def test_a_key_that_is_none_ends_it_and_is_not_repeated(
     assert "phrase" not in err
 
 
+def test_an_unusable_host_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the setting, and nothing is loaded before."""
+    assert start(["--host", "192.0.2.1", "--port", "0"]) == 2
+    err = capsys.readouterr().err
+    assert err == "gan-service: GAN_HOST (or --host) is '192.0.2.1': Cannot assign requested address\n"
+
+
 def test_a_port_in_use_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
     """Somebody else is there."""
     with socket.create_server(("127.0.0.1", 0)) as other:
