@@ -8,6 +8,7 @@ import base64
 import io
 import logging
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -30,6 +31,7 @@ NPY = "application/x-npy"
 MULTIPART = "multipart/form-data"
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", MULTIPART, NPY)
 _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
+_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _MAX_CONTENT_TYPE = 1024
 _PIECE_BYTES = 2**14  # of a form, split in one step
 
@@ -141,15 +143,20 @@ def _decode_text(text: str, limits: Limits) -> Steps[Decoded]:
 
 
 def _from_base64(text: str) -> Steps[bytes]:
+    """Base64 (RFC 4648), with line ends in it or not, on its own or as a URL that holds its data (RFC 2397)."""
+    head = _DATA_URL.match(text)
+    pieces, rest, is_over = [], b"", False
     try:
-        encoded = text.encode("ascii")
-        pieces = []
-        for start in range(0, len(encoded), _PIECE_BYTES):  # a multiple of four, so that each stands for itself
-            piece = encoded[start : start + _PIECE_BYTES]
-            pieces.append(base64.b64decode(piece, validate=True))
-            if piece.endswith(b"=") and start + _PIECE_BYTES < len(encoded):
+        for start in range(head.end() if head else 0, len(text), _PIECE_BYTES):
+            piece = rest + text[start : start + _PIECE_BYTES].encode("ascii").translate(None, b" \t\r\n")
+            whole = len(piece) - len(piece) % 4
+            if whole and is_over:
                 raise ValueError("it goes on after its end")  # noqa: TRY301 - as the decoder says within a piece
+            pieces.append(base64.b64decode(piece[:whole], validate=True))
+            rest, is_over = piece[whole:], is_over or piece[:whole].endswith(b"=")
             yield None
+        if rest:
+            raise ValueError("its end is missing")  # noqa: TRY301 - as above
     except ValueError:  # binascii.Error is one
         raise Invalid("The image is not base64.") from None
     return b"".join(pieces)

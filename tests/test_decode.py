@@ -354,6 +354,46 @@ def test_base64_is_checked_image_by_image() -> None:
         assert isinstance(result, Invalid)
 
 
+LARGE = file(Image.fromarray(RNG.integers(0, 256, (100, 99, 3), dtype=np.uint8)))
+
+
+@pytest.mark.parametrize("content", [LARGE, LARGE + b"0", LARGE + b"00"], ids=["no padding", "two", "one"])
+@pytest.mark.parametrize(
+    "written",
+    [
+        lambda text: text,
+        lambda text: "data:image/png;base64," + text,
+        lambda text: "DATA:image/png;charset=utf-8;BASE64," + text,
+        lambda text: base64.encodebytes(base64.b64decode(text)).decode(),
+        lambda text: "\r\n".join(text[start : start + 61] for start in range(0, len(text), 61)) + "\r\n",
+        lambda text: "data:;base64, \t" + " ".join(text),
+    ],
+    ids=["plain", "data URL", "capitals", "76 columns", "61 columns", "spaced"],
+)
+def test_base64_is_read_as_clients_write_it(content: bytes, written: Callable[[str], str]) -> None:
+    """With line ends, wherever they fall, and as a URL: the same image."""
+    text = written(base64.b64encode(content).decode())
+    (plain,), (result,) = (
+        one_by_one(finish(steps))
+        for steps in (decode_upload(content, "image/png", LIMITS), decode_base64([text], LIMITS))
+    )
+    assert isinstance(plain, Decoded)
+    assert isinstance(result, Decoded)
+    np.testing.assert_array_equal(result.pixels, plain.pixels)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["A", "AAA", "A===", "AA==AAAA", "A" * 2**14 + "AA==" + "A" * 2**14, "A" * (2**14 - 4) + "AA==AAAA", "AAA=\nA",
+     "AA\u00a0AA", "data:image/png," + "A" * 8, "data:" + "x" * 300 + ";base64,AAAA", "AA-_"],
+)  # fmt: skip
+def test_what_is_no_base64_is_refused(text: str) -> None:
+    """Cut short, gone on after its end, or in another alphabet; also where a step ends in it."""
+    (result,) = one_by_one(finish(decode_base64([text], LIMITS)))
+    assert isinstance(result, Invalid)
+    assert "not base64" in str(result)
+
+
 def test_too_many_in_json_are_refused() -> None:
     """As in an array or a form."""
     with pytest.raises(Invalid, match="17 images"):
