@@ -81,17 +81,24 @@ class Joining:
 
     def write(self, data: bytes) -> None:
         """Write, at the latest at the end of this step."""
+        if len(data) > SMALL_BYTES:  # to copy it would take longer than a call
+            self.write_kept()
+            self._write(data)
+            return
         if not self._kept:
             self._burst.add(self)
         self._kept.append(data)
-        if len(data) > SMALL_BYTES:
-            self.write_kept()
 
     def write_kept(self) -> None:
         """Write what was kept."""
         kept, self._kept = self._kept, []
-        if kept and not self.is_closing():  # the client may have left since
-            self._transport.writelines(kept)
+        if kept:
+            self._write(b"".join(kept))
+
+    def _write(self, data: bytes) -> None:
+        # Not `writelines`: asyncio's own, before Python 3.12.9 and 3.13.2, never says that its buffer is full.
+        if not self.is_closing():  # the client may have left since
+            self._transport.write(data)
 
     def close(self) -> None:
         """Close once all is written."""

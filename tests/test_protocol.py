@@ -5,6 +5,7 @@ import gc
 import json
 import logging
 import re
+import socket
 import weakref
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -34,9 +35,6 @@ class Wire(asyncio.Transport):
     def write(self, data: Any) -> None:  # noqa: D102
         self.writes.append(data)
 
-    def writelines(self, list_of_data: Any) -> None:  # noqa: D102
-        self.write(b"".join(list_of_data))
-
     def close(self) -> None:  # noqa: D102
         self.writes.append(b"closed")
 
@@ -58,7 +56,7 @@ class Wire(asyncio.Transport):
 
 
 async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
-    """Head and body together, at the end of the step, at once where they are large, or before the connection closes."""
+    """Head and body together at the end of the step, or before the connection closes; at once what is large."""
     wire = Wire()
     joining = Joining(wire, Burst(asyncio.get_running_loop()), linger=bool)
     joining.write(b"head ")
@@ -72,13 +70,41 @@ async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
     joining.write(b"head ")
     joining.write(bytes(2 * SMALL_BYTES))
     joining.write(bytes(2 * SMALL_BYTES))  # at once: whoever writes so much is told when to wait
-    assert [len(data) for data in wire.writes[2:]] == [5 + 2 * SMALL_BYTES, 2 * SMALL_BYTES]
+    assert [len(data) for data in wire.writes[2:]] == [5, 2 * SMALL_BYTES, 2 * SMALL_BYTES]
     joining.write(b"last")
     joining.close()
-    assert wire.writes[4:] == [b"last", b"closed"]
+    assert wire.writes[5:] == [b"last", b"closed"]
     joining.write(b"nobody is there any more")
+    joining.write(bytes(2 * SMALL_BYTES))
     await asyncio.sleep(0)
-    assert wire.writes[6:] == []
+    assert wire.writes[7:] == []
+
+
+class Writer(asyncio.Protocol):
+    """Notes whether it is to wait."""
+
+    is_to_wait = False
+
+    def pause_writing(self) -> None:  # noqa: D102
+        self.is_to_wait = True
+
+
+@pytest.mark.parametrize("size", [2**10, 2 * SMALL_BYTES])
+async def test_where_a_client_takes_nothing_its_writer_is_told_to_wait(size: int) -> None:
+    """In small pieces and in large ones, whatever the version of Python: else replies would pile up in memory."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.settimeout(0)
+        transport, writer = await loop.create_connection(Writer, sock=ours)
+        joining = Joining(transport, Burst(loop), linger=bool)
+        left = 2**24  # bytes, far more than the system's own buffers take
+        while left and not writer.is_to_wait:
+            joining.write(bytes(size))
+            left -= size
+            await asyncio.sleep(0)
+        assert writer.is_to_wait
+        transport.abort()
 
 
 async def test_replies_that_are_ready_together_are_written_together() -> None:
