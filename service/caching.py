@@ -14,7 +14,7 @@ YEAR_S = 31_536_000  # a pinned version can't
 ENTRY_BYTES = 300  # that a kept reply takes beside its content
 
 # Entity tags (RFC 9110, 8.8.3) in a list (5.6.1). Never looks at a character again, however long the list.
-_TAGS = re.compile(r'(?:[ \t]*+(?:(?:W/)?+"[\x21\x23-\x7e\x80-\xff]*+"[ \t]*+)?+(?:,|\Z))*+')
+_TAGS = re.compile(r'[ \t,]*+(?:(?:W/)?+"[\x21\x23-\x7e\x80-\xff]*+"[ \t]*+(?:,[ \t,]*+|\Z))*+')
 
 
 class Caching(NamedTuple):

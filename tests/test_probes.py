@@ -52,6 +52,7 @@ SERIES = {
     "gan_warmup_seconds": {"bundle"},
     "gan_device_memory_bytes": {"device", "kind"},
     "gan_build_info": {"version", "torch"},
+    "gan_log_lines_dropped_total": set(),
 }
 
 
