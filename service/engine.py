@@ -17,7 +17,7 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -63,14 +63,22 @@ UNKNOWN_LABEL = -1  # for D's class head to name
 log = logging.getLogger(__name__)
 
 
-@contextlib.contextmanager
-def _device_errors() -> Iterator[None]:
-    """Says which errors mean that memory is short, and which that the device is lost."""
-    try:
-        yield
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise OutOfMemory(str(error)) from None
-    except RuntimeError as error:
+class _DeviceErrors(contextlib.ContextDecorator):
+    """Says which errors mean that memory is short, and which that the device is lost.
+
+    Not a generator: since Python 3.12 contextlib's frame and the error that it throws into one hold each other, and the
+    batch's tensors with them, until the garbage collector comes by.
+    """
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Raise what the error means."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise OutOfMemory(str(error)) from None
+        if not isinstance(error, RuntimeError):
+            return
         text = str(error)
         # The CPU's allocator; CUDA's runtime; its libraries. None of them harms what is there already.
         if any(words in text for words in ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")):
@@ -78,7 +86,6 @@ def _device_errors() -> Iterator[None]:
         # What can't be done while another thread records is no loss.
         if ("CUDA error" in text or "CUDA driver" in text) and "captur" not in text:
             raise DeviceFailed(text) from None
-        raise
 
 
 class NoSuchPrecision(ValueError):  # noqa: N818 - as the errors of service.errors say it
@@ -123,7 +130,7 @@ class SampleLane:
         """Rows that are really computed for this many."""
         return self.tiles.padded(rows)
 
-    @_device_errors()
+    @_DeviceErrors()
     def run(self, parts: Sequence[Part]) -> Rows:
         """Draw the latents and make the images."""
         drawn = _keys(parts) if self.draws_there else self._latents(parts)
@@ -157,7 +164,7 @@ class DiscriminateLane:
         """Rows that are really computed for this many."""
         return self.tiles.padded(rows)
 
-    @_device_errors()
+    @_DeviceErrors()
     def run(self, parts: Sequence[Part]) -> Rows:
         """Judge the images."""
         images = _to_device(np.concatenate([payload.images[start:stop] for payload, start, stop in parts]), self.device)
@@ -321,7 +328,7 @@ class Engine:
             if capability < TENSOR_CORES:
                 raise NoSuchPrecision(f"there is no {self.precision} on {self.name}, whose capability is {capability}")
 
-    @_device_errors()
+    @_DeviceErrors()
     def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
         """Verify and warm a bundle, on the calling thread; of one that is `known`, by name, only the facts are new.
 
