@@ -21,7 +21,7 @@ from typing import IO, Any
 import numpy as np
 
 from service.decoder import REPLIES, REPLY, REQUEST
-from service.errors import Invalid, ServiceError
+from service.errors import Invalid, NotReady, ServiceError
 from service.imagefile import ImageFile, broken
 from service.picture import Decoded, Shape
 from service.slices import Apart, Turns, timed
@@ -30,7 +30,8 @@ from service.slices import Apart, Turns, timed
 _COPIES, _PIXEL_BYTES = 6, 4
 _LIBRARIES_BYTES = 64 * 2**20
 # One thread is all that a codec needs; what libraries reserve for more counts as memory.
-_ENVIRONMENT = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+_ROOT = str(Path(__file__).parents[1])
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,11 @@ class Decoders:
             Invalid: Also where it took more time than an image may.
             TooLarge: See there.
         """
-        process = self._process()
+        try:
+            process = self._process()
+        except OSError as reason:  # no memory, no file number, no process is left
+            log.error("no decoder can be started: %s", reason)  # noqa: TRY400 - the reason is all there is to know
+            raise NotReady("no decoder can be started") from None
         length = sum(map(len, file.pieces))
         request = REQUEST.pack(file.format.encode(), file.orientation, *shape, file.width, file.height, length)
         assert process.stdin is not None  # noqa: S101 - they are pipes
@@ -116,11 +121,12 @@ class Decoders:
             if process is not None:
                 self._forget(process)
             process = self._own.process = subprocess.Popen(  # noqa: S603 - ourselves
-                [sys.executable, "-m", "service.decoder", str(self._seconds), str(self._memory)],
+                # Without the working directory among the places that modules come from.
+                [sys.executable, "-P", "-m", "service.decoder", str(self._seconds), str(self._memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,  # a log that nobody reads must not stop it
-                env={**os.environ, **_ENVIRONMENT},
+                env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join([_ROOT, *sys.path[1:]])},
                 start_new_session=True,  # a terminal's Ctrl-C is not for it
             )
             self._processes.add(process)
@@ -128,7 +134,7 @@ class Decoders:
                 process.kill()
         return process
 
-    def _ended(self, process: subprocess.Popen[bytes]) -> Invalid:
+    def _ended(self, process: subprocess.Popen[bytes]) -> ServiceError:
         """Why a process ended while it had an image."""
         code = process.wait()
         self._forget(process)
@@ -136,8 +142,8 @@ class Decoders:
         if code == -signal.SIGPROF:
             return Invalid(f"Decoding the image took more than {self._seconds:g} s.")
         if not self._is_closed:
-            log.warning("a decoder ended with exit code %d", code)
-        return broken()
+            log.error("a decoder ended with exit code %d", code)
+        return broken() if code < 0 else NotReady("a decoder can't run")  # a signal may be the image's fault
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         self._processes.discard(process)

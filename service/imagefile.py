@@ -140,6 +140,7 @@ def _walk_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
             yield None
         at = yield from _search(_NO_FILL, file, at)
         if at >= len(file) or file[at] == _END:
+            segments.kept.append(view[at - 1 : at + 1])
             break
         code, start = file[at], at + 1
         if code in _WITHOUT_LENGTH:
@@ -159,7 +160,6 @@ def _walk_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
         if code in _KEPT_SEGMENTS and file.startswith(_KEPT_SEGMENTS[code], start + 2):
             segments.kept.append(view[at - 1 : end])
         at = end
-    segments.kept.append(b"\xff\xd9")
     is_arithmetic = frame >= 0xC9
     return segments.image(
         "JPEG",
@@ -185,7 +185,8 @@ def _walk_webp(file: bytes | bytearray) -> Steps[ImageFile]:
             if kind == b"VP8X":  # it says that there are a profile, EXIF and XMP, which is no longer so
                 flags = bytes(flag & 0xD3 for flag in file[start : start + 1])
                 segments.kept[-1:] = view[at:start], flags, view[start + 1 : end + end % 2]
-            size = max(size, _webp_size(kind, file[start : start + 12]))
+            width, height = _webp_size(kind, file[start : start + 12])
+            size = max(size[0], width), max(size[1], height)
             is_lossy = is_lossy and kind in {b"VP8 ", b"VP8X"}
         seen.add(kind)
         at = end + end % 2

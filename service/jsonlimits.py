@@ -5,12 +5,14 @@ that lets nobody else run. So a body's values, keys, arrays and objects, and the
 JSON is left to the parser, which stops where that begins: nothing after it counts.
 """
 
+import re
 from typing import NamedTuple
 
 from service.errors import Invalid
 from service.slices import Steps
 
 PIECE_BYTES = 2**14  # looked at in one step
+_LONG_NUMBER = re.compile(rb"[0-9]{65}")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
 
@@ -58,10 +60,20 @@ def check_json(body: bytes, limits: JsonLimits) -> Steps[None]:
             raise Invalid(f"The body has more than {limits.keys} fields.")
         if containers > limits.containers:
             raise Invalid(f"The body has more than {limits.containers} arrays and objects.")
-        for bracket in outside.translate(None, _NO_BRACKETS):
-            depth += 1 if bracket in b"[{" else -1
-            if depth > limits.depth:
-                raise Invalid(f"The body is nested more than {limits.depth} deep.")
-            if depth < 0:
-                return
+        if _LONG_NUMBER.search(outside):  # to read it takes time that grows with its square
+            raise Invalid("The body has a number that is longer than any that is needed.")
+        depth = _nest(outside, depth, limits.depth)
+        if depth < 0:
+            return
         yield None
+
+
+def _nest(outside: bytes, depth: int, most: int) -> int:
+    """How deep it is after this, having been so deep before; negative where more ends than has begun."""
+    for bracket in outside.translate(None, _NO_BRACKETS):
+        depth += 1 if bracket in b"[{" else -1
+        if depth > most:
+            raise Invalid(f"The body is nested more than {most} deep.")
+        if depth < 0:
+            break
+    return depth

@@ -59,7 +59,8 @@ def decode_picture(file: ImageFile, shape: Shape) -> Decoded:
     check_pixels(file.width, file.height, shape.max_pixels)
     try:
         with _open(file) as picture:
-            check_pixels(picture.width, picture.height, shape.max_pixels)  # as the decoder understands it
+            if picture.size != (file.width, file.height):  # by which it was told what it costs
+                raise broken()  # noqa: TRY301 - as a decoder would
             picture.load()  # of an animation, the first frame
             method = _UPRIGHT.get(file.orientation)
             return _fit(picture if method is None else picture.transpose(method), shape)

@@ -227,3 +227,21 @@ def test_whatever_comes_is_walked_to_its_end(head: bytes, parts: list[bytes], as
     assert len(found.content) <= len(body) + 2
     assert 1 <= found.orientation <= 8
     assert not (found.is_quick and len(found.content) > QUICK_BYTES)
+
+
+def test_a_file_of_two_sizes_is_broken() -> None:
+    """A decoder may believe another one than we do: what it costs is then not known."""
+    large = file(Image.new("RGB", (600, 900)), "webp")
+    small = b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + (600).to_bytes(3, "little") + bytes(3)
+    for body in (large[:12] + small + large[12:], large + small):
+        found = at_once(walk(body))
+        assert found.width * found.height >= 600 * 900
+        with pytest.raises(Invalid):
+            decode_picture(found, SHAPE)
+
+
+def test_a_jpeg_that_is_cut_short_stays_so() -> None:
+    """No end is made up for it."""
+    for length in (len(JPEG) // 2, len(JPEG) - 40):
+        with pytest.raises(Invalid, match="broken or cut short"):
+            decode_picture(at_once(walk(JPEG[:length])), SHAPE)

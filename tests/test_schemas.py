@@ -118,6 +118,7 @@ def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], sa
     [
         (b"{", Malformed, "not JSON"),
         (b"\xff\xfe", Malformed, "not JSON"),
+        (b'{"seed": ' + b"7" * 65 + b"}", Invalid, "longer than any"),
         (b"[" * 9, Invalid, "nested more than 8 deep"),
         (b'{"labels": [' + b"{}," * 98, Invalid, "arrays and objects"),
         (b'{"labels": [' + b"1," * 999_999 + b"1]}", Invalid, "more than 99 values"),
