@@ -324,6 +324,8 @@ class _Parts:
 
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
+            if len(self._value) > _MAX_CONTENT_TYPE:  # to parse its parameters takes as long as for that
+                raise Malformed("A part's Content-Disposition is too long.")
             _, self._disposition = parse_options_header(self._value)
         self._header = self._value = b""
 

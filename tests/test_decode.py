@@ -329,6 +329,7 @@ GOOD_FORM, FORM_TYPE = multipart(("images", "a.png", b"x"))
         pytest.param(GOOD_FORM, "multipart/form-data; boundary=other", Malformed, id="another boundary"),
         pytest.param(GOOD_FORM[:-6], FORM_TYPE, Malformed, id="cut short"),
         pytest.param(b"", FORM_TYPE, Malformed, id="empty"),
+        pytest.param(*multipart(("images", "a" + ";" * 2000, b"x")), Malformed, id="long disposition"),
         pytest.param(b"--BoUnD--\r\n", FORM_TYPE, (Malformed, Invalid), id="no parts"),
         pytest.param(b"--BoUnD\r\nX-A: " + b"y" * 20_000, FORM_TYPE, Malformed, id="endless header"),
     ],
