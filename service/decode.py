@@ -95,7 +95,7 @@ def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Uploa
     if kind == NPY:
         return (yield from decode_npy(body, limits))
     if kind == MULTIPART:
-        files = yield from split_multipart(body, content_type, limits.max_count)
+        files = yield from split_multipart(body, content_type, limits)
         return (yield from _decode_all(_decode_file, files, limits))
     return (yield from _decode_all(_decode_file, [body], limits))
 
@@ -259,12 +259,13 @@ def _read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.
     return shape, fortran, dtype
 
 
-def split_multipart(body: bytes, content_type: str, max_count: int) -> Steps[list[bytearray]]:
+def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[list[bytearray]]:
     """The file parts of a multipart/form-data body, in order.
 
     Raises:
         Malformed: Not such a body, or no boundary in its Content-Type, or that is too long.
         Invalid: A part that is no file, no parts, or too many.
+        DeadlinePassed: From `still_wanted`.
     """
     if len(content_type) > _MAX_CONTENT_TYPE:
         raise Malformed("Content-Type is too long.")
@@ -272,10 +273,11 @@ def split_multipart(body: bytes, content_type: str, max_count: int) -> Steps[lis
     boundary = options.get(b"boundary")
     if not boundary:
         raise Malformed("Content-Type has no boundary.")
-    parts = _Parts(max_count)
+    parts = _Parts(limits.max_count)
     try:
         parser = MultipartParser(boundary, parts.callbacks())
         for start in range(0, len(body), _PIECE_BYTES):
+            limits.still_wanted()
             parser.write(body[start : start + _PIECE_BYTES])
             yield None
         parser.finalize()

@@ -28,6 +28,9 @@ from service.slices import Apart, Turns, timed
 
 # Copies of all pixels that decoding, turning, and laying transparency on a ground have at once, each of four bytes.
 _COPIES, _PIXEL_BYTES = 6, 4
+_PATIENCE = (
+    10  # times as many seconds by the clock: a process that is stopped, or waits for a disk, uses none of its own
+)
 _LIBRARIES_BYTES = 64 * 2**20
 # One thread is all that a codec needs; what libraries reserve for more counts as memory.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -54,6 +57,7 @@ class Decoders:
         self._memory = _COPIES * _PIXEL_BYTES * max_pixels + 2 * max_bytes + _LIBRARIES_BYTES
         self._own = threading.local()  # a thread's process
         self._processes: set[subprocess.Popen[bytes]] = set()
+        self._late: set[subprocess.Popen[bytes]] = set()  # those that were ended for it
         self._is_closed = False
 
     async def run(self, apart: Apart) -> tuple[Any, float]:
@@ -99,6 +103,8 @@ class Decoders:
             raise NotReady("no decoder can be started") from None
         length = sum(map(len, file.pieces))
         request = REQUEST.pack(file.format.encode(), file.orientation, *shape, file.width, file.height, length)
+        timer = threading.Timer(_PATIENCE * self._seconds, self._end_late, [process])
+        timer.start()
         assert process.stdin is not None  # noqa: S101 - they are pipes
         assert process.stdout is not None  # noqa: S101
         try:
@@ -108,6 +114,8 @@ class Decoders:
             content = _read(process.stdout, size)
         except (OSError, EOFError):
             raise self._ended(process) from None
+        finally:
+            timer.cancel()
         if kind == 0:
             pixels = np.frombuffer(content, np.uint8).reshape(shape.height, shape.width, shape.channels)
             return Decoded(pixels, bool(converted))
@@ -134,12 +142,17 @@ class Decoders:
                 process.kill()
         return process
 
+    def _end_late(self, process: subprocess.Popen[bytes]) -> None:
+        self._late.add(process)
+        process.kill()
+
     def _ended(self, process: subprocess.Popen[bytes]) -> ServiceError:
         """Why a process ended while it had an image."""
         code = process.wait()
         self._forget(process)
         self._own.process = None
-        if code == -signal.SIGPROF:
+        if code == -signal.SIGPROF or process in self._late:
+            self._late.discard(process)
             return Invalid(f"Decoding the image took more than {self._seconds:g} s.")
         if not self._is_closed:
             log.error("a decoder ended with exit code %d", code)

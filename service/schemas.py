@@ -51,7 +51,7 @@ def _readable(value: object, handler: ValidatorFunctionWrapHandler) -> object:
 
 def _digits(value: object) -> object:
     """Python reads 1_0, +1 and " 1" as numbers too; a query that says so is a mistake."""
-    if isinstance(value, str) and not re.fullmatch("-?[0-9]+", value):
+    if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,64}", value):
         raise ValueError("Input should be a whole number, in digits")
     return value
 

@@ -121,6 +121,17 @@ async def test_a_process_that_was_ended_from_outside_is_replaced(until: Any, cap
         assert not caplog.records
 
 
+async def test_a_process_that_was_stopped_gives_its_place_back() -> None:
+    """It uses nothing of its own time; by the clock it is ended all the same."""
+    async with running(seconds=0.1) as decoders:
+        await decode(decoders, ORDINARY)
+        [process] = decoders._processes  # noqa: SLF001 - nobody else knows it
+        os.kill(process.pid, signal.SIGSTOP)
+        with pytest.raises(Invalid, match="took more than"):
+            await decode(decoders, ORDINARY)
+        assert (await decode(decoders, ORDINARY)).converted
+
+
 async def test_processes_end_with_the_service() -> None:
     """Also one that is busy, and the thread that waits for it."""
     threads = threading.active_count()

@@ -71,3 +71,38 @@ def test_a_large_body_is_looked_at_in_steps() -> None:
     """Others get their turns between any two pieces, and one long string is nothing to count."""
     body = b'{"images":["' + b"A" * 2**20 + b'"]}'
     assert len(list(check_json(body, JsonLimits(values=1, keys=1, containers=2, depth=2)))) == 1 + 2**20 // 2**14
+
+
+LONG = b"A" * 3 * 2**14
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "é".encode() + LONG,
+        LONG + b"\\u0041",
+        b"\\ud83d\\ude00" + LONG,
+        LONG + "é".encode() + LONG,
+        b"\\\\" * 99 + b"\\u00e9" + LONG,
+    ],
+    ids=["first", "escaped, last", "a pair", "between", "after escapes"],
+)
+@pytest.mark.parametrize(
+    "form", [b'{"images":["%b"]}', b'{"%b":1}', b'{"bundle":"%b"}'], ids=["image", "name", "value"]
+)
+def test_a_long_string_is_plain(form: bytes, text: bytes) -> None:
+    """One wide character makes four bytes of each; base64 has none, and all other text is short."""
+    limits = JsonLimits(values=5)
+    with pytest.raises(Invalid, match="not plain ASCII"):
+        at_once(check_json(form % text, limits))
+    at_once(check_json(form % LONG, limits))
+    at_once(check_json(b'{"labels":["%b"],"images":["%b"]}' % (("é" * 4000).encode(), LONG), limits))
+
+
+@pytest.mark.parametrize("escape", [b"\\n", b"\\\\", b'\\"', b"\\/"])
+def test_a_body_of_escapes_is_refused_and_line_ends_are_not(escape: bytes) -> None:
+    """Each costs a parser as much as a hundred plain characters."""
+    with pytest.raises(Invalid, match="escapes"):
+        at_once(check_json(b'{"images":["' + escape * 2**18 + b'"]}', JsonLimits(values=5)))
+    wrapped = (b"A" * 76 + b"\\r\\n") * 2**14
+    at_once(check_json(b'{"images":["' + wrapped + b'"]}', JsonLimits(values=5)))
