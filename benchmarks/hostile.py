@@ -50,6 +50,7 @@ def bodies() -> dict[str, tuple[str, bytes]]:
         "quotes": ("/discriminate", filled(b"", b'"', b"", MOST)),
         "one long number": ("/sample", filled(b'{"seed":', b"7", b"}", LARGE)),
         "one long name": ("/discriminate", filled(b'{"images":["a"],"bundle":"', b"x", b'"}', MOST)),
+        "one wide name": ("/discriminate", filled('{"\U0001f600'.encode(), b"x", b'":1}', MOST)),
         "escapes": ("/discriminate", filled(b'{"images":["', b"\\u0041", b'"]}', MOST)),
         "one image that is none": ("/discriminate", b'{"images":["' + pixels + b'"]}'),
         "images that are none": (
