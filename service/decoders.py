@@ -95,6 +95,7 @@ class Decoders:
         Raises:
             Invalid: Also where it took more time than an image may.
             TooLarge: See there.
+            NotReady: No process can be started, or it does not run.
         """
         try:
             process = self._process()
@@ -149,10 +150,10 @@ class Decoders:
     def _ended(self, process: subprocess.Popen[bytes]) -> ServiceError:
         """Why a process ended while it had an image."""
         code = process.wait()
+        took_long = code == -signal.SIGPROF or process in self._late
         self._forget(process)
         self._own.process = None
-        if code == -signal.SIGPROF or process in self._late:
-            self._late.discard(process)
+        if took_long:
             return Invalid(f"Decoding the image took more than {self._seconds:g} s.")
         if not self._is_closed:
             log.error("a decoder ended with exit code %d", code)
@@ -160,6 +161,7 @@ class Decoders:
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         self._processes.discard(process)
+        self._late.discard(process)
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # what was not sent has nowhere to go
                 if pipe is not None:

@@ -42,12 +42,10 @@ class Desk:
     cache: ReplyCache
     is_private: bool
 
-    async def run(self, executor: Executor, work: Callable[[], T]) -> T:
-        """The result of work that takes long enough to be felt by others on the event loop."""
-        return await asyncio.get_running_loop().run_in_executor(executor, work)
-
     async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
-        """As `run`, but what has not begun by the deadline is not begun, and nobody waits for it any longer.
+        """The result of work that takes long enough to be felt by others on the event loop.
+
+        What has not begun by the deadline is not begun, and nobody waits for it any longer.
 
         Raises:
             DeadlinePassed: It was not done in time.
@@ -59,7 +57,7 @@ class Desk:
 
         try:
             async with asyncio.timeout(deadline.left_s()):
-                return await self.run(executor, unless_late)
+                return await asyncio.get_running_loop().run_in_executor(executor, unless_late)
         except TimeoutError:
             raise DeadlinePassed(deadline.seconds) from None
 
