@@ -18,13 +18,12 @@ from fastapi import FastAPI
 
 from models.bundle import BundleError
 from service import memory
-from service.crew import Crew
+from service.crew import PROBES, Crew
 from service.errors import ServiceError
 from service.listener import Acceptor, url
 from service.protocol import Burst, Protocol
 from service.settings import Settings
 from service.signals import sighup_reloads
-from service.supervisor import PROBES
 
 if sys.platform == "win32":
     from asyncio import SelectorEventLoop as new_event_loop  # noqa: N813 - in uvloop it is a function

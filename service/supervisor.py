@@ -32,18 +32,17 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from service.crew import PROBES, Reasons
 from service.listener import Acceptor
 from service.processors import keep_to, shares
 from service.signals import sighup_reloads
 
-PROBES = ("started", "ready", "live")
 BEAT_S = 0.5
 MUTE_S = 8.0  # no beat for so long: the service is not ready
 LOST_S = 40.0  # and for so long: the worker will not come back by itself
 LONGEST_LINE = 2**26  # all metrics of all workers, on one line
 
 Message = dict[str, Any]
-Reasons = dict[str, str | None]
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from service.__main__ import prepare, run_process, serve
-from service.crew import Member
+from service.member import Member
 
 
 def start(arguments: Sequence[str]) -> int:

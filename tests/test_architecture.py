@@ -23,8 +23,8 @@ ORDER = {
     ],
     "service": [
         "__init__",
-        *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs", "exchange"),
-        *("memory", "processors", "signals", "listener", "supervisor", "crew"),
+        *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs", "exchange", "crew"),
+        *("memory", "processors", "signals", "listener", "supervisor", "member"),
         *(
             "encode",
             "slices",

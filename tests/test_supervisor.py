@@ -20,7 +20,7 @@ from benchmarks.client import UNANSWERED, Client, Connection, NoReply, Reply, Re
 from benchmarks.drain import Load
 from benchmarks.process import ROOT, Service, running
 from models.bundle import Bundle
-from service.crew import Member
+from service.member import Member
 from service.processors import shares
 from service.supervisor import MUTE_S, Message, Supervisor, Worker
 
