@@ -35,10 +35,10 @@ docs: $(VENV)/everything
 		--out docs/figures/interpolation.png
 
 bench: $(VENV)/serving $(PEERS:%=.bench/%/installed)
-	$(BIN)/python -m benchmarks.compare --write
+	$(BIN)/python -m benchmarks.serving.compare --write
 
 bench-training: $(VENV)/everything .bench/lightning/installed
-	$(BIN)/python -m benchmarks.training
+	$(BIN)/python -m benchmarks.training.step
 
 clean:
 	rm -rf $(VENV) .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -20,23 +20,25 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from models import evaluation, figures, trainer
 from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
-from models.cost import measure_step
-from models.data import DataError, Dataset, load_dataset
-from models.dataset import listed
-from models.features import load_features, untrained_features
-from models.health import Alarm, HealthError, Probe, Watch, row_of
-from models.losses import LOSSES
-from models.report import write_report
-from models.rundir import RunDir, RunError, environment, save_picture
-from models.sampler import UInt8, draw_labels, grid, to_pixels, to_uint8
+from models.data.dataset import listed
+from models.data.load import DataError, Dataset, load_dataset
+from models.evaluation import parzen as evaluation
+from models.evaluation.features import load_features, untrained_features
+from models.evaluation.metric_suite import Suite, TooFewError, rows_wanted
+from models.experiments import figures
+from models.inference.sampler import UInt8, draw_labels, grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
-from models.suite import Suite, TooFewError, rows_wanted
-from models.tensorboard import TensorBoard
+from models.training import trainer
+from models.training.cost import measure_step
+from models.training.health import Alarm, HealthError, Probe, Watch, row_of
+from models.training.losses import LOSSES
+from models.training.report import write_report
+from models.training.run_folder import RunDir, RunError, environment, save_picture
+from models.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
-    from models import toy
+    from models.experiments import toy
 
 ALARMED = 4
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
@@ -101,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument(
         "--generator-loss",
         choices=LOSSES,
-        help="−log D(G(z)), log(1 − D(G(z))), and those of D with it; models/losses.py",
+        help="−log D(G(z)), log(1 − D(G(z))), and those of D with it; models/training/losses.py",
     )
     labels = train.add_mutually_exclusive_group()
     labels.add_argument("--conditional", action="store_true", default=None, help="both nets see the label")
@@ -381,7 +383,7 @@ def _steps(
     board: TensorBoard | None,
 ) -> None:
     """Train to the end, to the first signal or to an alarm; score, watch, show and save on the way."""
-    from models.display import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
+    from models.training.progress import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     options = state.options
     labels = state.sample_labels(GRID_IMAGES)
@@ -468,7 +470,7 @@ class _StopOnSignal:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from models.display import Status, show_figures, show_scores  # noqa: PLC0415 — as above
+    from models.training.progress import Status, show_figures, show_scores  # noqa: PLC0415 — as above
 
     deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
     if arguments.neighbours is not None:
@@ -589,7 +591,8 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _toy(arguments: argparse.Namespace) -> int:
-    from models import toy, toyplot  # noqa: PLC0415 — matplotlib is an extra that `inspect` does without
+    from models.experiments import toy  # noqa: PLC0415 — matplotlib is an extra that `inspect` does without
+    from models.experiments import toy_plot as toyplot  # noqa: PLC0415 — matplotlib is an extra that `inspect` does without
 
     arguments.out.mkdir(parents=True, exist_ok=True)
     options = toy.ToyOptions(seed=arguments.seed, steps=arguments.steps, d_updates=arguments.d_updates)

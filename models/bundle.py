@@ -33,9 +33,9 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from models.inference.prepacked import packed
+from models.inference.sampler import REFERENCE_TILE, Float32, Int64, Tiles, UInt8, draw_labels, draw_latents, to_uint8
 from models.networks import Discriminator, Generator, build_networks
-from models.packing import packed
-from models.sampler import REFERENCE_TILE, Float32, Int64, Tiles, UInt8, draw_labels, draw_latents, to_uint8
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
 FORMAT: Literal[1] = 1

@@ -42,7 +42,7 @@ Sampler = Literal["philox4x64-10/1"]
 class LatentSpec(Spec):
     """The noise z that G turns into an image: `dim` independent numbers of mean 0 and variance 1.
 
-    `sampler` names the algorithm from (seed, index) to these numbers; see models/sampler.py. A changed algorithm
+    `sampler` names the algorithm from (seed, index) to these numbers; see inference/sampler.py. A changed algorithm
     gets a new name, so that a bundle's seeds mean the same images for ever. `label_frequencies` are the training
     data's, in the order of the labels: what a conditional net's labels are drawn from where a request names none.
     """
@@ -215,7 +215,7 @@ class TrainingOptions(Spec):
             both gradients from the same forward pass, both nets updated together (`d_steps` is 1).
         d_steps: Algorithm 1's k.
         generator_loss: What G minimises, and D with it: `nonsaturating` −log D(G(z)), `saturating` log(1 − D(G(z))),
-            both with the logistic loss of D; `hinge`; `relativistic`. See models/losses.py.
+            both with the logistic loss of D; `hinge`; `relativistic`. See models/training/losses.py.
         d_loss_scale: Factor on D's loss; the published code has 0.5, the paper 1.
         penalty: Gradient penalties on D; alternating updates only.
         class_loss: Factor on the class head's cross-entropy on real images, which D's features learn from too;

@@ -5,7 +5,7 @@ setting; 3 where the default bundle or every bundle can't be loaded; 128 + the s
 the drain short.
 """
 
-from service.signals import take_first
+from service.server.signals import take_first
 
 if __name__ == "__main__":  # before the other imports, which take half a second
     take_first()
@@ -20,13 +20,13 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
-from service import memory
-from service.crew import Crew
-from service.keys import Keys, read_keys
-from service.listener import HostError, listen, url
+from service.http.auth import Keys, read_keys
 from service.logs import set_up_logs
+from service.server import process_memory as memory
+from service.server.listener import HostError, listen, url
+from service.server.supervisor import Supervisor
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
-from service.supervisor import Supervisor
+from service.worker_group import Crew
 
 PROGRAM = "gan-service"
 FAILED, BAD_SETTING = 1, 2
@@ -94,8 +94,8 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: 
     # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it, nor those who only
     # start others that do this.
     from service.app import create_app  # noqa: PLC0415
-    from service.engine import NoSuchPrecision  # noqa: PLC0415
-    from service.server import run  # noqa: PLC0415
+    from service.engine.engine import NoSuchPrecision  # noqa: PLC0415
+    from service.server.server import run  # noqa: PLC0415
 
     try:
         app = create_app(settings, keys, crew)

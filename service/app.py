@@ -17,23 +17,23 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from models.bundle import BundleError
 from service import __version__
-from service.caching import ReplyCache
-from service.crew import Crew
-from service.decoders import Decoders
-from service.desk import Desk
-from service.keys import Keys, KeyScope, read_keys
+from service.codecs.decoders import Decoders
+from service.codecs.time_slices import Slices
+from service.cpu import cpu_limit
+from service.engine.model_manager import Serving
+from service.http.auth import Keys, KeyScope, read_keys
+from service.http.caching import ReplyCache
+from service.http.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
+from service.http.openapi import complete
+from service.http.pages import page_routes
+from service.http.probes import metrics_routes, probe_routes
+from service.http.repository import repository_routes
+from service.http.route_context import Desk
+from service.http.routes import bundle_routes, discriminate_routes, sample_routes
 from service.logs import lines_dropped
 from service.metrics import Metrics
-from service.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
-from service.openapi import complete
-from service.pages import page_routes
-from service.probes import metrics_routes, probe_routes
-from service.processors import cpu_limit
-from service.repository import repository_routes
-from service.routes import bundle_routes, discriminate_routes, sample_routes
-from service.serving import Serving
 from service.settings import Settings
-from service.slices import Slices
+from service.worker_group import Crew
 
 MAX_JSON_BYTES = 4 * 2**20  # of a body that holds no images
 # All others need a client's key, where keys are set. Pages hold nothing that is secret.

@@ -25,8 +25,8 @@ from models.bundle import Bundle, write_bundle
 from models.networks import build_networks
 from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 from service.app import create_app
-from service.listener import listen
-from service.server import Server
+from service.server.listener import listen
+from service.server.server import Server
 from service.settings import Settings, variable
 
 NETWORK = MLPSpec(
@@ -51,7 +51,7 @@ def one_processor() -> Iterator[None]:
     """Engines have a single thread, whatever the machine, but where a test says otherwise: then it can be held."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.engine.cpu_limit", lambda: 1)
+        patch.setattr("service.engine.engine.cpu_limit", lambda: 1)
         yield
     torch.set_num_threads(threads)
 

@@ -5,69 +5,66 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import cache
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 
-# From the leaves to the edge: a file imports only from those before it. A new file gets its place here.
-ORDER = {
-    "models": [
-        "__init__",
-        *("spec", "dataset", "idx", "imagecache", "imagefolder", "data"),
-        *("networks", "losses", "sampler", "packing", "evaluation"),
-        *("bundle", "features", "scores", "suite"),
-        *("trainer", "health", "cost", "rundir", "report", "tensorboard", "display"),
-        *("toy", "toyplot", "figures", "export", "__main__"),
-    ],
-    "service": [
-        "__init__",
-        *("settings", "errors", "headers", "held", "keys", "metrics", "merging", "logs", "exchange", "crew"),
-        *("memory", "processors", "signals", "listener", "supervisor", "member"),
-        *(
-            "encode",
-            "slices",
-            "jsonlimits",
-            "imagefile",
-            "picture",
-            "decoder",
-            "decoders",
-            "decode",
-            "problems",
-            "schemas",
-            "caching",
-        ),
-        *("batcher", "tracing", "replay", "thread", "engine", "serving"),
-        *(
-            "client",
-            "middleware",
-            "desk",
-            "openapi",
-            "routes",
-            "repository",
-            "probes",
-            "pages",
-            "app",
-            "head",
-            "protocol",
-            "server",
-            "__main__",
-            "script",
-            "worker",
-        ),
-    ],
+# Who may import whom, beside their own room. A folder is a room; the files at the top of a package that know no room
+# are its leaves.
+LEAVES = {
+    "service": ("__init__", "settings", "errors", "logs", "metrics", "cpu", "worker_group"),
+    "models": ("__init__", "spec", "files"),
 }
-MODULES = [f"{package}.{name}" for package, names in ORDER.items() for name in names]
-
-# Where the two packages meet. What these import in turn is all that serving brings along.
-SERVICE_MAY_IMPORT = {"models.bundle", "models.sampler", "models.spec"}
-SERVING_BRINGS = {"models", *SERVICE_MAY_IMPORT, "models.networks", "models.packing"}
+ROOMS = {
+    # serving: server → http → engine → codecs → http → server
+    "service": set[str](),  # the leaves: they can be read alone
+    "service.codecs": {"service", "models", "models.inference"},  # arrays and files, no HTTP, no nets
+    "service.engine": {"service", "models", "models.bundle", "models.inference", "models.networks"},  # no HTTP
+    "service.http": {  # no sockets
+        *("service", "service.engine", "service.codecs"),
+        *("models", "models.bundle", "models.inference"),
+    },
+    "service.app": {"service", "service.http", "service.engine", "service.codecs", "models.bundle"},  # builds the parts
+    "service.server": {"service", "service.http", "service.app", "service.__main__", "models.bundle"},
+    "service.__main__": {"service", "service.http", "service.engine", "service.app", "service.server"},
+    # training: data → networks → training → evaluation → bundle
+    "models": set[str](),
+    "models.networks": {"models"},
+    "models.data": {"models"},  # files, no nets
+    "models.inference": {"models", "models.networks"},  # serving brings it along: nothing of training
+    "models.bundle": {"models", "models.networks", "models.inference"},
+    "models.export": {"models", "models.bundle", "models.inference"},
+    "models.evaluation": {"models", "models.bundle", "models.data", "models.inference"},  # scores, whoever trained
+    "models.training": {
+        *("models", "models.networks", "models.bundle"),
+        *("models.data", "models.inference", "models.evaluation"),
+    },
+    "models.experiments": {"models", "models.bundle", "models.inference", "models.training"},
+    "models.__main__": {  # the commands
+        *("models", "models.networks", "models.bundle", "models.export", "models.data", "models.inference"),
+        *("models.evaluation", "models.training", "models.experiments"),
+    },
+}
+# Where the two packages meet, and so all of `models` that serving brings along.
+MEETING = ("models.bundle", "models.inference", "models.networks", "models.spec")
 TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard")
 
 
-def path_of(module: str) -> Path:
-    return ROOT / f"{module.replace('.', '/')}.py"
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
+PATHS = {name_of(path): path for package in LEAVES for path in sorted((ROOT / package).rglob("*.py"))}
+MODULES = list(PATHS)
+
+
+def room_of(module: str) -> str:
+    """The folder that a file lies in; at the top of a package, the file itself, unless it is a leaf."""
+    package, inner, *_ = module.split(".")
+    return package if inner in LEAVES[package] else f"{package}.{inner}"
 
 
 @cache
@@ -76,65 +73,54 @@ def tree_of(path: Path) -> ast.Module:
 
 
 def imports_of(module: str) -> Iterator[str]:
-    """Every module that a file names in an import statement, wherever it stands."""
-    package = module.rpartition(".")[0]
-    for node in ast.walk(tree_of(path_of(module))):
+    """Every file of this repository that another one names in an import statement, wherever that stands."""
+    for node in ast.walk(tree_of(PATHS[module])):
+        named = []
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            named = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = ".".join(part for part in (package if node.level else "", node.module) if part)
-            for alias in node.names:
-                inner = f"{base}.{alias.name}"
-                yield inner if base in ORDER and path_of(inner).exists() else base
+            assert not node.level, f"{module} imports by dots"
+            named = [f"{node.module}.{alias.name}" for alias in node.names]
+        for name in named:
+            candidates = (name, name.rpartition(".")[0])
+            yield from [found for one in candidates for found in (one, f"{one}.__init__") if found in PATHS][:1]
 
 
-def ours(module: str) -> set[str]:
-    """The modules of this repository that a file imports; a package counts as its `__init__`."""
-    names = {name for name in imports_of(module) if name.partition(".")[0] in ORDER}
-    return {f"{name}.__init__" if name in ORDER else name for name in names}
-
-
-@pytest.mark.parametrize("package", ORDER)
-def test_every_module_has_its_place_in_the_order(package: str) -> None:
-    """The list above names each file of the package once, so that a new one is placed with thought."""
-    assert sorted(path.stem for path in (ROOT / package).glob("*.py")) == sorted(ORDER[package])
-    assert not [path for path in (ROOT / package).rglob("*.py") if path.parent != ROOT / package]
+def test_every_room_has_its_rule() -> None:
+    """The rules name each folder, and each file at the top of a package, so that a new one is placed with thought."""
+    assert {room_of(module) for module in MODULES} == set(ROOMS)
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_a_module_imports_only_from_those_before_it(module: str) -> None:
-    """Within a package the flow has one direction, so there is no cycle and a leaf can be read alone."""
-    package, name = module.split(".")
-    before = {f"{package}.{other}" for other in ORDER[package][: ORDER[package].index(name)]}
-    assert {other for other in ours(module) if other.startswith(f"{package}.")} <= before
+def test_a_file_imports_only_what_its_room_may(module: str) -> None:
+    """A room knows those that its rule names and no others."""
+    room = room_of(module)
+    assert {room_of(other) for other in imports_of(module)} <= ROOMS[room] | {room}
 
 
-def test_models_never_imports_service() -> None:
-    """Training knows nothing of HTTP."""
-    offenders = {name: ours(f"models.{name}") for name in ORDER["models"]}
-    assert not {name for name, found in offenders.items() if any(other.startswith("service") for other in found)}
+def test_there_are_no_circles() -> None:
+    """Within a room, too, the flow has one direction: so a file can be read with those that it imports, and no more."""
+    assert list(TopologicalSorter({module: set(imports_of(module)) for module in MODULES}).static_order())
 
 
-def test_service_meets_models_in_three_modules() -> None:
-    """Bundles, the sampler and the specs: never data, losses, trainer or evaluation."""
-    for name in ORDER["service"]:
-        found = {other for other in ours(f"service.{name}") if other.startswith("models")}
-        assert found <= SERVICE_MAY_IMPORT, name
+def test_rooms_are_small_enough_to_be_seen_at_once() -> None:
+    """At the top of each package a newcomer finds about a dozen names."""
+    for package in LEAVES:
+        names = {path.name for path in (ROOT / package).iterdir()} - {"__pycache__", "__init__.py"}
+        assert len(names) <= 14, package
 
 
-def test_serving_brings_no_training_along() -> None:
-    """What those three import in turn is the nets, and no more."""
-    reached, waiting = set(), {"models.__init__", *SERVICE_MAY_IMPORT}
-    while waiting:
-        module = waiting.pop()
-        reached.add(module.removesuffix(".__init__"))
-        waiting |= {other for other in ours(module) if other.removesuffix(".__init__") not in reached}
-    assert reached == SERVING_BRINGS
+@pytest.mark.parametrize("folder", sorted({path.parent for path in PATHS.values()}), ids=lambda path: path.name)
+def test_a_room_says_what_lives_there(folder: Path) -> None:
+    """The `__init__` of a room holds a docstring and nothing else, but for the version."""
+    tree = tree_of(folder / "__init__.py")
+    assert ast.get_docstring(tree)
+    assert all(isinstance(node, ast.Expr | ast.Assign) for node in tree.body)
 
 
 def test_serving_works_without_the_training_extra() -> None:
     """The whole service is imported, and an application built, where no package of an extra exists."""
-    modules = [f"service.{name}" for name in ORDER["service"]]
+    modules = [name.removesuffix(".__init__") for name in MODULES if name.startswith("service")]
     program = f"""
 import importlib, sys
 for name in {TRAINING_EXTRA}:
@@ -144,11 +130,12 @@ for name in {modules}:
 from service.app import create_app
 from service.settings import Settings
 create_app(Settings())
-print(*sorted(name for name in sys.modules if name.partition(".")[0] == "models"))
+print(*sorted(name for name in sys.modules if name.startswith("models.")))
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert set(done.stdout.split()) == SERVING_BRINGS
+    brought = {".".join(name.split(".")[:2]) for name in done.stdout.split()}
+    assert brought <= {*MEETING, "models.files"}
 
 
 # Imports every module with a spy on what it reads. Only what our own code asks for counts, not what torch reads.
@@ -189,16 +176,22 @@ print(*found, sep="\\n", end="")
 
 def test_importing_does_nothing() -> None:
     """No module reads the environment, opens a file or a socket, registers a metric or starts a thread on import."""
-    done = subprocess.run([sys.executable, "-c", SPY, *MODULES], cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", SPY, *(name.removesuffix(".__init__") for name in MODULES)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout == ""
 
 
-def test_module_names_are_unique_over_both_packages() -> None:
-    """`tests/test_batcher.py` can only mean one thing, and no file's name says nothing."""
-    models, service = (set(names) - {"__init__", "__main__"} for names in ORDER.values())
-    assert not models & service
-    assert not (models | service) & {"utils", "helpers", "common", "misc", "models", "service"}
+def test_test_files_have_names_of_their_own() -> None:
+    """`test_batcher` can only mean one thing, and no file's name says nothing."""
+    tests = [path.stem for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(tests) == len(set(tests))
+    assert not {name.rpartition(".")[2] for name in MODULES} & {"utils", "helpers", "common", "misc", "models"}
 
 
 @pytest.mark.parametrize(

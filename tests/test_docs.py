@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from models.__main__ import _parser, main
 from service.__main__ import shown
-from service.decode import UPLOAD_TYPES
-from service.encode import MEDIA_TYPES
+from service.codecs.decode import UPLOAD_TYPES
+from service.codecs.encode import MEDIA_TYPES
 from service.errors import ServiceError
+from service.http.schemas import SampleRequest
 from service.metrics import Metrics
-from service.schemas import SampleRequest
 from service.settings import Settings, variable
 
 SAMPLE = "`GET /sample`, `POST /sample`"

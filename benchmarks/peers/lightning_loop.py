@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import lightning
 import torch
 
-from benchmarks.eager import TINY, Eager, tiny_images
+from benchmarks.training.eager import TINY, Eager, tiny_images
 
 CPU = torch.device("cpu")
 

@@ -1,0 +1,200 @@
+"""Measures the service's pieces beside the plain way to do the same: docs/performance.md says why each is as it is.
+
+    python -m benchmarks.serving.pieces [--bundles FOLDER]
+
+On one thread, each the median of many runs. Prints a table and then one line of JSON.
+"""
+
+import argparse
+import gc
+import io
+import json
+import logging
+import os
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from prometheus_client import CollectorRegistry
+from pydantic import TypeAdapter
+
+from benchmarks.tools.report import machine, parser, table
+from models.bundle import read_bundle
+from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
+from service.codecs.encode import Look, Origin, encode
+from service.engine.engine import _Images
+from service.engine.jit import traced
+from service.http.schemas import DiscriminateReply, DiscriminateResult, Judged, discriminate_reply
+from service.logs import log_facts, set_up_logs
+from service.metrics import Metrics
+
+ROUNDS = 30
+LEAST_S = 0.002  # of one round: what is shorter is repeated
+ORIGIN = Origin("", "", 0, 0, None)
+ROWS, VERDICTS, LARGE = (4, 64, 512), 256, 512
+
+Work = Callable[[], object]
+
+
+def microseconds(work: Work, rounds: int = ROUNDS) -> float:
+    """The median time of one call."""
+    work()
+    started = time.perf_counter()
+    work()
+    repeats = max(1, round(LEAST_S / max(time.perf_counter() - started, 1e-9)))
+    taken = []
+    for _ in range(rounds):
+        started = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        taken.append((time.perf_counter() - started) / repeats)
+    return statistics.median(taken) * 1e6
+
+
+def by_pillow(picture: UInt8) -> bytes:
+    """A grey PNG as Pillow writes it."""
+    Image.fromarray(picture[..., 0]).save(out := io.BytesIO(), "png", compress_level=1)
+    return out.getvalue()
+
+
+def pictures(images: UInt8) -> Iterator[tuple[str, Work, Work]]:
+    """Grey PNGs: Pillow, and chunks around zlib-ng."""
+    for name, some in (("PNG of one digit", images[:1]), ("PNG of a grid of 256 digits", images[:256])):
+        columns = round(len(some) ** 0.5)
+        picture = grid(some, columns) if len(some) > 1 else some[0]
+        look = Look("png", columns, 1)
+        sizes = f"{name}, {len(by_pillow(picture))} and {len(encode(some, look, ORIGIN))} bytes"
+        yield sizes, lambda p=picture: by_pillow(p), lambda s=some, a=look: encode(s, a, ORIGIN)  # type: ignore[misc]
+
+
+@contextmanager
+def busy_interpreter() -> Iterator[None]:
+    """Beside a thread that never lets go of the interpreter by itself."""
+    over = threading.Event()
+
+    def spin() -> None:
+        while not over.is_set():
+            pass
+
+    (thread := threading.Thread(target=spin)).start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def log_lines() -> Iterator[tuple[str, Work, Work]]:
+    """A request's line: logging's way, and ours."""
+    facts: dict[str, object] = {"method": "POST", "route": "/sample", "status": 200, "duration_ms": 1.25, "bytes": 312}
+    facts |= {"bundle": "mnist-mlp", "count": 1, "request_id": "0123456789abcdef"}
+    log = logging.getLogger("benchmarks")
+    set_up_logs("json", "info", os.open(os.devnull, os.O_WRONLY))
+    yield (
+        "a request's log line as JSON",
+        lambda: log.info("request", extra={"facts": facts}),
+        lambda: log_facts(log, logging.INFO, "request", facts),
+    )
+
+
+def verdicts() -> Iterator[tuple[str, Work, Work]]:
+    """D's answers as JSON with their histogram: a model an image, and all in one go."""
+    metrics, logits = Metrics(CollectorRegistry()), np.random.default_rng(0).normal(size=VERDICTS)
+    probabilities = 1 / (1 + np.exp(-logits))
+    pairs = list(zip(probabilities.tolist(), logits.tolist(), strict=True))
+    observe = metrics.discriminator_probability.labels("plain", "uploaded").observe
+    adapter = TypeAdapter(DiscriminateReply)
+
+    def plain() -> bytes:
+        results = [DiscriminateResult(probability_real=probability, logit=logit) for probability, logit in pairs]
+        for probability, _ in pairs:
+            observe(probability)
+        reply = DiscriminateReply(bundle="plain", version="0", results=results)
+        return adapter.dump_json(reply, exclude_none=True)
+
+    def ours() -> bytes:
+        metrics.of_probability("ours", "uploaded").observe(*probabilities.tolist())
+        judged = Judged(probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS)
+        return discriminate_reply("ours", "0", judged, {})
+
+    yield f"{VERDICTS} verdicts as JSON, with their histogram", plain, ours
+
+
+def halves(bundles: Path) -> Iterator[tuple[str, Work, Work]]:
+    """G in float32 and in bfloat16, each in the tiles that the service would run."""
+    for bundle in (read_bundle(bundles / "mnist-mlp"), read_bundle(bundles / "mnist")):
+        noise, names = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, LARGE)), bundle.manifest.labels
+        labels = None if names is None else torch.arange(LARGE) % len(names)
+        example = noise[:REFERENCE_TILE], None if labels is None else labels[:REFERENCE_TILE]
+        exact = Tiles.proven(bundle.packed().generator, *example)
+        half = Tiles.proven(bundle.packed(half=True).generator, *example)
+        for n in (1, *ROWS[1:]):
+            given = noise[:n], None if labels is None else labels[:n]
+            yield (
+                f"{n} images of {bundle.name}: float32, bfloat16",
+                lambda run=exact, given=given: run(*given),  # type: ignore[misc]
+                lambda run=half, given=given: run(*given),  # type: ignore[misc]
+            )
+
+
+@torch.inference_mode()
+def measure(bundles: Path) -> list[dict[str, object]]:
+    """Every piece: microseconds the plain way, ours, and how many times less that is."""
+    torch.set_num_threads(1)
+    paper = read_bundle(bundles / "mnist-mlp")
+    fast = paper.packed().generator
+    latents = torch.from_numpy(draw_latents(paper.manifest.latent, 0, 0, LARGE))
+    rows: list[dict[str, object]] = []
+
+    def add(name: str, plain: Work, ours: Work) -> None:
+        before, after = microseconds(plain), microseconds(ours)
+        cells = {"plain_us": float(f"{before:.3g}"), "ours_us": float(f"{after:.3g}")}
+        rows.append({"piece": name, **cells, "times": float(f"{before / after:.2g}")})
+
+    for piece in (*pictures(to_uint8(paper.generator(latents))), *verdicts()):
+        add(*piece)
+    for n in ROWS:
+        few = latents[:n].contiguous()
+        add(f"G of mnist-mlp, {n} rows: linear layers, packed", lambda x=few: paper.generator(x), lambda x=few: fast(x))  # type: ignore[misc]
+    few = latents[:32].contiguous()
+    images = _Images(fast)
+    call = traced(images, few, None, images(few), "pieces")
+    with busy_interpreter():
+        add(
+            "the same packed, 32 rows, beside a busy thread: by layer, traced",
+            lambda: grey_levels(fast(few)),
+            lambda: call(few, None),
+        )
+    conv = read_bundle(bundles / "mnist").packed()
+    noise = torch.from_numpy(draw_latents(conv.manifest.latent, 0, 0, LARGE))
+    labels = torch.arange(LARGE) % len(conv.manifest.labels or ())
+    largest, fitting = Tiles(conv.generator, [LARGE]), Tiles.proven(conv.generator, noise, labels)
+    gc.collect()
+    add(
+        f"{LARGE} images of mnist: one tile, tiles of {fitting.sizes[-1]}",
+        lambda: largest(noise, labels),
+        lambda: fitting(noise, labels),
+    )
+    for piece in (*halves(bundles), *log_lines()):
+        add(*piece)
+    return rows
+
+
+def main() -> int:
+    """Measure and print."""
+    arguments: argparse.Namespace = parser("The service's pieces beside the plain way.").parse_args()
+    rows = measure(arguments.bundles)
+    table(rows)
+    print(json.dumps({"program": "pieces", "pieces": rows, "machine": machine()}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

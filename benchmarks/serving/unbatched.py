@@ -1,0 +1,51 @@
+"""The service with its batcher bypassed: each request goes straight to a thread of the engine. For comparison only.
+
+    python -m benchmarks.serving.unbatched
+
+Everything else is what `python -m service` runs, with the same settings.
+"""
+
+import asyncio
+import itertools
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from service.__main__ import serve
+from service.engine import model_manager as core
+from service.engine.batcher import Batcher, Lane, Part, Result, Rows
+from service.http.auth import read_keys
+from service.logs import set_up_logs
+from service.server.listener import listen
+from service.settings import read_settings
+from service.worker_group import Crew
+
+
+class Bypass(Batcher):
+    """Hands on what it takes at once, whole and alone: no queue, no deadline, no cancellation, no metrics."""
+
+    def __init__(
+        self, run: "Callable[[int, Lane, Sequence[Part]], asyncio.Future[Rows]]", *more: Any, slots: int, **named: Any
+    ) -> None:
+        super().__init__(run, *more, slots=slots, **named)
+        self._straight = run
+        self._turns = itertools.cycle(range(slots))
+
+    async def submit(self, lane: Lane, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
+        """As Batcher.submit, without what it is for."""
+        started = time.monotonic()
+        computed = await self._straight(next(self._turns), lane, [Part(payload, 0, rows)])
+        return Result(computed, 0.0, time.monotonic() - started)
+
+
+def main() -> int:
+    """Serve until told to stop; returns the exit code."""
+    setattr(core, "Batcher", Bypass)  # noqa: B010 - mypy knows better than to let a class be replaced
+    settings = read_settings({})
+    set_up_logs(settings.log_format, settings.log_level)
+    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], Crew())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

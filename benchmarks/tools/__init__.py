@@ -1,0 +1,1 @@
+"""What the programs share: load, processes, proxies and the report at the end."""

@@ -1,0 +1,4 @@
+"""Folders, `.npz` and IDX files → checked splits of uint8 images.
+
+Knows nothing of nets.
+"""

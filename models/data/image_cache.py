@@ -1,0 +1,160 @@
+"""Images that were decoded, resized and divided once, kept on disk as one array that later starts map into memory.
+
+    <cache>/gan-service/images/<source and options>/<fingerprint>/
+        images.npy    uint8 (n, h, w, c): train, validation and test one after the other
+        labels.npy    int64 (n,), where there are labels
+        facts.json    name, label names, sizes of the three parts, checksum, notes for the user
+
+`<cache>` is XDG_CACHE_HOME, or ~/.cache. An entry is written beside its place and renamed, so it is whole or not there;
+the one it replaces goes. All of it may be deleted at any time: the next start decodes again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import PIL
+from PIL import Image, ImageOps
+
+from models.data.dataset import Dataset, Images, Labels, Split, checksum_of
+
+_FORMAT = 1  # of an entry, or of what decoding does: another number makes every entry anew
+_ABANDONED_S = 24 * 3600  # no build takes a day; an unfinished entry as old as this is what a kill left
+
+
+def cache_folder() -> Path:
+    """Where this package keeps what it can make again."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-service"
+
+
+def cached(
+    source: str, options: Mapping[str, object], fingerprint: str, build: Callable[[Path], None]
+) -> tuple[Dataset, list[str]]:
+    """The entry of a source, and what its user should be told at every start. `build` writes it where it is missing.
+
+    Args:
+        source: What was read, such as a path.
+        options: All else that decides the pixels and their order; JSON.
+        fingerprint: Differs as soon as the source has changed. One entry is kept for a source with its options.
+        build: Writes an entry by `write_entry`.
+
+    Raises:
+        OSError: The cache cannot be written.
+    """
+    identity = json.dumps([_FORMAT, PIL.__version__, source, options], sort_keys=True)
+    home = cache_folder() / "images" / _digest(identity)
+    place = home / _digest(fingerprint)
+    found = _read_entry(place)
+    if found is not None:
+        return found
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=home, prefix=".", ignore_cleanup_errors=True) as beside:
+        entry = Path(beside) / "entry"
+        entry.mkdir()
+        try:
+            build(entry)
+        except OSError as error:
+            if error.filename is None:  # a write, as on a full disk: the source's name would lead to the wrong one
+                raise OSError(error.errno, error.strerror, str(home)) from error
+            raise
+        shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been read
+        try:
+            entry.rename(place)
+        except OSError:
+            if not place.is_dir():  # else another process was faster
+                raise
+    _drop_others(home, place)
+    made = _read_entry(place)
+    if made is None:
+        raise OSError(None, "cannot be read back", str(place))
+    return made
+
+
+def write_entry(
+    folder: Path,
+    name: str,
+    rows: Iterable[Images],
+    parts: tuple[int, int, int],
+    labels: Labels | None,
+    label_names: Sequence[str] | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Write rows (h, w, c) of one shape, in the order train, validation, test, of which there are `parts`."""
+    with (folder / "images.npy").open("wb") as file:
+        for index, row in enumerate(rows):
+            if index == 0:
+                header = {"descr": "|u1", "fortran_order": False, "shape": (sum(parts), *row.shape)}
+                np.lib.format.write_array_header_1_0(file, header)
+            file.write(np.ascontiguousarray(row).data)  # a full disk is an error here; in a mapped file it would kill
+        file.flush()
+        os.fsync(file.fileno())
+    if labels is not None:
+        np.save(folder / "labels.npy", labels)
+    facts = {"name": name, "label_names": label_names, "parts": parts, "notes": list(notes)}
+    checksum = checksum_of(*_parts_of(folder, parts))
+    (folder / "facts.json").write_text(json.dumps({**facts, "checksum": checksum}), "utf-8")
+
+
+def fit(image: Image.Image, image_size: int | None) -> Images:
+    """(h, w, c) of an image in mode L or RGB; with a size, of its central square, resized with antialiasing."""
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+    return np.asarray(image).reshape(image.height, image.width, -1)
+
+
+def write_resized(folder: Path, dataset: Dataset, image_size: int) -> None:
+    """Write the entry of a data set with every image resized."""
+    splits = dataset.train, dataset.validation, dataset.test
+    rows = (
+        # Pillow's grey has no channel axis.
+        fit(Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row), image_size)
+        for split in splits
+        for row in split.images
+    )
+    labels = [split.labels for split in splits if split.labels is not None]
+    train, validation, test = (len(split.images) for split in splits)
+    whole = np.concatenate(labels) if labels else None
+    write_entry(folder, dataset.name, rows, (train, validation, test), whole, dataset.label_names)
+
+
+def _read_entry(place: Path) -> tuple[Dataset, list[str]] | None:
+    """What lies there, or None where that is nothing, or not whole."""
+    try:
+        facts = json.loads((place / "facts.json").read_bytes())
+        train, validation, test = _parts_of(place, facts["parts"])
+    except (OSError, EOFError, ValueError, KeyError):
+        return None
+    names = facts["label_names"]
+    label_names = None if names is None else tuple(names)
+    return Dataset(facts["name"], train, validation, test, label_names, facts["checksum"]), facts["notes"]
+
+
+def _parts_of(folder: Path, parts: Sequence[int]) -> list[Split]:
+    # Copy on write: torch warns of arrays that cannot be written.
+    images = np.lib.format.open_memmap(folder / "images.npy", mode="c")
+    labels = np.load(folder / "labels.npy") if (folder / "labels.npy").exists() else None
+    ends = np.cumsum(parts)
+    if len(images) != ends[-1]:
+        raise ValueError("facts and images differ")
+    cuts = [slice(end - count, end) for end, count in zip(ends, parts, strict=True)]
+    return [Split(images[cut], None if labels is None else labels[cut]) for cut in cuts]
+
+
+def _drop_others(home: Path, place: Path) -> None:
+    """Forget what the source was before, and what a kill left unfinished. Who has an entry mapped keeps its pages."""
+    for other in home.iterdir():
+        unfinished = other.name.startswith(".")
+        if other != place and not (unfinished and time.time() - other.stat().st_mtime < _ABANDONED_S):
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]

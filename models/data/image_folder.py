@@ -1,0 +1,189 @@
+"""A folder of images, in whatever files, sizes and modes -> a cached entry of uint8 rows, in bounded memory."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from models.data.dataset import DataError, Images, division, listed, one_line
+from models.data.image_cache import fit, write_entry
+
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
+DECODED_AT_ONCE = 256  # images in memory while a folder is read
+STATED_FILES = 10_000  # files whose time and size are looked at for a fingerprint
+
+
+@dataclass(frozen=True)
+class ImageFolder:
+    """The image files of a folder, sorted by path, which makes the division the same wherever it is copied to.
+
+    Attributes:
+        path: The folder.
+        files: Relative to it.
+        labels: For each file an index into `label_names`; None where the images lie directly in the folder.
+        fingerprint: Of the names, the sub-folders' times, and the times and sizes of the files: of at most some ten
+            thousand of them, evenly spread, because a start must not ask a network disk about millions.
+    """
+
+    path: Path
+    files: tuple[str, ...]
+    labels: npt.NDArray[np.int64] | None
+    label_names: tuple[str, ...] | None
+    fingerprint: str
+
+
+def find_images(path: Path) -> ImageFolder:
+    """List a folder. Sub-folders, read to any depth, are classes; one without any image is none.
+
+    Raises:
+        DataError: There are no images, or some in sub-folders and some not.
+    """
+    times: list[str] = []
+    files = sorted(_walk(path, "", times), key=lambda file: file.split("/"))
+    if not files:
+        idx = next((entry.name for entry in sorted(path.iterdir()) if "-idx3-ubyte" in entry.name), None)
+        hint = f"; for IDX files, name the one with the images: {path / idx}" if idx else ""
+        raise DataError(f"{path}: no images in it ({' '.join(sorted(IMAGE_SUFFIXES))}){hint}")
+    loose = [file for file in files if "/" not in file]
+    if loose and len(loose) < len(files):
+        inside = next(file for file in files if "/" in file).split("/")[0]
+        raise DataError(
+            f"{path}: has images both directly in it ({loose[0]}) and in sub-folders ({inside}): "
+            "use sub-folders for all, as class labels, or for none"
+        )
+    for file in files[:: -(-len(files) // STATED_FILES)]:
+        found = (path / file).stat()
+        times.append(f"{found.st_size} {found.st_mtime_ns}")
+    digest = hashlib.sha256("\n".join((*files, *times)).encode("utf-8", "surrogateescape")).hexdigest()
+    if loose:
+        return ImageFolder(path, tuple(files), None, None, digest)
+    names, labels = np.unique([file.split("/")[0] for file in files], return_inverse=True)
+    return ImageFolder(path, tuple(files), labels.astype(np.int64), tuple(map(str, names)), digest)
+
+
+def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
+    # Hidden names are no pictures of the user's: macOS archives hold a "._cat.jpg" of metadata beside "cat.jpg".
+    times.append(f"{prefix} {folder.stat().st_mtime_ns}")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            # A link to a class's folder is followed, one further down could lead round in a circle.
+            if entry.is_dir(follow_symlinks=not prefix):
+                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", times)
+            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():  # noqa: PTH122
+                yield prefix + entry.name
+
+
+def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, seed: int, skip_bad: bool) -> None:
+    """Decode every file once and write the divided whole as a cached entry.
+
+    Decoded rows go to a file in the order of their names, and from there to their places: how many channels the set
+    has, and which files are left out, is known only at the end.
+
+    Raises:
+        DataError: A file cannot be read (all are named) unless `skip_bad`; sizes differ, and none is asked for; too few
+            are left; or the folder changed meanwhile.
+        OSError: The disk.
+    """
+    spool = entry.with_name("rows")
+    shapes, faults = _decode_all(source, spool, image_size)
+    if faults and not skip_bad:
+        raise DataError(
+            f"{source.path}: {len(faults)} of {len(source.files)} images cannot be read "
+            f"(--skip-bad leaves them out): {listed(faults, '; ')}"
+        )
+    kept = np.array([index for index, shape in enumerate(shapes) if shape is not None], np.intp)
+    good = [shape for shape in shapes if shape is not None]
+    sizes = Counter((width, height) for height, width, _ in good)
+    if len(sizes) > 1:
+        found = listed([f"{width}x{height} ({count})" for (width, height), count in sizes.most_common()])
+        raise DataError(f"{source.path}: images of {len(sizes)} sizes: {found}: make them one size with --image-size")
+    parts = division(source.path.name, len(kept), seed)
+    order = np.concatenate(parts)
+    channels = max(shape[2] for shape in good)
+    ends = np.cumsum([np.prod(shape) for shape in good])
+    flat = np.memmap(spool, np.uint8, "r")
+
+    def rows() -> Iterator[Images]:
+        for place in order:
+            height, width, depth = good[place]
+            row = flat[ends[place] - height * width * depth : ends[place]].reshape(good[place])
+            yield np.broadcast_to(row, (height, width, channels))  # grey in an RGB set is repeated over the channels
+
+    notes = [f"Left out {len(faults)} of {len(source.files)} images: {listed(faults, '; ')}"] if faults else []
+    coloured = [source.files[index] for index, shape in zip(kept, good, strict=True) if shape[2] == 3]
+    if len(coloured) < len(good) / 2 and coloured:  # a stray file triples the work, and nobody would see why
+        notes.append(f"All images become RGB because of {len(coloured)} among {len(good)}: {listed(coloured)}")
+    labels, names = None, None
+    if source.labels is not None and source.label_names is not None:
+        used, labels = np.unique(source.labels[kept[order]], return_inverse=True)
+        names = [source.label_names[label] for label in used]  # a class may have lost all its images
+    train, validation, test = map(len, parts)
+    name = source.path.resolve().name
+    write_entry(entry, name, rows(), (train, validation, test), labels, names, notes)
+    if find_images(source.path).fingerprint != source.fingerprint:
+        raise DataError(f"{source.path}: changed while it was read: try again")
+
+
+def _decode_all(
+    source: ImageFolder, spool: Path, image_size: int | None
+) -> tuple[list[tuple[int, int, int] | None], list[str]]:
+    """Append each image to `spool`. Returns their shapes, None for one that cannot be read, and why not."""
+    shapes: list[tuple[int, int, int] | None] = []
+    faults = []
+    Image.init()  # registers every format now: done lazily in the threads, it can race and miss one
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool, spool.open("wb") as file:
+        # Pillow warns of odd metadata, which is no reason to stop; but between its limit and twice that it only warns
+        # of a decompression bomb. The filters hold for all threads.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        for start in range(0, len(source.files), DECODED_AT_ONCE):
+            some = source.files[start : start + DECODED_AT_ONCE]
+            # Pillow decodes outside the interpreter's lock.
+            decoded = pool.map(partial(_decode, source.path, image_size=image_size), some)
+            for name, row in zip(some, decoded, strict=True):
+                if isinstance(row, str):
+                    faults.append(f"{name}: {row}")
+                    shapes.append(None)
+                else:
+                    file.write(np.ascontiguousarray(row).data)
+                    shapes.append(row.shape)
+    return shapes, faults
+
+
+def _decode(folder: Path, name: str, *, image_size: int | None) -> Images | str:
+    """One image, (h, w, 1) where the file is grey and (h, w, 3) where not; or why there is none."""
+    try:
+        with Image.open(folder / name) as image:
+            plain = _grey_or_rgb(ImageOps.exif_transpose(image))
+        return fit(plain, image_size)
+    except UnidentifiedImageError:
+        return "not an image that Pillow knows"
+    # On damaged files Pillow's decoders raise errors of almost every kind, and the user needs each file's name.
+    except Exception as error:  # noqa: BLE001
+        return one_line(error)
+
+
+def _grey_or_rgb(image: Image.Image) -> Image.Image:
+    """A copy in mode L or RGB."""
+    if image.mode.startswith("I;16"):  # Pillow would clip at 255
+        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ValueError(f"32-bit pixels (mode {image.mode}) have no fixed range: save it with 8 or 16 bits")
+    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
+    if not image.has_transparency_data:
+        return image.convert(mode)
+    opaque = image.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert(mode)

@@ -1,0 +1,98 @@
+"""The paper's pictures of a bundle: ways between latents (Figure 3), samples and their nearest images (Figure 2)."""
+
+import io
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from models.bundle import Bundle
+from models.inference.sampler import Int64, UInt8, draw_labels, draw_latents, grid, latent_path
+
+Method = Literal["linear", "spherical"]
+_GAP = 2  # white pixels around the column of nearest images
+
+
+def interpolation(bundle: Bundle, seeds: list[int], steps: int, method: Method, label: str | None = None) -> UInt8:
+    """Images on the way from image 0 of each seed to that of the next: uint8 (n, h, w, c).
+
+    There are `steps` from one seed to the next, both included; a seed in the middle comes once. At a seed stands the
+    image that `bundle.draw(1, seed=seed, labels=label)` gives, bit for bit. A bundle with labels keeps `label` all the
+    way; without one, each seed has the label that it draws, and the way changes over in its middle.
+
+    Raises:
+        ValueError: Fewer than two seeds or steps, a seed out of range, or a label that the bundle does not have.
+    """
+    if len(seeds) < 2:
+        raise ValueError("a way leads from one seed to another: give two or more")
+    for seed in seeds:
+        bundle.draw(1, seed=seed, labels=label)  # refuses what there is not
+    ends = [draw_latents(bundle.manifest.latent, seed, 0, 1)[0] for seed in seeds]
+    parts = [latent_path(start, stop, steps, method) for start, stop in pairwise(ends)]
+    latents = np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
+    return bundle.images(latents, _labels_of_path(bundle, seeds, steps, label))
+
+
+def _labels_of_path(bundle: Bundle, seeds: list[int], steps: int, label: str | None) -> Int64 | None:
+    frequencies, names = bundle.manifest.latent.label_frequencies, bundle.manifest.labels
+    count = (len(seeds) - 1) * (steps - 1) + 1
+    if frequencies is None or names is None:
+        return None
+    if label is not None:
+        return np.full(count, names.index(label), np.int64)
+    drawn = np.concatenate([draw_labels(frequencies, seed, 0, 1) for seed in seeds])
+    return drawn[(2 * np.arange(count) + steps - 1) // (2 * (steps - 1))]  # that of the nearer seed
+
+
+@dataclass(frozen=True)
+class Neighbour:
+    """A sample's nearest training image: which two they are, and √Σ(a − b)² of their pixels in [0, 1]."""
+
+    sample: int
+    training_image: int
+    distance: float
+
+
+def neighbours(bundle: Bundle, train: UInt8, *, seed: int, rows: int, columns: int) -> tuple[UInt8, list[Neighbour]]:
+    """Rows of samples, and at each row's end the training image nearest to the sample on its left.
+
+    The samples are images 0, 1, … of the seed, in order: nobody picks. Near is meant in pixels, by Euclidean distance,
+    as in the paper; where two are equally near, the first counts.
+
+    Args:
+        bundle: What makes the samples.
+        train: The images it was trained on, uint8 (n, h, w, c) of the bundle's shape.
+        seed: Of the samples.
+        rows, columns: Of samples, at least 1 each.
+
+    Returns:
+        The picture, uint8 (height, width, c), with a white line before the last column; and what stands in that column.
+    """
+    samples = bundle.draw(rows * columns, seed=seed)
+    last = range(columns - 1, rows * columns, columns)
+    found = [Neighbour(index, *nearest(samples[index], train)) for index in last]
+    left = grid(samples, columns)
+    right = grid(train[[one.training_image for one in found]], 1)
+    line = np.full((left.shape[0], _GAP, left.shape[2]), 255, np.uint8)
+    return np.concatenate([left, line, right], axis=1), found
+
+
+def nearest(image: UInt8, images: UInt8) -> tuple[int, float]:
+    """Index of the image nearest to one (h, w, c) among (n, h, w, c), and the distance; exact, a copy's is 0."""
+    squared = [
+        np.square(chunk.astype(np.int32) - image).sum(axis=(1, 2, 3), dtype=np.int64)
+        for chunk in np.array_split(images, -(-len(images) // 5_000))
+    ]
+    distances = np.concatenate(squared)
+    index = int(distances.argmin())
+    return index, float(np.sqrt(distances[index])) / 255
+
+
+def png(picture: UInt8, scale: int = 1) -> bytes:
+    """A picture (h, w, c) as a PNG, every pixel repeated `scale` times both ways."""
+    large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
+    file = io.BytesIO()
+    Image.fromarray(large.squeeze(2) if large.shape[2] == 1 else large).save(file, "png", optimize=True)
+    return file.getvalue()

@@ -1,0 +1,46 @@
+"""What a step of a run costs on this machine, measured and not guessed: `--dry-run`."""
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from models.training.trainer import State, train_step
+
+WARM_STEPS = 3  # optimisers make their buffers in the first one
+MOST_STEPS = 50
+ENOUGH_S = 3.0
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Median seconds of a step, images of the data set a second, and the most memory in use, in bytes.
+
+    Memory is the device's where that is a GPU, and the process's otherwise: the data set, PyTorch and all.
+    """
+
+    step_s: float
+    images_per_s: float
+    memory_bytes: int
+
+
+def measure_step(state: State) -> Cost:
+    """Train a few steps and time them; the state is used up by that."""
+    taken: list[float] = []
+    while len(taken) < MOST_STEPS + WARM_STEPS and (len(taken) <= WARM_STEPS or sum(taken) < ENOUGH_S):
+        started = time.perf_counter()
+        train_step(state).tolist()  # waits for the device
+        taken.append(time.perf_counter() - started)
+    step_s = statistics.median(taken[WARM_STEPS:])
+    options = state.options
+    return Cost(step_s, options.batch_size * options.d_steps / step_s, _peak_bytes(state.device))
+
+
+def _peak_bytes(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere

@@ -1,0 +1,253 @@
+"""The record of a run, a folder that people and later commands read:
+
+    options.json              what was asked for: name, options, data set and its checksum, environment
+    stats.jsonl               one JSON object a line, with at least `step` and `seconds`
+    samples/step-000500.png   images from the same noise every time
+    checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
+    bundle/                   the end product: the weights that scored best
+    last/bundle/              the last step's weights, where a server on this folder doesn't look
+
+A checkpoint is written beside its place, synced and renamed, with a checksum of its own: after a kill at any moment the
+newest one that reads whole is where the run goes on.
+"""  # noqa: D400, D415
+
+import hashlib
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from models.bundle import replace_file
+from models.inference.sampler import UInt8, grid
+
+if sys.platform != "win32":
+    import fcntl
+
+KEPT_CHECKPOINTS = 2
+
+
+class RunError(ValueError):
+    """The run folder and the command do not fit together; the message is one line for a person."""
+
+
+class RunDir:
+    """One run's folder. Nothing is created before the first write."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.bundle = path / "bundle"
+        self.last = path / "last" / "bundle"
+        self._options = path / "options.json"
+        self._stats = path / "stats.jsonl"
+        self._checkpoints = path / "checkpoints"
+        self._samples = path / "samples"
+
+    def is_used(self) -> bool:
+        """Whether a run has begun here, or anything else lies here."""
+        return self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir()))
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No other process holds this run while the block lasts. The lock ends with the process, however that ends.
+
+        Raises:
+            RunError: Another process has it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        if sys.platform == "win32":  # folders cannot be locked there
+            yield
+            return
+        folder = os.open(self.path, os.O_RDONLY)
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(folder)
+            raise RunError(f"{self.path}: another process is at work on this run") from None
+        except OSError:
+            pass  # some network file systems know no such locks, and their users must do without
+        try:
+            yield
+        finally:
+            os.close(folder)
+
+    def begin(self, record: dict[str, Any]) -> None:
+        """Write options.json, atomically, and sweep out what a kill left half written."""
+        for folder in (self._checkpoints, self._samples):
+            folder.mkdir(parents=True, exist_ok=True)
+        pages = (self._options, self._stats, self.path / "report.html")
+        for target in (*pages, self._checkpoints / "step-*", self._samples / "step-*"):
+            for rest in target.parent.glob(f".{target.name}.*.tmp"):
+                rest.unlink()
+        for bundle in (self.bundle, self.last):
+            for rest in bundle.parent.glob(f".{bundle.name}-*"):
+                shutil.rmtree(rest)
+        replace_file(self._options, (json.dumps(record, indent=1) + "\n").encode())
+
+    def record(self) -> dict[str, Any] | None:
+        """What options.json says, or None where no run has begun.
+
+        Raises:
+            RunError: The file is there and cannot be read.
+        """
+        try:
+            record = json.loads(self._options.read_bytes())
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            raise RunError(f"{self._options}: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("options", {}), dict):
+            raise RunError(f"{self._options}: not the record of a run")
+        return record
+
+    def append_stats(self, row: dict[str, Any]) -> None:
+        """Add one line to stats.jsonl."""
+        with self._stats.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def stats(self) -> list[dict[str, Any]]:
+        """The rows of stats.jsonl so far; a line that a crash cut off is left out."""
+        if not self._stats.exists():
+            return []
+        lines = self._stats.read_text("utf-8").splitlines()
+        return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
+
+    def truncate_stats(self, step: int) -> None:
+        """Forget the lines after a step: what came after the checkpoint will be computed again."""
+        if not self._stats.exists():
+            return
+        kept = [line for line in self._stats.read_text("utf-8").splitlines() if _step_of(line) <= step]
+        replace_file(self._stats, "".join(f"{line}\n" for line in kept).encode())
+
+    def save_samples(self, step: int, images: UInt8) -> None:
+        """Write images (n, h, w, c) as one square picture."""
+        picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
+        save_picture(self._samples / f"step-{step:06d}.png", picture)
+
+    def save_checkpoint(
+        self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], good_step: int | None = None
+    ) -> None:
+        """Write a checkpoint, then drop all but the newest two, and the newest up to `good_step` where that is given.
+
+        Raises:
+            OSError: The disk. Earlier checkpoints are untouched.
+        """
+        named = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
+        written = json.dumps(facts)
+        metadata = {"facts": written, "sha256": _checksum(named, written)}
+        replace_file(self._path_of(step), save_tensors(named, metadata=metadata))
+        good = [path for path in self._newest_first() if good_step is not None and _step_in(path) <= good_step]
+        for old in self._newest_first()[KEPT_CHECKPOINTS:]:
+            if old not in good[:1]:
+                old.unlink()
+
+    def go_back(self, good_step: int) -> int | None:
+        """Drop the checkpoints after a step, if there is one up to it; returns the step of the newest that is left."""
+        found = self._newest_first()
+        good = [path for path in found if _step_in(path) <= good_step]
+        for path in found if good else []:
+            if path not in good:
+                path.unlink()
+        return _step_in((good or found)[0]) if found else None
+
+    def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """Tensors and facts of the newest checkpoint that reads whole, or None where there is none yet.
+
+        One that is damaged is named on stderr, and the one before it taken.
+
+        Raises:
+            RunError: There are some, and none can be read: beginning anew would bury what is left of the run.
+        """
+        faults = []
+        for path in self._newest_first():
+            try:
+                found = _read_checkpoint(path)
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                faults.append(f"{path.name}: {' '.join(str(error).split())}")
+                continue
+            for fault in faults:
+                print(f"warning: passing over a checkpoint that cannot be read: {fault}", file=sys.stderr, flush=True)
+            return found
+        if faults:
+            raise RunError(f"{self._checkpoints}: none of the checkpoints can be read: {'; '.join(faults)}")
+        return None
+
+    def _path_of(self, step: int) -> Path:
+        return self._checkpoints / f"step-{step:06d}.safetensors"
+
+    def _newest_first(self) -> list[Path]:
+        found = [path for path in self._checkpoints.glob("step-*.safetensors") if path.stem[5:].isdigit()]
+        return sorted(found, key=_step_in, reverse=True)
+
+
+def save_picture(path: Path, picture: UInt8) -> None:
+    """Write (h, w, c) as a PNG, atomically."""
+    content = BytesIO()
+    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(content, "PNG")
+    replace_file(path, content.getvalue())
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What the figures of a run depend on beside its options."""
+    return {
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "instruction_set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "source_commit": _source_commit(),
+    }
+
+
+def _source_commit() -> str | None:
+    """The commit of this source tree, with `+` where files differ from it; None outside a repository."""
+    here = Path(__file__).resolve().parent
+    command = ["git", "-C", os.fspath(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, check=False, timeout=10)  # noqa: S603
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
+    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata["facts"]):
+        raise ValueError("its checksum differs")
+    return tensors, json.loads(metadata["facts"])
+
+
+def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
+    """sha256, in hex, over the facts and every tensor: bits that flip on a disk are in no other check."""
+    digest = hashlib.sha256(facts.encode())
+    for name in sorted(tensors):
+        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
+        digest.update(tensors[name].numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _step_in(path: Path) -> int:
+    """The step of a checkpoint's name."""
+    return int(path.stem[5:])
+
+
+def _step_of(line: str) -> float:
+    """The line's step; a line cut off by a crash counts as later than any."""
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")

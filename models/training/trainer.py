@@ -1,0 +1,612 @@
+"""One training step, whole, in the order of the maths; an explicit state that saves and resumes; the loop around them.
+
+Every random number of a run is a function of (seed, step): at the start of a step its generator is seeded anew, the
+order of the images is a permutation for each (seed, epoch), and scoring draws from the sampler's own streams. So a
+checkpoint needs no generator's state, and a resumed run goes on where an uninterrupted one would be.
+
+The two updates differ as the paper and its published code do:
+
+- `alternating`, Algorithm 1: k times, m noise and m data samples, a step down D's loss; then m fresh noise samples and
+  a step down G's loss, through the D that has just moved.
+- `simultaneous`, the published code: one mini-batch of noise and data, one forward pass with one set of dropout masks,
+  both gradients from it, then both nets move at once. G's gradient sees D before its update and the same noise.
+"""
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.bundle import Bundle, write_bundle
+from models.data.load import Dataset
+from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
+from models.evaluation.parzen import PAPER_SAMPLES, fit_calibration, validation_log_likelihood
+from models.inference.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
+from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
+from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+from models.training.losses import LOSSES, gradient_penalty
+
+Optimiser = torch.optim.SGD | torch.optim.Adam
+
+
+class TrainingError(RuntimeError):
+    """The run cannot go on; the message says why, and the last checkpoint is still good."""
+
+
+class DivergedError(TrainingError):
+    """A loss or a weight is no longer a finite number."""
+
+
+@dataclass
+class Report:
+    """Means over the steps since the last report. D's means are of σ(logit), dropout on, as trained.
+
+    `seconds` is the whole run's, scoring and saving included; `images_per_s` is real images while training.
+    """
+
+    step: int
+    seconds: float
+    d_loss: float
+    g_loss: float
+    d_real: float
+    d_fake: float
+    images_per_s: float
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A rule by which a run chooses the weights that it publishes; validation images only."""
+
+    rule: str
+    short: str  # format of the score in one line
+    higher_is_better: bool
+
+    def prefers(self, new: float, old: float) -> bool:
+        """Whether a score beats another. One that is not a number beats nothing."""
+        return new > old if self.higher_is_better else new < old
+
+    @property
+    def worst(self) -> float:
+        """What every score beats."""
+        return -math.inf if self.higher_is_better else math.inf
+
+
+SELECTIONS = {
+    "parzen": Selection(
+        "highest validation Parzen log-likelihood", "log-likelihood {:.1f} nats", higher_is_better=True
+    ),
+    "frechet": Selection("lowest validation Fréchet distance", "Fréchet distance {:.3g}", higher_is_better=False),
+}
+
+
+@dataclass(frozen=True)
+class Score:
+    """What the shown generator's samples are worth by the run's rule; `facts` is what the manifest says of it."""
+
+    value: float
+    facts: dict[str, float | int | str]
+
+    def stats(self) -> dict[str, float | int]:
+        """For stats.jsonl: the numbers among the facts, `validation_` before their names."""
+        return {f"validation_{key}": value for key, value in self.facts.items() if not isinstance(value, str)}
+
+
+@dataclass
+class Best:
+    """The weights that scored best on the validation images so far: what the bundle will hold."""
+
+    step: int = 0
+    score: float = math.nan
+    facts: dict[str, Any] = field(default_factory=dict)
+    generator: dict[str, Tensor] = field(default_factory=dict)
+    discriminator: dict[str, Tensor] = field(default_factory=dict)
+
+
+class State:
+    """All that a run has computed so far: both nets, the average of G, both optimisers, the step, and the best.
+
+    Raises:
+        TrainingError: The data has no labels, or too few images, for the options; or the nets can't make such images.
+    """
+
+    def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device) -> None:
+        self.options = options
+        self.device = device
+        self.step = 0
+        self.seconds = 0.0
+        self.selection = SELECTIONS[options.selection]
+        self.best = Best(score=self.selection.worst)
+        self.frechet: FrechetOnValidation | None = None  # made at the first score that needs it
+        self.data = Resident(dataset, options, device)
+        self.image = image_spec(dataset)
+        self.classes = len(dataset.label_names or ()) if options.conditional else 0
+        if options.selection == "frechet" and min(rows_wanted(dataset), len(dataset.validation.images)) < 2:
+            raise TrainingError(
+                f"{dataset.name} is too small for the Fréchet distance: 20 images are the least; "
+                "--selection parzen takes fewer"
+            )
+        self.generator, self.discriminator = self.empty_nets()
+        self.average = (
+            self.empty_nets()[0].requires_grad_(requires_grad=False) if options.ema_half_life_images else None
+        )
+        initialise(self.generator, self.discriminator, options, self.data.mean_image())
+        if self.average is not None:
+            self.average.load_state_dict(self.generator.state_dict())
+        self.g_optimiser = _optimiser(self.generator, options.generator_optimiser)
+        self.d_optimiser = _optimiser(self.discriminator, options.discriminator_optimiser)
+
+    def empty_nets(self) -> tuple[Generator, Discriminator]:
+        """Both nets of the options and data, with unspecified weights."""
+        try:
+            nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
+        except ValueError as error:
+            raise TrainingError(str(error)) from None
+        for net in nets:
+            net.to_empty(device=self.device)
+        return nets
+
+    @property
+    def shown_generator(self) -> Generator:
+        """The generator whose images count: the average where one is kept."""
+        return self.generator if self.average is None else self.average
+
+    def sample_labels(self, count: int) -> Tensor | None:
+        """Labels of images 0 … count − 1 of seed 0, at the training data's frequencies; None for nets without."""
+        frequencies = self.data.label_frequencies(self.classes)
+        return None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
+
+    def is_finite(self) -> bool:
+        """Whether every weight of both nets is a finite number: the last loss says nothing of the last update."""
+        # The extremes are numbers where all are: one pass over the weights, and no copy of them as isfinite() makes.
+        nets = self.generator, self.discriminator
+        extremes = [extreme for net in nets for p in net.parameters() for extreme in torch.aminmax(p.detach())]
+        return bool(torch.stack(extremes).isfinite().all())
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state under one flat set of names."""
+        named = {
+            **_prefixed("generator", self.generator.state_dict()),
+            **_prefixed("discriminator", self.discriminator.state_dict()),
+            **_prefixed("best.generator", self.best.generator),
+            **_prefixed("best.discriminator", self.best.discriminator),
+        }
+        if self.average is not None:
+            named |= _prefixed("average", self.average.state_dict())
+        for name, optimiser in (("g_optimiser", self.g_optimiser), ("d_optimiser", self.d_optimiser)):
+            for index, slots in optimiser.state_dict()["state"].items():
+                tensors = {f"{index}.{slot}": value for slot, value in slots.items() if value is not None}
+                named |= _prefixed(name, tensors)
+        return named
+
+    def facts(self) -> dict[str, Any]:
+        """The state's numbers that are not tensors."""
+        best = self.best
+        return {"step": self.step, "seconds": self.seconds, "best_step": best.step, "best_score": best.score,
+                "best_facts": best.facts}  # fmt: skip
+
+    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        """Become the state that was saved. Nets and kinds of optimisers must be those of the saved run.
+
+        Raises:
+            TrainingError: They are others.
+        """
+        try:
+            self._load(tensors, facts)
+        except (RuntimeError, KeyError) as error:
+            reason = " ".join(str(error).split())
+            raise TrainingError(f"the checkpoint does not fit these options: {reason[:300]}") from None
+
+    def _load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+        tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
+        self.generator.load_state_dict(_under("generator", tensors))
+        self.discriminator.load_state_dict(_under("discriminator", tensors))
+        if self.average is not None:
+            self.average.load_state_dict(_under("average", tensors))
+        for name, optimiser in (("g_optimiser", self.g_optimiser), ("d_optimiser", self.d_optimiser)):
+            slots: dict[int, dict[str, Tensor]] = {}
+            for key, value in _under(name, tensors).items():
+                index, slot = key.split(".", 1)
+                slots.setdefault(int(index), {})[slot] = value
+            if any(("exp_avg" in found) != isinstance(optimiser, torch.optim.Adam) for found in slots.values()):
+                raise KeyError(f"{name} is of another kind")
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+        self.step = int(facts["step"])
+        self.seconds = facts["seconds"]
+        self.best = Best(
+            int(facts["best_step"]),
+            facts["best_score"],
+            facts["best_facts"],
+            _under("best.generator", tensors),
+            _under("best.discriminator", tensors),
+        )
+
+
+class Resident:
+    """The training images on the device as uint8, and the order in which a run takes them."""
+
+    def __init__(self, dataset: Dataset, options: TrainingOptions, device: torch.device) -> None:
+        self.images = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
+        labels = dataset.train.labels if options.conditional else None
+        if options.conditional and labels is None:
+            raise TrainingError(
+                f"preset {options.preset} is class-conditional, and {dataset.name} has no labels: "
+                "--unconditional trains without"
+            )
+        self.labels = None if labels is None else torch.from_numpy(labels).to(device)
+        self.seed = options.seed
+        self._orders: dict[int, Tensor] = {}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def mean_image(self) -> Tensor:
+        """Mean of every pixel over the training images, (c, h, w) in [0, 1]."""
+        return self.images.to(torch.float64).mean(dim=0).div_(255).to(torch.float32)
+
+    def label_frequencies(self, classes: int) -> tuple[float, ...] | None:
+        """Share of each label among the training images; None without labels."""
+        if self.labels is None:
+            return None
+        counts: list[int] = torch.bincount(self.labels, minlength=classes).tolist()
+        return tuple(count / len(self.labels) for count in counts)
+
+    def take(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels at places start … start + count − 1 of the endless shuffled sequence of epochs."""
+        n = len(self.images)
+        places = torch.arange(start, start + count)
+        epochs = range(start // n, (start + count - 1) // n + 1)
+        rows = torch.cat([self._order(epoch)[places[places // n == epoch] % n] for epoch in epochs])
+        rows = rows.to(self.images.device)
+        pixels = self.images[rows].to(torch.float32).div_(255)
+        return pixels, None if self.labels is None else self.labels[rows]
+
+    def _order(self, epoch: int) -> Tensor:
+        if epoch not in self._orders:
+            rng = torch.Generator().manual_seed(_derived_seed(self.seed, "order", epoch))
+            self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
+            self._orders[epoch] = torch.randperm(len(self.images), generator=rng)
+        return self._orders[epoch]
+
+
+def image_spec(dataset: Dataset) -> ImageSpec:
+    """Shape of a data set's images."""
+    _, height, width, channels = dataset.train.images.shape
+    return ImageSpec(channels=1 if channels == 1 else 3, height=height, width=width)
+
+
+def initialise(generator: Generator, discriminator: Discriminator, options: TrainingOptions, mean: Tensor) -> None:
+    """Fill both nets: the perceptrons' weights uniform in ±init, the convolutions' as Fixup has them, biases 0.
+
+    With a last bias of logit(mean pixel), G's first images have the data's mean brightness at every pixel, or in every
+    channel.
+    """
+    rng = torch.Generator().manual_seed(_derived_seed(options.seed, "initialise", 0))
+    if isinstance(generator, MLPGenerator):
+        fill_uniform(generator, options.generator_init, rng)
+        fill_uniform(discriminator, options.discriminator_init, rng)
+    else:
+        fill_fixup(generator, rng)
+        fill_fixup(discriminator, rng)
+    if options.output_bias_from_data:
+        bias = generator.output.get_parameter("bias")
+        bias.data.copy_(torch.logit(mean.reshape(len(bias), -1).mean(dim=1), eps=1e-7))
+
+
+def train_step(state: State) -> Tensor:
+    """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z)))."""
+    options, data, m = state.options, state.data, state.options.batch_size
+    generator, discriminator, loss = state.generator, state.discriminator, LOSSES[options.generator_loss]
+    rng = torch.Generator(state.device).manual_seed(_derived_seed(options.seed, "step", state.step))
+    low = torch.autocast(state.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
+    _schedule(state.g_optimiser, options.generator_optimiser, state)
+    _schedule(state.d_optimiser, options.discriminator_optimiser, state)
+
+    if options.update == "alternating":
+        for turn in range(options.d_steps):
+            update = state.step * options.d_steps + turn
+            images, labels = data.take(update * m, m)
+            penalty, gamma = options.penalty, penalty_weight(state, update)
+            with low:
+                with torch.no_grad():
+                    fake = generator(_noise(state, rng), labels)
+                images.requires_grad_(gamma > 0)
+                fake = fake.float().requires_grad_(gamma > 0)
+                real_logits, class_loss = _judge_real(state, images, labels, rng)
+                fake_logits = discriminator(fake, labels, rng).float()
+                d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
+                total = d_loss + class_loss
+                if penalty and gamma and penalty.r1:
+                    total = total + gamma * gradient_penalty(real_logits, images)
+                if penalty and gamma and penalty.r2:
+                    total = total + gamma * gradient_penalty(fake_logits, fake)
+            _descend(total, discriminator, state.d_optimiser)
+        with low:
+            with torch.no_grad():
+                rivals = discriminator(images, labels, rng).float() if loss.paired else real_logits
+            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
+            g_loss = loss.generator(rivals, fake_logits)
+        _descend(g_loss, generator, state.g_optimiser)
+    else:
+        images, labels = data.take(state.step * m, m)
+        with low:
+            real_logits, class_loss = _judge_real(state, images, labels, rng)
+            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
+            d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
+            g_loss = loss.generator(real_logits, fake_logits)
+        g_gradients = torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True)
+        d_gradients = torch.autograd.grad(d_loss + class_loss, list(discriminator.parameters()))
+        _apply(g_gradients, generator, state.g_optimiser)
+        _apply(d_gradients, discriminator, state.d_optimiser)
+
+    state.step += 1
+    if state.average is not None:
+        keep = 0.5 ** (m / options.ema_half_life_images)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(state.average.parameters()), list(generator.parameters()), 1 - keep)
+    with torch.no_grad():
+        return torch.stack([d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()])
+
+
+def train(
+    state: State, steps: int, *, report_every: Sequence[int] = (50,), stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Report]:
+    """Step until `steps` generator updates are done or `stopped()`, with a report whenever there is something to do.
+
+    That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end.
+
+    Raises:
+        DivergedError: A loss or a weight is no longer a finite number.
+    """
+    sums, counted = torch.zeros(4, device=state.device), 0
+    started, seconds_before = time.perf_counter(), state.seconds
+    resumed = started
+    while state.step < steps:
+        sums += train_step(state)
+        counted += 1
+        stop = stopped() or state.step == steps
+        if not stop and all(state.step % every for every in (*report_every, state.options.score_every)):
+            continue
+        d_loss, g_loss, d_real, d_fake = (sums / counted).tolist()
+        if not (math.isfinite(d_loss + g_loss) and state.is_finite()):
+            raise DivergedError(f"training diverged by step {state.step}: loss of D {d_loss:.4g}, of G {g_loss:.4g}")
+        now = time.perf_counter()
+        state.seconds = seconds_before + now - started
+        rate = counted * state.options.batch_size * state.options.d_steps / (now - resumed)
+        yield Report(state.step, round(state.seconds, 3), d_loss, g_loss, d_real, d_fake, rate)
+        if stop:
+            return
+        sums.zero_()
+        counted, resumed = 0, time.perf_counter()
+
+
+def score(state: State, dataset: Dataset) -> Score:
+    """Score what the shown generator makes against the validation images, by the rule of the options.
+
+    The samples are from the sampler's seed 0 and the feature net has generators of its own: nothing of the training is
+    touched, and two scores of a run differ by the weights alone.
+
+    Raises:
+        TrainingError: The generator's pixels are not all numbers.
+    """
+    if state.options.selection == "frechet":
+        return _score_frechet(state, dataset)
+    count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
+    samples = generate(state.shown_generator, state.options.latent, count, state.sample_labels(count))
+    choice = validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
+    facts: dict[str, float | int | str] = {
+        "log_likelihood": choice.log_likelihood,
+        "sigma": choice.sigma,
+        "rows": len(dataset.validation.images),
+    }
+    return Score(choice.log_likelihood, facts)
+
+
+def _score_frechet(state: State, dataset: Dataset) -> Score:
+    if state.frechet is None:
+        state.frechet = FrechetOnValidation(dataset, state.device)
+    judge, count = state.frechet, state.frechet.count
+    images = to_uint8(generate(state.shown_generator, state.options.latent, count, state.sample_labels(count)))
+    value = judge.score(images)
+    return Score(
+        value,
+        {
+            "frechet": value,
+            "frechet_floor": judge.floor,
+            "samples": count,
+            "rows": len(dataset.validation.images),
+            "features": judge.judge.kind,
+            "features_sha256": judge.judge.checksum,
+        },
+    )
+
+
+def keep_if_best(state: State, new: Score) -> bool:
+    """Keep the present weights as the best if they scored best so far."""
+    if not state.selection.prefers(new.value, state.best.score):
+        return False
+    state.best = present(state, new)
+    return True
+
+
+def present(state: State, scored: Score) -> Best:
+    """A copy of the weights as they are now, with what they scored."""
+    return Best(
+        state.step,
+        scored.value,
+        scored.facts,
+        {name: tensor.clone() for name, tensor in state.shown_generator.state_dict().items()},
+        {name: tensor.clone() for name, tensor in state.discriminator.state_dict().items()},
+    )
+
+
+def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], *, rule: str) -> Bundle:
+    """Write weights as a bundle, with D's logit calibrated on images that it never saw.
+
+    Args:
+        rule: `best`, the weights that scored best so far, or `last`, the present ones.
+        record: Goes into the manifest's `training`.
+
+    Errors are those of `write_bundle`.
+    """
+    options, best = state.options, state.best if rule == "best" else present(state, score(state, dataset))
+    generator, discriminator = state.empty_nets()
+    generator.load_state_dict(best.generator)
+    discriminator.load_state_dict(best.discriminator)
+    latent = options.latent.model_copy(update={"label_frequencies": state.data.label_frequencies(state.classes)})
+    count = len(dataset.validation.images)
+    labels = state.sample_labels(count)
+    images = to_uint8(generate(generator, latent, count, labels))
+    real_labels = None if labels is None else torch.from_numpy(dataset.validation.labels).to(state.device)
+    calibration = fit_calibration(
+        _logits(discriminator, dataset.validation.images, real_labels), _logits(discriminator, images, labels)
+    )
+    facts = {
+        "name": name,
+        "created": datetime.now(UTC),
+        "network": options.network,
+        "image": state.image,
+        "latent": latent,
+        "labels": dataset.label_names if options.conditional else None,
+        "calibration": calibration,
+        "training": record
+        | {
+            "steps": state.step,
+            "images_seen": state.step * options.batch_size * options.d_steps,
+            "wall_seconds": round(state.seconds, 1),
+            "seed": options.seed,
+            "selection": {"rule": state.selection.rule if rule == "best" else "last step", "step": best.step},
+        },
+        "evaluation": {f"validation_{options.selection}": best.facts},
+    }
+    return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
+
+
+def draw(bundle: Bundle, count: int, first_index: int) -> Tensor:
+    """Images first_index … of a bundle's seed 0 as float pixels (count, c, h, w): what its scores are about."""
+    manifest = bundle.manifest
+    frequencies = manifest.latent.label_frequencies
+    labels = None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, first_index, count))
+    return generate(bundle.generator, manifest.latent, count, labels, first_index)
+
+
+@torch.inference_mode()
+def _logits(discriminator: Discriminator, images: UInt8, labels: Tensor | None) -> Tensor:
+    device = next(discriminator.parameters()).device
+    labels = None if labels is None else labels.to(device)
+    return torch.cat(
+        [
+            discriminator(to_pixels(images[rows], device), None if labels is None else labels[rows])
+            for rows in _chunks(len(images))
+        ]
+    )
+
+
+@torch.inference_mode()
+def generate(
+    generator: Generator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
+) -> Tensor:
+    """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device.
+
+    Raises:
+        TrainingError: Weights so large that pixels are not all numbers.
+    """
+    device = next(generator.parameters()).device
+    latents = torch.from_numpy(draw_latents(latent, 0, first_index, count)).to(device)
+    labels = None if labels is None else labels.to(device)
+    pixels = torch.cat([generator(latents[rows], None if labels is None else labels[rows]) for rows in _chunks(count)])
+    if not pixels.isfinite().all():
+        raise TrainingError("the generator has diverged: some of its pixels are not numbers")
+    return pixels
+
+
+def _chunks(count: int) -> list[slice]:
+    """Rows a thousand at a time, so that a net's working memory is bounded."""
+    return [slice(start, start + 1_000) for start in range(0, count, 1_000)]
+
+
+def _judge_real(
+    state: State, images: Tensor, labels: Tensor | None, rng: torch.Generator
+) -> tuple[Tensor, Tensor | float]:
+    """D's logits of real images, and what its class head's cross-entropy adds to its loss; nothing without classes."""
+    if labels is None:
+        return state.discriminator(images, None, rng).float(), 0.0
+    weight = state.options.class_loss
+    logits, _, scores = state.discriminator.judge(images, labels, rng, detach=weight == 0)
+    return logits.float(), F.cross_entropy(scores.float(), labels) * (weight or 1.0)
+
+
+def penalty_weight(state: State, update: int) -> float:
+    """What the gradient penalties weigh in this update of D; 0 where they are left out."""
+    penalty = state.options.penalty
+    if penalty is None or update % penalty.every:
+        return 0.0
+    return _moved(state, penalty.gamma, penalty.final_gamma) * penalty.every
+
+
+def _moved(state: State, start: float, final: float | None) -> float:
+    """A scheduled number by now: `start`, then half a cosine over the burn-in's images, then `final`."""
+    if final is None:
+        return start
+    options = state.options
+    seen = state.step * options.d_steps * options.batch_size
+    share = min(seen / options.burn_in_images, 1.0) if options.burn_in_images else 1.0
+    return final + (start - final) * (1 + math.cos(math.pi * share)) / 2
+
+
+def _noise(state: State, rng: torch.Generator) -> Tensor:
+    """(m, dim) numbers of mean 0 and variance 1 from the run's latent distribution."""
+    shape = (state.options.batch_size, state.options.latent.dim)
+    if state.options.latent.distribution == "normal":
+        return torch.randn(shape, generator=rng, device=state.device)
+    return torch.rand(shape, generator=rng, device=state.device).mul_(2).sub_(1).mul_(math.sqrt(3))
+
+
+def _descend(loss: Tensor, net: nn.Module, optimiser: Optimiser) -> None:
+    _apply(torch.autograd.grad(loss, list(net.parameters())), net, optimiser)
+
+
+def _apply(gradients: tuple[Tensor, ...], net: nn.Module, optimiser: Optimiser) -> None:
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        # The fused kernels read a gradient in the order of its memory, whatever its strides say.
+        parameter.grad = gradient.contiguous()
+    optimiser.step()
+
+
+def _optimiser(net: nn.Module, spec: SGDSpec | AdamSpec) -> Optimiser:
+    if isinstance(spec, AdamSpec):
+        return torch.optim.Adam(net.parameters(), lr=spec.lr, betas=(spec.beta1, spec.beta2), fused=True)
+    return torch.optim.SGD(net.parameters(), lr=spec.lr, momentum=spec.momentum, fused=True)
+
+
+def _schedule(optimiser: Optimiser, spec: SGDSpec | AdamSpec, state: State) -> None:
+    """Set the rate and momentum, or the rate and betas, for the step to come."""
+    group = optimiser.param_groups[0]
+    if isinstance(spec, AdamSpec):
+        group["lr"] = _moved(state, spec.lr, spec.final_lr)
+        group["betas"] = (spec.beta1, _moved(state, spec.beta2, spec.final_beta2))
+        return
+    epoch = state.step * state.options.d_steps * state.options.batch_size // len(state.data)
+    share = min(epoch / spec.momentum_epochs, 1.0) if spec.momentum_epochs else 0.0
+    group["momentum"] = spec.momentum + share * (spec.final_momentum - spec.momentum)
+    group["lr"] = max(spec.lr / spec.decay**state.step, spec.min_lr)
+
+
+def _derived_seed(seed: int, purpose: str, number: int) -> int:
+    digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
+def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
+
+
+def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(f"{prefix}/"): t for name, t in tensors.items() if name.startswith(f"{prefix}/")}

@@ -1,0 +1,156 @@
+"""Images to bytes: the formats of a reply, what each can hold, and how it is written.
+
+The bytes are a function of the images and the arguments alone, on one build of the encoders: no dates, no names of
+machines. `ENCODERS` names that build for cache validators.
+
+Pillow writes everything but grey PNGs, which most requests ask for: their few chunks are put together here around one
+call of zlib-ng, in a fifth of Pillow's time for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
+"""
+
+import base64
+import io
+import json
+import math
+import struct
+import zipfile
+from functools import lru_cache
+from typing import Literal, NamedTuple
+
+import numpy as np
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - no request waits for them
+from PIL import __version__ as pillow_version
+from zlib_ng import zlib_ng
+
+from models.inference.sampler import UInt8, grid
+
+Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
+
+# In the order of preference where a client likes several equally well.
+MEDIA_TYPES: dict[Format, str] = {
+    "png": "image/png",
+    "webp": "image/webp",
+    "jpeg": "image/jpeg",
+    "json": "application/json",
+    "zip": "application/zip",
+    "npy": "application/x-npy",
+}
+# Formats that hold one picture, with the most pixels a side that their coders take.
+MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
+
+_VERSIONS = " ".join(
+    [f"pillow-{pillow_version}", f"numpy-{np.__version__}", f"zlib-ng-{zlib_ng.ZLIBNG_VERSION}"]
+    + [f"{name}-{features.version(name)}" for name in ("zlib", "libjpeg_turbo", "webp")]
+)
+# No dates in archives, or the same request would give other bytes a minute later. ZIP's years start here.
+_NO_DATE = (1980, 1, 1, 0, 0, 0)
+
+
+class Look(NamedTuple):
+    """How images become bytes.
+
+    Attributes:
+        format: One of the six.
+        columns: Images in one line of the picture, for the formats that hold one.
+        scale: Every pixel becomes scale × scale pixels.
+    """
+
+    format: Format
+    columns: int
+    scale: int
+
+
+class Origin(NamedTuple):
+    """Where images come from: what a reader of the JSON format is told beside them."""
+
+    bundle: str
+    version: str
+    seed: int
+    first_index: int
+    labels: list[int] | None
+
+
+def picture_size(look: Look, count: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in pixels of the one picture that holds `count` images of this size."""
+    return math.ceil(count / look.columns) * height * look.scale, look.columns * width * look.scale
+
+
+def encode(images: UInt8, look: Look, origin: Origin) -> bytes:
+    """Images (n, h, w, c), n ≥ 1, as the bytes of a reply."""
+    scaled = images.repeat(look.scale, axis=1).repeat(look.scale, axis=2) if look.scale > 1 else images
+    match look.format:
+        case "png" | "webp" | "jpeg":
+            return _picture(grid(scaled, look.columns) if len(scaled) > 1 else scaled[0], look.format)
+        case "json":
+            return _json(scaled, origin)
+        case "zip":
+            return _zip(scaled)
+        case "npy":
+            return _npy(scaled)
+
+
+def _picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
+    """One image (h, w, c) as a file."""
+    if form == "png" and image.shape[2] == 1:
+        return _grey_png(image)
+    picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    out = io.BytesIO()
+    match form:
+        case "png":  # level 1: higher ones cost ten times as much and save little on noise-like pixels
+            picture.save(out, "png", compress_level=1)
+        case "webp":  # lossless, because these pixels are the answer; effort where time and size balance
+            picture.save(out, "webp", lossless=True, quality=20, method=1)
+        case "jpeg":
+            picture.save(out, "jpeg", quality=90)
+    return out.getvalue()
+
+
+def _grey_png(image: UInt8) -> bytes:
+    """One image (h, w, 1) as a PNG of one IDAT chunk, whose lines are not filtered (PNG specification, 9.2: type 0)."""
+    height, width, _ = image.shape
+    lines = np.zeros((height, 1 + width), np.uint8)  # each begins with the number of its filter
+    lines[:, 1:] = image[:, :, 0]
+    return b"".join([_png_head(height, width), _chunk(b"IDAT", zlib_ng.compress(lines, 1)), _PNG_END])
+
+
+@lru_cache
+def _png_head(height: int, width: int) -> bytes:
+    """Signature and IHDR of a grey PNG with 8 bits a pixel."""
+    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
+
+
+def _chunk(kind: bytes, data: bytes) -> bytes:
+    checksum = zlib_ng.crc32(data, zlib_ng.crc32(kind))
+    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)])
+
+
+_PNG_END = _chunk(b"IEND", b"")
+# zlib-ng may find other matches on another processor: the bytes that it writes here belong to the encoder's build.
+_SAMPLE = (np.arange(64 * 64) ** 2 % 251 % 17).astype(np.uint8).reshape(64, 64, 1)
+ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(_grey_png(_SAMPLE)):08x}"
+
+
+def _json(images: UInt8, origin: Origin) -> bytes:
+    return json.dumps(
+        {
+            "bundle": origin.bundle,
+            "version": origin.version,
+            "seed": origin.seed,
+            "first_index": origin.first_index,
+            "labels": origin.labels,
+            "images": [base64.b64encode(_picture(image, "png")).decode() for image in images],
+        }
+    ).encode()
+
+
+def _zip(images: UInt8) -> bytes:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
+        for number, image in enumerate(images):
+            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), _picture(image, "png"))
+    return out.getvalue()
+
+
+def _npy(images: UInt8) -> bytes:
+    out = io.BytesIO()
+    np.lib.format.write_array(out, np.ascontiguousarray(images), version=(1, 0), allow_pickle=False)
+    return out.getvalue()

@@ -1,0 +1,126 @@
+"""The threads on which an event loop has batches run and bundles loaded, and the way there and back."""
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import torch
+
+from service.engine.batcher import DeviceFailed
+
+T = TypeVar("T")
+
+
+class EngineThread:
+    """A thread that runs one function after another for an event loop.
+
+    It is a daemon: a call that never returns can't keep the process from ending.
+
+    Args:
+        name: Of the thread.
+        begin: What it does first.
+    """
+
+    def __init__(self, name: str, begin: Callable[[], None] | None = None) -> None:
+        self._begin = begin
+        self._inbox: queue.SimpleQueue[_Call[Any] | None] = queue.SimpleQueue()
+        self._has_ended = False
+        self._began: float | None = None  # when the running call did
+        self._thread = threading.Thread(target=self._main, name=name, daemon=True)
+        self._thread.start()
+
+    def run(self, function: Callable[..., T], *arguments: Any) -> "asyncio.Future[T]":
+        """Call on the thread; the future belongs to the running loop. Cancelling it does not stop the call.
+
+        The future raises what the function raises; DeviceFailed where the thread has ended, or ends before its turn.
+        """
+        call = _Call(function, arguments)
+        self._inbox.put(call)
+        if self._has_ended:
+            self._refuse_rest()
+        return call.future
+
+    def busy_s(self) -> float:
+        """Seconds since the running call began; 0 when none runs."""
+        began = self._began
+        return 0.0 if began is None else time.monotonic() - began
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread can still take calls."""
+        return not self._has_ended
+
+    def stop(self) -> None:
+        """End after the calls that were sent before. Does not wait."""
+        self._inbox.put(None)
+
+    def _main(self) -> None:
+        # Takes over the number of torch's threads. A new thread would do so only at its first large operator, and until
+        # then MKL would divide sums among all processors, which changes their last bits.
+        torch.get_num_threads()
+        try:
+            if self._begin is not None:
+                self._begin()
+            while (call := self._inbox.get()) is not None:
+                self._began = time.monotonic()
+                outcome = _outcome(call.function, call.arguments)
+                self._began = None
+                call.settle(*outcome)
+                del call, outcome  # or it would be kept, with its payloads and its answer, until the next one comes
+        finally:
+            # First this, then look: `run` looks after it has put, so one of the two finds every call.
+            self._has_ended = True
+            self._refuse_rest()
+
+    def _refuse_rest(self) -> None:
+        with contextlib.suppress(queue.Empty):
+            while True:
+                call = self._inbox.get_nowait()
+                if call is not None:
+                    call.settle(None, DeviceFailed("the engine's thread has ended"))
+
+
+class _Call(Generic[T]):
+    """A function on its way to the thread, and the way back for what becomes of it."""
+
+    def __init__(self, function: Callable[..., T], arguments: Sequence[Any]) -> None:
+        self.function = function
+        self.arguments = arguments
+        self._loop = asyncio.get_running_loop()
+        self.future: asyncio.Future[T] = self._loop.create_future()
+
+    def settle(self, result: T | None, error: Exception | None) -> None:
+        """Hand over the error, or the result where there is none. From any thread."""
+        finish, outcome = (self.future.set_result, result) if error is None else (self.future.set_exception, error)
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(_finish, self.future, finish, outcome)
+
+
+def _finish(future: "asyncio.Future[Any]", finish: Callable[[Any], None], outcome: object) -> None:
+    if not future.done():  # its caller may have left meanwhile
+        finish(outcome)
+
+
+def _outcome(function: Callable[..., T], arguments: Sequence[Any]) -> tuple[T | None, Exception | None]:
+    """What a call gives, or raises.
+
+    The error's traceback holds this frame, and those below with the batch's tensors. So nothing here may refer to the
+    error, nor to the future that will hold it: such a circle would stay until the garbage collector comes by.
+    """
+    try:
+        return function(*arguments), None
+    except BaseException as error:  # noqa: BLE001 - it belongs to the caller, and the thread lives on
+        return None, _for_future(error)
+
+
+def _for_future(error: BaseException) -> Exception:
+    """The error as it can be handed over: some would end whoever awaits them, and futures refuse StopIteration."""
+    if isinstance(error, Exception) and not isinstance(error, StopIteration):
+        return error
+    stand_in = RuntimeError(f"the call ended with {error!r}")
+    stand_in.__cause__ = error
+    return stand_in

@@ -1,0 +1,264 @@
+"""What OpenAPI says of the routes beyond what FastAPI can see: they read their bodies and queries themselves."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pydantic import BaseModel
+from starlette.responses import Response
+
+from service.codecs.decode import UPLOAD_TYPES
+from service.codecs.encode import MEDIA_TYPES
+from service.errors import (
+    DeadlinePassed,
+    Draining,
+    Forbidden,
+    Invalid,
+    Malformed,
+    NotAcceptable,
+    NotReady,
+    QueueFull,
+    RequestTimeout,
+    ServiceError,
+    TooLarge,
+    Unauthorized,
+    UnknownBundle,
+    UnsupportedMediaType,
+)
+from service.http.auth import KeyScope
+from service.http.problems import Problem, ProtocolProblem, describe
+from service.http.schemas import (
+    BundleFacts,
+    BundleList,
+    DiscriminateQuery,
+    DiscriminateReply,
+    DiscriminateRequest,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
+    SampleReply,
+    SampleRequest,
+)
+
+_REF = "#/components/schemas/{model}"
+_SCHEMAS: tuple[type[BaseModel], ...] = (
+    Problem,
+    SampleRequest,
+    SampleReply,
+    DiscriminateRequest,
+    DiscriminateReply,
+    BundleFacts,
+    BundleList,
+    ProtocolProblem,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
+)
+_BINARY = {"type": "string", "format": "binary"}
+_WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
+_UPLOAD = (RequestTimeout, UnsupportedMediaType)
+_KEYS = {
+    "bearer": {"type": "http", "scheme": "bearer"},
+    "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+}
+_TIMEOUT = {
+    "name": "X-Timeout-Ms",
+    "in": "header",
+    "description": "Milliseconds the answer may take, instead of GAN_DEADLINE_S and at most GAN_MAX_DEADLINE_S.",
+    "schema": {"type": "integer", "minimum": 1, "maximum": 999999999},
+}
+
+
+def _header(description: str, kind: str = "string") -> dict[str, Any]:
+    return {"description": description, "schema": {"type": kind}}
+
+
+_SAMPLE_HEADERS = {
+    "X-Seed": _header("The seed, given or new: ask with it again for the same images.", "integer"),
+    "X-First-Index": _header("Index of the first image within the seed.", "integer"),
+    "X-Bundle": _header("name@version of the bundle that made them."),
+    "Server-Timing": _header("Milliseconds in queue, compute and encode."),
+}
+_CACHE_HEADERS = {
+    "ETag": _header("With a seed: names these bytes."),
+    "Cache-Control": _header("With a seed: public; a year and immutable where bundle is name@version. Else no-store."),
+}
+_IMAGES = {
+    media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
+    for name, media_type in MEDIA_TYPES.items()
+}
+
+
+def complete(
+    document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
+) -> None:
+    """Put into an OpenAPI document what its routes refer to, who may use them, and what the operator allows."""
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    for model in _SCHEMAS:
+        schema = model.model_json_schema(ref_template=_REF)
+        schemas |= schema.pop("$defs", {})
+        schemas[model.__name__] = schema
+    components["securitySchemes"] = _KEYS
+    for path, operations in document["paths"].items():
+        scope = scopes.get(path, KeyScope.USE)
+        without_key: list[dict[str, list[str]]] = [{}] if scope < KeyScope.ADMIN and not are_keys_needed else []
+        for operation in operations.values():
+            if scope is not KeyScope.NONE:
+                operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
+    for schema in _numbers_of_images(document):
+        schema["maximum"] = max_count
+
+
+def _numbers_of_images(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
+    for parameter in document["paths"]["/sample"]["get"]["parameters"]:
+        if parameter["name"] == "count":
+            yield parameter["schema"]
+
+
+def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
+    """A schema's fields as query parameters; `more` is said of each."""
+    properties = model.model_json_schema()["properties"]
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "description": schema.pop("description") + more,
+            "schema": _in_query(name, schema),
+        }
+        for name, schema in properties.items()
+    ]
+
+
+def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A field's schema where everything is text and what is not given is left out."""
+    if name == "labels":
+        return {"type": "string", "minLength": 1}
+    given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
+    without_null = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
+    return {**without_null, **(given[0] if given else {})}
+
+
+def _body(*media_types: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
+    content: dict[str, Any] = {media_type: {"schema": _BINARY} for media_type in media_types}
+    if "multipart/form-data" in content:
+        images = {"type": "array", "items": _BINARY, "minItems": 1, "description": "Image files."}
+        form = {
+            "type": "object",
+            "properties": {"images": images},
+            "minProperties": 1,
+            "additionalProperties": images | {"description": "Image files as well, whatever the name."},
+        }
+        content["multipart/form-data"] = {"schema": form}
+    if model is not None:
+        content["application/json"] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
+    return {"required": bool(media_types), "content": content}
+
+
+def _json_reply(description: str, model: type[BaseModel]) -> dict[str, Any]:
+    return {
+        "description": description,
+        "content": {"application/json": {"schema": {"$ref": _REF.format(model=model.__name__)}}},
+    }
+
+
+def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """Keyword arguments for FastAPI's route decorators."""
+    return {
+        "summary": summary,
+        "response_class": Response,
+        "responses": {200: reply, **describe(*errors)},
+        "openapi_extra": {key: value for key, value in extra.items() if value},
+    }
+
+
+def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """The same for routes of the Open Inference Protocol, whose errors have another shape."""
+    errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
+    problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
+    return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
+
+
+def _images(headers: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "description": "The images, in the format asked for.",
+        "content": _IMAGES,
+        "headers": _SAMPLE_HEADERS | headers,
+    }
+
+
+_NOT_MODIFIED = {304: {"description": "The client's copy, named in If-None-Match, will do.", "headers": _CACHE_HEADERS}}
+
+SAMPLE_BY_QUERY = _route(
+    "Draw images", _images(_CACHE_HEADERS), *_WORK, NotAcceptable, parameters=[*_query(SampleRequest), _TIMEOUT]
+)
+SAMPLE_BY_QUERY["responses"] |= _NOT_MODIFIED
+SAMPLE_BY_BODY = _route(
+    "Draw images",
+    _images({}),
+    *_WORK,
+    NotAcceptable,
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(model=SampleRequest),
+)
+DISCRIMINATE = _route(
+    "Judge images",
+    _json_reply("One result for each image, in order.", DiscriminateReply),
+    *_WORK,
+    *_UPLOAD,
+    parameters=[
+        *_query(DiscriminateQuery, " A JSON body has it itself, and nothing in the query beside it."),
+        _TIMEOUT,
+    ],
+    requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
+)
+BUNDLES = _route(
+    "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady
+)
+_NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
+BUNDLE = _route(
+    "One bundle",
+    _json_reply("The bundle.", BundleFacts),
+    Malformed,
+    Unauthorized,
+    UnknownBundle,
+    Invalid,
+    NotReady,
+    parameters=[_NAME],
+)
+REPOSITORY_INDEX = _protocol_route(
+    "List the repository",
+    _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    requestBody=_body(model=RepositoryQuery),
+)
+
+
+def _repository_change(summary: str, model: type[BaseModel]) -> dict[str, Any]:
+    done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}, "example": {}}}}
+    errors = Forbidden, UnknownBundle, NotReady, Draining
+    return _protocol_route(summary, done, *errors, parameters=[_NAME], requestBody=_body(model=model))
+
+
+REPOSITORY_LOAD = _repository_change("Load a bundle", RepositoryLoad)
+REPOSITORY_UNLOAD = _repository_change("Unload a bundle", RepositoryUnload)
+PROBE = _route(
+    "Probe",
+    {
+        "description": "Yes.",
+        "content": {"application/json": {"schema": {"type": "object"}, "example": {"status": "ok"}}},
+    },
+    NotReady,
+    Draining,
+)
+_TEXT = {"schema": {"type": "string"}}
+METRICS = _route(
+    "Metrics",
+    {
+        "description": "Prometheus' text format, or OpenMetrics where Accept asks for it.",
+        "content": {"text/plain": _TEXT, "application/openmetrics-text": _TEXT},
+    },
+    NotReady,
+)

@@ -1,0 +1,56 @@
+"""What people see in a browser: the page, the documentation, and the document that it draws.
+
+Everything comes from `static/`, so that a machine without a way out shows the same; the policy forbids anything else.
+"""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from fastapi import APIRouter, FastAPI
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.errors import NotFound
+
+_STATIC = Path(__file__).parents[1] / "static"
+_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
+_HEADERS = {
+    "Cache-Control": "no-cache",
+    # blob: is how the page shows an image whose headers it has read.
+    "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
+    "Referrer-Policy": "no-referrer",
+}
+
+
+def page_routes() -> APIRouter:
+    """GET /, /docs, /openapi.json and /static/{name}; none of them is part of the API."""
+    router = APIRouter(include_in_schema=False)
+    files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _TYPES}
+
+    def page(name: str) -> Response:
+        if name not in files:
+            raise NotFound("No such file.")
+        return Response(files[name], headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
+
+    @router.get("/")
+    async def home(_: Request) -> Response:
+        return page("index.html")
+
+    @router.get("/docs")
+    async def docs(_: Request) -> Response:
+        return page("docs.html")
+
+    @router.get("/static/{name}")
+    async def static(request: Request) -> Response:
+        return page(request.path_params["name"])
+
+    @cache
+    def document(app: FastAPI) -> bytes:
+        return json.dumps(app.openapi()).encode()
+
+    @router.get("/openapi.json")
+    async def openapi(request: Request) -> Response:
+        return Response(document(request.app), headers={"Cache-Control": "no-cache"}, media_type="application/json")
+
+    return router

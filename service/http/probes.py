@@ -1,0 +1,66 @@
+"""Health and metrics for machines: answered from what is known already, never behind work."""
+
+from fastapi import APIRouter
+from prometheus_client.exposition import choose_encoder
+from starlette.requests import Request
+from starlette.responses import Response
+
+from service.engine.model_manager import Serving
+from service.errors import Draining, NotReady
+from service.http.headers import accept
+from service.http.merged_metrics import Merged, Series, series_of
+from service.http.openapi import METRICS, PROBE
+from service.metrics import Metrics
+from service.worker_group import Crew
+
+METRICS_S = 5.0  # for all workers to say theirs; Prometheus itself waits 10 s
+_YES = b'{"status":"ok"}'
+
+
+def probe_routes(serving: Serving) -> APIRouter:
+    """GET /livez, /readyz and /startupz: 200, or 503 with the reason."""
+    router = APIRouter()
+
+    @router.get("/livez", **PROBE)
+    async def livez(_: Request) -> Response:
+        """Whether this process is worth keeping; if not, replace it."""
+        return _answer(serving, serving.health.live())
+
+    @router.get("/readyz", **PROBE)
+    async def readyz(_: Request) -> Response:
+        """Whether requests should be sent here now."""
+        return _answer(serving, serving.health.ready())
+
+    @router.get("/startupz", **PROBE)
+    async def startupz(_: Request) -> Response:
+        """Whether start-up is over: every bundle loaded and warm."""
+        return _answer(serving, serving.health.started())
+
+    return router
+
+
+def _answer(serving: Serving, reason: str | None) -> Response:
+    if reason is None:
+        return Response(_YES, media_type="application/json")
+    raise Draining if serving.is_draining else NotReady(reason)
+
+
+def metrics_routes(metrics: Metrics, crew: Crew) -> APIRouter:
+    """GET /metrics."""
+    router = APIRouter()
+
+    async def own_series() -> Series:
+        return series_of(metrics.registry)
+
+    crew.answer({"metrics": own_series})
+
+    @router.get("/metrics", **METRICS)
+    async def metrics_page(request: Request) -> Response:
+        """Every series of this service, for Prometheus."""
+        encoder, content_type = choose_encoder(accept(request.scope))
+        # All or nothing: without one worker's share, counters would seem to have started anew.
+        others = await crew.ask("metrics", within_s=METRICS_S)
+        collector = Merged([series_of(metrics.registry), *others]) if others else metrics.registry
+        return Response(encoder(collector), headers={"Content-Type": content_type})
+
+    return router

@@ -1,0 +1,133 @@
+"""What the routes share: the parts they work with, a request's deadline, its body, and work off the event loop."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from starlette.requests import ClientDisconnect, Request
+
+from service.codecs.decoders import Decoders
+from service.codecs.time_slices import Apart, Slices, Steps
+from service.engine.model_manager import Serving
+from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
+from service.http.caching import ReplyCache
+from service.http.client import take_body
+from service.http.headers import header
+from service.http.schemas import timeout_s
+from service.logs import current_request
+from service.metrics import Metrics
+from service.settings import Settings
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What the routes work with.
+
+    Encoding, and decoding of what is large, are done apart, so that large requests hold up neither the event loop nor
+    one another's other half; what is small is decoded in slices. `is_private`: replies are for those with a
+    key, and shared caches must not keep them.
+    """
+
+    settings: Settings
+    serving: Serving
+    metrics: Metrics
+    encoders: Executor
+    decoders: Decoders
+    slices: Slices
+    cache: ReplyCache
+    is_private: bool
+
+    async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
+        """The result of work that takes long enough to be felt by others on the event loop.
+
+        What has not begun by the deadline is not begun, and nobody waits for it any longer.
+
+        Raises:
+            DeadlinePassed: It was not done in time.
+        """
+
+        def unless_late() -> T:
+            deadline.left_s()
+            return work()
+
+        try:
+            async with asyncio.timeout(deadline.left_s()):
+                return await asyncio.get_running_loop().run_in_executor(executor, unless_late)
+        except TimeoutError:
+            raise DeadlinePassed(deadline.seconds) from None
+
+    async def decode(self, steps: Steps[T], deadline: "Deadline") -> tuple[T, float]:
+        """The result of these steps, and the seconds that they took.
+
+        Raises:
+            DeadlinePassed: One of those that take long was not done in time. The steps look at the deadline themselves.
+        """
+
+        async def apart(work: Apart) -> tuple[Any, float]:
+            try:
+                async with asyncio.timeout(deadline.left_s()):
+                    return await self.decoders.run(work)
+            except TimeoutError:
+                raise DeadlinePassed(deadline.seconds) from None
+
+        return await self.slices.run(steps, apart)
+
+
+class Deadline:
+    """Seconds from a request's arrival in which its answer is worth something."""
+
+    def __init__(self, request: Request, settings: Settings) -> None:
+        self.seconds = timeout_s(header(request.scope, b"x-timeout-ms"), settings)
+        self._at = current_request().arrived_s + self.seconds
+
+    def left_s(self) -> float:
+        """Seconds that are left. May be asked on any thread.
+
+        Raises:
+            DeadlinePassed: None are.
+        """
+        left = self._at - time.monotonic()
+        if left <= 0:
+            raise DeadlinePassed(self.seconds)
+        return left
+
+
+async def read_body(request: Request, deadline: Deadline) -> bytes:
+    """The whole body; its size is bounded where it comes in.
+
+    Raises:
+        UnsupportedEncoding: It is compressed.
+        RequestTimeout: It was not there before the deadline.
+    """
+    encoding = (header(request.scope, b"content-encoding") or "identity").strip().lower()
+    if encoding != "identity":
+        raise UnsupportedEncoding(encoding)
+    if (body := take_body(request.scope)) is not None:
+        return body
+    try:
+        async with asyncio.timeout(deadline.left_s()):
+            return await _body(request)
+    except TimeoutError:
+        raise RequestTimeout(f"The body was not there within {deadline.seconds:.3g} s.") from None
+
+
+async def _body(request: Request) -> bytes:
+    """What Starlette's `request.body()` gives, without a generator in between."""
+    parts = []
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        if not message.get("more_body"):
+            return b"".join(parts)
+
+
+def media_type(request: Request) -> str:
+    """The body's media type without parameters, in lower case; empty where none is named."""
+    return (header(request.scope, b"content-type") or "").split(";", maxsplit=1)[0].strip().lower()

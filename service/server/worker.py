@@ -1,0 +1,31 @@
+"""`python -m service.server.worker MESSAGES DOOR …`: one of several workers. Only the supervisor starts it.
+
+MESSAGES and DOOR are the numbers of open sockets; the rest is the service's own command line.
+"""
+
+from service.server.signals import take_first
+
+if __name__ == "__main__":  # before the other imports, which take half a second
+    take_first()
+
+import socket
+import sys
+from collections.abc import Sequence
+
+from service.__main__ import prepare, run_process, serve
+from service.server.worker_link import Member
+
+
+def start(arguments: Sequence[str]) -> int:
+    """Serve what the supervisor hands over until told to stop; returns the exit code."""
+    messages, door, *rest = arguments
+    prepared = prepare(rest)
+    if isinstance(prepared, int):
+        return prepared
+    crew = Member(socket.socket(fileno=int(messages)), socket.socket(fileno=int(door)))
+    settings, keys, _ = prepared  # the supervisor has told the warnings
+    return serve(settings, keys, [], crew)
+
+
+if __name__ == "__main__":
+    run_process(start, sys.argv[1:])

@@ -1,0 +1,119 @@
+"""Every format gives back the images that went in, and the same bytes every time."""
+
+import base64
+import io
+import json
+import struct
+import zipfile
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.inference.sampler import UInt8
+from service.codecs.encode import MEDIA_TYPES, Format, Look, Origin, encode, picture_size
+from service.http.schemas import SampleReply
+
+ORIGIN = Origin("tiny", "0123456789ab", 7, 3, [1, 0, 1, 0, 1])
+GREY = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
+COLOUR = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
+
+
+def pixels(file: bytes) -> UInt8:
+    with Image.open(io.BytesIO(file)) as picture:
+        array = np.asarray(picture)
+    return array[..., np.newaxis] if array.ndim == 2 else array
+
+
+def drawn(images: UInt8, columns: int, scale: int) -> UInt8:
+    """A grid the slow way: one pixel after the other."""
+    n, h, w, c = images.shape
+    rows = -(-n // columns)
+    canvas = np.zeros((rows * h * scale, columns * w * scale, c), np.uint8)
+    for y in range(canvas.shape[0]):
+        for x in range(canvas.shape[1]):
+            row, column = y // (h * scale), x // (w * scale)
+            if row * columns + column < n:
+                canvas[y, x] = images[row * columns + column, y // scale % h, x // scale % w]
+    return canvas
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+@pytest.mark.parametrize(("columns", "scale"), [(3, 1), (5, 2), (1, 3), (2, 1)])
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_a_picture_holds_every_pixel(images: UInt8, columns: int, scale: int, form: Format) -> None:
+    """PNG and WebP are lossless: the grid that comes out is the one that a slow loop draws."""
+    picture = pixels(encode(images, Look(form, columns, scale), ORIGIN))
+    expected = drawn(images, columns, scale)
+    np.testing.assert_array_equal(picture, np.broadcast_to(expected, picture.shape))  # WebP's grey has three channels
+    assert picture.shape[:2] == picture_size(Look(form, columns, scale), 5, 4, 6)
+
+
+def test_one_image_is_a_picture_of_its_own_size() -> None:
+    """No grid around a single image."""
+    np.testing.assert_array_equal(pixels(encode(GREY[:1], Look("png", 1, 1), ORIGIN)), GREY[0])
+
+
+@pytest.mark.parametrize("size", [(1, 1), (28, 28), (3, 1000), (700, 5)])
+def test_grey_pngs_are_whole_files(size: tuple[int, int]) -> None:
+    """They are put together here: another reader finds the right chunks, with the right checksums, and every pixel."""
+    image = np.random.default_rng(2).integers(0, 256, (1, *size, 1), dtype=np.uint8)
+    file = encode(image, Look("png", 1, 1), ORIGIN)
+    chunks, place = [], 8
+    while place < len(file):
+        (length,) = struct.unpack(">I", file[place : place + 4])
+        body = file[place + 4 : place + 8 + length]
+        assert struct.unpack(">I", file[place + 8 + length : place + 12 + length]) == (zlib.crc32(body),)
+        chunks.append(body[:4])
+        place += 12 + length
+    assert (file[:8], chunks) == (b"\x89PNG\r\n\x1a\n", [b"IHDR", b"IDAT", b"IEND"])
+    with Image.open(io.BytesIO(file)) as picture:
+        assert (picture.mode, picture.size) == ("L", size[::-1])
+    np.testing.assert_array_equal(pixels(file), image[0])
+
+
+def test_jpeg_comes_close() -> None:
+    """JPEG is the one lossy format; smooth images survive it nearly unchanged."""
+    smooth = np.linspace(0, 255, 16 * 16 * 4).reshape(4, 16, 16, 1).astype(np.uint8)
+    picture = pixels(encode(smooth, Look("jpeg", 2, 1), ORIGIN))
+    assert np.abs(picture.astype(int) - drawn(smooth, 2, 1)).max() < 40
+
+
+@pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
+def test_npy_is_the_array(images: UInt8) -> None:
+    """uint8, n × h × w × c, in C order, scaled if asked."""
+    array = np.load(io.BytesIO(encode(images, Look("npy", 3, 1), ORIGIN)))
+    assert array.dtype == np.uint8
+    assert array.flags.c_contiguous
+    np.testing.assert_array_equal(array, images)
+    scaled = np.load(io.BytesIO(encode(images, Look("npy", 3, 2), ORIGIN)))
+    np.testing.assert_array_equal(scaled, np.kron(images, np.ones((1, 2, 2, 1), np.uint8)))
+
+
+def test_zip_holds_one_png_an_image() -> None:
+    """Names count from zero in order; nothing is compressed twice."""
+    with zipfile.ZipFile(io.BytesIO(encode(COLOUR, Look("zip", 3, 1), ORIGIN))) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == [f"{n:06d}.png" for n in range(5)]
+        for info, image in zip(archive.infolist(), COLOUR, strict=True):
+            assert info.compress_type == zipfile.ZIP_STORED
+            np.testing.assert_array_equal(pixels(archive.read(info)), image)
+
+
+def test_json_says_where_images_come_from() -> None:
+    """The JSON is the documented schema, whole."""
+    body = encode(GREY, Look("json", 3, 1), ORIGIN)
+    reply = SampleReply.model_validate_json(body)
+    assert set(json.loads(body)) == set(SampleReply.model_fields)
+    assert (reply.bundle, reply.version, reply.seed, reply.first_index) == ("tiny", "0123456789ab", 7, 3)
+    assert reply.labels == [1, 0, 1, 0, 1]
+    for text, image in zip(reply.images, GREY, strict=True):
+        np.testing.assert_array_equal(pixels(base64.b64decode(text)), image)
+
+
+@pytest.mark.parametrize("form", list(MEDIA_TYPES))
+def test_the_same_images_are_the_same_bytes(form: Format) -> None:
+    """No date, no counter: what is cached today is what would be made tomorrow."""
+    look = Look(form, 3, 2)
+    assert encode(GREY, look, ORIGIN) == encode(GREY.copy(), look, ORIGIN)

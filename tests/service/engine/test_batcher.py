@@ -1,0 +1,1318 @@
+"""The batcher under every kind of trouble, on an event loop whose time jumps: nothing here sleeps."""
+
+import asyncio
+import functools
+import logging
+import selectors
+import weakref
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, ParamSpec
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from prometheus_client import CollectorRegistry
+
+from service.engine.batcher import (
+    EAGER,
+    GROW_AFTER_BATCHES,
+    LEAST_LULL_S,
+    MOST_LULL_S,
+    QUIET_TURNS,
+    SETTLING_S,
+    SETTLING_TURNS,
+    SHARE_ROWS,
+    SHARING,
+    Batcher,
+    DeviceFailed,
+    Lane,
+    OutOfMemory,
+    Part,
+    Patience,
+    Result,
+    Rows,
+)
+from service.errors import DeadlinePassed, Draining, EngineFailed, NotReady, QueueFull
+from service.logs import RequestFacts, enter_request
+from service.metrics import Metrics
+
+P = ParamSpec("P")
+DEVICE = "toy"
+
+
+class JumpingSelector(selectors.DefaultSelector):
+    """Waits for no timer: it moves the time on to it. Where there is nothing left to wait for, it says so."""
+
+    now = 1000.0
+
+    def select(self, timeout: float | None = None) -> list[tuple[selectors.SelectorKey, int]]:
+        """What is ready, at once."""
+        ready = super().select(0)
+        if not ready:
+            assert timeout is not None, "everyone waits for something that nobody will do"
+            self.now += timeout
+        return ready
+
+
+class JumpingLoop(asyncio.SelectorEventLoop):
+    """An event loop on made-up time."""
+
+    def __init__(self) -> None:
+        self._jumping = JumpingSelector()
+        super().__init__(self._jumping)
+
+    def time(self) -> float:
+        """Seconds of made-up time."""
+        return self._jumping.now
+
+
+def on_jumping_time(story: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
+    """Make an asynchronous test a plain one, run on made-up time."""
+
+    @functools.wraps(story)
+    def test(*args: P.args, **kwargs: P.kwargs) -> None:
+        with asyncio.Runner(loop_factory=JumpingLoop) as runner:
+            runner.run(story(*args, **kwargs))
+
+    return test
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def rows_of(caller: int, count: int) -> NDArray[np.int64]:
+    """A payload whose rows say whose they are: (count, 2), caller and row."""
+    return np.stack([np.full(count, caller), np.arange(count)], axis=1)
+
+
+@dataclass(eq=False)
+class Doubler:
+    """A lane that doubles its rows, unless rows of certain callers are among them."""
+
+    bundle: str = "toy"
+    operation: str = "sample"
+    most_rows: int = 10**6
+    poisonous: set[int] = field(default_factory=set)  # it raises
+    multiplying: set[int] = field(default_factory=set)  # it returns a row too many
+    computed: list[Rows] = field(default_factory=list)
+
+    def padded(self, rows: int) -> int:
+        """Whole fours."""
+        return -(-rows // 4) * 4
+
+    def run(self, parts: Sequence[Part]) -> Rows:
+        """2·rows."""
+        rows = np.concatenate([payload[start:stop] for payload, start, stop in parts])
+        callers = set(rows[:, 0].tolist())
+        if callers & self.poisonous:
+            raise ZeroDivisionError("poison")
+        if callers & self.multiplying:
+            return np.concatenate([rows, rows[:1]]) * 2
+        self.computed.append(rows)
+        return rows * 2
+
+
+class ToyEngine:
+    """Runs lanes on the loop itself. A call takes `seconds`, and ends only while the gate is open."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+        self.memory_rows = 10**9
+        self.is_broken = False
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.calls: list[dict[int, int]] = []  # rows of each caller
+        self.lanes: list[Lane] = []
+        self.running: set[int] = set()  # slots
+        self.stuck: dict[int, asyncio.Event] = {}
+        self.watch: Callable[[Sequence[Part]], None] = lambda _: None
+        self._started = asyncio.Condition()
+
+    def run(self, slot: int, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+        """As the engine's thread of this slot would."""
+        assert slot not in self.running
+        self.running.add(slot)
+        self.watch(parts)
+        self.lanes.append(lane)
+        self.calls.append({int(payload[0, 0]): stop - start for payload, start, stop in parts})
+        call = asyncio.ensure_future(self._call(slot, lane, parts))
+        call.add_done_callback(lambda _: self.running.discard(slot))
+        return call
+
+    async def _call(self, slot: int, lane: Lane, parts: Sequence[Part]) -> Rows:
+        async with self._started:
+            self._started.notify_all()
+        await self.gate.wait()
+        while slot in self.stuck:
+            await self.stuck[slot].wait()
+        await asyncio.sleep(self.seconds)
+        if self.is_broken:
+            raise DeviceFailed("CUDA error: toy fell off the bus")
+        if sum(stop - start for _, start, stop in parts) > self.memory_rows:
+            raise OutOfMemory("toy is full")
+        return lane.run(parts)
+
+    async def reached(self, calls: int) -> None:
+        """Wait until this many calls have begun."""
+        async with self._started:
+            await self._started.wait_for(lambda: len(self.calls) >= calls)
+
+
+@dataclass
+class Bench:
+    """A batcher on a toy engine, and callers numbered in the order in which they come."""
+
+    batcher: Batcher
+    engine: ToyEngine
+    metrics: Metrics
+    callers: int = 0
+
+    def submit(self, lane: Lane, rows: int, deadline_s: float = 60) -> "asyncio.Task[Result]":
+        """A caller's task; its number is the order of its coming, from 0."""
+        payload = rows_of(self.callers, rows)
+        self.callers += 1
+        return asyncio.create_task(self.batcher.submit(lane, payload, rows, deadline_s))
+
+    async def block(self, lane: Lane) -> "asyncio.Task[Result]":
+        """Shut the gate behind a caller of one row: from now on the engine is busy."""
+        self.engine.gate.clear()
+        blocker = self.submit(lane, 1)
+        await self.engine.reached(len(self.engine.calls) + 1)
+        return blocker
+
+    async def settle(self) -> None:
+        """Let everything happen that takes no time."""
+        for _ in range(20):
+            await asyncio.sleep(0)
+
+    def value(self, series: str, **labels: str) -> float:
+        """A metric as /metrics would show it."""
+        return self.metrics.registry.get_sample_value(series, labels) or 0.0
+
+    def total(self, series: str) -> float:
+        """A metric's sum over all labels."""
+        return sum(s.value for metric in self.metrics.registry.collect() for s in metric.samples if s.name == series)
+
+    def is_at_rest(self) -> bool:
+        """Whether nothing of anybody is left."""
+        gauges = [self.value(f"gan_queue_{name}", device=DEVICE) for name in ("images", "oldest_age_seconds")]
+        return gauges == [0, 0] and self.batcher.queued_rows == 0 and self.batcher.busy_s() == 0
+
+
+@asynccontextmanager
+async def bench(
+    max_rows: int = 8, max_queued_rows: int = 64, *, clock: Callable[[], float] = now, **options: Any
+) -> AsyncIterator[Bench]:
+    engine, metrics = ToyEngine(), Metrics(CollectorRegistry())
+    options |= {"max_rows": max_rows, "max_queued_rows": max_queued_rows}
+    async with Batcher(engine.run, metrics, device=DEVICE, clock=clock, **options) as batcher:
+        one = Bench(batcher, engine, metrics)
+        yield one
+        await one.settle()
+        assert one.is_at_rest()
+
+
+def assert_own_rows(result: Result, caller: int, count: int) -> None:
+    np.testing.assert_array_equal(result.rows, rows_of(caller, count) * 2)
+
+
+# Batches
+
+
+@on_jumping_time
+async def test_an_idle_engine_never_waits() -> None:
+    """A single row runs the moment it comes, and the clock stands still meanwhile."""
+    async with bench() as one:
+        came = now()
+        result = await one.submit(Doubler(), 1)
+        assert (now(), result.queue_s, result.compute_s) == (came, 0, 0)
+        assert one.value("gan_batches_total", bundle="toy", operation="sample", closed_by="idle") == 1
+
+
+@on_jumping_time
+async def test_callers_that_wait_for_a_busy_engine_share_the_next_batch() -> None:
+    """Three callers come while a batch runs: one batch serves them all, each with its own rows, when it is full."""
+    async with bench() as one:
+        lane = Doubler()
+        await one.block(lane)
+        tasks = [one.submit(lane, rows) for rows in (3, 1, 4)]
+        one.engine.gate.set()
+        for caller, task in enumerate(tasks, 1):
+            assert_own_rows(await task, caller, (3, 1, 4)[caller - 1])
+        assert one.engine.calls == [{0: 1}, {1: 3, 2: 1, 3: 4}]
+        assert one.value("gan_batches_total", bundle="toy", operation="sample", closed_by="full") == 1
+        assert one.value("gan_batch_images_sum", bundle="toy", operation="sample") == 9
+        assert one.value("gan_batch_padding_images_total", bundle="toy", operation="sample") == 3
+
+
+@on_jumping_time
+async def test_a_single_row_beside_thousands_is_served_in_the_very_next_batch() -> None:
+    """A request of 4096 rows runs; count=1 comes, and waits for the batch that runs and for no other."""
+    async with bench(max_rows=512, max_queued_rows=16384) as one:
+        lane = Doubler()
+        one.engine.gate.clear()
+        large = one.submit(lane, 4096)
+        await one.engine.reached(1)
+        small = one.submit(lane, 1)
+        one.engine.gate.set()
+        assert_own_rows(await small, 1, 1)
+        assert not large.done()
+        assert one.engine.calls[:2] == [{0: 512}, {0: 511, 1: 1}]
+        assert_own_rows(await large, 0, 4096)
+        assert len(one.engine.calls) == 9
+
+
+@on_jumping_time
+async def test_equal_requests_are_served_in_the_order_of_their_coming() -> None:
+    """Nobody's rows are spread over more batches than they need, so the first are done long before the last."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
+        await one.block(lane)
+        tasks = [one.submit(lane, 4) for _ in range(4)]
+        one.engine.gate.set()
+        await asyncio.gather(*tasks)
+        assert one.engine.calls[1:] == [{1: 4, 2: 4}, {3: 4, 4: 4}]
+
+
+@on_jumping_time
+async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> None:
+    """A large request goes on however many small ones overtake it, and they overtake it however large it is."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
+        await one.block(lane)
+        large = one.submit(lane, 12)
+        tasks = [one.submit(lane, rows) for rows in (20, 3, 1, 2, 1)]
+        one.engine.gate.set()
+        await asyncio.gather(large, *tasks)
+        assert one.engine.calls[1:4] == [{1: 4, 4: 1, 6: 1, 5: 2}, {1: 5, 3: 3}, {1: 3, 2: 5}]
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 16))
+def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows: int) -> None:
+    """Whatever waits: half of the next batch goes to those who came first, the rest to those who then need least."""
+
+    @on_jumping_time
+    async def story() -> None:
+        async with bench(max_rows=max_rows, max_queued_rows=2000) as one:
+            lane = Doubler()
+            await one.block(lane)
+            tasks = [one.submit(lane, rows) for rows in sizes]
+            one.engine.gate.set()
+            await one.engine.reached(2)
+            batch = one.engine.calls[1]
+            needs, expected = dict(enumerate(sizes, 1)), dict[int, int]()
+
+            def hand_out(callers: list[int], room: int) -> int:
+                for caller in callers:
+                    rows = min(room, needs[caller])
+                    if rows:
+                        expected[caller] = expected.get(caller, 0) + rows
+                        needs[caller] -= rows
+                        room -= rows
+                return room
+
+            left = hand_out(list(needs), max_rows - max_rows // 2)
+            hand_out(sorted(needs, key=lambda number: (needs[number], number)), left + max_rows // 2)
+            assert batch == expected
+            for caller, (task, rows) in enumerate(zip(tasks, sizes, strict=True), 1):
+                assert_own_rows(await task, caller, rows)
+
+    story()
+
+
+@on_jumping_time
+async def test_who_is_passed_over_by_small_ones_without_end_is_served_all_the_same() -> None:
+    """While two batches' worth of single rows come for every batch that is computed, a large request ends in time."""
+    async with bench(max_rows=4, max_queued_rows=1000) as one:
+        lane = Doubler()
+        one.engine.seconds = 1.0
+        large = one.submit(lane, 40)
+        small = []
+        while not large.done():
+            small += [one.submit(lane, 1) for _ in range(8)]
+            await asyncio.sleep(1.0)
+            assert now() < 1030
+        for task in small:
+            await task
+
+
+@on_jumping_time
+async def test_slots_run_beside_each_other_and_wait_for_nobody() -> None:
+    """Idle slots divide what comes; one that is stuck keeps its own batch and holds up no other."""
+    async with bench(max_rows=64, max_queued_rows=1000, slots=2) as one:
+        lane = Doubler()
+        one.engine.stuck[0] = one.engine.stuck[1] = asyncio.Event()
+        first = one.submit(lane, 48)
+        await one.engine.reached(2)
+        assert one.engine.calls == [{0: 24}, {0: 24}]
+        one.engine.stuck.pop(1).set()  # wakes both; slot 0 finds itself stuck again
+        one.engine.stuck[0] = stuck = asyncio.Event()
+        for _ in range(10):
+            await one.submit(lane, 3)
+        assert not first.done()
+        assert one.engine.running == {0}
+        del one.engine.stuck[0]
+        stuck.set()
+        assert_own_rows(await first, 0, 48)
+
+
+@on_jumping_time
+async def test_few_rows_are_not_divided() -> None:
+    """Two small batches would cost nearly twice what one does."""
+    async with bench(max_rows=64, max_queued_rows=1000, slots=4) as one:
+        await one.submit(Doubler(), SHARE_ROWS)
+        assert one.engine.calls == [{0: SHARE_ROWS}]
+
+
+@on_jumping_time
+async def test_what_is_done_soon_is_not_divided_unless_it_is_all_there_is() -> None:
+    """Slots side by side hold up the loop, which has the other requests to see to; a single one has nobody to mind."""
+    async with bench(max_rows=64, max_queued_rows=1000, slots=2) as one:
+        lane = Doubler()
+        for seconds, calls in ((1.0, 2), (0.001, 1)):
+            one.engine.seconds = seconds
+            for _ in range(50):  # so that the rate is known
+                await one.submit(lane, 64)
+            before = len(one.engine.calls)
+            await asyncio.gather(*(one.submit(lane, 1) for _ in range(40)))
+            assert len(one.engine.calls) == before + calls
+        await one.submit(lane, 40)
+        assert one.engine.calls[-2:] == [{one.callers - 1: 20}] * 2
+
+
+@on_jumping_time
+async def test_clients_that_ask_again_one_after_the_other_share_batches() -> None:
+    """The loop goes first: who asks again while others are being answered joins them, though the engine is idle."""
+    async with bench(max_rows=64) as one:
+        lane = Doubler()
+
+        async def ask(turns: int) -> None:
+            for _ in range(10):
+                for _ in range(turns):  # of the loop, until a reply is out and the next request in
+                    await asyncio.sleep(0)
+                await one.submit(lane, 1)
+
+        clients = range(4)
+        await asyncio.gather(*(ask(number % 3) for number in clients))
+        assert [len(call) for call in one.engine.calls] == [len(clients)] * 10
+
+
+@on_jumping_time
+async def test_the_loop_goes_first_for_a_few_turns_only() -> None:
+    """Clients of whom another one comes in every turn keep no engine from its work."""
+    async with bench(max_rows=64, max_queued_rows=1000) as one:
+        lane = Doubler()
+        waiting = [one.submit(lane, 1)]
+        while not one.engine.calls:
+            waiting.append(one.submit(lane, 1))
+            await asyncio.sleep(0)
+        assert len(waiting) < 2 * SETTLING_TURNS
+        await asyncio.gather(*waiting)
+
+
+class TickingClock:
+    """Moves on by a step whenever somebody looks."""
+
+    def __init__(self, step_s: float) -> None:
+        self.step_s = step_s
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        """Seconds."""
+        self.now_s += self.step_s
+        return self.now_s
+
+
+@on_jumping_time
+@pytest.mark.parametrize("patience", [EAGER, SHARING])
+async def test_where_loop_and_engine_share_a_processor_clients_have_a_moment_to_come_again(patience: Patience) -> None:
+    """They come when the loop has been quiet for longer than an engine with a processor of its own waits."""
+    async with bench(max_rows=64, clock=TickingClock(LEAST_LULL_S / 100), patience=patience) as one:
+        lane = Doubler()
+
+        async def ask(turns: int) -> None:
+            for _ in range(10):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await one.submit(lane, 1)
+
+        clients = range(4)
+        await asyncio.gather(*(ask(number % 2 * (QUIET_TURNS + 2)) for number in clients))
+        together = [len(call) == len(clients) for call in one.engine.calls]
+        assert (sum(together) >= 8) is (patience is SHARING)  # the first batch shows how many there are
+
+
+@on_jumping_time
+@pytest.mark.parametrize("patience", [EAGER, SHARING])
+async def test_two_who_ask_again_and_again_do_not_take_turns_for_ever(patience: Patience) -> None:
+    """The second comes while the first one's batch runs: from then on they share one, where both have their moment."""
+    async with bench(max_rows=64, clock=TickingClock(LEAST_LULL_S / 100), patience=patience) as one:
+        lane, one.engine.seconds = Doubler(), 0.001
+
+        async def ask(turns: int) -> None:
+            for _ in range(20):
+                for _ in range(turns):
+                    await asyncio.sleep(0)
+                await one.submit(lane, 1)
+
+        first = asyncio.create_task(ask(4))
+        await one.engine.reached(1)
+        await asyncio.gather(first, ask(3))
+        together = sum(len(call) == 2 for call in one.engine.calls)
+        assert (together >= 15) is (patience is SHARING)
+
+
+@on_jumping_time
+async def test_who_is_left_alone_is_answered_at_once() -> None:
+    """Of two, one goes: the other waits for it once; and not at all where the time for coming again is over."""
+    clock = TickingClock(LEAST_LULL_S / 1000)
+    async with bench(max_rows=64, clock=clock, patience=SHARING) as one:
+        lane, waits = Doubler(), []
+        await asyncio.gather(one.submit(lane, 1), one.submit(lane, 1))
+        for pause_s in (0, 0, 0, 1):
+            clock.now_s += pause_s
+            began = clock.now_s
+            await one.submit(lane, 1)
+            waits.append(clock.now_s - began)
+        assert LEAST_LULL_S / 2 < waits[0] < 1.5 * MOST_LULL_S
+        assert max(waits[1:]) < LEAST_LULL_S / 5
+        await asyncio.gather(one.submit(lane, 1), one.submit(lane, 1))
+        clock.now_s += 1
+        began = clock.now_s
+        await one.submit(lane, 1)
+        assert clock.now_s - began < LEAST_LULL_S / 5
+
+
+async def _settling_s(one: Bench, clock: TickingClock, *, before: int = 100, keep_coming: bool = False) -> float:
+    """Seconds until two rows are begun with, after a batch of that many."""
+    lane, batches = Doubler(), len(one.engine.calls)
+    clock.now_s += 1  # whoever was answered before does not come again
+    await one.submit(lane, before)
+    waiting = [one.submit(lane, 1), one.submit(lane, 1)]
+    began = clock.now_s
+    while len(one.engine.calls) < batches + 2:
+        if keep_coming:
+            waiting.append(one.submit(lane, 1))
+        await asyncio.sleep(0)
+    seconds = clock.now_s - began
+    await asyncio.gather(*waiting)
+    return seconds
+
+
+@on_jumping_time
+async def test_on_a_shared_processor_the_loop_goes_first_for_a_moment_only() -> None:
+    """Clients of whom another one comes in every turn keep no engine from its work."""
+    clock = TickingClock(SETTLING_S / 30)  # two or three steps a turn: fewer callers come than the 100 there were
+    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, patience=SHARING) as one:
+        assert SETTLING_S <= await _settling_s(one, clock, keep_coming=True) < 2 * SETTLING_S
+
+
+@on_jumping_time
+async def test_once_as_many_rows_wait_as_before_nobody_else_is_waited_for() -> None:
+    """Who was answered is there again."""
+    clock = TickingClock(LEAST_LULL_S / 40)
+    async with bench(max_rows=1000, clock=clock, patience=SHARING) as one:
+        assert await _settling_s(one, clock, before=2) < LEAST_LULL_S
+
+
+@on_jumping_time
+async def test_clients_who_do_not_come_again_are_waited_for_less_and_less() -> None:
+    """For a lull, which is halved each time down to the least."""
+    clock = TickingClock(LEAST_LULL_S / 40)
+    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, patience=SHARING) as one:
+        waits = [await _settling_s(one, clock) for _ in range(6)]
+    assert MOST_LULL_S <= waits[0] < 1.5 * MOST_LULL_S
+    assert waits == sorted(waits, reverse=True)
+    assert LEAST_LULL_S <= waits[-1] < 2 * LEAST_LULL_S
+
+
+@on_jumping_time
+async def test_within_the_window_an_idle_engine_waits_for_company() -> None:
+    """What comes meanwhile shares the batch; a full one waits no longer, and a busy engine needs no window."""
+    async with bench(max_rows=8, patience=Patience(window_s=0.5)) as one:
+        lane = Doubler()
+        begin = now()
+        early = one.submit(lane, 2)
+        await asyncio.sleep(0.3)
+        late = one.submit(lane, 3)
+        await asyncio.gather(early, late)
+        assert (one.engine.calls, now()) == ([{0: 2, 1: 3}], begin + 0.5)
+        await asyncio.gather(one.submit(lane, 4), one.submit(lane, 4))
+        assert (len(one.engine.calls), now()) == (2, begin + 0.5)
+        labels = {"bundle": "toy", "operation": "sample"}
+        assert one.value("gan_batches_total", closed_by="window", **labels) == 1
+        assert one.value("gan_batches_total", closed_by="full", **labels) == 1
+        one.engine.seconds = 1.0
+        busy = one.submit(lane, 8)
+        await asyncio.sleep(0.9)
+        following = one.submit(lane, 1)
+        await asyncio.gather(busy, following)
+        assert now() == begin + 0.5 + 2
+
+
+@on_jumping_time
+async def test_lanes_take_turns() -> None:
+    """Much work for one net doesn't hold up another: their batches alternate."""
+    async with bench() as one:
+        busy, quiet = Doubler(), Doubler(operation="discriminate")
+        await one.block(busy)
+        tasks = [one.submit(busy, 32), one.submit(quiet, 10)]
+        one.engine.gate.set()
+        await asyncio.gather(*tasks)
+        assert one.engine.lanes[1:6] == [busy, quiet, busy, quiet, busy]
+
+
+@on_jumping_time
+async def test_a_lane_may_have_less_room_than_others() -> None:
+    """What is large takes smaller batches, so that those behind wait no longer; such a batch is full all the same."""
+    async with bench(max_rows=8) as one:
+        small, large = Doubler("small"), Doubler("large", most_rows=3)
+        await one.block(small)
+        tasks = [one.submit(large, 7), one.submit(small, 9)]
+        one.engine.gate.set()
+        for caller, task in enumerate(tasks, 1):
+            assert_own_rows(await task, caller, (7, 9)[caller - 1])
+        assert one.engine.calls == [{0: 1}, {1: 3}, {2: 8}, {1: 3}, {2: 1}, {1: 1}]
+        closed = {
+            bundle: one.value("gan_batches_total", bundle=bundle, operation="sample", closed_by="full")
+            for bundle in ("small", "large")
+        }
+        assert closed == {"small": 1, "large": 2}
+        assert one.batcher.retry_after_s() == 1
+
+
+@on_jumping_time
+async def test_an_answer_holds_on_to_its_own_rows_only() -> None:
+    """A caller that keeps one row of a large batch doesn't keep the batch."""
+    async with bench() as one:
+        lane = Doubler()
+        await one.block(lane)
+        small, large = one.submit(lane, 1), one.submit(lane, 20)
+        one.engine.gate.set()
+        for rows in ((await small).rows, (await large).rows):
+            assert rows.base is None
+
+
+@on_jumping_time
+async def test_no_rows_are_our_own_mistake() -> None:
+    """The schema refuses a request for nothing; the batcher insists."""
+    async with bench() as one:
+        with pytest.raises(ValueError, match="0 rows"):
+            await one.submit(Doubler(), 0)
+
+
+# Admission
+
+
+@on_jumping_time
+async def test_a_full_queue_refuses_at_once_and_says_truthfully_when_to_come_back() -> None:
+    """Retry-After comes from what waits and the measured rate; who obeys it is let in."""
+    async with bench(max_rows=10, max_queued_rows=50) as one:
+        lane = Doubler()
+        one.engine.seconds = 1
+        await one.submit(lane, 10)
+        accepted = [one.submit(lane, 10)]
+        await one.engine.reached(2)  # it runs; the next five wait
+        accepted += [one.submit(lane, 10) for _ in range(5)]
+        await one.settle()
+        with pytest.raises(QueueFull) as refusal:
+            await one.submit(lane, 1)
+        assert refusal.value.retry_after_s == 5
+        assert (one.batcher.queued_rows, one.value("gan_queue_images", device=DEVICE)) == (50, 50)
+        with pytest.raises(QueueFull):
+            one.batcher.admit()
+        await asyncio.sleep(refusal.value.retry_after_s)
+        one.batcher.admit(40)
+        await asyncio.gather(*accepted)
+        assert sum(len(rows) for rows in lane.computed) == 70
+
+
+@on_jumping_time
+async def test_the_rate_is_that_of_full_batches_as_soon_as_there_is_one() -> None:
+    """A quiet hour of single rows says little about what the engine can do; two full batches say most of it."""
+    async with bench(max_rows=100, max_queued_rows=1000) as one:
+        lane = Doubler()
+        one.engine.seconds = 0.1  # ten rows a second
+        for _ in range(50):
+            await one.submit(lane, 1)
+        one.engine.seconds = 1  # a hundred
+        await one.submit(lane, 100)
+        await one.submit(lane, 100)
+        await one.block(lane)
+        waiting = one.submit(lane, 900)
+        await one.settle()
+        assert 9 <= one.batcher.retry_after_s() <= 15
+        one.engine.gate.set()
+        await waiting
+
+
+@on_jumping_time
+async def test_a_burst_after_quiet_traffic_is_not_refused_for_its_rate() -> None:
+    """Single rows say nothing about full batches: a hundred that would be done in time are not called too late."""
+    async with bench(max_rows=100, max_queued_rows=1000) as one:
+        lane = Doubler()
+        one.engine.seconds = 0.5
+        for _ in range(20):
+            await one.submit(lane, 1)  # two rows a second
+        burst = [one.submit(lane, 8, deadline_s=10) for _ in range(100)]
+        for task in burst:
+            await task
+
+
+@on_jumping_time
+async def test_before_anything_was_measured_a_second_is_the_advice() -> None:
+    """Without a rate there is no estimate, and never a zero."""
+    async with bench(max_queued_rows=4) as one:
+        with pytest.raises(QueueFull) as refusal:
+            await one.submit(Doubler(), 5)
+        assert refusal.value.retry_after_s == 1
+
+
+@on_jumping_time
+async def test_the_gauges_are_read_from_the_queue() -> None:
+    """Rows that wait, and since when the oldest of them does, whoever has been served in between."""
+    async with bench() as one:
+        lane = Doubler()
+        await one.block(lane)
+        first = one.submit(lane, 5)
+        await asyncio.sleep(3)
+        second = one.submit(lane, 2)
+        await asyncio.sleep(4)
+        assert one.value("gan_queue_images", device=DEVICE) == 7
+        assert one.value("gan_queue_capacity_images", device=DEVICE) == 64
+        assert one.value("gan_queue_oldest_age_seconds", device=DEVICE) == pytest.approx(7)
+        assert one.batcher.busy_s() == pytest.approx(7)
+        first.cancel()
+        await one.settle()
+        assert one.value("gan_queue_oldest_age_seconds", device=DEVICE) == pytest.approx(4)
+        one.engine.gate.set()
+        assert (await second).queue_s == pytest.approx(4)
+
+
+# Deadlines and departures
+
+
+@on_jumping_time
+async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
+    """The entry leaves the queue when its time is over, and its rows never reach the engine."""
+    async with bench() as one:
+        lane = Doubler()
+        blocker = await one.block(lane)
+        came = now()
+        with pytest.raises(DeadlinePassed, match=r"2\.5 s"):
+            await one.submit(lane, 3, deadline_s=2.5)
+        assert now() == pytest.approx(came + 2.5)
+        assert one.batcher.queued_rows == 0
+        one.engine.gate.set()
+        await blocker
+        assert one.engine.calls == [{0: 1}]
+
+
+@on_jumping_time
+async def test_who_would_come_too_late_is_refused_at_once() -> None:
+    """A wait that is longer than the deadline is no queue to join; who is small enough to be served first may."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
+        one.engine.seconds = 1.0
+        await one.submit(lane, 8)  # the rate is known: 8 rows a second
+        tasks = [one.submit(lane, 8) for _ in range(20)]
+        await asyncio.sleep(0)
+        with pytest.raises(QueueFull) as refusal:
+            await one.submit(lane, 8, deadline_s=15)
+        assert refusal.value.retry_after_s == 19  # one of the twenty runs already
+        begin = now()
+        await one.submit(lane, 2, deadline_s=15)
+        assert now() <= begin + 2
+        assert_own_rows(await one.submit(lane, 8, deadline_s=25), 23, 8)
+        await asyncio.gather(*tasks)
+
+
+@on_jumping_time
+async def test_a_deadline_that_passes_while_its_batch_runs_harms_nobody() -> None:
+    """One caller gets DeadlinePassed on time; the other, in the same batch, its rows."""
+    async with bench() as one:
+        lane = Doubler()
+        one.engine.gate.clear()
+        patient, hasty = one.submit(lane, 3), one.submit(lane, 3, deadline_s=1)
+        with pytest.raises(DeadlinePassed):
+            await hasty
+        one.engine.gate.set()
+        assert_own_rows(await patient, 0, 3)
+        assert one.engine.calls == [{0: 3, 1: 3}]
+
+
+@on_jumping_time
+async def test_a_deadline_holds_where_the_loop_is_late() -> None:
+    """Who is late when the batch is put together is left out, whether or not the timer has had its turn."""
+    async with bench() as one:
+        lane = Doubler()
+        blocker = await one.block(lane)
+        late, punctual = one.submit(lane, 2, deadline_s=1), one.submit(lane, 2)
+        await one.settle()
+        loop = asyncio.get_running_loop()
+        assert isinstance(loop, JumpingLoop)
+        one.engine.gate.set()
+        for _ in range(2):  # what the blocker's batch needs to end, but for the last step
+            await asyncio.sleep(0)
+        loop._jumping.now += 5  # noqa: SLF001 - somebody held up the loop
+        assert_own_rows(await punctual, 2, 2)
+        with pytest.raises(DeadlinePassed):
+            await late
+        await blocker
+        assert one.engine.calls == [{0: 1}, {2: 2}]
+
+
+@on_jumping_time
+async def test_who_leaves_the_queue_costs_no_compute() -> None:
+    """A cancelled caller's rows are gone from the queue at once, even where it leaves as the batch is formed."""
+    async with bench() as one:
+        lane = Doubler()
+        blocker = await one.block(lane)
+        leaver, stayer = one.submit(lane, 3), one.submit(lane, 2)
+        await one.settle()
+        one.engine.gate.set()
+        leaver.cancel()
+        assert_own_rows(await stayer, 2, 2)
+        await blocker
+        assert one.engine.calls == [{0: 1}, {2: 2}]
+        assert one.value("gan_cancelled_total", route="unmatched", phase="queued") == 1
+
+
+@on_jumping_time
+async def test_who_leaves_a_running_batch_harms_nobody() -> None:
+    """One caller leaves while the batch runs; the other still gets its own rows, and the departure is counted."""
+    async with bench() as one:
+        lane = Doubler()
+        one.engine.gate.clear()
+
+        async def request() -> None:
+            enter_request(RequestFacts("id", "GET", "/sample", 0.0))
+            await one.batcher.submit(lane, rows_of(7, 20), 20, 60)
+
+        leaver, stayer = asyncio.create_task(request()), one.submit(lane, 3)
+        await one.engine.reached(1)
+        leaver.cancel()
+        one.engine.gate.set()
+        assert_own_rows(await stayer, 0, 3)
+        assert one.engine.calls == [{7: 5, 0: 3}]  # of its 20 rows, those that ran already and no more
+        assert one.value("gan_cancelled_total", route="/sample", phase="running") == 1
+
+
+@on_jumping_time
+async def test_a_thousand_callers_hang_up_and_none_of_their_rows_are_computed() -> None:
+    """All leave while they wait; the engine sees only the one who stays."""
+    async with bench(max_rows=512, max_queued_rows=16384) as one:
+        lane = Doubler()
+        await one.block(lane)
+        leavers = [one.submit(lane, 1 + n % 16) for n in range(1000)]
+        stayer = one.submit(lane, 5)
+        await one.settle()
+        for leaver in leavers:
+            leaver.cancel()
+        one.engine.gate.set()
+        assert_own_rows(await stayer, 1001, 5)
+        assert sum(len(rows) for rows in lane.computed) == 6
+        assert one.value("gan_cancelled_total", route="unmatched", phase="queued") == 1000
+
+
+# Failures
+
+
+@on_jumping_time
+async def test_one_poisoned_row_in_thirty_two_fails_alone() -> None:
+    """31 callers get their rows and one an error that names the cause, for a handful of extra calls."""
+    async with bench(max_rows=32) as one:
+        lane = Doubler(poisonous={20})
+        await one.block(lane)
+        tasks = [one.submit(lane, 1) for _ in range(32)]
+        one.engine.gate.set()
+        for caller, task in enumerate(tasks, 1):
+            if caller == 20:
+                with pytest.raises(EngineFailed, match="poison") as failure:
+                    await task
+                assert isinstance(failure.value.__cause__, ZeroDivisionError)
+            else:
+                assert_own_rows(await task, caller, 1)
+        assert len(one.engine.calls) == 1 + 1 + 2 * 5
+        assert one.value("gan_engine_errors_total", kind="batch") == 5
+        assert one.value("gan_engine_errors_total", kind="failed_rows") == 1
+        assert one.value("gan_images_total", bundle="toy", operation="sample") == 32
+
+
+@on_jumping_time
+async def test_a_batch_of_poison_only_comes_to_an_end() -> None:
+    """Every caller gets its error, for at most two calls each."""
+    async with bench(max_rows=32) as one:
+        lane = Doubler(poisonous=set(range(1, 33)))
+        await one.block(lane)
+        tasks = [one.submit(lane, 1) for _ in range(32)]
+        one.engine.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, EngineFailed) for outcome in outcomes)
+        assert len(one.engine.calls) - 1 == 2 * 32 - 1
+
+
+@on_jumping_time
+async def test_a_large_poisoned_request_is_given_up_at_its_first_failure() -> None:
+    """The rows that it still had in the queue are not tried."""
+    async with bench() as one:
+        with pytest.raises(EngineFailed):
+            await one.submit(Doubler(poisonous={0}), 64)
+        assert one.engine.calls == [{0: 8}]
+
+
+@on_jumping_time
+async def test_rows_out_other_than_rows_in_is_an_error_that_names_both() -> None:
+    """An engine that returns too many rows is not trusted with whose they are; only the guilty caller fails."""
+    async with bench() as one:
+        lane = Doubler(multiplying={2})
+        await one.block(lane)
+        tasks = [one.submit(lane, 3), one.submit(lane, 4)]
+        one.engine.gate.set()
+        assert_own_rows(await tasks[0], 1, 3)
+        with pytest.raises(EngineFailed, match="given 4 rows and returned 5"):
+            await tasks[1]
+
+
+@on_jumping_time
+async def test_who_leaves_while_a_failed_batch_is_searched_is_searched_no_more() -> None:
+    """Halves that have lost all their callers are not run."""
+    async with bench() as one:
+        lane = Doubler(poisonous={1})
+        await one.block(lane)
+        guilty, leaver = one.submit(lane, 1), one.submit(lane, 1)
+        one.engine.gate.set()
+        await one.engine.reached(3)  # the blocker's, both, and now the first half
+        leaver.cancel()
+        with pytest.raises(EngineFailed):
+            await guilty
+        await one.settle()
+        assert one.engine.calls == [{0: 1}, {1: 1, 2: 1}, {1: 1}]
+
+
+@on_jumping_time
+async def test_out_of_memory_halves_the_batches_and_loses_nobody() -> None:
+    """A batch that doesn't fit is run in halves, the next ones are small from the start, and later they grow again."""
+    async with bench(max_rows=32, max_queued_rows=8192) as one:
+        lane = Doubler()
+        one.engine.memory_rows = 10
+        await one.block(lane)
+        tasks = [one.submit(lane, 24), one.submit(lane, 8)]
+        one.engine.gate.set()
+        assert_own_rows(await tasks[0], 1, 24)
+        assert_own_rows(await tasks[1], 2, 8)
+        assert [sum(call.values()) for call in one.engine.calls[1:]] == [32, 16, 8, 8, 8, 8]
+        assert one.value("gan_out_of_memory_total") == 2  # the second 16 are halved unasked
+        assert one.value("gan_engine_errors_total", kind="out_of_memory") == 2
+        one.engine.memory_rows = 32
+        for _ in range(GROW_AFTER_BATCHES):
+            await one.submit(lane, 1)  # these say nothing about what fits
+        few = GROW_AFTER_BATCHES - 4  # four of the cap have run well already
+        await one.submit(lane, 8 * few + 16 * GROW_AFTER_BATCHES + 32)
+        sizes = [sum(call.values()) for call in one.engine.calls[7 + GROW_AFTER_BATCHES :]]
+        assert sizes == [8] * few + [16] * GROW_AFTER_BATCHES + [32]
+        assert one.value("gan_out_of_memory_total") == 2
+
+
+@on_jumping_time
+async def test_nothing_is_kept_of_those_who_were_answered() -> None:
+    """While large callers come and go, the queue holds on to no answer, payload or entry of one that has left."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        lane = Doubler()
+        payload = rows_of(0, 40)
+        kept = weakref.ref(payload)
+        other = one.submit(lane, 300)
+        task = asyncio.create_task(one.batcher.submit(lane, payload, 40, 60))
+        one.callers += 1
+        del payload
+        await task
+        del task
+        lane.computed.clear()
+        await one.submit(lane, 1)
+        assert not other.done()
+        assert kept() is None
+        await other
+
+
+@on_jumping_time
+async def test_a_single_row_that_does_not_fit_fails_and_the_next_is_tried() -> None:
+    """Nothing is left to halve: an error for its caller, and life goes on when there is memory again."""
+    async with bench() as one:
+        lane = Doubler()
+        one.engine.memory_rows = 0
+        with pytest.raises(EngineFailed, match="single row"):
+            await one.submit(lane, 1)
+        one.engine.memory_rows = 8
+        assert_own_rows(await one.submit(lane, 1), 1, 1)
+
+
+@on_jumping_time
+async def test_a_lost_device_is_never_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    """Everybody fails at once, those who wait too; newcomers are refused; the reason is in the log, not in replies."""
+    async with bench() as one:
+        lane = Doubler()
+        await one.block(lane)
+        tasks = [one.submit(lane, 30), one.submit(Doubler(), 1)]
+        await one.settle()
+        one.engine.is_broken = True
+        one.engine.gate.set()
+        for task in tasks:
+            with pytest.raises(NotReady, match="the device failed") as refusal:
+                await task
+            assert "bus" not in refusal.value.detail
+        assert len(one.engine.calls) == 1
+        assert one.batcher.failure == "the device failed"
+        assert one.value("gan_engine_errors_total", kind="device") == 1
+        with pytest.raises(NotReady):
+            await one.submit(lane, 1)
+    [record] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
+    assert record.exc_info is not None
+    assert "fell off the bus" in str(record.exc_info[1])
+
+
+class Forgetful(Doubler):
+    """A lane with a bug where nobody expects one."""
+
+    def padded(self, rows: int) -> int:
+        """Forgets how."""
+        raise LookupError(f"how were {rows} rows padded again?")
+
+
+@on_jumping_time
+async def test_a_batcher_that_dies_takes_nobody_with_it(caplog: pytest.LogCaptureFixture) -> None:
+    """A bug of ours ends the worker: every caller hears of it at once, and the log has the traceback."""
+    async with bench() as one:
+        lane = Forgetful()
+        one.engine.gate.clear()
+        tasks = [one.submit(lane, 20), one.submit(Doubler(), 1)]
+        await one.engine.reached(1)
+        one.engine.gate.set()
+        for task in tasks:
+            with pytest.raises(NotReady, match="the batcher died"):
+                await task
+        assert one.batcher.failure == "the batcher died"
+    assert "padded again" in caplog.text
+
+
+@on_jumping_time
+async def test_a_cancelled_worker_is_a_dead_one() -> None:
+    """A run that ends in a cancellation ends the worker, and its callers hear of it."""
+
+    def run(_slot: int, _lane: Lane, _parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+        future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        future.cancel()
+        return future
+
+    metrics = Metrics(CollectorRegistry())
+    async with Batcher(run, metrics, device=DEVICE, max_rows=8, max_queued_rows=8, clock=now) as batcher:
+        with pytest.raises(NotReady):
+            await batcher.submit(Doubler(), rows_of(0, 1), 1, 60)
+        assert batcher.failure == "the batcher died"
+
+
+# The end
+
+
+@on_jumping_time
+async def test_a_drain_finishes_what_was_accepted_and_refuses_newcomers() -> None:
+    """All that had been let in is answered; nobody else is let in, not even into an empty queue."""
+    async with bench() as one:
+        lane = Doubler()
+        one.engine.seconds = 1
+        accepted = [one.submit(lane, 12), one.submit(lane, 5)]
+        await one.settle()
+        began, drain = now(), asyncio.create_task(one.batcher.drain(25))
+        await one.settle()
+        with pytest.raises(Draining):
+            await one.submit(lane, 1)
+        with pytest.raises(Draining):
+            one.batcher.admit()
+        assert await drain
+        assert now() == pytest.approx(began + 3)  # three batches, and not a moment more
+        assert_own_rows(accepted[0].result(), 0, 12)
+        assert_own_rows(accepted[1].result(), 1, 5)
+
+
+@on_jumping_time
+async def test_a_drain_ends_on_time_whatever_runs() -> None:
+    """A batch that doesn't end can't hold up the shutdown: its callers get Draining, when the time is over."""
+    async with bench() as one:
+        lane = Doubler()
+        blocker = await one.block(lane)
+        waiting = one.submit(lane, 40)
+        began = now()
+        assert not await one.batcher.drain(25)
+        assert now() == pytest.approx(began + 25)
+        for task in (blocker, waiting):
+            with pytest.raises(Draining):
+                await task
+        await one.batcher.close()
+
+
+@on_jumping_time
+async def test_an_idle_batcher_drains_at_once() -> None:
+    """Nothing to wait for, also where no time is given."""
+    async with bench() as one:
+        began = now()
+        assert await one.batcher.drain(0)
+        assert now() == began
+
+
+@on_jumping_time
+async def test_closing_completes_every_future() -> None:
+    """Callers in the queue and in the running batch all hear that it is over."""
+    async with bench() as one:
+        lane = Doubler()
+        tasks = [await one.block(lane), one.submit(lane, 40), one.submit(Doubler(), 3)]
+        await one.settle()
+        await one.batcher.close()
+        for task in tasks:
+            with pytest.raises(Draining):
+                await task
+
+
+# Everything at once
+
+
+@dataclass
+class Caller:
+    """What is known of one caller from the outside."""
+
+    number: int
+    rows: int
+    deadline: float
+    is_guilty: bool
+    outcome: Result | BaseException | None = None
+    ended: float = 0.0
+    had_room: bool = True
+    before: int = 0  # rows in the queue when it came
+    patience_s: float = 0.0
+    has_left: bool = False
+
+
+@dataclass(frozen=True)
+class Submit:
+    """A caller comes."""
+
+    lane: int
+    rows: int
+    deadline_s: float
+    guilt: str
+
+
+@dataclass(frozen=True)
+class Leave:
+    """A caller that is still there goes; `which` counts round."""
+
+    which: int
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Time passes; or, where it is 0, only the next step is taken."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Swap:
+    """Another version takes a lane's place for callers to come."""
+
+    lane: int
+
+
+@dataclass(frozen=True)
+class Memory:
+    """The device has room for batches of this size."""
+
+    rows: int
+
+
+@dataclass(frozen=True)
+class Break:
+    """The device is lost."""
+
+
+@dataclass(frozen=True)
+class Drain:
+    """The service is told to end within this time."""
+
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Close:
+    """The service ends at once."""
+
+
+Step = Submit | Leave | Pass | Swap | Memory | Break | Drain | Close
+
+LANES, MAX_ROWS, MAX_QUEUED_ROWS = 3, 8, 60
+guilts = st.sampled_from(["", "", "", "", "raises", "multiplies"])
+everyday = st.one_of(
+    st.builds(Submit, st.integers(0, LANES - 1), st.integers(1, 30), st.sampled_from([0.0, 0.5, 2.0, 100.0]), guilts),
+    st.builds(Submit, st.integers(0, LANES - 1), st.integers(1, 3), st.just(100.0), guilts),
+    st.builds(Leave, st.integers(0, 20)),
+    st.builds(Pass, st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0, 3.0])),
+    st.builds(Swap, st.integers(0, LANES - 1)),
+    st.builds(Memory, st.integers(1, 2 * MAX_ROWS)),
+)
+endings = st.one_of(st.builds(Break), st.builds(Drain, st.sampled_from([0.0, 1.0, 10.0])), st.builds(Close))
+schedules = st.builds(
+    lambda days, ending, evening: [*days, *ending, *evening],
+    st.lists(everyday, min_size=5, max_size=60),
+    st.lists(endings, max_size=2),
+    st.lists(everyday, max_size=10),
+)
+
+
+class Life:
+    """Lives through a schedule, and looks over the batcher's shoulder at every step."""
+
+    def __init__(self, one: Bench) -> None:
+        self.one = one
+        self.lanes = [Doubler(f"toy{n}") for n in range(LANES)]
+        self.all_lanes = list(self.lanes)
+        self.callers: list[Caller] = []
+        self.tasks: list[asyncio.Task[None]] = []
+        self.departures = 0
+        self.has_broken = self.has_ended = False
+        one.engine.watch = self.check_call
+
+    def check_call(self, parts: Sequence[Part]) -> None:
+        """No batch is too large, has rows of one caller twice, or rows that nobody waits for."""
+        numbers = [int(payload[0, 0]) for payload, _, _ in parts]
+        assert len(set(numbers)) == len(numbers)
+        assert sum(stop - start for _, start, stop in parts) <= MAX_ROWS
+        for number in numbers:
+            caller = self.callers[number]
+            assert not caller.has_left
+            assert caller.outcome is None
+            assert now() < caller.deadline
+        self.check_bounds()
+
+    def check_bounds(self) -> None:
+        """The queue never holds more than it may."""
+        assert 0 <= self.one.batcher.queued_rows <= MAX_QUEUED_ROWS
+
+    async def call(self, caller: Caller, lane: Lane, deadline_s: float) -> None:
+        """One caller's life, from its first step on."""
+        batcher = self.one.batcher
+        caller.deadline = now() + deadline_s
+        caller.before, caller.patience_s = batcher.queued_rows, deadline_s
+        caller.had_room = batcher.queued_rows + caller.rows <= MAX_QUEUED_ROWS
+        try:
+            caller.outcome = await batcher.submit(lane, rows_of(caller.number, caller.rows), caller.rows, deadline_s)
+        except asyncio.CancelledError as error:
+            self.departures += 1
+            caller.outcome = error
+        except Exception as error:  # noqa: BLE001 - looked at when all is over
+            caller.outcome = error
+        caller.ended = now()
+
+    async def take(self, step: Step) -> None:  # noqa: C901 - one case for each kind of step
+        """One step of the schedule."""
+        match step:
+            case Submit(lane, rows, deadline_s, guilt):
+                caller = Caller(len(self.callers), rows, float("inf"), is_guilty=bool(guilt))
+                self.callers.append(caller)
+                if guilt:
+                    chosen = self.lanes[lane]
+                    (chosen.poisonous if guilt == "raises" else chosen.multiplying).add(caller.number)
+                self.tasks.append(asyncio.create_task(self.call(caller, self.lanes[lane], deadline_s)))
+            case Leave(which):
+                here = [n for n, task in enumerate(self.tasks) if not task.done()]
+                if here:
+                    number = here[which % len(here)]
+                    self.callers[number].has_left = True
+                    self.tasks[number].cancel()
+            case Pass(seconds):
+                await asyncio.sleep(seconds)
+            case Swap(lane):
+                self.lanes[lane] = Doubler(f"toy{lane}")
+                self.all_lanes.append(self.lanes[lane])
+            case Memory(rows):
+                self.one.engine.memory_rows = rows
+            case Break():
+                self.has_broken = self.one.engine.is_broken = True
+            case Drain(timeout_s):
+                self.has_ended = True
+                self.tasks.append(asyncio.create_task(self.drain(timeout_s)))
+                self.callers.append(Caller(len(self.callers), 0, 0, is_guilty=False))  # keeps the numbers in step
+            case Close():
+                self.has_ended = True
+                await self.one.batcher.close()
+        self.check_bounds()
+
+    async def drain(self, timeout_s: float) -> None:
+        """The end of the service, as its server brings it about."""
+        with suppress(asyncio.CancelledError):
+            await self.one.batcher.drain(timeout_s)
+
+    def check_outcomes(self) -> None:
+        """Everyone has what the schedule explains, and nothing else."""
+        for caller in (caller for caller in self.callers if caller.rows):
+            match caller.outcome:
+                case Result():
+                    assert_own_rows(caller.outcome, caller.number, caller.rows)
+                    assert not caller.is_guilty
+                    assert caller.ended <= caller.deadline
+                case DeadlinePassed():
+                    assert caller.ended >= caller.deadline - 1e-6
+                case QueueFull():
+                    # No room; or, even at the worst rate, a row a batch, a wait that is longer than its deadline.
+                    assert not caller.had_room or caller.before * self.one.engine.seconds > caller.patience_s > 0
+                case EngineFailed():
+                    assert caller.is_guilty
+                case NotReady():
+                    assert self.has_broken
+                case Draining():
+                    assert self.has_ended
+                case asyncio.CancelledError() | None:  # None: it left before its first step
+                    assert caller.has_left
+                case _:
+                    raise AssertionError(caller)
+
+    def check_counts(self, *, was_closed: bool) -> None:
+        """No row was computed twice, all rows of those who were served once, and the counters say the same."""
+        one = self.one
+        computed = [tuple(row) for lane in self.all_lanes for rows in lane.computed for row in rows.tolist()]
+        assert len(set(computed)) == len(computed)
+        served = [caller for caller in self.callers if isinstance(caller.outcome, Result)]
+        assert {(c.number, row) for c in served for row in range(c.rows)} <= set(computed)
+        if not was_closed:  # else a batch may have ended that nobody asks for any more
+            assert one.total("gan_images_total") == len(computed)
+        assert one.total("gan_cancelled_total") == self.departures
+        batches = one.total("gan_batches_total")
+        assert batches == one.total("gan_batch_images_count")
+        assert batches == len(one.engine.calls) or one.total("gan_engine_errors_total") > 0
+        assert one.total("gan_compute_seconds_count") == len(one.engine.calls)
+
+
+@settings(max_examples=300, deadline=None)
+@example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5, 1)
+@example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3, 2)
+@given(schedules, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 3))
+def test_no_row_is_lost_doubled_or_handed_to_another(schedule: list[Step], seconds: float, slots: int) -> None:
+    """Any interleaving of callers, departures, deadlines, failures, swaps and ends: everyone gets their due, once."""
+
+    @on_jumping_time
+    async def story() -> None:
+        async with bench(MAX_ROWS, MAX_QUEUED_ROWS, slots=slots) as one:
+            one.engine.seconds = seconds
+            life = Life(one)
+            for step in schedule:
+                await life.take(step)
+            if life.tasks:
+                await asyncio.wait(life.tasks)
+            await asyncio.sleep(seconds)  # for the engine to end the batch that everyone has left
+            await one.settle()
+            life.check_outcomes()
+            life.check_counts(was_closed=Close() in schedule)
+
+    story()

@@ -1,0 +1,445 @@
+"""The engine: a row's bytes whatever its company, what becomes of errors, and what is said of a precision."""
+
+import asyncio
+import dataclasses
+import re
+from collections.abc import Callable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
+from models.inference.sampler import REFERENCE_TILE, TILE_SIZES, Tiles, to_pixels
+from models.networks import build_networks
+from models.spec import PRESETS, ImageSpec, LatentSpec
+from service.engine.batcher import DeviceFailed, OutOfMemory, Part, Rows
+from service.engine.engine import (
+    MAX_BATCH_ROWS,
+    UNKNOWN_LABEL,
+    DiscriminatePayload,
+    Engine,
+    Loaded,
+    SampleLane,
+    SamplePayload,
+)
+from service.engine.jit import _graphs
+
+KINDS = ("tiny", "rgb", "cond", "paper")
+ROWS = 12  # of each seed, known from batches of a single row
+CPU = torch.device("cpu")
+SEEDS, TRUNCATIONS = (0, 2**53 - 1), (1.0, 0.7)
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    return Engine("cpu", exact=True)
+
+
+@pytest.fixture(scope="module")
+def paper_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The paper's nets with random weights."""
+    options, image = PRESETS["mlp-paper"], ImageSpec(channels=1, height=28, width=28)
+    rng = torch.Generator().manual_seed(5)
+    states = [
+        {name: torch.randn(tensor.shape, generator=rng) * 0.05 for name, tensor in net.state_dict().items()}
+        for net in build_networks(options.network, image, options.latent)
+    ]
+    return written(tmp_path_factory.mktemp("bundles") / "paper", options.network, image, options.latent, states)
+
+
+def written(folder: Path, network: Any, image: ImageSpec, latent: LatentSpec, states: list[dict[str, Any]]) -> Path:
+    facts = {
+        "name": folder.name,
+        "created": "2026-01-02T03:04:05Z",
+        "network": network,
+        "image": image,
+        "latent": latent,
+        "labels": None,
+        "calibration": None,
+        "training": {},
+        "evaluation": {},
+    }
+    write_bundle(folder, facts, states[0], states[1], np.zeros((4, 4, 1), np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def loaded(engine: Engine, tiny_bundles: dict[str, Bundle], paper_folder: Path) -> dict[str, Loaded]:
+    """A bundle of each kind, on one engine."""
+    folders = [tiny_bundles["tiny"].folder, tiny_bundles["rgb"].folder, tiny_bundles["cond"].folder, paper_folder]
+    return {folder.name: engine.load(folder, {}) for folder in folders}
+
+
+def labels_of(one: Loaded, count: int) -> Any:
+    """A label for each row, where the bundle has labels."""
+    names = one.manifest.labels
+    return None if names is None else np.arange(count, dtype=np.int64) % len(names)
+
+
+def sample_part(one: Loaded, seed: int, truncation: float, start: int, stop: int) -> Part:
+    return Part(SamplePayload(seed, 0, labels_of(one, ROWS), truncation), start, stop)
+
+
+# Bytes
+
+crowds = st.lists(
+    st.tuples(st.sampled_from(SEEDS), st.sampled_from(TRUNCATIONS), st.integers(0, ROWS - 1), st.integers(1, ROWS)),
+    min_size=1,
+    max_size=20,
+)
+
+
+@pytest.fixture(scope="module")
+def alone(loaded: dict[str, Loaded]) -> dict[tuple[str, int, float], Rows]:
+    """Every row of every kind, seed and truncation, each computed in a batch of its own."""
+    return {
+        (kind, seed, truncation): np.concatenate(
+            [one.sample.run([sample_part(one, seed, truncation, row, row + 1)]) for row in range(ROWS)]
+        )
+        for kind, one in loaded.items()
+        for seed in SEEDS
+        for truncation in TRUNCATIONS
+    }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=15, deadline=None)
+@given(crowd=crowds)
+def test_an_image_has_the_same_bytes_alone_and_in_any_crowd(
+    loaded: dict[str, Loaded],
+    alone: dict[tuple[str, int, float], Rows],
+    kind: str,
+    crowd: list[tuple[int, float, int, int]],
+) -> None:
+    """Whatever else is in the batch, and wherever in it the row stands, an image is the one that it is alone."""
+    parts = [(seed, truncation, start, min(ROWS, start + count)) for seed, truncation, start, count in crowd]
+    got = loaded[kind].sample.run([sample_part(loaded[kind], *part) for part in parts])
+    expected = np.concatenate([alone[kind, seed, truncation][start:stop] for seed, truncation, start, stop in parts])
+    np.testing.assert_array_equal(got, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, MAX_BATCH_ROWS - 1), max_size=6, unique=True), count=st.integers(1, MAX_BATCH_ROWS))
+def test_a_logit_has_the_same_bits_however_images_are_cut_into_batches(
+    loaded: dict[str, Loaded], kind: str, cuts: list[int], count: int
+) -> None:
+    """D's answer about an image is the same number to the last bit, in one large batch and in many small ones."""
+    one = loaded[kind]
+    channels, height, width = one.manifest.image.shape
+    images = np.random.default_rng(3).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
+    payload = DiscriminatePayload(images, labels_of(one, count))
+    edges = [0, *sorted(cut for cut in cuts if cut < count), count]
+    whole = one.discriminate.run([Part(payload, 0, count)])
+    cut = [one.discriminate.run([Part(payload, a, b)]) for a, b in pairwise(edges)]
+    mixed = one.discriminate.run([Part(payload, a, b) for a, b in pairwise(edges)])
+    assert whole.dtype == np.float32
+    np.testing.assert_array_equal(np.concatenate(cut), whole)
+    np.testing.assert_array_equal(mixed, whole)
+
+
+def test_every_thread_of_an_engine_gives_a_row_the_same_bits(
+    paper_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a thread for each processor, it makes no difference which of them computes a row, nor what the others do."""
+    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 3)
+    engine = Engine("cpu", exact=True)
+    one = engine.load(paper_folder, {})
+    images = one.sample.run([Part(SamplePayload(3, 0, None, 1.0), 0, 70)])
+    payload = DiscriminatePayload(images, None)
+    logits = one.discriminate.run([Part(payload, 0, 70)])
+
+    async def story() -> None:
+        rows = [(0, 1), (5, 8), (33, 46), (69, 70), (0, 70), (2, 66)]
+        calls = [
+            thread.run(lane.run, [Part(payload, start, stop)])
+            for thread in engine.threads
+            for start, stop in rows
+            for lane, payload in ((one.sample, SamplePayload(3, 0, None, 1.0)), (one.discriminate, judged))
+        ]
+        results = iter(await asyncio.gather(*calls))
+        for _ in engine.threads:
+            for start, stop in rows:
+                np.testing.assert_array_equal(next(results), images[start:stop])
+                np.testing.assert_array_equal(next(results), logits[start:stop])
+
+    judged = payload
+    asyncio.run(story())
+    assert len(engine.threads) == 3
+    assert torch.get_num_threads() == 1  # each of them is one, and torch starts no others
+
+
+def test_truncation_labels_and_seeds_make_a_difference(alone: dict[tuple[str, int, float], Rows]) -> None:
+    """The comparisons above would hold for a net that ignores its input; this one doesn't."""
+    for kind in KINDS:
+        pictures = [alone[kind, seed, truncation] for seed in SEEDS for truncation in TRUNCATIONS]
+        assert len({picture.tobytes() for picture in pictures}) == len(pictures)
+        assert len({row.tobytes() for row in pictures[0]}) == ROWS
+
+
+def test_labels_reach_the_nets(loaded: dict[str, Loaded]) -> None:
+    """The same latent with another label is another image, and the same image another logit."""
+    one = loaded["cond"]
+    made = [one.sample.run([Part(SamplePayload(1, 0, np.array([label]), 1.0), 0, 1)]) for label in range(3)]
+    assert len({image.tobytes() for image in made}) == 3
+    judged = [one.discriminate.run([Part(DiscriminatePayload(made[0], np.array([n])), 0, 1)])[0] for n in range(3)]
+    assert len({logit for logit, _ in judged}) == 3
+    assert [label for _, label in judged] == [0, 1, 2]
+
+
+@settings(max_examples=8, deadline=None)
+@given(cuts=st.lists(st.integers(1, 299), max_size=6, unique=True), data=st.data())
+def test_the_class_head_names_an_image_alone_as_beside_others(
+    loaded: dict[str, Loaded], cuts: list[int], data: st.DataObject
+) -> None:
+    """Label and logit have the same bits in any batch, given labels or named ones beside them, and are the head's."""
+    one = loaded["cond"]
+    images = np.random.default_rng(4).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
+    unknown = np.full(300, UNKNOWN_LABEL)
+    named = one.discriminate.run([Part(DiscriminatePayload(images, unknown), 0, 300)])
+    _, labels, scores = one.discriminator.judge(to_pixels(images[:REFERENCE_TILE]), torch.full((REFERENCE_TILE,), -1))
+    np.testing.assert_array_equal(named[:REFERENCE_TILE, 1], labels.numpy())
+    assert torch.equal(labels, scores.argmax(dim=1))
+    assert set(named[:, 1]) == {0, 1, 2}
+    given_too = data.draw(st.lists(st.booleans(), min_size=300, max_size=300))
+    mixed = np.where(given_too, named[:, 1].astype(np.int64), unknown)  # to be given the head's own label is no change
+    edges = [0, *sorted(cuts), 300]
+    parts = [one.discriminate.run([Part(DiscriminatePayload(images, mixed), a, b)]) for a, b in pairwise(edges)]
+    np.testing.assert_array_equal(np.concatenate(parts), named)
+
+
+def test_lanes_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:
+    """Padding comes from the tiles that were proven, which hold the largest batch."""
+    for one in loaded.values():
+        for lane in (one.sample, one.discriminate):
+            assert lane.padded(1) == lane.tiles.sizes[0]
+            assert lane.padded(MAX_BATCH_ROWS) == MAX_BATCH_ROWS
+
+
+def test_an_engine_that_draws_other_noise_leaves_it_to_the_cpu(
+    monkeypatch: pytest.MonkeyPatch, tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded], caplog: Any
+) -> None:
+    """Its libraries' functions are tried before they are relied on, and the log says so."""
+    monkeypatch.setattr(
+        "models.inference.sampler.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
+    )
+    free = Engine("cpu", exact=False)
+    free.draws_noise = True
+    one = free.load(tiny_bundles["tiny"].folder, {})
+    assert not one.sample.draws_there
+    assert "noise is drawn on the CPU: cpu draws another" in caplog.text
+    part = sample_part(loaded["tiny"], 0, 1.0, 0, ROWS)
+    ours, exact = (lane.run([part]).astype(int) for lane in (one.sample, loaded["tiny"].sample))
+    assert np.abs(ours - exact).max() <= 1
+
+
+@pytest.mark.parametrize(("most", "largest"), [(10**6, 4096), (2048, 2048), (600, 512)])
+def test_an_engine_that_need_not_be_exact_ends_where_memory_does_too(most: int, largest: int) -> None:
+    """The largest tiles of a GPU are for one that has the memory."""
+
+    def net(rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
+        if len(rows) > most:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return rows
+
+    engine = Engine("cpu", exact=False)
+    tiles = engine._tiles(TILE_SIZES, net, torch.zeros(64, 1), None, torch.zeros(64, 1))  # noqa: SLF001 - a GPU's
+    assert tiles.sizes[0] == 1
+    assert tiles.sizes[-1] == largest
+
+
+def test_a_thread_may_run_every_size_first(loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a GPU's must, which plans convolutions for each thread; a CPU's runs a single row."""
+    one, run = loaded["cond"], Tiles.__call__
+    rows: list[int] = []
+
+    def note(tiles: Tiles, given: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        rows.append(len(given))
+        return run(tiles, given, labels)
+
+    monkeypatch.setattr(Tiles, "__call__", note)
+    one.run_first_batches()
+    assert rows == [1, 1]
+    rows.clear()
+    lane = dataclasses.replace(one.sample, device=torch.device("meta"))
+    monkeypatch.setattr("service.engine.engine._to_device", lambda array, _: torch.from_numpy(array))
+    dataclasses.replace(one, sample=lane).run_first_batches()
+    sizes = sorted({*one.sample.tiles.sizes, *one.discriminate.tiles.sizes})
+    assert rows == [size for size in sizes for _ in range(2)]
+
+
+# Loading
+
+
+def test_bundles_that_come_and_go_share_what_is_traced(tiny_bundles: dict[str, Bundle], engine: Engine) -> None:
+    """torch never frees a graph: loading again makes none, and other weights of one architecture give other images."""
+    folder = tiny_bundles["tiny"].folder
+    first = engine.load(folder, {})
+    graphs = dict(_graphs)
+    parts = [Part(SamplePayload(1, 0, None, 1.0), 0, 8)]
+    again = engine.load(folder, {})
+    assert dict(_graphs) == graphs
+    np.testing.assert_array_equal(first.sample.run(parts), again.sample.run(parts))
+    with torch.no_grad():
+        for weight in again.generator.parameters():
+            weight.mul_(-1)
+    assert not np.array_equal(first.sample.run(parts), again.sample.run(parts))
+
+
+def test_two_engines_of_one_kind_have_the_same_fingerprints(
+    loaded: dict[str, Loaded], tiny_bundles: dict[str, Bundle], engine: Engine
+) -> None:
+    """A replica on the same kind of device says that it makes the same bytes; other bundles say something else."""
+    other = Engine("cpu", exact=True)
+    for kind in ("tiny", "cond"):
+        again = other.load(tiny_bundles[kind].folder, {})
+        assert again.fingerprint == loaded[kind].fingerprint
+        assert again.version == loaded[kind].version
+    assert len({one.fingerprint for one in loaded.values()}) == len(loaded)
+    assert engine.memory() == {}
+
+
+def test_what_is_loaded_already_is_not_warmed_again(
+    loaded: dict[str, Loaded], tiny_bundles: dict[str, Bundle], engine: Engine
+) -> None:
+    """A folder that still holds the loaded version gives the very same object back."""
+    assert engine.load(tiny_bundles["tiny"].folder, loaded) is loaded["tiny"]
+    assert engine.load(tiny_bundles["tiny"].folder, {"tiny": loaded["rgb"]}) is not loaded["tiny"]
+
+
+def test_without_exactness_every_size_may_run(tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded]) -> None:
+    """GAN_EXACT off: single rows are not padded, and images differ by a grey level at most."""
+    free = Engine("cpu", exact=False).load(tiny_bundles["cond"].folder, {})
+    assert free.sample.padded(1) == free.discriminate.padded(1) == 1
+    for count in (1, 2, 3, ROWS):
+        part = sample_part(loaded["cond"], 0, 1.0, 0, count)
+        ours, exact = (one.sample.run([part]).astype(int) for one in (free, loaded["cond"]))
+        assert np.abs(ours - exact).max() <= 1
+
+
+@pytest.mark.parametrize("kind", ["cond", "paper"])
+def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
+    loaded: dict[str, Loaded], caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
+    """The log's average holds for other seeds too; rows are the same in any batch, under another fingerprint."""
+    caplog.set_level("INFO", "service.engine.engine")
+    exact = loaded[kind]
+    half = Engine("cpu", exact=True, precision="bfloat16").load(exact.folder, {})
+    said = re.search(
+        rf"{kind} in bfloat16: 64 images differ from float32's by ([\d.]+) grey levels on average", caplog.text
+    )
+    assert said
+    assert half.fingerprint != exact.fingerprint
+    whole, plain = (one.sample.run([sample_part(exact, 7, 1.0, 0, ROWS)]) for one in (half, exact))
+    assert np.abs(whole.astype(int) - plain).mean() < 2 * float(said[1]) + 0.5
+    for row in range(ROWS):
+        np.testing.assert_array_equal(half.sample.run([sample_part(exact, 7, 1.0, row, row + 1)])[0], whole[row])
+
+
+def test_float32_is_float32_on_every_device() -> None:
+    """torch's own choice for a GPU's convolutions is tf32."""
+    switches: tuple[Any, ...] = torch.backends.cudnn, torch.backends.cuda.matmul
+    before = [switch.allow_tf32 for switch in switches]
+    try:
+        for switch in switches:
+            switch.allow_tf32 = True
+        Engine("cpu", exact=True)
+        assert [switch.allow_tf32 for switch in switches] == [False, False]
+    finally:
+        for switch, had in zip(switches, before, strict=True):
+            switch.allow_tf32 = had
+
+
+def test_a_corrupt_bundle_is_refused_and_harms_nothing(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded], engine: Engine
+) -> None:
+    """One flipped bit in the weights: an error that names the file, and what is loaded works as before."""
+    folder = tmp_path / "tiny"
+    folder.mkdir()
+    for path in tiny_bundles["tiny"].folder.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    content = bytearray((folder / GENERATOR).read_bytes())
+    content[-1] ^= 1
+    (folder / GENERATOR).write_bytes(content)
+    part = sample_part(loaded["tiny"], 0, 1.0, 0, 5)
+    before = loaded["tiny"].sample.run([part])
+    with pytest.raises(BundleError, match=GENERATOR):
+        engine.load(folder, loaded)
+    np.testing.assert_array_equal(loaded["tiny"].sample.run([part]), before)
+
+
+@pytest.mark.parametrize("guilty", ["generator", "discriminator"])
+def test_a_bundle_whose_nets_give_no_numbers_is_refused(tmp_path: Path, engine: Engine, guilty: str) -> None:
+    """Finite weights so large that sums overflow verify, and are found out before a request meets them."""
+    preset = PRESETS["mlp-paper"]
+    image, latent = ImageSpec(channels=1, height=4, width=4), LatentSpec(dim=4, distribution="normal")
+    network = preset.network.model_copy(
+        update={"generator": preset.network.generator.model_copy(update={"hidden": (8, 8)})}
+    )
+    rng = torch.Generator().manual_seed(0)
+    states = [
+        {
+            name: torch.randn(tensor.shape, generator=rng) * (1e30 if which == guilty else 0.1)
+            for name, tensor in net.state_dict().items()
+        }
+        for which, net in zip(("generator", "discriminator"), build_networks(network, image, latent), strict=True)
+    ]
+    folder = written(tmp_path / "large", network, image, latent, states)
+    with pytest.raises(BundleError, match=f"its {guilty} gives NaN or Inf"):
+        engine.load(folder, {})
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "cuda:1000000"])
+def test_a_device_that_is_not_there_is_named(name: str) -> None:
+    """The error says which device was asked for."""
+    with pytest.raises(ValueError, match=f"no device {name} here"):
+        Engine(name, exact=True)
+
+
+# Errors of the device
+
+
+def raising(error: Exception) -> Callable[..., torch.Tensor]:
+    def run(*_: Any) -> torch.Tensor:
+        raise error
+
+    return run
+
+
+def absurd(*_: Any) -> torch.Tensor:
+    return torch.empty(1 << 60, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize(
+    ("run", "expected"),
+    [
+        pytest.param(absurd, OutOfMemory, id="more than this machine has"),
+        pytest.param(raising(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate")), OutOfMemory, id="cuda"),
+        pytest.param(raising(RuntimeError("CUDA error: out of memory")), OutOfMemory, id="cuda runtime"),
+        pytest.param(raising(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when")), OutOfMemory, id="cublas"),
+        pytest.param(raising(MemoryError("Unable to allocate 8.00 EiB")), OutOfMemory, id="numpy"),
+        pytest.param(
+            raising(RuntimeError("CUDA error: device-side assert triggered\nmore")), DeviceFailed, id="assert"
+        ),
+        pytest.param(raising(RuntimeError("CUDA driver error: unknown error")), DeviceFailed, id="driver"),
+        pytest.param(
+            raising(RuntimeError("CUDA error: operation not permitted when stream is capturing")),
+            RuntimeError,
+            id="while another thread records",
+        ),
+        pytest.param(raising(RuntimeError("mat1 and mat2 shapes cannot be multiplied")), RuntimeError, id="shapes"),
+        pytest.param(raising(IndexError("out of range")), IndexError, id="any other"),
+    ],
+)
+def test_a_lane_says_what_kind_of_failure_it_was(run: Callable[..., Any], expected: type[Exception]) -> None:
+    """Short of memory, a lost device, or the rows' own fault: the batcher treats each in its own way."""
+    lane = SampleLane("toy", LatentSpec(dim=4, distribution="normal"), Tiles(run, [4]), CPU)
+    with pytest.raises(expected) as failure:
+        lane.run([Part(SamplePayload(0, 0, None, 1.0), 0, 1)])
+    assert failure.type is expected

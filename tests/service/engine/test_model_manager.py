@@ -1,0 +1,813 @@
+"""The core as a whole, on real bundles and a real thread: start, work, health, drain, and bundles that change."""
+
+import asyncio
+import gc
+import json
+import shutil
+import sys
+import threading
+import weakref
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from prometheus_client import CollectorRegistry
+
+from models.bundle import (
+    DISCRIMINATOR,
+    GENERATOR,
+    MANIFEST,
+    SAMPLES,
+    Bundle,
+    BundleError,
+    record_evaluation,
+    write_bundle,
+)
+from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
+from service.engine.engine import Engine, Loaded
+from service.engine.model_manager import DEAD_AFTER_S, NOT_READY_AFTER_S, Serving
+from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
+from service.metrics import Metrics
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+Make = Callable[..., Settings]
+Refusals = Callable[[], list[str]]
+
+
+class Clock:
+    """Seconds that pass when a test says so."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        """What time it is."""
+        return self.now
+
+
+@asynccontextmanager
+async def started(settings: Settings, clock: Callable[[], float] | None = None) -> AsyncIterator[Serving]:
+    """The core, from start to stop."""
+    metrics = Metrics(CollectorRegistry())
+    serving = Serving(settings, metrics) if clock is None else Serving(settings, metrics, clock)
+    try:
+        await serving.start()
+        yield serving
+    finally:
+        if not serving.is_draining:
+            await serving.stop()
+
+
+@asynccontextmanager
+async def held(serving: Serving) -> AsyncIterator[threading.Event]:
+    """Within the block the engine's thread is busy until the gate is opened, at the latest by the block's end."""
+    gate, arrived, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
+
+    def wait() -> None:
+        loop.call_soon_threadsafe(arrived.set)
+        gate.wait(60)
+
+    [thread] = serving.engine.threads
+    call = thread.run(wait)
+    await arrived.wait()
+    try:
+        yield gate
+    finally:
+        gate.set()
+        await call
+
+
+async def sample(serving: Serving, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
+    """Images of a seed, the simplest way."""
+    found = bundle if isinstance(bundle, Bundle) else serving.find(bundle)
+    options = {"seed": 7, "first_index": 0, "labels": None, "truncation": 1.0, "deadline_s": 60.0} | more
+    images, _, _ = await serving.sample(found, count=count, **options)
+    return images
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Let the loop turn until something is so."""
+    while not condition():  # noqa: ASYNC110 - these are numbers and flags, as probes read them: nothing rings a bell
+        await asyncio.sleep(0.001)
+
+
+def value(serving: Serving, series: str, **labels: str) -> float | None:
+    return serving.metrics.registry.get_sample_value(series, labels)
+
+
+def place(bundle: Bundle, folder: Path) -> Path:
+    """A copy of a bundle, named like the folder; the name is no part of its version."""
+    shutil.copytree(bundle.folder, folder)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    (folder / MANIFEST).write_text(json.dumps(manifest | {"name": folder.name}))
+    return folder
+
+
+def place_version(bundle: Bundle, folder: Path, factor: float) -> Bundle:
+    """Another version of a bundle, in its place: the same nets with weights that are larger by a factor."""
+    facts = bundle.manifest.model_dump(exclude={"format", "files", "name"}) | {"name": folder.name}
+    states = [
+        {name: tensor * factor for name, tensor in net.state_dict().items()}
+        for net in (bundle.generator, bundle.discriminator)
+    ]
+    return write_bundle(folder, facts, states[0], states[1], np.zeros((4, 4, 1), np.uint8))
+
+
+def damage(folder: Path) -> None:
+    """One bit of the weights falls over."""
+    content = bytearray((folder / GENERATOR).read_bytes())
+    content[-1] ^= 1
+    (folder / GENERATOR).write_bytes(content)
+
+
+@pytest.fixture
+def refusals(caplog: pytest.LogCaptureFixture) -> Refusals:
+    """What the log says of the refused bundles, since this was last called."""
+
+    def take() -> list[str]:
+        lines = [record.getMessage() for record in caplog.records]
+        caplog.clear()
+        return [line.removeprefix("bundle refused: ") for line in lines if line.startswith("bundle refused: ")]
+
+    return take
+
+
+# Start
+
+
+@pytest.mark.parametrize("trouble", ["no folder", "no bundles", "corrupt", "corrupt default", "default"])
+async def test_a_start_that_fails_says_why_in_one_line(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, trouble: str
+) -> None:
+    """Whatever is wrong with the folder of bundles, the error names the place, and the service stays not ready."""
+    root = tmp_path / "bundles"
+    words = str(root)
+    if trouble != "no folder":
+        root.mkdir()
+        (root / "notes.txt").write_text("not a bundle")
+        (root / ".half-written").mkdir()
+        (root / ".half-written" / MANIFEST).write_text("{")
+    if trouble in {"corrupt", "corrupt default", "default"}:
+        place(tiny_bundles["tiny"], root / "tiny")
+    if trouble == "corrupt default":
+        damage(place(tiny_bundles["rgb"], root / "rgb"))
+        place(tiny_bundles["cond"], root / "cond")
+    if trouble in {"corrupt", "corrupt default"}:
+        damage(root / "tiny")
+        words = str(root / "tiny" / GENERATOR)
+    default = "other" if trouble == "default" else "tiny"
+    serving = Serving(tiny_settings(bundles=root, default_bundle=default), Metrics(CollectorRegistry()))
+    with pytest.raises(BundleError) as error:
+        await serving.start()
+    assert words in str(error.value)
+    assert len(str(error.value).splitlines()) == 1
+    assert serving.loaded() == []
+    assert serving.health.ready() == serving.health.started() == "the bundles are being loaded"
+    await serving.stop()
+
+
+@pytest.mark.parametrize("default", [None, "mnist", "mnist@{version}"])
+async def test_a_start_without_its_usual_default_says_why(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, default: str | None
+) -> None:
+    """Requests that name no bundle would get images of another one: where mnist is damaged, it is missed."""
+    place(tiny_bundles["rgb"], tmp_path / "apple")
+    damage(place(tiny_bundles["tiny"], tmp_path / "mnist"))
+    chosen = default and default.format(version=tiny_bundles["tiny"].version)
+    with pytest.raises(BundleError, match=str(tmp_path / "mnist" / GENERATOR)):
+        async with started(tiny_settings(bundles=tmp_path, default_bundle=chosen)):
+            pass
+
+
+async def test_a_bad_bundle_is_refused_and_the_others_are_served(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, refusals: Refusals
+) -> None:
+    """A damaged one, a second one of a name, and one that vanishes while it is read: a line in the log for each."""
+    for name in ("tiny", "rgb", "broken"):
+        place(tiny_bundles["tiny" if name == "tiny" else "rgb"], tmp_path / name)
+    damage(tmp_path / "broken")
+    shutil.copytree(tmp_path / "rgb", tmp_path / "twin")
+    place(tiny_bundles["cond"], tmp_path / "gone")
+    reasons = [
+        f"{tmp_path}/broken/{GENERATOR}: sha256 ",
+        f"{tmp_path}/gone/{GENERATOR}: No such file or directory",
+        f"{tmp_path}/twin: it is named rgb, as is what rgb/ holds",
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Engine, "load", vanishing(tmp_path / "gone"))
+        async with started(tiny_settings(bundles=tmp_path)) as serving:
+            assert [bundle.name for bundle in serving.loaded()] == ["rgb", "tiny"]
+            for line, reason in zip(refusals(), reasons, strict=True):
+                assert line.startswith(reason)
+            waiting = {entry.name: entry.reason for entry in await serving.repository() if entry.state != "READY"}
+            assert sorted(waiting) == ["broken", "gone", "twin"]
+            for name, reason in zip(sorted(waiting), reasons, strict=True):
+                assert waiting[name].startswith(reason.removeprefix(f"{tmp_path}/"))
+            await sample(serving, "rgb")
+
+
+def vanishing(folder: Path) -> Callable[..., Loaded]:
+    """An engine's `load` that comes too late for this folder: all but its manifest has gone."""
+    load = Engine.load
+
+    def late(engine: Engine, found: Path, known: Mapping[str, Loaded]) -> Loaded:
+        if found == folder:
+            for name in (GENERATOR, DISCRIMINATOR, SAMPLES):
+                (found / name).unlink()
+        return load(engine, found, known)
+
+    return late
+
+
+async def test_bundles_are_loaded_side_by_side(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On two processors two bundles are loaded at once, each while the other is."""
+    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 2)
+    for name in ("one", "two", "three", "four"):
+        place(tiny_bundles["tiny"], tmp_path / name)
+    load, pair = Engine.load, threading.Barrier(2)
+
+    def load_beside_another(*arguments: Any) -> Loaded:
+        pair.wait(60)
+        return load(*arguments)
+
+    monkeypatch.setattr(Engine, "load", load_beside_another)
+    async with started(tiny_settings(bundles=tmp_path, default_bundle="one")) as serving:
+        assert sorted(bundle.name for bundle in serving.loaded()) == ["four", "one", "three", "two"]
+        assert len({(await sample(serving, name)).tobytes() for name in ("one", "two", "three", "four")}) == 1
+
+
+async def test_of_two_bad_bundles_the_first_by_name_is_told(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever is found out first: the same start fails with the same words."""
+    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 2)
+    for name in ("a", "b"):
+        damage(place(tiny_bundles["tiny"], tmp_path / name))
+    load, over = Engine.load, threading.Event()
+
+    def load_the_second_first(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+        if folder.name == "a":
+            over.wait(60)
+        try:
+            return load(engine, folder, known)
+        finally:
+            over.set()
+
+    monkeypatch.setattr(Engine, "load", load_the_second_first)
+    serving = Serving(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
+    with pytest.raises(BundleError, match=str(tmp_path / "a")):
+        await serving.start()
+    await serving.stop()
+
+
+@pytest.mark.parametrize(
+    ("names", "setting", "default"),
+    [
+        pytest.param(["tiny"], None, "tiny", id="the only one"),
+        pytest.param(["zebra", "mnist", "apple"], None, "mnist", id="mnist where it is"),
+        pytest.param(["zebra", "apple"], None, "apple", id="else the first by name"),
+        pytest.param(["mnist", "zebra"], "zebra", "zebra", id="what the setting says"),
+        pytest.param(["mnist", "zebra"], "zebra@{version}", "zebra", id="by version"),
+        pytest.param(["mnist", "zebra"], "zebra@0123456789ab", None, id="another version"),
+        pytest.param(["mnist", "zebra"], "lion", None, id="none of this name"),
+    ],
+)
+async def test_requests_that_name_no_bundle_get_the_default(
+    tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, names: list[str], setting: str, default: str
+) -> None:
+    """The setting's bundle, else mnist, else the only one, else the first; a setting that can't be met is an error."""
+    for name in names:
+        place(tiny_bundles["tiny"], tmp_path / name)
+    chosen = setting and setting.format(version=tiny_bundles["tiny"].version)
+    settings = tiny_settings(bundles=tmp_path, default_bundle=chosen)
+    if default is None:
+        with pytest.raises(BundleError, match=f"default bundle {chosen} must be there"):
+            async with started(settings):
+                pass
+        return
+    async with started(settings) as serving:
+        assert serving.find(None).name == default
+        assert sorted(bundle.name for bundle in serving.loaded()) == sorted(names)
+
+
+async def test_bundles_are_found_by_name_and_version(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
+    """A name, or name@version; another name or version is an error that lists what there is."""
+    version = tiny_bundles["rgb"].version
+    async with started(tiny_settings()) as serving:
+        assert serving.find("rgb").version == serving.find(f"rgb@{version}").version == version
+        for wrong in ("lion", "rgb@0123456789ab", f"rgb@{version}0", f"tiny@{version}"):
+            with pytest.raises(UnknownBundle, match=f"rgb@{version}"):
+                serving.find(wrong)
+        fingerprints = {serving.fingerprint(bundle) for bundle in serving.loaded()}
+        assert len(fingerprints) == 3
+        for name, bundle in tiny_bundles.items():
+            assert value(serving, "gan_bundle_info", bundle=name, version=bundle.version, device="cpu") == 1
+            assert (value(serving, "gan_warmup_seconds", bundle=name) or 0) > 0
+
+
+# Work
+
+
+async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
+    """What callers get, many at a time, is what the nets give for their latents and images alone."""
+    async with started(tiny_settings()) as serving:
+        for name, plain in tiny_bundles.items():
+            bundle = plain.packed()
+            classes = None if bundle.manifest.labels is None else [2, 0, 1, 1, 0]
+            labels = None if classes is None else torch.tensor(classes)
+            options = {"labels": classes, "truncation": 0.5, "first_index": 3}
+            images, again, pair = await asyncio.gather(
+                sample(serving, name, 5, **options),
+                sample(serving, name, 5, **options),
+                sample(serving, name, 2, **options | {"labels": classes and classes[1:3], "first_index": 4}),
+            )
+            z = torch.from_numpy(draw_latents(bundle.manifest.latent, 7, 3, 5) * np.float32(0.5))
+            expected = to_uint8(Tiles(bundle.generator, [REFERENCE_TILE])(z, labels))
+            np.testing.assert_array_equal(images, expected)
+            np.testing.assert_array_equal(again, expected)
+            np.testing.assert_array_equal(pair, expected[1:3])
+            found = serving.find(name)
+            logits, judged_as, timing = await serving.discriminate(found, images, labels=classes, deadline_s=60)
+            assert judged_as == classes
+            judged = Tiles(bundle.discriminator, [REFERENCE_TILE])(to_pixels(images), labels)
+            np.testing.assert_array_equal(logits, judged.numpy())
+            assert timing.queue_s >= 0
+            assert timing.compute_s > 0
+
+
+async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
+    """From the seed, at the training data's frequencies, the same for an index in any request; and they are told."""
+    frequencies = tiny_bundles["cond"].manifest.latent.label_frequencies
+    assert frequencies is not None
+    async with started(tiny_settings()) as serving:
+        cond = serving.find("cond")
+        fixed: dict[str, Any] = {"seed": 11, "truncation": 1.0, "deadline_s": 60}
+        images, labels, _ = await serving.sample(cond, first_index=0, labels=None, count=4000, **fixed)
+        assert labels is not None
+        assert labels == draw_labels(frequencies, 11, 0, 4000).tolist()
+        assert np.bincount(labels) / 4000 == pytest.approx(frequencies, abs=0.03)
+        part, few, _ = await serving.sample(cond, first_index=1000, labels=None, count=3, **fixed)
+        assert few == labels[1000:1003]
+        np.testing.assert_array_equal(part, images[1000:1003])
+        named, given, _ = await serving.sample(cond, first_index=1000, labels=few, count=3, **fixed)
+        assert given == few
+        np.testing.assert_array_equal(named, part)
+        _, none, _ = await serving.sample(serving.find("tiny"), first_index=0, labels=None, count=3, **fixed)
+        assert none is None
+
+
+async def test_a_full_queue_and_a_passed_deadline_come_through(tiny_settings: Make) -> None:
+    """While the engine is held: who finds no room is refused at once, and who waited too long hears of it."""
+    async with started(tiny_settings(max_queued_images=20, max_count=20)) as serving, held(serving):
+        first = asyncio.create_task(sample(serving, count=1))
+        await until(lambda: serving.batcher.busy_s() > 0)
+        waiting = asyncio.create_task(sample(serving, count=20, deadline_s=0.05))
+        await until(lambda: serving.batcher.queued_rows == 20)
+        with pytest.raises(QueueFull):
+            serving.admit()
+        with pytest.raises(QueueFull):
+            await sample(serving)
+        with pytest.raises(DeadlinePassed):
+            await waiting
+        serving.admit()
+        first.cancel()
+
+
+# Health
+
+
+async def test_health_tells_of_the_start(tiny_settings: Make) -> None:
+    """Alive from the first moment, ready when every bundle is warm; until then, requests are told to come back."""
+    serving = Serving(tiny_settings(), Metrics(CollectorRegistry()))
+    health = serving.health
+    assert health.live() is None
+    assert health.ready() == health.started() == "the bundles are being loaded"
+    assert value(serving, "gan_ready") == 0
+    for ask in (serving.admit, lambda: serving.find(None)):
+        with pytest.raises(NotReady, match="being loaded"):
+            ask()
+    await serving.start()
+    assert (health.live(), health.ready(), health.started(), value(serving, "gan_ready")) == (None, None, None, 1)
+    serving.admit()
+    await serving.stop()
+
+
+async def test_a_stuck_engine_is_not_ready_then_dead_then_well_again(tiny_settings: Make) -> None:
+    """One batch takes too long: traffic is sent elsewhere, then the process is to be replaced; unless it recovers."""
+    clock = Clock()
+    async with started(tiny_settings(), clock) as serving:
+        health = serving.health
+        async with held(serving) as gate:
+            clock.now += 1000  # idle for long is not stuck
+            waiting = asyncio.create_task(sample(serving))
+            labels = {"bundle": "tiny", "operation": "sample", "closed_by": "idle"}
+            await until(lambda: value(serving, "gan_batches_total", **labels) == 1)
+            clock.now += NOT_READY_AFTER_S
+            assert (health.live(), health.ready()) == (None, None)
+            clock.now += 0.1
+            assert health.ready() == f"the engine has been in one batch for over {NOT_READY_AFTER_S:g} s"
+            assert (health.live(), health.started(), value(serving, "gan_ready")) == (None, None, 0)
+            with pytest.raises(NotReady, match="in one batch"):
+                serving.admit()
+            clock.now += DEAD_AFTER_S - NOT_READY_AFTER_S
+            assert health.live() == f"the engine has been in one batch for over {DEAD_AFTER_S:g} s"
+            assert health.ready() is not None
+            gate.set()
+            await waiting
+            assert (health.live(), health.ready(), value(serving, "gan_ready")) == (None, None, 1)
+            serving.admit()
+
+
+async def test_a_new_bundle_that_hangs_in_its_first_batch_is_seen(
+    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is none of the batcher's batches, but it holds the engine's thread all the same."""
+    monkeypatch.setattr("service.engine.model_manager.NOT_READY_AFTER_S", 0.05)
+    async with started(tiny_settings()) as serving, held(serving) as gate:
+        await until(lambda: serving.health.ready() is not None)
+        assert serving.health.live() is None
+        gate.set()
+        await until(lambda: serving.health.ready() is None)
+
+
+async def test_a_device_that_is_lost_while_a_bundle_is_loaded_is_lost_for_all(
+    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The bundle is not to blame: nothing is refused, nothing is computed any more, and health says so."""
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("CUDA error: the device fell off the bus")
+
+    async with started(tiny_settings()) as serving:
+        monkeypatch.setattr("service.engine.engine.read_bundle", fail)
+        with pytest.raises(NotReady, match="device failed"):
+            await serving.reload()
+        assert serving.health.live() == "the device failed"
+        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="refused") is None
+
+
+async def test_busy_is_neither_stuck_nor_dead(tiny_settings: Make) -> None:
+    """A queue that takes many minutes, of batches that each take seconds, is healthy from beginning to end."""
+    clock = Clock()
+    async with started(tiny_settings(), clock) as serving:
+        bundle = serving.find("tiny")
+        tiles, fast = bundle.sample.tiles, bundle.sample.tiles.run
+        seen: list[str | None] = []
+
+        def slow(rows: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
+            clock.now += NOT_READY_AFTER_S - 0.5
+            seen.extend([serving.health.ready(), serving.health.live()])
+            return fast(rows, labels)
+
+        tiles.run = slow
+        tiles.sizes = (512,)
+        await asyncio.gather(*(sample(serving, "tiny", 4096, deadline_s=10_000) for _ in range(3)))
+        assert len(seen) == 2 * 3 * 4096 / 512
+        assert set(seen) == {None}
+        assert clock.now > 5 * DEAD_AFTER_S
+
+
+async def test_an_engine_thread_that_has_ended_fails_everyone_at_once(tiny_settings: Make) -> None:
+    """Its callers don't wait for their deadlines, newcomers are refused, and health says that it won't come back."""
+    async with started(tiny_settings()) as serving:
+        async with held(serving):
+            tasks = [asyncio.create_task(sample(serving, name, 600)) for name in ("tiny", "rgb")]
+            serving.engine.threads[0].stop()
+            await until(lambda: serving.batcher.queued_rows == 1200 - 512)
+        for task in tasks:
+            with pytest.raises(NotReady):
+                await task
+        await until(lambda: not serving.engine.threads[0].is_alive)
+        assert serving.health.live() == serving.health.ready() == "a thread of the engine has ended"
+        assert serving.batcher.failure == "the device failed"
+        assert value(serving, "gan_ready") == 0
+        with pytest.raises(NotReady):
+            serving.admit()
+
+
+async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> None:
+    """After a device error nothing is ready or alive, however well the thread may be."""
+    async with started(tiny_settings()) as serving:
+
+        def lose(*_: Any) -> torch.Tensor:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+        serving.find("tiny").sample.tiles.run = lose
+        with pytest.raises(NotReady, match="the device failed"):
+            await sample(serving, "tiny")
+        assert serving.engine.threads[0].is_alive
+        assert serving.health.live() == serving.health.ready() == "the device failed"
+        assert serving.health.started() is None
+        with pytest.raises(NotReady, match="the device failed"):
+            await sample(serving, "rgb")
+
+
+# Drain
+
+
+async def test_a_stop_says_so_first_and_finishes_what_was_accepted(tiny_settings: Make) -> None:
+    """Not ready at once, open for the drain delay, then closed to newcomers; whoever was let in gets an answer."""
+    async with started(tiny_settings()) as serving, held(serving) as gate:
+        early = asyncio.create_task(sample(serving, count=5))
+        stop = asyncio.create_task(serving.stop(delay_s=0.2))
+        await until(lambda: serving.is_draining)
+        assert serving.health.ready() == "draining"
+        assert value(serving, "gan_ready") == 0
+        assert serving.health.live() is None
+        serving.admit()
+        late = asyncio.create_task(sample(serving, count=3))
+        await until(lambda: serving.batcher.is_draining)
+        for refused in (serving.admit, serving.batcher.admit):
+            with pytest.raises(Draining):
+                refused()
+        with pytest.raises(Draining):
+            await sample(serving)
+        gate.set()
+        assert (len(await early), len(await late)) == (5, 3)
+        await stop
+        await until(lambda: not serving.engine.threads[0].is_alive)
+
+
+async def test_a_stop_does_not_wait_for_a_stuck_engine(tiny_settings: Make) -> None:
+    """When the drain time-out is over, those who still wait are told, and the stop is over too."""
+    async with started(tiny_settings(drain_timeout_s=0.05)) as serving, held(serving):
+        waiting = asyncio.create_task(sample(serving, count=5))
+        await until(lambda: serving.batcher.queued_rows == 0 and serving.batcher.busy_s() > 0)
+        await serving.stop()
+        with pytest.raises(Draining):
+            await waiting
+
+
+async def test_a_stop_before_the_start_is_over(tiny_settings: Make) -> None:
+    """A signal comes while bundles are loaded: the stop waits for nothing."""
+    serving = Serving(tiny_settings(), Metrics(CollectorRegistry()))
+    starting = asyncio.create_task(serving.start())
+    await asyncio.sleep(0)
+    starting.cancel()
+    await serving.stop()
+    with pytest.raises(Draining):
+        serving.admit()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+
+
+# Bundles that change
+
+
+@pytest.fixture
+def root(tmp_path: Path, tiny_bundles: dict[str, Bundle]) -> Path:
+    """A folder of two bundles, for a test to change."""
+    place(tiny_bundles["tiny"], tmp_path / "tiny")
+    place(tiny_bundles["rgb"], tmp_path / "rgb")
+    return tmp_path
+
+
+async def test_a_reload_takes_up_what_is_new_and_keeps_what_is_not(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
+) -> None:
+    """A new version, a new bundle, one that vanished and one that stayed: each is seen for what it is, and counted."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        place(tiny_bundles["cond"], root / "cond")
+        await serving.reload()
+        assert refusals() == []
+        old = {bundle.name: bundle for bundle in serving.loaded()}
+        before = await sample(serving, "tiny")
+        new = place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
+        shutil.rmtree(root / "rgb")
+        await serving.reload()
+        assert refusals() == []
+        assert {bundle.name for bundle in serving.loaded()} == {"tiny", "cond"}
+        assert serving.find("cond") is old["cond"]
+        assert serving.find("tiny").version == new.version != old["tiny"].version
+        assert not np.array_equal(await sample(serving, "tiny"), before)
+        with pytest.raises(UnknownBundle):
+            serving.find("rgb")
+        swaps = {
+            (name, result): value(serving, "gan_bundle_swaps_total", bundle=name, result=result)
+            for name in ("tiny", "rgb", "cond")
+            for result in ("loaded", "unloaded", "refused")
+        }
+        assert {key for key, count in swaps.items() if count} == {
+            ("cond", "loaded"),
+            ("tiny", "loaded"),
+            ("rgb", "unloaded"),
+        }
+        infos = {
+            (s.labels["bundle"], s.labels["version"])
+            for s in next(m for m in serving.metrics.registry.collect() if m.name == "gan_bundle_info").samples
+        }
+        assert infos == {("tiny", new.version), ("cond", old["cond"].version)}
+        assert value(serving, "gan_warmup_seconds", bundle="rgb") is None
+
+
+async def test_a_request_goes_on_with_the_version_that_it_found(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """Found before the swap and asked after it, or waiting in the queue meanwhile: old bytes, and no error."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        old, expected = serving.find("tiny"), await sample(serving, "tiny", 3)
+        waiting = asyncio.create_task(sample(serving, old, 3))
+        place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
+        await serving.reload()
+        new = serving.find("tiny")
+        np.testing.assert_array_equal(await waiting, expected)
+        np.testing.assert_array_equal(await sample(serving, old, 3), expected)
+        assert not np.array_equal(await sample(serving, new, 3), expected)
+        assert serving.fingerprint(old) != serving.fingerprint(new)
+        await serving.discriminate(old, expected, labels=None, deadline_s=60)
+
+
+async def test_a_replaced_bundle_leaves_memory(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """Once the last request that found it is over, nothing refers to the old version."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        await sample(serving, "tiny")
+        old = weakref.ref(serving.find("tiny"))
+        place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
+        await serving.reload()
+        gc.collect()
+        assert old() is None
+
+
+async def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
+) -> None:
+    """The reason comes back in one line, the others are reloaded all the same, and mended it is taken up."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        expected = await sample(serving, "tiny", 3)
+        version = serving.find("tiny").version
+        new = place_version(tiny_bundles["rgb"], root / "rgb", 0.5)
+        damage(root / "tiny")
+        await serving.reload()
+        [reason] = refusals()
+        assert str(root / "tiny" / GENERATOR) in reason
+        assert len(reason.splitlines()) == 1
+        assert (serving.find("tiny").version, serving.find("rgb").version) == (version, new.version)
+        np.testing.assert_array_equal(await sample(serving, "tiny", 3), expected)
+        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="refused") == 1
+        damage(root / "tiny")  # the same bit again
+        await serving.reload()
+        assert refusals() == []
+
+
+async def test_a_bundle_that_fails_its_first_batch_is_refused(
+    root: Path,
+    tiny_settings: Make,
+    tiny_bundles: dict[str, Bundle],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    refusals: Refusals,
+) -> None:
+    """What verifies and still can't run on the engine's thread never meets a request."""
+
+    def fail(_: Any) -> None:
+        raise RuntimeError("no kernel image is available")
+
+    async with started(tiny_settings(bundles=root)) as serving:
+        version = serving.find("tiny").version
+        place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
+        monkeypatch.setattr("service.engine.engine.Loaded.run_first_batches", fail)
+        await serving.reload()
+        assert "no kernel image" in caplog.text
+        assert refusals()[-1] == f"{root / 'tiny'}: it can't be run: RuntimeError"
+        assert "no kernel image" not in str(await serving.repository())  # clients hear nothing of the inside
+        assert serving.find("tiny").version == version
+        await sample(serving, "tiny")
+
+
+@pytest.mark.parametrize("how", ["reload", "load"])
+async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_again(
+    root: Path, tiny_settings: Make, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Scores are recorded later, and the version stays: a request that waits meanwhile notices nothing."""
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    async with started(tiny_settings(bundles=root)) as serving:
+        old, other, expected = serving.find("tiny"), serving.find("rgb"), await sample(serving, "tiny", 3)
+        async with held(serving) as gate:
+            waiting = asyncio.create_task(sample(serving, old, 3))
+            record_evaluation(old, {"fld": 3})
+            monkeypatch.setattr("models.bundle.build_networks", fail)
+            monkeypatch.setattr(
+                "service.engine.engine.Loaded.run_first_batches", fail
+            )  # for which the thread is not free
+            await (serving.reload() if how == "reload" else serving.load("tiny"))
+            new = serving.find("tiny")
+            assert new.manifest.evaluation == {"fld": 3}
+            assert old.manifest.evaluation == {}
+            assert (new.version, new.generator, new.sample) == (old.version, old.generator, old.sample)
+            assert serving.find("rgb") is other
+            gate.set()
+        np.testing.assert_array_equal(await waiting, expected)
+        np.testing.assert_array_equal(await sample(serving, new, 3), expected)
+        record_evaluation(new, {"fld": 2})  # the next time too
+        await serving.reload()
+        assert serving.find("tiny").manifest.evaluation == {"fld": 2}
+
+
+@pytest.mark.parametrize("loss", ["all", "default", "folder", "pinned"])
+async def test_a_reload_that_would_leave_nothing_to_serve_changes_nothing(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], loss: str
+) -> None:
+    """No bundles, or not the default one in the version that the setting pins: an error, and the old ones go on."""
+    default = f"tiny@{tiny_bundles['tiny'].version}" if loss == "pinned" else "tiny"
+    async with started(tiny_settings(bundles=root, default_bundle=default)) as serving:
+        before = serving.loaded()
+        if loss == "pinned":
+            place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
+        else:
+            shutil.rmtree({"all": root / "tiny", "default": root / "tiny", "folder": root}[loss])
+        if loss == "all":
+            shutil.rmtree(root / "rgb")
+        with pytest.raises(BundleError):
+            await serving.reload()
+        assert serving.loaded() == before
+        await sample(serving)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
+async def test_a_bundle_whose_folder_can_no_longer_be_looked_into_goes_on(
+    root: Path, tiny_settings: Make, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Who can't see what is in it can't say that the bundle has gone."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        rgb = serving.find("rgb")
+        shutil.rmtree(root / "rgb")
+        (root / "rgb").symlink_to("rgb")
+        await serving.reload()
+        assert serving.find("rgb") is rgb
+        assert f"no bundle: {root / 'rgb'}: Too many levels of symbolic links" in caplog.text
+        (root / "rgb").unlink()
+        await serving.reload()
+        with pytest.raises(UnknownBundle):
+            serving.find("rgb")
+
+
+async def test_a_second_bundle_of_one_name_is_refused_by_a_reload(
+    root: Path, tiny_settings: Make, refusals: Refusals
+) -> None:
+    """Two folders claim a name: the first keeps it, the second is told."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        tiny = serving.find("tiny")
+        shutil.copytree(root / "tiny", root / "twin")
+        await serving.reload()
+        [reason] = refusals()
+        assert reason == f"{root / 'twin'}: it is named tiny, as is what tiny/ holds"
+        assert serving.find("tiny") is tiny
+
+
+async def test_reloads_come_one_after_another(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
+) -> None:
+    """Two signals at once: the second finds what the first has loaded, and has nothing to do."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
+        await asyncio.gather(serving.reload(), serving.reload())
+        assert refusals() == []
+        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="loaded") == 1
+
+
+async def test_swaps_under_load_lose_nothing(
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
+) -> None:
+    """Clients ask without pause while versions come and go: every answer is one version's, whole, and none fails."""
+    async with started(tiny_settings(bundles=root)) as serving:
+        versions = {
+            place_version(tiny_bundles["tiny"], root / "tiny", factor).version: factor for factor in (1.0, 0.5, 0.25)
+        }
+        known: dict[str, bytes] = {}
+        answers, is_over = 0, False
+
+        async def client() -> None:
+            nonlocal answers
+            while not is_over:
+                bundle = serving.find("tiny")
+                images = await sample(serving, bundle, 40)
+                assert known.setdefault(bundle.version, images.tobytes()) == images.tobytes()
+                answers += 1
+
+        clients = [asyncio.create_task(client()) for _ in range(4)]
+        for factor in (0.25, 0.5, 1.0, 0.5, 0.25, 1.0):
+            place_version(tiny_bundles["tiny"], root / "tiny", factor)
+            await serving.reload()
+            assert refusals() == []
+            enough = answers + 8
+
+            def has_seen_enough(enough: int = enough) -> bool:
+                return answers >= enough
+
+            await until(has_seen_enough)
+        is_over = True
+        await asyncio.gather(*clients)
+        assert set(known) == set(versions)
+        assert len(set(known.values())) == 3

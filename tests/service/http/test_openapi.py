@@ -1,0 +1,225 @@
+"""The OpenAPI document tells the truth: what it allows is taken, what it excludes is refused, and who needs which key.
+
+That no reply of a test has a status or a media type that is not in it is seen to by `start_app` in conftest.py.
+"""
+
+import io
+import json
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+
+from service.app import SCOPES, create_app
+from service.http.auth import KeyScope
+from service.http.schemas import PIXEL
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+# Those of JSON Schema 2020-12 that are in use here; a word that is none, such as `ge`, says nothing to anybody.
+KEYWORDS = {
+    *("$ref", "type", "const", "enum", "anyOf", "properties", "required", "additionalProperties", "minProperties"),
+    *("items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "propertyNames"),
+    *("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "oneOf", "discriminator"),
+    *("title", "description", "default", "examples"),
+}
+TYPES = {"5": "string", 1.5: "number", True: "boolean"}
+
+
+@pytest.fixture
+def document(app: FastAPI) -> dict[str, Any]:
+    """That of the application."""
+    return app.openapi()
+
+
+@pytest.fixture(scope="module")
+async def keyed(
+    tiny_settings: Callable[..., Settings], start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
+) -> AsyncIterator[tuple[httpx.AsyncClient, dict[str, Any]]]:
+    """A client of an application that has keys, and its document."""
+    app = create_app(tiny_settings(api_keys="alpha", admin_keys="root", max_count=5))
+    async with start(app) as client:
+        yield client, app.openapi()
+
+
+def schemas(node: Any) -> Iterator[dict[str, Any]]:
+    """Every schema within a part of the document."""
+    if not isinstance(node, dict):
+        return
+    for name, value in node.items():
+        if name in {"schema", "items", "additionalProperties", "propertyNames"} and isinstance(value, dict):
+            yield value
+        if name in {"properties", "schemas"}:
+            yield from value.values()
+        for part in value if isinstance(value, list) else [value]:
+            if name in {"anyOf", "oneOf", "prefixItems"}:
+                yield part
+            yield from schemas(part)
+
+
+async def test_schemas_say_what_they_say_in_words_that_exist(document: dict[str, Any]) -> None:
+    """A generator of clients or tests passes over what it does not know, and takes what it should not."""
+    found = list(schemas(document))
+    assert len(found) > 100
+    assert {word for schema in found for word in schema} <= KEYWORDS
+
+
+def options(schema: dict[str, Any]) -> list[dict[str, Any]]:
+    return list(schema.get("anyOf", [schema]))
+
+
+def allowed(schema: dict[str, Any]) -> Iterator[Any]:
+    """Values at the edges of what a schema allows."""
+    for option in options(schema):
+        step = 1 if option.get("type") == "integer" else 2**-50
+        yield from option.get("enum", ())
+        for bound, value in option.items():
+            match bound:
+                case "minimum" | "maximum":
+                    yield value
+                case "exclusiveMinimum":
+                    yield value + step
+                case "exclusiveMaximum":
+                    yield value - step
+        if option.get("type") in {"null", "boolean"}:
+            yield from (None,) if option["type"] == "null" else (True, False)
+
+
+def excluded(schema: dict[str, Any]) -> Iterator[Any]:
+    """Values beyond those edges, and of other types. A number in quotes is no number."""
+    for option in options(schema):
+        step = 1 if option.get("type") == "integer" else 2**-50
+        for bound, value in option.items():
+            match bound:
+                case "minimum":
+                    yield value - step
+                case "maximum":
+                    yield value + step
+                case "exclusiveMinimum" | "exclusiveMaximum":
+                    yield value
+        if "enum" in option:
+            yield "nothing of the kind"
+    types = {option.get("type") for option in options(schema)}
+    yield from (value for value, name in TYPES.items() if name not in types)
+    yield from ({}, [])
+    if "null" not in types:
+        yield None
+
+
+async def test_a_json_body_may_hold_what_the_document_says_and_nothing_else(
+    client: httpx.AsyncClient, document: dict[str, Any]
+) -> None:
+    """The edges of every field's values, and null where a field may be left out."""
+    given: dict[str, dict[str, Any]] = {
+        "/sample": {"bundle": "cond"},
+        "/discriminate": {"bundle": "cond", "images": [PIXEL]},
+        "/v2/repository/index": {},
+    }
+    tried = 0
+    for path, rest in given.items():
+        content = document["paths"][path]["post"]["requestBody"]["content"]["application/json"]
+        schema = document["components"]["schemas"][content["schema"]["$ref"].rpartition("/")[2]]
+        for field, about in schema["properties"].items():
+            for values, status in (allowed(about), 200), (excluded(about), 422):
+                for value in values:
+                    reply = await client.post(path, json=rest | {field: value})
+                    assert reply.status_code == status, (path, field, value, reply.text[:200])
+                    tried += 1
+        assert (await client.post(path, json=rest | {"colour": None})).status_code == 422
+    assert tried > 80
+
+
+async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
+    client: httpx.AsyncClient, document: dict[str, Any]
+) -> None:
+    """The same for parameters, headers included."""
+    np.save(array := io.BytesIO(), np.zeros((1, 8, 8), np.uint8))
+    tried = 0
+    for method, path, body in ("get", "/sample", b""), ("post", "/discriminate", array.getvalue()):
+
+        async def ask(
+            place: str, name: str, value: Any, method: str = method, path: str = path, body: bytes = body
+        ) -> int:
+            headers = {"Content-Type": "application/x-npy"} | ({name: str(value)} if place == "header" else {})
+            query = {name: value} if place == "query" else {}
+            return (await client.request(method, path, content=body, headers=headers, params=query)).status_code
+
+        for parameter in document["paths"][path][method]["parameters"]:
+            place, name, about = parameter["in"], parameter["name"], parameter["schema"]
+            right = [value for value in allowed(about) if (name, value) != ("X-Timeout-Ms", 1)]  # that is soon over
+            wrong = ["", "two"] if about["type"] != "string" or "enum" in about else [""]
+            if about["type"] != "string":
+                wrong += [value for value in excluded(about) if type(value) in {int, float}]
+            for values, status in (right, 200), (wrong, 422):
+                for value in values:
+                    assert await ask(place, name, value) == status, (path, name, value)
+                    tried += 1
+        assert await ask("query", "colour", "red") == 422
+    assert tried > 40
+
+
+async def test_examples_go_together(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+    """A request of all of a route's examples is one that is answered, whatever the bundle is."""
+    for bundle in ("tiny", "rgb", "cond"):
+        examples = {
+            parameter["name"]: parameter["schema"]["examples"][0]
+            for parameter in document["paths"]["/sample"]["get"]["parameters"]
+            if "examples" in parameter["schema"]
+        }
+        assert len(examples) >= 2
+        assert (await client.get("/sample", params=examples | {"bundle": bundle})).status_code == 200
+        for path, name in ("/sample", "SampleRequest"), ("/discriminate", "DiscriminateRequest"):
+            fields = document["components"]["schemas"][name]["properties"]
+            body = {field: about["examples"][0] for field, about in fields.items() if "examples" in about}
+            assert (await client.post(path, json=body | {"bundle": bundle})).status_code == 200
+
+
+async def test_keys_are_documented_where_they_are_needed(
+    document: dict[str, Any], keyed: tuple[httpx.AsyncClient, dict[str, Any]]
+) -> None:
+    """As they are set: a route that asks for one says so, and answers 401 without; one that may says that it may."""
+    client, with_keys = keyed
+    for path, methods in with_keys["paths"].items():
+        for method, operation in methods.items():
+            scope = SCOPES.get(path, KeyScope.USE)
+            reply = await client.request(method, path.replace("{name}", "tiny"))
+            assert (reply.status_code == 401) == (scope is not KeyScope.NONE)
+            needed: list[dict[str, Any]] = [{"bearer": []}, {"key": []}] if scope is not KeyScope.NONE else []
+            assert operation.get("security", []) == needed
+            without = document["paths"][path][method].get("security", [])
+            assert without == ([{}, *needed] if scope is KeyScope.USE else needed)
+            assert ("401" in operation["responses"]) == (scope is not KeyScope.NONE)
+            assert ("403" in operation["responses"]) == (scope is KeyScope.ADMIN)
+    assert set(with_keys["components"]["securitySchemes"]) == {"bearer", "key"}
+
+
+async def test_the_operators_limits_are_in_the_document(keyed: tuple[httpx.AsyncClient, dict[str, Any]]) -> None:
+    """The most images of a request are those that the setting allows."""
+    client, document = keyed
+    [count] = [one for one in document["paths"]["/sample"]["get"]["parameters"] if one["name"] == "count"]
+    assert count["schema"]["maximum"] == 5
+    assert document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]["maximum"] == 5
+    key = {"X-API-Key": "alpha"}
+    assert [(await client.get(f"/sample?count={n}", headers=key)).status_code for n in (5, 6)] == [200, 422]
+
+
+async def test_a_method_that_is_not_there_is_405_whoever_asks(
+    keyed: tuple[httpx.AsyncClient, dict[str, Any]],
+) -> None:
+    """What a route can do is no secret: the document says so to everybody."""
+    client, document = keyed
+    for path, methods in document["paths"].items():
+        reply = await client.request("PATCH", path.replace("{name}", "tiny"))
+        assert reply.status_code == 405
+        assert {method.upper() for method in methods} <= set(reply.headers["allow"].split(", "))
+
+
+async def test_the_document_that_is_served_is_that_one(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
+    """Whole, and the same each time."""
+    for _ in range(2):
+        assert (await client.get("/openapi.json")).json() == json.loads(json.dumps(document))

@@ -1,0 +1,100 @@
+"""Errors know their status, and become replies in one shape that give nothing away."""
+
+import json
+
+import pytest
+
+from service import errors
+from service.errors import Internal, ServiceError
+from service.http.problems import describe, problem_reply
+
+# The public contract: a code never changes its status.
+CODES = {
+    "unauthorized": 401,
+    "forbidden": 403,
+    "malformed": 400,
+    "not_found": 404,
+    "unknown_bundle": 404,
+    "method_not_allowed": 405,
+    "not_acceptable": 406,
+    "request_timeout": 408,
+    "too_large": 413,
+    "unsupported_media_type": 415,
+    "invalid": 422,
+    "queue_full": 429,
+    "internal": 500,
+    "not_implemented": 501,
+    "not_ready": 503,
+    "draining": 503,
+    "deadline_exceeded": 504,
+}
+EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
+    (errors.Malformed("Not JSON."), {}),
+    (errors.Unauthorized("Who?"), {"www-authenticate": 'Bearer realm="gan-service"'}),
+    (errors.Forbidden("You?"), {}),
+    (errors.NotFound("No."), {}),
+    (errors.UnknownBundle("x", ["a@1"]), {}),
+    (errors.MethodNotAllowed(["GET", "HEAD"]), {"allow": "GET, HEAD"}),
+    (errors.NotAcceptable("No."), {}),
+    (errors.RequestTimeout("Slow."), {"connection": "close"}),
+    (errors.UnknownTransferCoding(), {}),
+    (errors.TooLarge("Big."), {}),
+    (errors.UnsupportedMediaType("text/plain", ["image/png", "image/bmp"]), {"accept": "image/png, image/bmp"}),
+    (errors.UnsupportedEncoding("gzip"), {"accept-encoding": "identity"}),
+    (errors.Invalid("count: no."), {}),
+    (errors.QueueFull(7), {"retry-after": "7"}),
+    (errors.NotReady("loading"), {"retry-after": "2"}),
+    (errors.Draining(), {"retry-after": "1"}),
+    (errors.DeadlinePassed(0.25), {}),
+    (errors.Internal("a secret"), {}),
+    (errors.EngineFailed("a secret"), {}),
+]
+
+
+def all_errors(base: type[ServiceError] = ServiceError) -> set[type[ServiceError]]:
+    return {base}.union(*(all_errors(one) for one in base.__subclasses__())) if base.__subclasses__() else {base}
+
+
+def test_the_codes_are_those_of_the_contract() -> None:
+    """Every error has a code, every code one status, and there are no others."""
+    leaves = all_errors() - {ServiceError}
+    assert {error.code: error.status for error in leaves} == CODES
+    assert {type(example) for example, _ in EXAMPLES} == leaves
+    assert len({error.title for error in leaves}) == len(CODES)
+
+
+@pytest.mark.parametrize(("error", "headers"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_every_error_is_a_problem(error: ServiceError, headers: dict[str, str]) -> None:
+    """One shape, one media type, never cached, and the headers that belong to it."""
+    reply = problem_reply(error, "the-id", "/sample")
+    assert reply.status_code == error.status
+    assert reply.headers["content-type"] == "application/problem+json"
+    assert reply.headers["cache-control"] == "no-store"
+    for name, value in headers.items():
+        assert reply.headers[name] == value
+    body = json.loads(bytes(reply.body))
+    assert body == {
+        "type": "about:blank",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "code": error.code,
+        "request_id": "the-id",
+    }
+    assert "secret" not in str(body)
+
+
+def test_long_names_are_cut() -> None:
+    """A client's megabyte does not come back to it."""
+    assert len(errors.UnknownBundle("x" * 10**6, []).detail) < 200
+    assert len(errors.UnsupportedMediaType("x" * 10**6, []).detail) < 200
+
+
+def test_statuses_with_several_codes_are_described_together() -> None:
+    """OpenAPI has one entry a status; both reasons for a 503 stand in it, and 500 is never forgotten."""
+    described = describe(errors.NotReady, errors.Draining, errors.Invalid)
+    assert set(described) == {503, 422, 500}
+    assert "`not_ready`" in described[503]["description"]
+    assert "`draining`" in described[503]["description"]
+    assert "Retry-After" in described[503]["headers"]
+    assert Internal.code in described[500]["description"]

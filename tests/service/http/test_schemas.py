@@ -1,0 +1,355 @@
+"""What clients ask for is understood exactly or refused with the field's name, before anything is queued."""
+
+import json
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from models.spec import ImageSpec
+from service.codecs.encode import MEDIA_TYPES
+from service.codecs.time_slices import at_once
+from service.errors import Invalid, Malformed, NotAcceptable
+from service.http.json_limits import JsonLimits
+from service.http.problems import problem
+from service.http.schemas import (
+    SEED_LIMIT,
+    DiscriminateQuery,
+    DiscriminateReply,
+    DiscriminateRequest,
+    DiscriminateResult,
+    Judged,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
+    SamplePlan,
+    SampleRequest,
+    SchemaT,
+    choose_format,
+    discriminate_reply,
+    fingerprint,
+    parse_body,
+    parse_query,
+    resolve_labels,
+    resolve_sample,
+    timeout_s,
+)
+from service.settings import Settings
+
+IMAGE = ImageSpec(channels=1, height=28, width=20)
+NAMES = ("cat", "dog", "owl")
+
+
+def plan(settings: Settings | None = None, accept: str | None = None, **fields: Any) -> SamplePlan:
+    return resolve_sample(SampleRequest(**fields), IMAGE, NAMES, accept, settings or Settings())
+
+
+def body(schema: type[SchemaT], text: bytes) -> SchemaT:
+    return at_once(parse_body(schema, text, JsonLimits(values=99)))
+
+
+def test_an_empty_request_asks_for_one_new_image() -> None:
+    """Everything has a default, and two seeds drawn for two requests differ."""
+    first, second = (resolve_sample(body(SampleRequest, b""), IMAGE, None, None, Settings()) for _ in "ab")
+    assert (first.count, first.first_index, first.labels, first.truncation) == (1, 0, None, 1.0)
+    assert (first.look.format, first.look.columns, first.look.scale) == ("png", 1, 1)
+    assert first.seed != second.seed
+
+
+def test_query_and_body_say_the_same() -> None:
+    """The two ways to ask lead to the same plan."""
+    query = b"count=2&seed=7&first_index=3&labels=2,dog&truncation=0.5&bundle=b%40v"
+    query += b"&format=npy&layout=grid&columns=2&scale=3"
+    same = {
+        "count": 2, "seed": 7, "first_index": 3, "labels": [2, "dog"], "truncation": 0.5, "bundle": "b@v",
+        "format": "npy", "layout": "grid", "columns": 2, "scale": 3,
+    }  # fmt: skip
+    assert parse_query(SampleRequest, query) == body(SampleRequest, json.dumps(same).encode())
+
+
+@pytest.mark.parametrize(
+    ("query", "error", "says"),
+    [
+        (b"color=red", Invalid, "color: unknown field"),
+        (b"count=1&count=2", Invalid, "count: given more than once"),
+        (b"labels=1&labels=2", Invalid, "labels: given more than once"),
+        (b"count=many", Invalid, "count: "),
+        (b"count=0", Invalid, "count: "),
+        (b"seed=-1", Invalid, "seed: "),
+        (b"seed=1_0", Invalid, "seed: "),
+        (b"seed=%2B1", Invalid, "seed: "),
+        (b"count=%201", Invalid, "count: "),
+        (b"seed=9007199254740992", Invalid, "seed: "),
+        (b"seed=" + b"9" * 9000, Invalid, "seed: "),
+        (b"truncation=0", Invalid, "truncation: "),
+        *(
+            (b"truncation=" + number, Invalid, "truncation: ")
+            for number in (
+                b"nan",
+                b"inf",
+                b"1_0e-1",
+                b"%20.5",
+                b".5",
+                b"1.",
+                b"%2B0.5",
+                b"0x1",
+                b"1e400",
+                b"1e-400",
+                b"%D9%A1",
+            )
+        ),
+        (b"format=gif", Invalid, "format: "),
+        (b"scale=17", Invalid, "scale: "),
+        (b"count=x&seed=y", Invalid, "seed: "),
+        (b"bundle=%ff", Malformed, "query"),
+        (b"a=1" + b"&a=1" * 99, Malformed, "query"),
+    ],
+)
+def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], says: str) -> None:
+    """The client reads which field is wrong, and why."""
+    with pytest.raises(error, match=says):
+        parse_query(SampleRequest, query)
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "says"),
+    [
+        (b"{", Malformed, "not JSON"),
+        (b"\xff\xfe", Malformed, "not JSON"),
+        (b'{"seed": ' + b"7" * 65 + b"}", Invalid, "longer than any"),
+        (b"[" * 9, Invalid, "nested more than 8 deep"),
+        (b'{"labels": [' + b"{}," * 98, Invalid, "arrays and objects"),
+        (b'{"labels": [' + b"1," * 999_999 + b"1]}", Invalid, "more than 99 values"),
+        (b'{"labels": [' + b"1," * 9 + b'"1",' * 9 + b"[]]}", Invalid, "labels: must be an index"),
+        (b"{" + b",".join(b'"a%d":1' % n for n in range(99)) + b"}", Invalid, "more than 64 fields"),
+        (b"[]", Invalid, "body: "),
+        (b'{"count": "3"}', Invalid, "count: "),
+        (b'{"count": true}', Invalid, "count: "),
+        (b'{"truncation": NaN}', Invalid, "truncation: "),
+        (b'{"labels": {"a": 1}}', Invalid, "labels: must be an index, a name, or a list"),
+        (b'{"labels": [1.5]}', Invalid, "labels: must be an index, a name, or a list"),
+        (b'{"labels": []}', Invalid, "labels: must be an index, a name, or a list of one or more"),
+        (b'{"labels": [""]}', Invalid, "labels: must be an index, a name, or a list"),
+        (b'{"labels": -1}', Invalid, "labels: must be an index, a name, or a list"),
+        (b'{"nested": {"deep": 1}}', Invalid, "nested: unknown field"),
+    ],
+)
+def test_a_bad_body_is_refused_by_name(text: bytes, error: type[Exception], says: str) -> None:
+    """JSON is taken as it is written: a string is no number."""
+    with pytest.raises(error, match=says):
+        body(SampleRequest, text)
+
+
+@pytest.mark.parametrize("wrong", [b"1", b"null", b"[]", b"{}", b'{"a":[]}'], ids=repr)
+def test_a_list_ends_at_its_first_mistake(wrong: bytes) -> None:
+    """What is said of a list of wrong values, and made for it, is as much as for one of them."""
+    for schema, field in ((DiscriminateRequest, b"images"), (SampleRequest, b"labels"), (DiscriminateQuery, b"labels")):
+        wrong_one = b"1.5" if field == b"labels" and wrong == b"1" else wrong
+        refusals = []
+        for count in (2, 5000):
+            many = b'{"%b":[%b]}' % (field, b",".join([wrong_one] * count))
+            steps = parse_body(schema, many, JsonLimits(values=9999, containers=99_999, keys=9999))
+            with pytest.raises(Invalid) as refused:
+                at_once(steps)
+            refusals.append(str(refused.value))
+        assert refusals[0] == refusals[1]
+
+
+def test_null_is_as_left_out() -> None:
+    """In every field that may be left out, at every depth; a field that there is not is refused with it too."""
+    for schema in (SampleRequest, DiscriminateQuery, RepositoryQuery, RepositoryLoad, RepositoryUnload):
+        nulls = json.dumps(dict.fromkeys(schema.model_fields)).encode()
+        assert body(schema, nulls) == body(schema, b"{}")
+    nested = b'{"parameters": {"unload_dependents": null}}'
+    assert body(RepositoryUnload, nested) == body(RepositoryUnload, b"{}")
+    with pytest.raises(Invalid, match="images: "):
+        body(DiscriminateRequest, b'{"images": null}')
+    with pytest.raises(Invalid, match="colour: unknown field"):
+        body(SampleRequest, b'{"colour": null}')
+
+
+@given(st.binary(max_size=200))
+def test_no_query_and_no_body_brings_the_parsers_down(noise: bytes) -> None:
+    """Whatever arrives is understood or refused, and nothing else."""
+    for parse in (parse_query, body):
+        for schema in (SampleRequest, DiscriminateQuery):
+            with suppress(Malformed, Invalid):
+                parse(schema, noise)
+
+
+@pytest.mark.parametrize(
+    ("accept", "chosen"),
+    [
+        (None, "png"),
+        ("*/*", "png"),
+        ("image/*", "png"),
+        ("application/json", "json"),
+        ("image/webp, image/png;q=0.9", "webp"),
+        ("image/png;q=0.5, application/x-npy;q=0.6", "npy"),
+        ("application/*", "json"),
+        ("*/*;q=0.1, application/zip", "zip"),
+        ("image/*, image/png;q=0", "webp"),
+        ("text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "webp"),
+        ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "png"),
+        ("IMAGE/JPEG", "jpeg"),
+        ("nonsense, image/jpeg ; q=0.3", "jpeg"),
+    ],
+)
+def test_accept_chooses_as_rfc_9110_says(accept: str | None, chosen: str) -> None:
+    """The most specific range gives a type its quality; the best quality wins, then our own order."""
+    assert choose_format(None, accept) == chosen
+
+
+@pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "*/*;q=0", "video/*, text/*", ";;,"])
+def test_what_cannot_be_made_is_not_acceptable(accept: str) -> None:
+    """A client that takes none of the formats is told which there are; a format by name still wins."""
+    with pytest.raises(NotAcceptable, match="image/png"):
+        choose_format(None, accept)
+    assert choose_format("npy", accept) == "npy"
+
+
+@given(st.text(max_size=80))
+def test_any_accept_header_chooses_or_refuses(accept: str) -> None:
+    """No header brings the negotiation down."""
+    with suppress(NotAcceptable):
+        assert choose_format(None, accept) in MEDIA_TYPES
+
+
+@pytest.mark.parametrize(
+    ("labels", "count", "indices"),
+    [
+        (None, 3, None),
+        (2, 3, [2, 2, 2]),
+        ("dog", 2, [1, 1]),
+        (["owl"], 3, [2, 2, 2]),
+        ([0, "owl", 1], 3, [0, 2, 1]),
+    ],
+)
+def test_labels_come_by_index_or_name_for_one_or_all(labels: Any, count: int, indices: list[int] | None) -> None:
+    """One label stands for every image, several stand for one each."""
+    assert resolve_labels(labels, NAMES, count) == indices
+
+
+@pytest.mark.parametrize(
+    ("labels", "names", "says"),
+    [
+        (3, NAMES, "'3' is not one of 0 .cat., 1 .dog., 2 .owl."),
+        (-1, NAMES, "'-1' is not one of"),
+        ("cow", NAMES, "'cow' is not one of"),
+        ([0, 1, 2], NAMES, "3 labels for 2 images"),
+        ([], NAMES, "0 labels for 2 images"),
+        (0, None, "no labels"),
+    ],
+)
+def test_labels_that_do_not_fit_are_refused(labels: Any, names: tuple[str, ...] | None, says: str) -> None:
+    """Unknown classes, a wrong number of them, or a bundle that has none."""
+    with pytest.raises(Invalid, match=says):
+        resolve_labels(labels, names, 2)
+
+
+def test_the_number_of_labels_is_the_default_count() -> None:
+    """Three labels are three images, unless the request says otherwise."""
+    assert plan(labels=["cat", "dog", 2]).count == 3
+    assert plan(labels="cat").count == 1
+    assert plan(labels="cat", count=5).labels == [0] * 5
+
+
+@pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4), (64, 8), (4096, 64)])
+def test_a_grid_is_about_square(count: int, columns: int) -> None:
+    """Without a word on columns, a grid is as wide as it is high, or one line lower."""
+    assert plan(count=count).look.columns == columns
+
+
+def test_columns_and_strips() -> None:
+    """Columns are capped by the count; a strip is one line and takes no columns."""
+    assert plan(count=5, columns=3).look.columns == 3
+    assert plan(count=2, columns=8).look.columns == 2
+    assert plan(count=5, layout="strip").look.columns == 5
+    with pytest.raises(Invalid, match="columns: "):
+        plan(count=5, layout="strip", columns=2)
+
+
+@pytest.mark.parametrize(
+    ("fields", "says"),
+    [
+        ({"count": 4097}, "count: 4097 images; one request may ask for 1 to 4096"),
+        ({"labels": ["cat"] * 5000}, "count: 5000 images"),
+        ({"first_index": SEED_LIMIT - 1, "count": 2}, "first_index: "),
+        ({"count": 4096, "scale": 16}, "pixels; the most is 64000000"),
+        ({"count": 4096, "scale": 16, "format": "zip"}, "pixels; the most is 64000000"),
+        ({"count": 820, "layout": "strip", "format": "webp"}, "webp holds up to 16383 pixels a side"),
+        ({"count": 3276, "layout": "strip", "format": "jpeg"}, "jpeg holds up to 65500 pixels a side"),
+    ],
+)
+def test_what_is_too_much_is_refused_before_it_is_queued(fields: dict[str, Any], says: str) -> None:
+    """Count, index, pixels, and what a format can hold."""
+    with pytest.raises(Invalid, match=says):
+        plan(**fields)
+
+
+def test_limits_are_reached_exactly() -> None:
+    """The largest that is allowed is allowed."""
+    assert plan(count=4096).count == 4096
+    assert plan(first_index=SEED_LIMIT - 2, count=2, seed=SEED_LIMIT - 1).seed == SEED_LIMIT - 1
+    exact = Settings(max_output_pixels=2 * 28 * 20 * 9)
+    assert plan(exact, count=2, scale=3).count == 2
+    assert plan(count=819, layout="strip", format="webp").count == 819
+
+
+def test_plans_have_equal_fingerprints_only_if_they_are_equal() -> None:
+    """Every field that can change a byte changes the fingerprint."""
+    same: dict[str, Any] = {"count": 4, "seed": 1}
+    variants: list[dict[str, Any]] = [
+        {}, {"count": 3}, {"seed": 2}, {"first_index": 1}, {"labels": 0}, {"truncation": 0.5}, {"format": "npy"},
+        {"columns": 1}, {"scale": 2},
+    ]  # fmt: skip
+    prints = [fingerprint(plan(**same | variant)) for variant in variants]
+    assert len(set(prints)) == len(variants)
+    assert fingerprint(plan(**same)) == fingerprint(plan(**same, columns=2, layout="grid", format="png"))
+
+
+def test_timeouts_are_bounded_by_the_operator() -> None:
+    """A header shortens or lengthens the deadline, never past the operator's limit."""
+    settings = Settings(deadline_s=10, max_deadline_s=20)
+    assert timeout_s(None, settings) == 10
+    assert timeout_s("250", settings) == 0.25
+    assert timeout_s("15000", settings) == 15
+    assert timeout_s("999999999", settings) == 20
+
+
+@pytest.mark.parametrize("header", ["", "0", "-1", "1.5", "1e3", "soon", "9999999999", "١"])
+def test_a_timeout_that_is_none_is_refused(header: str) -> None:
+    """Whole milliseconds, at least one."""
+    with pytest.raises(Invalid, match="X-Timeout-Ms"):
+        timeout_s(header, Settings())
+
+
+def test_verdicts_are_written_as_their_schema_says() -> None:
+    """The reply is put together without models; read back through the schema it is what the models would have been."""
+    broken = problem(Invalid("images: not an image."), "the-id")
+    probabilities, logits = [0.25, 1.0], [-1.5, 3e-9]
+    first, last = {"probability_real": 0.25, "logit": -1.5}, {"probability_real": 1.0, "logit": 3e-9}
+
+    def check(written: bytes, results: list[DiscriminateResult]) -> None:
+        expected = DiscriminateReply(bundle="tiny", version="0123456789ab", results=results)
+        assert DiscriminateReply.model_validate_json(written) == expected
+        assert json.loads(written) == json.loads(expected.model_dump_json(exclude_none=True))
+
+    plain = Judged(probabilities, logits, None, is_calibrated=True, converted=[False, False])
+    check(
+        discriminate_reply("tiny", "0123456789ab", plain, {}),
+        [DiscriminateResult.model_validate(first), DiscriminateResult.model_validate(last)],
+    )
+    named = Judged(probabilities, logits, ["cat", "dog"], is_calibrated=False, converted=[False, True])
+    check(
+        discriminate_reply("tiny", "0123456789ab", named, {3: broken, 1: broken, 4: broken}),
+        [
+            DiscriminateResult.model_validate(first | {"label": "cat", "calibrated": False}),
+            DiscriminateResult(error=broken),
+            DiscriminateResult.model_validate(last | {"label": "dog", "calibrated": False, "converted": True}),
+            DiscriminateResult(error=broken),
+            DiscriminateResult(error=broken),
+        ],
+    )

@@ -1,0 +1,162 @@
+"""Connections are taken many at a time, never while nobody wants them, and not in a circle where there is no way."""
+
+import asyncio
+import resource
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
+
+import pytest
+
+from service.server import listener as listening
+from service.server.listener import Acceptor, HostError, listen, url
+
+Until = Callable[[Callable[[], bool]], Awaitable[None]]
+
+pytestmark = pytest.mark.anyio
+
+
+@contextmanager
+def clients(listener: socket.socket, count: int) -> Iterator[None]:
+    """So many that have connected."""
+    with ExitStack() as stack:
+        for _ in range(count):
+            stack.enter_context(socket.create_connection(listener.getsockname()))
+        yield
+
+
+class Taken:
+    """Keeps connections, once it has refused so many."""
+
+    def __init__(self) -> None:
+        self.connections: list[socket.socket] = []
+        self.refuses = 0
+        self.has_refused: Callable[[], object] = bool
+
+    def take(self, connection: socket.socket) -> None:  # noqa: D102
+        if self.refuses:
+            self.refuses -= 1
+            self.has_refused()
+            raise OSError("full")
+        self.connections.append(connection)
+
+
+@asynccontextmanager
+async def accepting() -> AsyncIterator[tuple[socket.socket, Acceptor, Taken]]:
+    taken = Taken()
+    with listen("127.0.0.1", 0) as listener:
+        acceptor = Acceptor(listener, taken.take)
+        try:
+            yield listener, acceptor, taken
+        finally:
+            acceptor.stop()
+            for connection in taken.connections:
+                connection.close()
+
+
+@pytest.mark.parametrize(
+    ("at_once", "seen"),
+    [
+        pytest.param(
+            listening.AT_ONCE, {0}, id="all in one turn: the last of a crowd waits for no turn of each before it"
+        ),
+        pytest.param(8, {0, 8, 16}, id="so many in each: a crowd leaves all others their turns"),
+    ],
+)
+async def test_a_crowd_is_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int, seen: set[int]) -> None:
+    """A turn of a busy loop is long."""
+    monkeypatch.setattr(listening, "AT_ONCE", at_once)
+    async with accepting() as (listener, acceptor, taken):
+        with clients(listener, 20):
+            acceptor.start()
+            counts = set()
+            async with asyncio.timeout(60):
+                while len(taken.connections) < 20:
+                    counts.add(len(taken.connections))
+                    await asyncio.sleep(0)
+            assert counts == seen
+
+
+async def test_who_is_not_wanted_waits_in_the_queue(until: Until) -> None:
+    """Until they are; also where the taker has had enough in the middle of a crowd."""
+    taken: list[socket.socket] = []
+    with listen("127.0.0.1", 0) as listener, clients(listener, 3), ExitStack() as stack:
+
+        def take_one(connection: socket.socket) -> None:
+            taken.append(stack.enter_context(connection))
+            acceptor.stop()
+
+        acceptor = Acceptor(listener, take_one)
+        for expected in (1, 2, 3):
+            acceptor.start()
+            await until(lambda: len(taken) == expected)  # noqa: B023 - it ends before the next
+
+
+async def test_where_there_is_no_way_one_is_closed_and_the_others_wait_a_moment(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
+) -> None:
+    """The loop does not run hot meanwhile; then they are tried again."""
+    monkeypatch.setattr(listening, "BREATH_S", 0.0)
+    async with accepting() as (listener, acceptor, taken):
+        taken.refuses = 1
+        with clients(listener, 3):
+            acceptor.start()
+            await until(lambda: len(taken.connections) == 2)
+        assert "full" in caplog.text
+
+
+async def test_no_file_number_left_is_waited_out(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
+) -> None:
+    """It is said, and once there are some again whoever waited is taken."""
+    monkeypatch.setattr(listening, "BREATH_S", 0.0)
+    async with accepting() as (listener, acceptor, taken):
+        with clients(listener, 3):
+            soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+            resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+            try:
+                acceptor.start()
+                await until(lambda: "Too many open files" in caplog.text)
+                assert not taken.connections
+            finally:
+                resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+            await until(lambda: len(taken.connections) == 3)
+
+
+async def test_one_that_stopped_while_it_waited_a_moment_stays_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
+) -> None:
+    """The moment's end does not start it again."""
+    monkeypatch.setattr(listening, "BREATH_S", 0.0)
+    async with accepting() as (listener, acceptor, taken):
+        taken.refuses, taken.has_refused = 1, acceptor.stop
+        with clients(listener, 3):
+            acceptor.start()
+            await until(lambda: taken.refuses == 0)
+            later = asyncio.Event()
+            asyncio.get_running_loop().call_later(0.01, later.set)
+            await later.wait()
+            assert not taken.connections
+        assert "full" in caplog.text
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="one family at a time is all this system has")
+@pytest.mark.parametrize("host", ["::", "[::]"])
+async def test_every_address_of_ipv6_is_every_one_of_ipv4_too(host: str) -> None:
+    """Clients of both families are taken, however the address is written."""
+    with listen(host, 0) as listener:
+        port = listener.getsockname()[1]
+        assert url(listener) == f"http://[::]:{port}"
+        for client in ("127.0.0.1", "::1"):
+            with socket.create_connection((client, port)):
+                pass
+
+
+@pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "999.1.1.1", "a..b", "a b", "x" * 300, "[::1", ":::"])
+async def test_an_address_that_is_not_this_machines_is_told_apart_from_a_port_in_use(host: str) -> None:
+    """One is a bad setting; the other is the machine's."""
+    with pytest.raises(HostError):
+        listen(host, 0)
+    with listen("127.0.0.1", 0) as listener, pytest.raises(OSError, match="in use") as in_use:
+        listen("127.0.0.1", listener.getsockname()[1])
+    assert not isinstance(in_use.value, HostError)

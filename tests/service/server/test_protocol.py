@@ -1,0 +1,720 @@
+"""What leaves a connection and when, on a transport that takes notes; the sockets are test_middleware's."""
+
+import asyncio
+import gc
+import json
+import logging
+import re
+import socket
+import weakref
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+import uvicorn
+from fastapi import FastAPI
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from service.app import create_app
+from service.http.memory_budget import SMALL_BYTES
+from service.server.protocol import BURST, Burst, Joining, Protocol
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+
+class Wire(asyncio.Transport):
+    """Notes what reaches it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.writes: list[bytes] = []
+        self.is_read = True
+
+    def write(self, data: Any) -> None:  # noqa: D102
+        self.writes.append(data)
+
+    def close(self) -> None:  # noqa: D102
+        self.writes.append(b"closed")
+
+    def write_eof(self) -> None:  # noqa: D102
+        self.writes.append(b"end")
+
+    def is_closing(self) -> bool:  # noqa: D102
+        return b"closed" in self.writes
+
+    def has_ended(self) -> bool:
+        """Whether the client sees the end, be it that it may still send."""
+        return self.is_closing() or b"end" in self.writes
+
+    def pause_reading(self) -> None:  # noqa: D102
+        self.is_read = False
+
+    def resume_reading(self) -> None:  # noqa: D102
+        self.is_read = True
+
+
+async def test_a_reply_goes_out_in_one_piece_and_nothing_stays_behind() -> None:
+    """Head and body together at the end of the step, or before the connection closes; at once what is large."""
+    wire = Wire()
+    joining = Joining(wire, Burst(asyncio.get_running_loop()), linger=bool)
+    joining.write(b"head ")
+    joining.write(b"body")
+    assert wire.writes == []
+    await asyncio.sleep(0)
+    assert wire.writes == [b"head body"]
+    joining.write(b"head alone")
+    await asyncio.sleep(0)
+    assert wire.writes[1:] == [b"head alone"]
+    joining.write(b"head ")
+    joining.write(bytes(2 * SMALL_BYTES))
+    joining.write(bytes(2 * SMALL_BYTES))  # at once: whoever writes so much is told when to wait
+    assert [len(data) for data in wire.writes[2:]] == [5, 2 * SMALL_BYTES, 2 * SMALL_BYTES]
+    joining.write(b"last")
+    joining.close()
+    assert wire.writes[5:] == [b"last", b"closed"]
+    joining.write(b"nobody is there any more")
+    joining.write(bytes(2 * SMALL_BYTES))
+    await asyncio.sleep(0)
+    assert wire.writes[7:] == []
+
+
+class Writer(asyncio.Protocol):
+    """Notes whether it is to wait."""
+
+    is_to_wait = False
+
+    def pause_writing(self) -> None:  # noqa: D102
+        self.is_to_wait = True
+
+
+@pytest.mark.parametrize("size", [2**10, 2 * SMALL_BYTES])
+async def test_where_a_client_takes_nothing_its_writer_is_told_to_wait(size: int) -> None:
+    """In small pieces and in large ones, whatever the version of Python: else replies would pile up in memory."""
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.settimeout(0)
+        transport, writer = await loop.create_connection(Writer, sock=ours)
+        joining = Joining(transport, Burst(loop), linger=bool)
+        left = 2**24  # bytes, far more than the system's own buffers take
+        while left and not writer.is_to_wait:
+            joining.write(bytes(size))
+            left -= size
+            await asyncio.sleep(0)
+        assert writer.is_to_wait
+        transport.abort()
+
+
+async def test_replies_that_are_ready_together_are_written_together() -> None:
+    """A few at a time, so that no client waits for all of them; each in the order in which it was ready."""
+    burst = Burst(asyncio.get_running_loop())
+    wires = [Wire() for _ in range(BURST + 1)]
+    for wire in wires:
+        joining = Joining(wire, burst, linger=bool)
+        joining.write(b"head ")
+        joining.write(b"body")
+    assert [wire.writes for wire in wires] == [[b"head body"]] * BURST + [[]]
+    await asyncio.sleep(0)
+    assert wires[-1].writes == [b"head body"]
+
+
+async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn(until: Any) -> None:
+    """A hundred clients that are refused and go on sending leave everyone else their turns; then they can go on."""
+
+    async def refuse(_: Scope, __: Receive, send: Send) -> None:
+        headers = [(b"content-length", b"0")]
+        await send({"type": "http.response.start", "status": 413, "headers": headers})
+        await send({"type": "http.response.body"})
+
+    loop, wire = asyncio.get_running_loop(), Wire()
+    config = uvicorn.Config(refuse, log_config=None)
+    one = Protocol(config, ServerState(), {}, loop, burst=Burst(loop), when_closed=lambda: None)
+    one.connection_made(wire)
+    one.data_received(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 300\r\n\r\n")
+    await until(lambda: len(wire.writes) == 1)
+    assert wire.is_read
+    for _ in range(2):
+        one.data_received(bytes(100))
+        assert not wire.is_read
+        await asyncio.sleep(0)
+        assert wire.is_read
+    one.data_received(bytes(100))
+    assert wire.is_read
+    one.data_received(b"POST / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: len(wire.writes) == 2)
+    one.connection_lost(None)
+
+
+# ------------------------------------------------------------------------------------------- the service on such a wire
+
+
+class Messages:
+    """An application whose replies' messages are counted on their way to the server."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+        self.sent = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: D102
+        async def note(message: Message) -> None:
+            self.sent += 1
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
+@pytest.fixture
+async def service(tiny_settings: Callable[..., Settings]) -> AsyncIterator[FastAPI]:
+    app = create_app(tiny_settings())
+    async with app.router.lifespan_context(app):
+        await app.state.starting
+        yield app
+
+
+def connect(app: ASGIApp, wire: Wire, keep_alive_s: float = 60) -> Protocol:
+    """A connection to this application, whose other end is the wire."""
+    loop, config = asyncio.get_running_loop(), uvicorn.Config(app, log_config=None, lifespan="off")
+    config.load()
+    config.timeout_keep_alive = keep_alive_s  # type: ignore[assignment]  # whole seconds are uvicorn's
+    one = Protocol(config, ServerState(), {}, loop, burst=Burst(loop), when_closed=lambda: None)
+    one.connection_made(wire)
+    return one
+
+
+def replies(wire: Wire) -> list[tuple[dict[str, str], bytes]]:
+    """Headers and bodies of all that was written, one after the other."""
+    left, found = b"".join(data for data in wire.writes if data not in {b"closed", b"end"}), []
+    while left:
+        head, _, left = left.partition(b"\r\n\r\n")
+        headers = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:])
+        length = int(headers.get("content-length", 0))
+        found.append((headers, left[:length]))
+        left = left[length:]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("request_line", "header", "way"),
+    [
+        ("GET /sample?seed=7 HTTP/1.1", "", "one go"),
+        ("GET /sample?seed=7&count=0 HTTP/1.1", "", "one go"),
+        ("GET /sample?seed=7 HTTP/1.1", "If-None-Match: *", "one go"),
+        ("GET /sample?seed=7&count=2000&format=npy HTTP/1.1", "", "messages"),
+        ("HEAD /sample?seed=7 HTTP/1.1", "", "messages"),
+        ("GET /sample?seed=7 HTTP/1.1", "Connection: close", "messages"),
+        ("GET /sample?seed=7 HTTP/1.0", "", "messages"),
+        ("GET /sample?seed=7 HTTP/1.0", "Connection: Keep-Alive", "one go"),
+        ("GET /sample?seed=7&count=2000&format=npy HTTP/1.0", "Connection: Keep-Alive", "messages"),
+        ("GET /sample?seed=7 HTTP/1.1", "X-Request-ID: two words", "one go"),
+    ],
+)
+async def test_only_common_replies_go_out_in_one_go(
+    service: FastAPI, until: Any, request_line: str, header: str, way: str
+) -> None:
+    """Small ones on connections that stay: what a large or a last one, or HEAD, takes is left to uvicorn."""
+    app, wire = Messages(service), Wire()
+    one = connect(app, wire)
+    one.data_received("\r\n".join([request_line, "Host: x", *([header] if header else []), "", ""]).encode())
+    await until(lambda: one.cycle.response_complete)
+    assert way == ("messages" if app.sent else "one go")
+    one.connection_lost(None)
+
+
+async def test_while_draining_every_reply_closes_its_connection(service: FastAPI, until: Any) -> None:
+    """The quick way has no word for that."""
+    service.state.serving.is_draining = True
+    app, wire = Messages(service), Wire()
+    one = connect(app, wire)
+    one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(wire.has_ended)
+    assert app.sent
+    assert replies(wire)[0][0]["connection"] == "close"
+    service.state.serving.is_draining = False
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("piece", [1, 7, 50, 10_000])
+async def test_bodies_sent_ahead_do_not_mix(service: FastAPI, until: Any, piece: int) -> None:
+    """Requests that come before the last is answered, cut anywhere: each is answered for its own body, in order."""
+    wire = Wire()
+    one = connect(service, wire)
+    bodies = [json.dumps({"seed": seed, "count": 1 + seed % 3, "format": "npy"}).encode() for seed in range(5)]
+    sent = b"".join(
+        b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+        % (len(body), body)
+        for body in bodies
+    )
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+        if start % 3:
+            await asyncio.sleep(0)
+    await until(lambda: len(replies(wire)) == len(bodies))
+    assert [headers["x-seed"] for headers, _ in replies(wire)] == [*"01234"]
+    assert [len(body) for _, body in replies(wire)] == [128 + 64 * (1 + seed % 3) for seed in range(5)]
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("error", [None, ConnectionResetError()])
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"GET /sample?seed=7 HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /sample?seed=7 HTTP/1.1\r\n\r\n",
+        b"POST /sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
+        b"\0",
+    ],
+)
+async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
+    service: FastAPI, until: Any, sent: bytes, error: Exception | None
+) -> None:
+    """It comes by seldom, and clients by the thousand."""
+    gc.collect()
+    gc.disable()
+    try:
+        wire = Wire()
+        one = connect(service, wire)
+        one.data_received(sent)
+        await until(lambda: len(wire.writes) >= 1)
+        seen = weakref.ref(one), weakref.ref(one.cycle)
+        one.connection_lost(error)
+        del one
+        for _ in range(20):  # callbacks of what has ended
+            await asyncio.sleep(0)
+        assert [ref() for ref in seen] == [None, None]
+    finally:
+        gc.enable()
+
+
+POST = b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 20, 10_000])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_an_offer_to_upgrade_changes_nothing(service: FastAPI, until: Any, piece: int, framing: str) -> None:
+    """As Java's client and curl --http2 make it: the body is the request's, also where it reads like another one."""
+    wire = Wire()
+    one = connect(service, wire)
+    bodies = [b'{"seed":%d}' % seed for seed in range(3)] + [b"GET /bundles HTTP/1.1\r\nHost: x\r\n\r\n"]
+    if framing == "length":
+        requests = [POST + UPGRADE + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies]
+    else:
+        head = POST + UPGRADE + b"Transfer-Encoding: chunked\r\n\r\n"
+        requests = [head + b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) for body in bodies]
+    sent = b"".join([*requests[:3], b"GET /livez HTTP/1.1\r\nHost: x\r\n" + UPGRADE + b"\r\n", requests[3]])
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+    await until(lambda: len(replies(wire)) == 5)
+    assert [headers.get("x-seed") for headers, _ in replies(wire)] == [*"012", None, None]
+    assert [statuses(wire)[n] for n in (3, 4)] == [200, 400]
+    assert b"not JSON" in replies(wire)[4][1]
+    assert not wire.has_ended()
+    one.connection_lost(None)
+
+
+async def test_thousands_of_offers_in_one_piece_are_taken_in_turn(until: Any) -> None:
+    """One after the other, not one inside the other."""
+    asked = 0
+
+    async def count(_: Scope, __: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    one = connect(count, Wire())
+    one.data_received((b"GET / HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n") * 4000)
+    await until(lambda: asked == 4000)
+    one.connection_lost(None)
+
+
+def statuses(wire: Wire) -> list[int]:
+    written = b"".join(data for data in wire.writes if data not in {b"closed", b"end"})
+    return [int(line.split()[1]) for line in re.findall(rb"HTTP/1.1 [0-9]{3} ", written)]
+
+
+async def test_who_pipelines_and_leaves_is_no_error(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """uvicorn would think that the first of the two requests ended without a reply."""
+    one = connect(service, Wire())
+    one.data_received(b"GET /sample?count=500 HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
+    await asyncio.sleep(0)
+    one.connection_lost(None)
+    await until(lambda: not one.tasks)
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        b"",
+        b"GET /li",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n\r\n",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /li",
+        b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\nx",
+        POST + b'Transfer-Encoding: chunked\r\n\r\na\r\n{"seed":1}\r\n0\r\nConnection: close\r\n\r\n',
+    ],
+)
+async def test_where_nobody_is_answered_a_connection_ends(service: FastAPI, until: Any, sent: bytes) -> None:
+    """Whatever has come of the next request, in one piece or byte by byte."""
+    wire = Wire()
+    one = connect(service, wire, keep_alive_s=0.05)
+    for byte in sent:
+        one.data_received(bytes([byte]))
+    await until(wire.has_ended)
+    assert len(replies(wire)) == (b"\r\n\r\n" in sent)
+    one.connection_lost(None)
+
+
+async def test_a_connection_lasts_while_somebody_is_answered(until: Any) -> None:
+    """However long that takes; and between two requests for as long as is promised."""
+    go_on, looked = asyncio.Event(), 0
+
+    async def wait(_: Scope, __: Receive, send: Send) -> None:
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    wire = Wire()
+    one = connect(wait, wire, keep_alive_s=0.01)
+    look = one.timeout_keep_alive_handler
+
+    def note() -> None:
+        nonlocal looked
+        looked += 1
+        look()
+
+    one.timeout_keep_alive_handler = note  # type: ignore[method-assign]
+    one.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+    await until(lambda: looked > 3)
+    assert not wire.has_ended()
+    go_on.set()
+    await until(wire.has_ended)
+    assert statuses(wire) == [204]
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("piece", [10, 5000])
+async def test_a_head_has_a_largest_size(service: FastAPI, until: Any, piece: int) -> None:
+    """One that does not end would fill the memory."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
+    while not one._is_broken:  # noqa: SLF001 - what comes then is thrown away
+        one.data_received(b"x" * piece)
+    await until(wire.has_ended)
+    assert statuses(wire) == [200, 400]
+    assert b"over 65536 bytes" in replies(wire)[1][1]
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        (b"GARBAGE\0\r\n\r\n", [400]),
+        (b"GET /sample?count=300 HTTP/1.1\r\nHost: x\r\n\r\nGARBAGE\0\r\n\r\n", [200, 400]),
+        (b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /sample HTTP/1.1\r\nHost: x\r\n\r\n\0", [200, 200, 400]),
+        (POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", [400]),
+        (
+            b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" + POST + b"Transfer-Encoding: chunked\r\n\r\nno number\r\n",
+            [200, 400],
+        ),
+    ],
+)
+async def test_what_is_no_http_is_answered_in_its_turn(
+    service: FastAPI, until: Any, sent: bytes, expected: list[int]
+) -> None:
+    """As every error is, and the connection is closed; who came before loses nothing."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(sent)
+    one.data_received(b"more of it")
+    await until(wire.has_ended)
+    assert statuses(wire) == expected
+    headers, body = replies(wire)[-1]
+    problem = json.loads(body)
+    assert (problem["code"], problem["status"]) == ("malformed", 400)
+    assert problem["request_id"] == headers["x-request-id"]
+    assert headers["connection"] == "close"
+    one.connection_lost(None)
+    await until(lambda: not one.tasks)
+
+
+async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With one line in the log, too."""
+    caplog.set_level(logging.INFO, "service")
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
+    one.data_received(b"x" * 60_000)
+    one.data_received(b"x" * 6000 + b"\0")
+    await until(wire.has_ended)
+    assert statuses(wire) == [400]
+    await until(lambda: not one.tasks)
+    assert [record.facts["status"] for record in caplog.records if hasattr(record, "facts")] == [400]
+    one.connection_lost(None)
+
+
+async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: Any) -> None:
+    """A body that was refused, and turns out to be nonsense."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
+    await until(lambda: statuses(wire) == [404])
+    one.data_received(b"no number\r\n")
+    await until(wire.has_ended)
+    assert statuses(wire) == [404]
+    one.connection_lost(None)
+
+
+async def test_no_refusal_gets_into_a_reply_that_has_begun(until: Any) -> None:
+    """Its client sees that it is not whole, and the application that its client is gone."""
+    heard: list[str] = []
+
+    async def begin(_: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
+        await send({"type": "http.response.body", "body": b"half", "more_body": True})
+        heard.append((await receive())["type"])
+
+    wire = Wire()
+    one = connect(begin, wire)
+    one.data_received(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+    await until(lambda: b"".join(wire.writes).endswith(b"half"))
+    one.data_received(b"no number\r\n")
+    await until(wire.has_ended)
+    await until(lambda: heard == ["http.disconnect"])
+    assert b"".join(wire.writes).count(b"HTTP/1.1") == 1
+    one.connection_lost(None)
+
+
+# ---------------------------------------------------------------------------------------------- what is not understood
+
+HEAD = b"GET /livez HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = POST + b"Transfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+@pytest.mark.parametrize(
+    ("sent", "route", "method", "status"),
+    [
+        pytest.param(b"\0", "unmatched", "other", 400, id="no method"),
+        pytest.param(b"BREW / HTTP/1.1\r\n", "unmatched", "other", 400, id="an unheard of method"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "unmatched", "other", 400, id="HTTP/2"),
+        pytest.param(b"PUT /livez HTTP/9.9\r\n", "unmatched", "PUT", 400, id="no version"),
+        pytest.param(b"CONNECT x:80 HTTP/1.1\r\nHost: x\r\n\r\n", "unmatched", "other", 400, id="another host"),
+        pytest.param(b"GET http://[ HTTP/1.1\r\nHost: x\r\n\r\n", "unmatched", "GET", 400, id="a broken target"),
+        pytest.param(HEAD + b"No field\r\n\r\n", "unmatched", "GET", 400, id="no field"),
+        pytest.param(HEAD + b"A: b\r\n c\r\n\r\n", "unmatched", "GET", 400, id="a folded field"),
+        pytest.param(HEAD + b"A: b\r\n" * 300, "unmatched", "GET", 400, id="too many fields"),
+        pytest.param(b"GET /livez HTTP/1.1\r\n\r\n", "unmatched", "GET", 400, id="no Host"),
+        pytest.param(HEAD + b"Transfer-Encoding: gzip\r\n\r\n", "unmatched", "GET", 501, id="an unknown coding"),
+        pytest.param(CHUNKED + b"no number\r\n", "/sample", "POST", 400, id="no chunk"),
+        pytest.param(CHUNKED + b"1\r\n{no end\r\n", "/sample", "POST", 400, id="half a chunk"),
+    ],
+)
+async def test_what_is_not_understood_is_one_request_in_the_metrics_and_in_the_log(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture, sent: bytes, route: str, method: str,
+    status: int, piece: int,
+) -> None:  # fmt: skip
+    """However its bytes come: somebody sends it again and again, and an operator wants to know."""
+    caplog.set_level(logging.INFO, "service")
+    wire = Wire()
+    one = connect(service, wire)
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+        await asyncio.sleep(0)
+    await until(wire.has_ended)
+    await until(lambda: not one.tasks)
+    assert statuses(wire) == [status]
+    metrics = service.state.serving.metrics.registry
+    requests = [sample for family in metrics.collect() if family.name == "gan_requests" for sample in family.samples]
+    assert [sample.labels for sample in requests] == [{"route": route, "method": method, "status": str(status)}]
+    assert [sample.value for sample in requests] == [1]
+    assert metrics.get_sample_value("gan_rejected_total", {"route": route, "reason": "invalid"}) == 1
+    lines = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    assert [(line["route"], line["method"], line["status"]) for line in lines] == [(route, method, status)]
+    assert lines[0]["request_id"] == replies(wire)[0][0]["x-request-id"]
+    one.connection_lost(None)
+
+
+INSIDE = b"GET /inside HTTP/1.1\r\nHost: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+@pytest.mark.parametrize(
+    ("head", "status", "code"),
+    [
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip, chunked", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: gzip\r\nTransfer-Encoding: chunked", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: identity", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: xchunked", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked;a=b", 501, "not_implemented"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ,chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked, chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\ntransfer-encoding: chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\nContent-Length: 5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: ", 400, "malformed"),
+        ("HTTP/1.0\r\nTransfer-Encoding: chunked", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 5, 5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: +5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nContent-Length: 0x5", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x\r\nHost: x\r\nContent-Length: 0", 400, "malformed"),
+        ("HTTP/1.0\r\nHost: x\r\nHost: y\r\nContent-Length: 0", 400, "malformed"),
+        ("HTTP/1.1\r\nHost: x y\r\nContent-Length: 0", 400, "malformed"),
+        ("HTTP/1.1\r\nContent-Length: 0", 400, "malformed"),
+    ],
+)
+async def test_where_a_request_may_be_taken_for_another_nothing_after_its_head_is_answered(
+    service: FastAPI, until: Any, head: str, status: int, code: str, piece: int
+) -> None:
+    """Neither as its body nor as the next request: whoever else reads this connection may see it otherwise."""
+    wire = Wire()
+    one = connect(service, wire)
+    sent = HEAD + f"\r\nPOST /sample {head}\r\n\r\n0\r\n\r\n".encode() + INSIDE
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+    await until(wire.has_ended)
+    assert statuses(wire) == [200, status]
+    headers, body = replies(wire)[1]
+    problem = json.loads(body)
+    assert (problem["code"], problem["request_id"]) == (code, headers["x-request-id"])
+    assert (headers["content-type"], headers["connection"]) == ("application/problem+json", "close")
+    assert headers["cache-control"] == "no-store"
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        "GET /livez HTTP/1.0\r\n",
+        "GET /livez HTTP/1.0\r\nHost: x\r\n",
+        "GET /livez HTTP/1.1\r\nHost:\r\n",
+        "GET /livez HTTP/1.1\r\nhOST:  images.example.com:8000 \t\r\n",
+        "GET http://x/livez HTTP/1.1\r\nHost: [::1]:8000\r\n",
+        "GET /livez HTTP/1.1\r\nHost: gan_service-1\r\n",
+    ],
+)
+async def test_whom_a_request_is_for_can_be_said_in_many_ways(service: FastAPI, until: Any, request_head: str) -> None:
+    """All of those that RFC 9112 has."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(f"{request_head}\r\n".encode())
+    await until(lambda: statuses(wire) == [200])
+    one.connection_lost(None)
+
+
+async def test_white_space_after_a_value_is_no_part_of_it(service: FastAPI, until: Any) -> None:
+    """Nor is what is before it."""
+    wire = Wire()
+    one = connect(service, wire)
+    body = b'{"seed":3}'
+    one.data_received(
+        b"POST /sample HTTP/1.1\r\nHost: x \r\nContent-Type:\tapplication/json \t\r\nContent-Length: %d \r\n"
+        b"X-Timeout-Ms: 60000 \r\nAccept: application/json\t\r\nX-Request-ID:  a \t \r\n\r\n%b" % (len(body), body)
+    )
+    await until(lambda: statuses(wire) == [200])
+    headers, _ = replies(wire)[0]
+    assert (headers["x-seed"], headers["content-type"]) == ("3", "application/json")
+    assert headers["x-request-id"] == "a"
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("piece", [1, 10_000])
+async def test_a_field_after_a_body_is_no_part_of_its_head(service: FastAPI, until: Any, piece: int) -> None:
+    """What is on its way here, and looks at heads alone, would not have seen it."""
+    wire = Wire()
+    one = connect(service, wire)
+    sent = CHUNKED + b"2\r\n{}\r\n0\r\nX-Request-ID: after\r\nX-Timeout-Ms: never\r\nHost: y\r\n\r\n" + HEAD + b"\r\n"
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+    await until(lambda: statuses(wire) == [200, 200])
+    assert "after" not in [headers["x-request-id"] for headers, _ in replies(wire)]
+    assert not wire.has_ended()
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize(
+    "sent",
+    [
+        pytest.param(CHUNKED + b"2\r\n{}\r\n0\r\nX-Long: ", id="a field after the body"),
+        pytest.param(CHUNKED + b"2;long=", id="an extension of a chunk"),
+    ],
+)
+async def test_what_is_around_a_body_has_a_largest_size(service: FastAPI, until: Any, sent: bytes) -> None:
+    """One that does not end would fill the memory, as a head would."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(sent)
+    while not one._is_broken:  # noqa: SLF001 - what comes then is thrown away
+        one.data_received(b"x" * 5000)
+    await until(wire.has_ended)
+    assert statuses(wire) == [400]
+    assert b"over 65536 bytes" in replies(wire)[0][1]
+    one.connection_lost(None)
+
+
+async def test_a_body_may_be_large_in_many_small_chunks(service: FastAPI, until: Any) -> None:
+    """The limit on what is around them is for what comes between two of them."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(CHUNKED)
+    for _ in range(3):
+        one.data_received(b"1;long=%b\r\n \r\n" % (b"x" * 50_000))
+    one.data_received(b"2\r\n{}\r\n0\r\n\r\n")
+    await until(lambda: statuses(wire) == [200])
+    one.connection_lost(None)
+
+
+async def test_who_asks_by_http_1_0_can_keep_the_connection(service: FastAPI, until: Any) -> None:
+    """As ab -k does. It has to be told, and to know where a reply ends."""
+    wire = Wire()
+    one = connect(service, wire)
+    keep = b"GET /%b HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
+    kept = [b"livez", b"sample?seed=1", b"sample?count=2000&format=npy", b"nope", b"metrics", b"docs"]
+    for count, path in enumerate(kept, 1):
+        one.data_received(keep % path)
+        await until(lambda count=count: len(replies(wire)) == count)
+        headers, _ = replies(wire)[-1]
+        assert headers["connection"] == "keep-alive"
+        assert "transfer-encoding" not in headers
+        assert not wire.has_ended()
+    one.data_received(b"GET /livez HTTP/1.0\r\n\r\n")
+    await until(wire.has_ended)
+    assert replies(wire)[-1][0]["connection"] == "close"
+    one.connection_lost(None)
+
+
+async def test_a_draining_service_keeps_no_connection_by_http_1_0(service: FastAPI, until: Any) -> None:
+    """It says one of the two, not both."""
+    service.state.serving.is_draining = True
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /livez HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
+    await until(wire.has_ended)
+    assert b"".join(wire.writes).lower().count(b"\r\nconnection:") == 1
+    assert replies(wire)[0][0]["connection"] == "close"
+    service.state.serving.is_draining = False
+    one.connection_lost(None)
+
+
+@pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "OPTIONS"])
+async def test_a_method_that_no_route_has_is_405(service: FastAPI, until: Any, method: str) -> None:
+    """With those that it has. Of what follows a CONNECT nobody knows what it is."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(f"{method} /livez HTTP/1.1\r\nHost: x\r\nContent-Length: {len(INSIDE)}\r\n\r\n".encode())
+    one.data_received(INSIDE)
+    await until(lambda: len(replies(wire)) > 0)
+    assert statuses(wire) == [405]
+    assert replies(wire)[0][0]["allow"] == "GET, HEAD"
+    assert wire.has_ended() is (method == "CONNECT")
+    one.connection_lost(None)

@@ -1,0 +1,521 @@
+"""Several workers are one service to everyone outside: real processes around tiny bundles."""
+
+import asyncio
+import contextlib
+import json
+import os
+import resource
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from benchmarks.faults.drain import Load
+from benchmarks.tools.client import UNANSWERED, Client, Connection, NoReply, Reply, Request
+from benchmarks.tools.process import ROOT, Service, running
+from models.bundle import Bundle
+from service.cpu import shares
+from service.server.supervisor import MUTE_S, Message, Supervisor, Worker
+from service.server.worker_link import Member
+
+pytestmark = [
+    pytest.mark.anyio,
+    pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="connections can't be passed to processes here"),
+]
+
+ADMIN = (("X-API-Key", "root"),)
+SLOW_BODY = b'{"seed": 1}'
+
+
+@pytest.fixture(scope="module")
+def folder(tiny_bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of bundles of our own."""
+    return shutil.copytree(tiny_bundles["tiny"].folder.parent, tmp_path_factory.mktemp("workers") / "bundles")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Service]:
+    """A service of two workers."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, admin_keys="root") as one:
+        yield one
+
+
+def workers_of(service: Service) -> list[int]:
+    """Their process ids."""
+    return [int(pid) for pid in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()]
+
+
+def worker_of(reply: Reply) -> str:
+    """Who answered: the ids that a process gives to requests begin alike."""
+    return reply.headers["x-request-id"][:-12]
+
+
+async def ask_each(service: Service, request: Request) -> list[Reply]:
+    """Every worker's reply."""
+    replies: dict[str, Reply] = {}
+    connections: list[Connection] = []
+    while len(replies) < 2:  # connections of before may not have been heard to close
+        assert len(connections) < 50
+        connections.append(await Connection.open(service.port))
+        reply = await connections[-1].ask(request)
+        replies[worker_of(reply)] = reply
+    for connection in connections:
+        connection.close()
+    return list(replies.values())
+
+
+async def test_every_worker_gets_as_many_connections_as_the_others(folder: Path) -> None:
+    """Also after some have been closed."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        connections = [await Connection.open(service.port) for _ in range(6)]
+        by_worker: dict[str, list[Connection]] = {}
+        for connection in connections:
+            by_worker.setdefault(worker_of(await connection.ask(Request("GET", "/livez"))), []).append(connection)
+        assert [len(ones) for ones in by_worker.values()] == [3, 3]
+        first, second = by_worker
+        goodbye = Request("GET", "/livez", headers=(("Connection", "close"),))
+        for connection in by_worker[first]:
+            await connection.ask(goodbye)
+            with pytest.raises(NoReply):
+                await connection.ask(goodbye)  # it has been closed, then
+        reply = await by_worker[second][0].ask(Request("GET", "/metrics"))
+        assert reply.status == 200  # so the supervisor has heard of it: it takes a worker's messages in order
+        new = [await Connection.open(service.port) for _ in range(3)]
+        assert {worker_of(await connection.ask(Request("GET", "/livez"))) for connection in new} == {first}
+        for connection in connections + new:
+            connection.close()
+
+
+def threads_of(pid: int) -> list[int]:
+    return [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="processes can't be bound to processors here")
+async def test_each_worker_keeps_to_its_processors(service: Service) -> None:
+    """All of its threads do, so that its event loop and its engine share caches."""
+    mine = os.sched_getaffinity(0)
+    expected = shares(2) or [mine, mine]
+    for pid, share in zip(workers_of(service), expected, strict=True):
+        threads = threads_of(pid)
+        assert len(threads) > 2
+        assert [os.sched_getaffinity(thread) for thread in threads] == [share] * len(threads)
+
+
+async def test_metrics_are_the_sum_of_all_workers(service: Service) -> None:
+    """Counted exactly, whoever is asked; what is one thing to all is not multiplied."""
+    before = await service.metrics()
+    async with Client(service.port) as client:
+        replies = await asyncio.gather(*(client.ask(Request("GET", f"/sample?count=3&seed={n}")) for n in range(40)))
+    assert {reply.status for reply in replies} == {200}
+    assert len({worker_of(reply) for reply in replies}) == 2
+    pages = [await service.metrics() for _ in range(2)]  # a connection each: two workers
+    for now in pages:
+        labels = {"route": "/sample", "status": "200"}
+        assert now.total("gan_requests_total", **labels) - before.total("gan_requests_total", **labels) == 40
+        assert now.total("gan_images_total") - before.total("gan_images_total") == 120
+        buckets = "gan_request_duration_seconds_bucket"
+        assert now.total(buckets, route="/sample", le="+Inf") == now.total(
+            "gan_request_duration_seconds_count", route="/sample"
+        )
+        assert now.total("gan_ready") == now.total("gan_build_info") == 1
+        assert now.total("gan_bundle_info", bundle="tiny") == 1
+        assert now.total("gan_queue_capacity_images") == 16384
+        assert now.total("gan_queue_images") == now.total("gan_requests_in_flight", route="/sample") == 0
+    workers = sum(resident(pid) for pid in workers_of(service))
+    assert pages[0].total("process_resident_memory_bytes") == pytest.approx(workers, rel=0.2)
+    assert pages[0].total("process_start_time_seconds") == pytest.approx(time.time(), abs=600)
+
+
+def resident(pid: int) -> int:
+    """Bytes of memory that a process has."""
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+async def test_a_seed_has_the_same_bytes_in_every_worker(service: Service) -> None:
+    """And the same ETag, so that a client may have asked another one before."""
+    one, other = await ask_each(service, Request("GET", "/sample?count=70&seed=5"))
+    assert (one.status, one.body, one.headers["etag"]) == (other.status, other.body, other.headers["etag"])
+
+
+async def test_a_bundle_is_loaded_and_unloaded_in_every_worker(service: Service) -> None:
+    """By one request to any of them."""
+    sample = Request("GET", "/sample?bundle=rgb&seed=1")
+    change = "/v2/repository/models/rgb"
+    assert (await service.ask(Request("POST", f"{change}/unload", headers=ADMIN))).status == 200
+    assert [reply.status for reply in await ask_each(service, sample)] == [404, 404]
+    assert (await service.ask(Request("POST", f"{change}/load", headers=ADMIN))).status == 200
+    assert [reply.status for reply in await ask_each(service, sample)] == [200, 200]
+    swapped = await service.metrics()
+    assert swapped.total("gan_bundle_swaps_total", bundle="rgb", result="loaded") == 2  # each worker's own
+
+
+async def test_sighup_reaches_every_worker(service: Service, folder: Path) -> None:
+    """What has gone from the folder is gone from all of them, and comes back."""
+    hidden = folder / ".cond"
+    (folder / "cond").rename(hidden)
+    loaded = service.log().count("bundles: ")
+    service.send(signal.SIGHUP)
+    service.wait_for_log("bundles: ", loaded + 2)
+    assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=cond"))] == [404, 404]
+    hidden.rename(folder / "cond")
+    service.send(signal.SIGHUP)
+    service.wait_for_log("bundles: ", loaded + 4)
+    assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=cond"))] == [200, 200]
+
+
+async def test_what_one_worker_is_refused_changes_nothing_in_the_others(service: Service, folder: Path) -> None:
+    """A bundle that does not verify is refused where the request arrives, and all go on with what they have."""
+    weights = folder / "rgb" / "generator.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1])
+    try:
+        reply = await service.ask(Request("POST", "/v2/repository/models/rgb/load", headers=ADMIN))
+        assert reply.status == 422
+    finally:
+        weights.write_bytes(good)
+    assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=rgb"))] == [200, 200]
+
+
+async def test_a_stop_under_load_loses_no_accepted_request(folder: Path) -> None:
+    """SIGTERM reaches the supervisor alone; every worker drains, and the exit code is 0."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        async with Client(service.port) as client, asyncio.TaskGroup() as group:
+            load = Load(client)
+            group.create_task(load.run())
+            await load.is_on.wait()
+            service.send(signal.SIGTERM)
+            code = await asyncio.to_thread(service.wait)
+        logged = {str(line.get("request_id")) for line in service.log_lines()}
+    assert code == 0
+    answered = [exchange for exchange in load.exchanges if exchange.outcome == 200]
+    cut = [e for e in load.exchanges if e.outcome == UNANSWERED and dict(e.request.headers)["X-Request-ID"] in logged]
+    assert answered
+    assert not cut
+    assert all(exchange.outcome != "reply cut off" for exchange in load.exchanges)
+
+
+async def test_a_worker_that_dies_ends_the_service_after_a_drain(folder: Path) -> None:
+    """The other one answers what it has taken in; the exit code asks for another start."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, drain_delay_s=1) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        for connection in connections:
+            assert (await connection.ask(Request("GET", "/sample"))).status == 200
+        os.kill(workers_of(service)[0], signal.SIGKILL)
+        service.wait_for_log("ended with exit code -9: stopping the others")
+        outcomes = []
+        for connection in connections:
+            try:
+                outcomes.append((await connection.ask(Request("GET", "/sample"))).status)
+            except NoReply:
+                outcomes.append(0)
+        assert sorted(outcomes) == [0, 200]
+        assert await asyncio.to_thread(service.wait) == 1
+
+
+async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(folder: Path) -> None:
+    """Whoever is asked: the others have heard that it does not answer, and counters are not given without its share."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        ready = Request("GET", "/readyz")
+        assert [(await connection.ask(ready)).status for connection in connections] == [200, 200]
+        halted = workers_of(service)[0]
+        os.kill(halted, signal.SIGSTOP)
+        try:
+            replies = [asyncio.ensure_future(connection.ask(Request("GET", "/metrics"))) for connection in connections]
+            done, _ = await asyncio.wait(replies, return_when=asyncio.FIRST_COMPLETED)
+            [refused] = done
+            assert refused.result().status == 503
+            awake = connections[replies.index(refused)]
+            give_up = time.monotonic() + 10 + MUTE_S
+            while (reply := await awake.ask(ready)).status == 200:
+                assert time.monotonic() < give_up
+            assert "does not answer" in json.loads(reply.body)["detail"]
+            async with asyncio.timeout(20):  # new connections go to the other, who answers at least
+                for connection in [await Connection.open(service.port) for _ in range(4)]:
+                    assert (await connection.ask(ready)).status == 503
+                    connection.close()
+        finally:
+            os.kill(halted, signal.SIGCONT)
+        while (await awake.ask(ready)).status != 200:  # it was not lost
+            assert time.monotonic() < give_up + 10
+        await asyncio.wait(replies)
+
+
+async def test_nobody_waits_for_the_answer_of_a_worker_that_has_ended(folder: Path) -> None:
+    """Neither one that asked before nor one that asks after, while it drains: a scrape must not hold that up."""
+    with running(bundles=folder, device="cpu", workers=2, admin_keys="root", drain_delay_s=60) as service:
+        connections = [await Connection.open(service.port) for _ in range(2)]
+        for connection in connections:
+            assert (await connection.ask(Request("GET", "/livez"))).status == 200
+        victim, other = workers_of(service)
+        os.kill(victim, signal.SIGSTOP)
+        load = Request("POST", "/v2/repository/models/rgb/load", headers=ADMIN)
+        loads = [asyncio.ensure_future(connection.ask(load)) for connection in connections]
+        os.kill(victim, signal.SIGKILL)
+        async with asyncio.timeout(30):
+            replies = await asyncio.gather(*loads, return_exceptions=True)
+            assert [reply.status for reply in replies if isinstance(reply, Reply)] == [503]
+            assert (await service.get("/metrics")).status == 503
+        os.kill(other, signal.SIGKILL)
+        assert await asyncio.to_thread(service.wait) == 1
+
+
+@contextlib.asynccontextmanager
+async def slow_request(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection with a request whose body has yet to come: `SLOW_BODY`."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
+    head = f"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SLOW_BODY)}"
+    writer.write(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
+    assert b" 100 " in await reader.readline()  # it is being read
+    await reader.readline()
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+
+
+async def test_a_signal_to_all_processes_counts_once(folder: Path) -> None:
+    """As systemd sends it: each worker gets it from there and from its supervisor, and drains all the same."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        workers = workers_of(service)
+        async with slow_request(service) as (reader, writer):
+            service.send(signal.SIGTERM)
+            service.wait_for_log("SIGTERM: draining", 2)
+            for pid in workers:
+                with contextlib.suppress(ProcessLookupError):  # the idle one is quick
+                    os.kill(pid, signal.SIGTERM)
+            writer.write(SLOW_BODY)
+            assert await reader.readline()
+        assert await asyncio.to_thread(service.wait) == 0
+        assert "again" not in service.log()
+
+
+async def test_a_second_signal_stops_all_workers_at_once(folder: Path) -> None:
+    """As it stops a single process."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        async with slow_request(service) as (reader, _):
+            service.send(signal.SIGTERM)
+            service.wait_for_log("SIGTERM: draining", 2)
+            service.send(signal.SIGTERM)
+            assert await asyncio.to_thread(service.wait) == 128 + signal.SIGTERM
+            assert b" 503 " in await reader.readline()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stop_while_workers_are_being_started_ends_them_in_order(folder: Path, workers: int) -> None:
+    """Also those that can't hear of it yet: nothing was accepted, so there is nothing to drain."""
+    with starting(folder) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < workers:
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+def test_sighup_while_workers_are_being_started_is_heeded_later_and_ends_none(folder: Path) -> None:
+    """They can't hear it yet, and what it is about they may have read before: each reloads once it has started."""
+    with starting(folder) as process:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        while len(children.read_text().split()) < 2:
+            assert process.poll() is None
+        process.send_signal(signal.SIGHUP)
+        assert process.stderr is not None
+        awaited = ["serving http", "bundles: ", "bundles: "]
+        while awaited:
+            line = process.stderr.readline()
+            assert line
+            awaited = [words for n, words in enumerate(awaited) if words not in line or words in awaited[:n]]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@contextlib.contextmanager
+def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
+    """A service of two workers from its first moment on."""
+    command = [sys.executable, "-m", "service", "--workers", "2", "--port", "0", "--bundles", str(folder)]
+    with subprocess.Popen(
+        [*command, "--device", "cpu", "--default-bundle", "tiny"],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="changes another process' limits")
+async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(folder: Path) -> None:
+    """The kernel closes it; the log says so, and the next ones are dealt out evenly all the same."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        first, second = [await Connection.open(service.port) for _ in range(2)]
+        there = worker_of(await first.ask(Request("GET", "/livez")))
+        assert worker_of(await second.ask(Request("GET", "/livez"))) != there
+        pid = workers_of(service)[0]
+        limits = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, limits[1]))
+        with pytest.raises(NoReply):
+            await service.get("/livez")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
+        service.wait_for_log("no file number was left")
+        assert (await first.ask(Request("GET", "/metrics"))).status == 200  # the supervisor has heard of it, then
+        third = await Connection.open(service.port)
+        assert worker_of(await third.ask(Request("GET", "/livez"))) == there
+        for connection in (first, second, third):
+            connection.close()
+
+
+class Halted:
+    """A process that notes signals and does nothing else."""
+
+    def __init__(self) -> None:
+        self.killed = asyncio.Event()
+
+    def send_signal(self, number: signal.Signals) -> None:  # noqa: D102
+        assert number == signal.SIGKILL
+        self.killed.set()
+
+
+async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After `docker pause`, say, the supervisor may be the first to move; whoever stays mute then is ended."""
+    monkeypatch.setattr("service.server.supervisor.BEAT_S", 0.01)
+    monkeypatch.setattr("service.server.supervisor.LOST_S", 0.3)
+    door, its_door = socket.socketpair()
+    with socket.create_server(("127.0.0.1", 0)) as listener, door, its_door:
+        supervisor = Supervisor(listener, "", [], 1)
+        process = Halted()
+        worker = Worker(1, process, door)  # type: ignore[arg-type]
+        worker.beat = time.monotonic()
+        supervisor._workers.append(worker)  # noqa: SLF001
+        monkeypatch.setattr(supervisor, "_tell_others", lambda: None)
+        watch = asyncio.create_task(supervisor._watch())  # noqa: SLF001
+        await asyncio.sleep(0)
+        time.sleep(0.6)  # noqa: ASYNC251 - this is the suspension
+        for _ in range(5):
+            await asyncio.sleep(0)
+        assert not process.killed.is_set()
+        await asyncio.wait_for(process.killed.wait(), 60)
+        watch.cancel()
+
+
+async def test_connections_go_to_workers_that_are_ready() -> None:
+    """While another one still loads; and where none is ready, to all alike, for each can say so."""
+    doors, its_doors = zip(*(socket.socketpair() for _ in "ab"), strict=True)
+    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
+        for door in (*doors, *its_doors):
+            stack.enter_context(door)
+        supervisor = Supervisor(listener, "", [], 2)
+        for number, door in enumerate(doors, 1):
+            worker = Worker(number, Halted(), door)  # type: ignore[arg-type]
+            worker.beat = time.monotonic() + 60
+            supervisor._workers.append(worker)  # noqa: SLF001
+
+        def shared(connections: int) -> list[int]:
+            """How many each of the workers has, once so many more have been handed out."""
+            for _ in range(connections):
+                connection = socket.socket()
+                supervisor._hand_out(connection)  # noqa: SLF001
+                assert connection.fileno() == -1
+            return [worker.connections for worker in supervisor._workers]  # noqa: SLF001
+
+        first, second = supervisor._workers  # noqa: SLF001
+        assert shared(4) == [2, 2]
+        second.reasons = dict.fromkeys(second.reasons, None)
+        assert shared(4) == [2, 6]
+        first.reasons = dict.fromkeys(first.reasons, None)
+        assert shared(6) == [7, 7]
+
+
+class LonelyServer:
+    """One that waits to be left alone."""
+
+    def __init__(self) -> None:
+        self.is_alone = asyncio.Event()
+        self.be_alone = self.is_alone.set
+
+    def reasons(self) -> dict[str, str | None]:
+        """None."""
+        return {}
+
+    def take(self, connection: socket.socket) -> None:
+        """There is none."""
+        raise AssertionError(connection)
+
+    def stop_at_once(self, number: int) -> None:
+        """Not asked for."""
+        raise AssertionError(number)
+
+
+async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
+    """Half a message is none; and one that has not joined yet can be told to stop, too."""
+    (messages, its_messages), (door, its_door) = socket.socketpair(), socket.socketpair()
+    with door, its_door:
+        member = Member(messages, door)
+        await member.leave()
+        server = LonelyServer()
+        await member.join(server)
+        its_messages.sendall(b'{"others": {"rea')
+        its_messages.close()
+        await asyncio.wait_for(server.is_alone.wait(), 60)
+        for task in member._tasks:  # noqa: SLF001
+            task.cancel()
+        asyncio.get_running_loop().remove_reader(door)
+
+
+async def test_a_worker_that_has_not_been_started_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever asks first hears that one is missing, instead of nothing for ever or the sum of those that are there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as door:
+        supervisor = Supervisor(listener, "", [], 3)
+        asker = Worker(1, Halted(), door)  # type: ignore[arg-type]
+        supervisor._workers.append(asker)  # noqa: SLF001
+        sent: list[Message] = []
+        monkeypatch.setattr(asker, "send", sent.append)
+        await supervisor._relay(asker, 7, {"name": "metrics"}, 60)  # noqa: SLF001
+        assert sent == [{"answer": 7, "value": [None, None]}]
+
+
+async def test_workers_end_with_their_supervisor(folder: Path) -> None:
+    """Even where it had no time to say so: nobody could reach them any more."""
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
+        pids = workers_of(service)
+        service.send(signal.SIGKILL)
+        give_up = time.monotonic() + 30
+        while any(is_running(pid) for pid in pids):
+            assert time.monotonic() < give_up
+            await asyncio.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    """Whether there is such a process, zombies apart."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
+    """The service with a command line, until it ends."""
+    command = [sys.executable, "-m", "service", "--workers", "2", *arguments]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_a_bad_bundle_ends_all_workers_with_its_exit_code(tmp_path: Path) -> None:
+    """As with one process."""
+    ended = start(["--bundles", str(tmp_path), "--port", "0"])
+    assert ended.returncode == 3
+    assert "no sub-folder with a manifest.json" in ended.stderr
+
+
+def test_the_share_of_the_queue_must_hold_a_largest_request() -> None:
+    """Else such a request would be told to try again for ever."""
+    ended = start(["--max-queued-images", "8000"])
+    assert ended.returncode == 2
+    assert "GAN_MAX_COUNT (4096) is over GAN_MAX_QUEUED_IMAGES (8000) / GAN_WORKERS (2)" in ended.stderr

@@ -1,0 +1,261 @@
+"""The application as a whole: its parts know one another, its documents are complete, and two of them don't meet."""
+
+import asyncio
+import base64
+import gc
+import io
+import json
+import re
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from starlette.types import Message
+
+import service
+from models.bundle import BundleError
+from models.inference.sampler import UInt8
+from service.app import create_app, work_routes
+from service.http.exchange import CONNECTION, Connection
+from service.settings import Settings
+
+pytestmark = pytest.mark.anyio
+
+Start = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
+
+
+async def test_two_applications_do_not_meet(start: Start, tiny_settings: Callable[..., Settings]) -> None:
+    """Each has its own bundles, engine and numbers."""
+    one, two = create_app(tiny_settings()), create_app(tiny_settings(default_bundle="rgb"))
+    async with start(one) as first, start(two) as second:
+        assert (await first.get("/sample?seed=1")).headers["x-bundle"].startswith("tiny@")
+        assert (await second.get("/sample?seed=1")).headers["x-bundle"].startswith("rgb@")
+        for client, mine, others in ((first, "tiny", "rgb"), (second, "rgb", "tiny")):
+            page = (await client.get("/metrics")).text
+            assert f'gan_images_total{{bundle="{mine}",operation="sample"}} 1.0' in page
+            assert f'gan_images_total{{bundle="{others}"' not in page
+
+
+async def test_a_bundle_that_does_not_verify_is_reported_by_the_start(
+    tiny_settings: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Whoever started the application is told, in one line, and it never becomes ready."""
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "manifest.json").write_text("{}")
+    app = create_app(tiny_settings(bundles=tmp_path, default_bundle=None))
+    async with app.router.lifespan_context(app):
+        with pytest.raises(BundleError, match=r"manifest\.json"):
+            await app.state.starting
+        assert app.state.serving.health.ready() is not None
+    (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
+    assert "manifest.json" in line.getMessage()
+    assert line.exc_info is None
+
+
+def test_a_device_that_is_not_there_is_an_error(tiny_settings: Callable[..., Settings]) -> None:
+    """Before anything is loaded."""
+    with pytest.raises(ValueError, match="cuda:99"):
+        create_app(tiny_settings(device="cuda:99"))
+
+
+def test_importing_does_nothing() -> None:
+    """No environment is read, no metric registered, no thread started by an import."""
+    program = (
+        "import os, threading; os.environ['GAN_PORT'] = 'nonsense'; import service.app, prometheus_client;"
+        "names = [m.name for m in prometheus_client.REGISTRY.collect() if m.name.startswith('gan')];"
+        "assert not names, names; assert threading.active_count() == 1, threading.enumerate()"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    """One number, wherever it is read."""
+    text = (Path(service.__file__).parent.parent / "pyproject.toml").read_text()
+    assert f'version = "{service.__version__}"' in text
+
+
+# ------------------------------------------------------------------------------------------------- openapi and pages
+
+
+def refs(node: Any) -> Iterator[str]:
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "$ref":
+                yield value
+            else:
+                yield from refs(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from refs(value)
+
+
+async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
+    """Every route with its methods, parameters, bodies and errors; every reference leads somewhere."""
+    document = (await client.get("/openapi.json")).json()
+    methods = {path: set(facts) for path, facts in document["paths"].items()}
+    assert methods == {
+        "/sample": {"get", "post"}, "/discriminate": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
+        "/livez": {"get"}, "/readyz": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
+        "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
+        "/v2/repository/models/{name}/unload": {"post"},
+    }  # fmt: skip
+    assert methods.keys() > work_routes(Settings()).keys()
+    for ref in refs(document):
+        assert ref.removeprefix("#/components/schemas/") in document["components"]["schemas"]
+    operations = {(path, method): facts for path, one in document["paths"].items() for method, facts in one.items()}
+    assert len({facts["operationId"] for facts in operations.values()}) == len(operations)
+    for facts in operations.values():
+        assert facts["description"]
+        assert "500" in facts["responses"]
+    sample = operations["/sample", "get"]
+    assert [parameter["name"] for parameter in sample["parameters"]] == [
+        "count", "seed", "first_index", "labels", "truncation", "bundle", "format", "layout", "columns", "scale",
+        "X-Timeout-Ms",
+    ]  # fmt: skip
+    assert set(sample["responses"]) == {
+        "200", "304", "400", "401", "404", "406", "413", "422", "429", "500", "503", "504",
+    }  # fmt: skip
+    upload = operations["/discriminate", "post"]
+    assert set(upload["requestBody"]["content"]) == {
+        "image/png", "image/jpeg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
+        "application/json",
+    }  # fmt: skip
+    assert {"408", "413", "415"} <= set(upload["responses"])
+
+
+async def test_replies_are_what_openapi_says(client: httpx.AsyncClient) -> None:
+    """The media types of /sample, and a problem's fields."""
+    document = (await client.get("/openapi.json")).json()
+    for media_type in document["paths"]["/sample"]["get"]["responses"]["200"]["content"]:
+        assert (await client.get("/sample", headers={"Accept": media_type})).headers["content-type"] == media_type
+    assert set((await client.get("/nope")).json()) == set(document["components"]["schemas"]["Problem"]["properties"])
+
+
+@pytest.mark.parametrize("path", ["/", "/docs"])
+async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
+    """Everything a page names is served here, and the policy forbids the rest."""
+    page = await client.get(path)
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    assert page.headers["content-security-policy"].startswith("default-src 'self';")
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert "<style" not in page.text
+    assert " style=" not in page.text
+    assert not re.search(r"<script(?![^>]*\bsrc=)", page.text)
+    links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
+    assert len(links) >= 4
+    for link in links:
+        assert link.startswith("/")
+        assert (await client.get(link)).status_code == 200
+
+
+async def test_static_files_have_their_types_and_nothing_else_is_served(client: httpx.AsyncClient) -> None:
+    """Only what lies in the folder: no path leads out of it."""
+    for name, media_type in (("page.js", "text/javascript"), ("style.css", "text/css"), ("icon.svg", "image/svg+xml")):
+        assert (await client.get(f"/static/{name}")).headers["content-type"].startswith(media_type)
+    for path in ("/static/nope.js", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/", "/static/a/b"):
+        assert (await client.get(path)).status_code == 404
+
+
+async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
+    """The fields of the page's requests are fields of the API."""
+    script = (await client.get("/static/page.js")).text
+    document = (await client.get("/openapi.json")).json()
+    known = {parameter["name"] for parameter in document["paths"]["/sample"]["get"]["parameters"]}
+    assert {"count", "seed", "bundle", "truncation", "labels"} <= known
+    for path in re.findall(r'["`](/[a-z]+)', script):
+        assert path in document["paths"]
+    assert json.dumps(document)
+
+
+def npy(array: UInt8) -> bytes:
+    out = io.BytesIO()
+    np.save(out, array)
+    return out.getvalue()
+
+
+JUNK, IMAGES = b"no picture", npy(np.zeros((3, 8, 8), np.uint8))
+
+
+class Cycle:
+    """What a server keeps of one request, its body included, for as long as somebody refers to it."""
+
+    def __init__(self, method: str, path: str, content_type: bytes, body: bytes) -> None:
+        self.body = body
+        self.status = 0
+        self.scope = {
+            "type": "http",
+            "http_version": "1.1",
+            "method": method,
+            "scheme": "http",
+            "path": path,
+            "raw_path": path.encode(),
+            "root_path": "",
+            "query_string": b"",
+            "headers": [(b"content-type", content_type)] if content_type else [],
+            "client": None,
+            "server": None,
+            "extensions": {CONNECTION: Connection()},
+        }
+
+    async def receive(self) -> Message:
+        """The whole body."""
+        return {"type": "http.request", "body": self.body}
+
+    async def send(self, message: Message) -> None:
+        """Notes the status."""
+        self.status = message.get("status", self.status)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content_type", "body", "status"),
+    [
+        ("GET", "/livez", b"", b"", 200),
+        ("GET", "/metrics", b"", b"", 200),
+        ("GET", "/nope", b"", b"", 404),
+        ("DELETE", "/sample", b"", b"", 405),
+        ("GET", "/sample", b"", b"", 200),
+        ("HEAD", "/sample", b"", b"", 200),
+        ("POST", "/sample", b"application/json", b"{}", 200),
+        ("POST", "/sample", b"application/json", b"{", 400),
+        ("POST", "/discriminate", b"text/plain", JUNK, 415),
+        ("POST", "/discriminate", b"image/png", JUNK, 422),
+        ("POST", "/discriminate", b"application/x-npy", JUNK, 400),
+        ("POST", "/discriminate", b"application/x-npy", IMAGES, 200),
+        (
+            "POST",
+            "/discriminate",
+            b"application/json",
+            json.dumps({"images": [base64.b64encode(JUNK).decode()] * 2}).encode(),
+            200,
+        ),
+    ],
+)
+async def test_nothing_of_a_request_waits_for_the_garbage_collector(
+    method: str, path: str, content_type: bytes, body: bytes, status: int, tiny_settings: Callable[..., Settings]
+) -> None:
+    """It comes by seldom, and bodies may be large: what is refused, undecodable or answered is let go of at once."""
+    app = create_app(tiny_settings())
+    async with app.router.lifespan_context(app):
+        await app.state.starting
+        gc.collect()
+        gc.disable()
+        try:
+            cycle = Cycle(method, path, content_type, body)
+            task = asyncio.create_task(app(cycle.scope, cycle.receive, cycle.send))
+            await task
+            seen = weakref.ref(cycle)
+            assert cycle.status == status
+            del cycle, task
+            for _ in range(20):  # callbacks of what has ended
+                await asyncio.sleep(0)
+            assert seen() is None
+        finally:
+            gc.enable()
