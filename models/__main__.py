@@ -25,13 +25,13 @@ from models.data.dataset import listed
 from models.data.load import DataError, Dataset, load_dataset
 from models.evaluation import parzen as evaluation
 from models.evaluation.features import load_features, untrained_features
-from models.evaluation.metric_suite import Suite, TooFewError, rows_wanted
+from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.experiments import figures
 from models.inference.sampler import UInt8, draw_labels, grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer
 from models.training.cost import measure_step
-from models.training.health import Alarm, HealthError, Probe, Watch, row_of
+from models.training.health import Alarm, HealthError, HealthMonitor, Probe, row_of
 from models.training.losses import LOSSES
 from models.training.report import write_report
 from models.training.run_folder import RunDir, RunError, environment, save_picture
@@ -388,7 +388,7 @@ def _steps(
     options = state.options
     labels = state.sample_labels(GRID_IMAGES)
     stop = _StopOnSignal()
-    probe, watch = Probe(state, dataset), Watch(options.batch_size * options.d_steps, run.stats())
+    probe, watch = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
     with stop, TrainingDisplay(options.steps, state.step) as display:
         every = (REPORT_EVERY, checkpoint_every)
         for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
@@ -404,7 +404,7 @@ def _steps(
                 scored = trainer.score(state, dataset)
                 trainer.keep_if_best(state, scored)
                 row |= scored.stats()
-                images = to_uint8(trainer.generate(state.shown_generator, options.latent, GRID_IMAGES, labels))
+                images = to_uint8(trainer.generate(state.ema_generator, options.latent, GRID_IMAGES, labels))
                 run.save_samples(state.step, images)
                 if board is not None:
                     board.add_samples(state.step, images)
@@ -489,7 +489,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
             labels = None
             skipped.append(f"accuracy: the labels of {bundle.name} are not those of {dataset.name}")
         try:
-            suite = Suite(dataset, images, labels, judge, control)
+            suite = MetricSuite(dataset, images, labels, judge, control)
         except TooFewError as error:
             skipped.append(f"figures: {error}")
             skipped += ["neighbours: as the figures"] if arguments.neighbours is not None else []

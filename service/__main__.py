@@ -26,7 +26,7 @@ from service.server import process_memory as memory
 from service.server.listener import HostError, listen, url
 from service.server.supervisor import Supervisor
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
-from service.worker_group import Crew
+from service.worker_group import WorkerGroup
 
 PROGRAM = "gan-service"
 FAILED, BAD_SETTING = 1, 2
@@ -70,7 +70,7 @@ def start(arguments: Sequence[str]) -> int:
         return _complain(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
     if settings.workers > 1:
         return asyncio.run(Supervisor(listener, url(listener), arguments, settings.workers).run())
-    return serve(settings, keys, [listener], Crew())
+    return serve(settings, keys, [listener], WorkerGroup())
 
 
 def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
@@ -85,7 +85,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
     return settings, keys, warnings
 
 
-def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: Crew) -> int:
+def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker_group: WorkerGroup) -> int:
     """Answer requests until told to stop; returns the exit code."""
     memory.share_one_heap()
     # Imports make hundreds of thousands of objects that stay, and the collector would look at them over and over: a
@@ -98,13 +98,13 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], crew: 
     from service.server.server import run  # noqa: PLC0415
 
     try:
-        app = create_app(settings, keys, crew)
+        app = create_app(settings, keys, worker_group)
     except ValueError as error:
         for listener in listeners:
             listener.close()
         field = "precision" if isinstance(error, NoSuchPrecision) else "device"
         return _complain(f"{variable(field)} (or {flag(field)}): {error}", BAD_SETTING)
-    return run(app, settings, listeners, crew)
+    return run(app, settings, listeners, worker_group)
 
 
 def _complain(message: str, code: int) -> int:

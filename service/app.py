@@ -18,22 +18,22 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from models.bundle import BundleError
 from service import __version__
 from service.codecs.decoders import Decoders
-from service.codecs.time_slices import Slices
+from service.codecs.time_slices import TimeSlices
 from service.cpu import cpu_limit
-from service.engine.model_manager import Serving
+from service.engine.model_manager import ModelManager
 from service.http.auth import Keys, KeyScope, read_keys
 from service.http.caching import ReplyCache
-from service.http.middleware import Admission, Door, Observe, Problems, RouteTable, Shortcut
+from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
 from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
-from service.http.route_context import Desk
+from service.http.route_context import RouteContext
 from service.http.routes import bundle_routes, discriminate_routes, sample_routes
 from service.logs import lines_dropped
 from service.metrics import Metrics
 from service.settings import Settings
-from service.worker_group import Crew
+from service.worker_group import WorkerGroup
 
 MAX_JSON_BYTES = 4 * 2**20  # of a body that holds no images
 # All others need a client's key, where keys are set. Pages hold nothing that is secret.
@@ -90,10 +90,10 @@ def _raise(_: Request, error: Exception) -> NoReturn:
     raise error
 
 
-def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None = None) -> FastAPI:
+def create_app(settings: Settings, keys: Keys | None = None, worker_group: WorkerGroup | None = None) -> FastAPI:
     """The application, not yet started: its lifespan loads the bundles while probes are answered already.
 
-    `keys` are those of the settings where they are not given. `crew` are the other workers, where there are any.
+    `keys` are those of the settings where they are not given; `worker_group` is of the other workers, if there are any.
 
     `app.state.serving` is the core. `app.state.starting`, once the lifespan has begun, is the task that loads: it
     raises BundleError where that fails, and the service then stays not ready.
@@ -105,7 +105,7 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
     metrics.follow(metrics.log_lines_dropped, lines_dropped)
-    serving = Serving(settings, metrics, crew=crew)
+    serving = ModelManager(settings, metrics, worker_group=worker_group)
     processors = max(1, cpu_limit() // settings.workers)
     encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")
     decoders = Decoders(
@@ -115,14 +115,16 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
         max_bytes=settings.max_body_bytes,
     )
     cache = ReplyCache(settings.cache_bytes)
-    desk = Desk(settings, serving, metrics, encoders, decoders, Slices(), cache, is_private=keys.are_needed)
+    context = RouteContext(
+        settings, serving, metrics, encoders, decoders, TimeSlices(), cache, is_private=keys.are_needed
+    )
     routers = [
-        sample_routes(desk),
-        discriminate_routes(desk),
-        bundle_routes(desk),
+        sample_routes(context),
+        discriminate_routes(context),
+        bundle_routes(context),
         repository_routes(serving),
         probe_routes(serving),
-        metrics_routes(metrics, serving.crew),
+        metrics_routes(metrics, serving.worker_group),
         page_routes(),
     ]
     routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
@@ -154,7 +156,7 @@ def create_app(settings: Settings, keys: Keys | None = None, crew: Crew | None =
             max_body_bytes=settings.max_body_bytes,
             max_reply_bytes=settings.max_output_pixels,
         )
-        app = Door(app, keys, SCOPES)
+        app = Authentication(app, keys, SCOPES)
         app = Problems(app, metrics, lambda: serving.is_draining)
         return Observe(app, metrics, table, lambda: serving.is_draining)
 

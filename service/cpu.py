@@ -36,7 +36,7 @@ def shares(workers: int) -> list[set[int]] | None:
     return [set(allowed[start : start + size]) for start in range(0, len(allowed), size)]
 
 
-def keep_to(processors: set[int], pid: int) -> None:
+def set_affinity(processors: set[int], pid: int) -> None:
     """Have all threads of a process, and those that they start, run on these processors only."""
     with contextlib.suppress(OSError):  # it has ended
         for thread in list(Path(f"/proc/{pid}/task").iterdir()):

@@ -30,7 +30,7 @@ class Server(Protocol):
         ...
 
 
-class Crew:
+class WorkerGroup:
     """All workers of a service but this one: nobody, in a service of one process.
 
     Attributes:

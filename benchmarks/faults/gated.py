@@ -19,7 +19,7 @@ from fastapi import FastAPI
 from service.app import create_app
 from service.engine import engine
 from service.engine import model_manager as core
-from service.engine.model_manager import Serving
+from service.engine.model_manager import ModelManager
 from service.logs import set_up_logs
 from service.server import server
 from service.server.listener import listen
@@ -43,7 +43,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _install_gate(app: FastAPI) -> None:
-    serving: Serving = app.state.serving
+    serving: ModelManager = app.state.serving
     gate = threading.Event()
     [thread] = serving.engine.threads
 

@@ -3,7 +3,7 @@
     python -m benchmarks.faults.soak [--seconds 1200] [--requests 500000]
 
 Samples in every format, judgements, answers from the client's cache, mistakes, unknown paths, and clients that hang up,
-in a random order that a seed decides; it ends after so many seconds or requests, whichever comes first. Resident
+in a random order that a seed decides; it ends after so many seconds or requests, whichever comes first. DeviceDataset
 memory is read every second. After the warm-up, a fifth of the time, a straight line is laid through it.
 """
 

@@ -24,13 +24,13 @@ from benchmarks.tools.report import parser
 from models.bundle import Bundle, read_bundle
 from models.inference.prepacked import packed
 from models.inference.sampler import draw_latents, to_pixels, to_uint8
-from service.codecs.encode import Look, Origin, encode
+from service.codecs.encode import RenderOptions, SampleMetadata, encode
 
 BATCHES = (64, 128, 256, 512)
 BATCHES_OF_GRIDS = (256, 512)
 TRIAL_S = 0.1
-ORIGIN = Origin("", "", 0, 0, None)
-ONE, PICTURE = Look("png", 1, 1), Look("png", round(GRID**0.5), 1)
+ORIGIN = SampleMetadata("", "", 0, 0, None)
+ONE, PICTURE = RenderOptions("png", 1, 1), RenderOptions("png", round(GRID**0.5), 1)
 
 Work = Callable[[], int]  # does something, and says how many rows of it
 

@@ -19,7 +19,7 @@ from service.http.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen
 from service.settings import read_settings
-from service.worker_group import Crew
+from service.worker_group import WorkerGroup
 
 IMAGES = 64
 
@@ -42,7 +42,7 @@ def main() -> int:
     setattr(Engine, "load", load_and_forget)  # noqa: B010 - as above
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
-    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], Crew())
+    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], WorkerGroup())
 
 
 if __name__ == "__main__":

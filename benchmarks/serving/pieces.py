@@ -28,7 +28,7 @@ from pydantic import TypeAdapter
 from benchmarks.tools.report import machine, parser, table
 from models.bundle import read_bundle
 from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
-from service.codecs.encode import Look, Origin, encode
+from service.codecs.encode import RenderOptions, SampleMetadata, encode
 from service.engine.engine import _Images
 from service.engine.jit import traced
 from service.http.schemas import DiscriminateReply, DiscriminateResult, Judged, discriminate_reply
@@ -37,7 +37,7 @@ from service.metrics import Metrics
 
 ROUNDS = 30
 LEAST_S = 0.002  # of one round: what is shorter is repeated
-ORIGIN = Origin("", "", 0, 0, None)
+ORIGIN = SampleMetadata("", "", 0, 0, None)
 ROWS, VERDICTS, LARGE = (4, 64, 512), 256, 512
 
 Work = Callable[[], object]
@@ -69,7 +69,7 @@ def pictures(images: UInt8) -> Iterator[tuple[str, Work, Work]]:
     for name, some in (("PNG of one digit", images[:1]), ("PNG of a grid of 256 digits", images[:256])):
         columns = round(len(some) ** 0.5)
         picture = grid(some, columns) if len(some) > 1 else some[0]
-        look = Look("png", columns, 1)
+        look = RenderOptions("png", columns, 1)
         sizes = f"{name}, {len(by_pillow(picture))} and {len(encode(some, look, ORIGIN))} bytes"
         yield sizes, lambda p=picture: by_pillow(p), lambda s=some, a=look: encode(s, a, ORIGIN)  # type: ignore[misc]
 

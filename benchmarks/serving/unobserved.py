@@ -18,7 +18,7 @@ from service.logs import set_up_logs
 from service.metrics import Metrics
 from service.server.listener import listen
 from service.settings import read_settings
-from service.worker_group import Crew
+from service.worker_group import WorkerGroup
 
 
 class _Nothing:
@@ -63,7 +63,7 @@ def main() -> int:
     setattr(app, "Metrics", _NoMetrics)  # noqa: B010 - mypy knows better than to let a class be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
-    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], Crew())
+    return serve(settings, read_keys(settings), [listen(settings.host, settings.port)], WorkerGroup())
 
 
 if __name__ == "__main__":

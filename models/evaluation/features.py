@@ -76,7 +76,7 @@ class Embedding(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Judge:
+class FeatureExtractor:
     """A feature net that is ready to be used, and what must be said beside its figures.
 
     Attributes:
@@ -112,7 +112,7 @@ def load_features(
     updates: int | None = None,
     cache: Path | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
-) -> Judge:
+) -> FeatureExtractor:
     """The net trained on the training split's labels, from the cache where it is; untrained where there are no labels.
 
     Equal data and seed give equal weights on one machine, and a cached net stays what it was. Nothing outside is drawn
@@ -137,18 +137,18 @@ def load_features(
     if not _read(net, path, device):
         _fit(net.to_empty(device=device), dataset.train, seed, updates, progress)
         _write(net, path)
-    judge = Judge(net.eval(), "trained", checksum_of(net), accuracy=None)
+    judge = FeatureExtractor(net.eval(), "trained", checksum_of(net), accuracy=None)
     named = judge.embed(dataset.validation.images).logits.argmax(dim=1).cpu()
     accuracy = (named == torch.from_numpy(dataset.validation.labels)).double().mean().item()
-    return Judge(net, "trained", judge.checksum, accuracy)
+    return FeatureExtractor(net, "trained", judge.checksum, accuracy)
 
 
-def untrained_features(dataset: Dataset, device: torch.device | str = "cpu", *, seed: int = 0) -> Judge:
+def untrained_features(dataset: Dataset, device: torch.device | str = "cpu", *, seed: int = 0) -> FeatureExtractor:
     """The same net with weights drawn from the seed: it needs no labels, and its logits mean nothing."""
     net = _empty(dataset, classes=1).to_empty(device=device)
     _initialise(net, torch.Generator().manual_seed(seed))
     net.requires_grad_(requires_grad=False).eval()
-    return Judge(net, "untrained", checksum_of(net), accuracy=None)
+    return FeatureExtractor(net, "untrained", checksum_of(net), accuracy=None)
 
 
 def checksum_of(net: nn.Module) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from models.data.load import Dataset
 from models.evaluation import scores
-from models.evaluation.features import RECIPE, Embedding, Judge, load_features
+from models.evaluation.features import RECIPE, Embedding, FeatureExtractor, load_features
 from models.evaluation.scores import Estimate
 from models.inference.sampler import UInt8, grid, to_pixels
 
@@ -80,7 +80,7 @@ class Rows:
         return torch.cat([self.one, self.other, self.rest])
 
 
-class Suite:
+class MetricSuite:
     """Scores of one set of generated images.
 
     Args:
@@ -101,8 +101,8 @@ class Suite:
         dataset: Dataset,
         generated: UInt8,
         labels: Tensor | None,
-        judge: Judge,
-        control: Judge | None,
+        judge: FeatureExtractor,
+        control: FeatureExtractor | None,
         seed: int = 0,
     ) -> None:
         if len(generated) != rows_wanted(dataset):
@@ -162,7 +162,7 @@ class Suite:
         columns = np.stack([shown, train[by_pixels], train[by_features]], axis=1)
         return grid(columns.reshape(-1, *shown.shape[1:]), columns=3)
 
-    def _embed(self, judge: Judge) -> tuple[Embedding, Embedding, Embedding]:
+    def _embed(self, judge: FeatureExtractor) -> tuple[Embedding, Embedding, Embedding]:
         """Generated, test and training images, as the judge sees them."""
         sets = (self.generated, self.dataset.test.images, self.dataset.train.images)
         generated, test, train = (judge.embed(images) for images in sets)
@@ -242,7 +242,7 @@ class Suite:
         floor = scores.authenticity(train[one], train[others])
         return [Figure("authenticity_pixels", "floor", *scores.authenticity(generated, train), floor.value, None)]
 
-    def _second_opinion(self, control: Judge) -> list[Figure]:
+    def _second_opinion(self, control: FeatureExtractor) -> list[Figure]:
         rows = self._rows(self._embed(control), lambda e: e.features)
         return [*self._distances(rows, "_control"), *self._overlap(rows, "_control")]
 

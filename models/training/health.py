@@ -28,7 +28,7 @@ MIN_PROBES = 4  # in a row before anything is said, whatever number of images li
 
 
 @dataclass(frozen=True)
-class Vitals:
+class TrainingHealth:
     """One look at a run.
 
     Attributes:
@@ -66,7 +66,7 @@ class Probe:
         return steps * math.ceil(PROBE_ROWS / self.state.options.batch_size)
 
     @torch.no_grad()
-    def look(self) -> Vitals:
+    def look(self) -> TrainingHealth:
         """The figures at this moment."""
         generator, discriminator = self.state.generator, self.state.discriminator
         modes = [(module, module.training) for net in (generator, discriminator) for module in net.modules()]
@@ -79,7 +79,7 @@ class Probe:
         for module, training in modes:
             module.training = training
         gap, overfit = (train.mean() - other.mean() for other in (generated, validation))
-        return Vitals(
+        return TrainingHealth(
             _share_above(train, generated),
             _share_above(train, validation),
             (overfit / gap).item() if gap else math.nan,
@@ -95,8 +95,8 @@ class Condition:
 
     name: str
     patience_images: int
-    holds: Callable[[Vitals, float], bool]  # the figures, and the highest diversity so far
-    words: Callable[[Vitals], str]
+    holds: Callable[[TrainingHealth, float], bool]  # the figures, and the highest diversity so far
+    words: Callable[[TrainingHealth], str]
 
 
 CONDITIONS = (
@@ -153,7 +153,7 @@ class HealthError(RuntimeError):
     """The run was stopped by an alarm; the message says which, why, and what is left."""
 
 
-class Watch:
+class HealthMonitor:
     """The alarms of a run.
 
     Args:
@@ -169,10 +169,12 @@ class Watch:
         for row in rows:
             if "pairs_right" in row:
                 # A figure that was no number is null in the file.
-                figures = {name: math.nan if row[name] is None else row[name] for name in Vitals.__annotations__}
-                self.see(int(row["step"]), Vitals(**figures))
+                figures = {
+                    name: math.nan if row[name] is None else row[name] for name in TrainingHealth.__annotations__
+                }
+                self.see(int(row["step"]), TrainingHealth(**figures))
 
-    def see(self, step: int, now: Vitals) -> list[Alarm]:
+    def see(self, step: int, now: TrainingHealth) -> list[Alarm]:
         """Take in one look; returns the alarms that it raises, the gravest first."""
         self._best_diversity = max(self._best_diversity, now.diversity)
         alarms = []
@@ -190,7 +192,7 @@ class Watch:
         return sorted(alarms, key=lambda alarm: not alarm.stop)
 
 
-def row_of(now: Vitals) -> dict[str, float | None]:
+def row_of(now: TrainingHealth) -> dict[str, float | None]:
     """The figures for stats.jsonl, whose readers know no NaN."""
     return {name: value if math.isfinite(value) else None for name, value in asdict(now).items()}
 

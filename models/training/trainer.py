@@ -125,7 +125,7 @@ class State:
         self.selection = SELECTIONS[options.selection]
         self.best = Best(score=self.selection.worst)
         self.frechet: FrechetOnValidation | None = None  # made at the first score that needs it
-        self.data = Resident(dataset, options, device)
+        self.data = DeviceDataset(dataset, options, device)
         self.image = image_spec(dataset)
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
         if options.selection == "frechet" and min(rows_wanted(dataset), len(dataset.validation.images)) < 2:
@@ -154,7 +154,7 @@ class State:
         return nets
 
     @property
-    def shown_generator(self) -> Generator:
+    def ema_generator(self) -> Generator:
         """The generator whose images count: the average where one is kept."""
         return self.generator if self.average is None else self.average
 
@@ -229,7 +229,7 @@ class State:
         )
 
 
-class Resident:
+class DeviceDataset:
     """The training images on the device as uint8, and the order in which a run takes them."""
 
     def __init__(self, dataset: Dataset, options: TrainingOptions, device: torch.device) -> None:
@@ -399,7 +399,7 @@ def score(state: State, dataset: Dataset) -> Score:
     if state.options.selection == "frechet":
         return _score_frechet(state, dataset)
     count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
-    samples = generate(state.shown_generator, state.options.latent, count, state.sample_labels(count))
+    samples = generate(state.ema_generator, state.options.latent, count, state.sample_labels(count))
     choice = validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
     facts: dict[str, float | int | str] = {
         "log_likelihood": choice.log_likelihood,
@@ -413,7 +413,7 @@ def _score_frechet(state: State, dataset: Dataset) -> Score:
     if state.frechet is None:
         state.frechet = FrechetOnValidation(dataset, state.device)
     judge, count = state.frechet, state.frechet.count
-    images = to_uint8(generate(state.shown_generator, state.options.latent, count, state.sample_labels(count)))
+    images = to_uint8(generate(state.ema_generator, state.options.latent, count, state.sample_labels(count)))
     value = judge.score(images)
     return Score(
         value,
@@ -442,7 +442,7 @@ def present(state: State, scored: Score) -> Best:
         state.step,
         scored.value,
         scored.facts,
-        {name: tensor.clone() for name, tensor in state.shown_generator.state_dict().items()},
+        {name: tensor.clone() for name, tensor in state.ema_generator.state_dict().items()},
         {name: tensor.clone() for name, tensor in state.discriminator.state_dict().items()},
     )
 

@@ -45,7 +45,7 @@ _VERSIONS = " ".join(
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
-class Look(NamedTuple):
+class RenderOptions(NamedTuple):
     """How images become bytes.
 
     Attributes:
@@ -59,7 +59,7 @@ class Look(NamedTuple):
     scale: int
 
 
-class Origin(NamedTuple):
+class SampleMetadata(NamedTuple):
     """Where images come from: what a reader of the JSON format is told beside them."""
 
     bundle: str
@@ -69,19 +69,19 @@ class Origin(NamedTuple):
     labels: list[int] | None
 
 
-def picture_size(look: Look, count: int, height: int, width: int) -> tuple[int, int]:
+def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
     """(height, width) in pixels of the one picture that holds `count` images of this size."""
-    return math.ceil(count / look.columns) * height * look.scale, look.columns * width * look.scale
+    return math.ceil(count / render.columns) * height * render.scale, render.columns * width * render.scale
 
 
-def encode(images: UInt8, look: Look, origin: Origin) -> bytes:
+def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> bytes:
     """Images (n, h, w, c), n ≥ 1, as the bytes of a reply."""
-    scaled = images.repeat(look.scale, axis=1).repeat(look.scale, axis=2) if look.scale > 1 else images
-    match look.format:
+    scaled = images.repeat(render.scale, axis=1).repeat(render.scale, axis=2) if render.scale > 1 else images
+    match render.format:
         case "png" | "webp" | "jpeg":
-            return _picture(grid(scaled, look.columns) if len(scaled) > 1 else scaled[0], look.format)
+            return _picture(grid(scaled, render.columns) if len(scaled) > 1 else scaled[0], render.format)
         case "json":
-            return _json(scaled, origin)
+            return _json(scaled, metadata)
         case "zip":
             return _zip(scaled)
         case "npy":
@@ -129,14 +129,14 @@ _SAMPLE = (np.arange(64 * 64) ** 2 % 251 % 17).astype(np.uint8).reshape(64, 64, 
 ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(_grey_png(_SAMPLE)):08x}"
 
 
-def _json(images: UInt8, origin: Origin) -> bytes:
+def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
     return json.dumps(
         {
-            "bundle": origin.bundle,
-            "version": origin.version,
-            "seed": origin.seed,
-            "first_index": origin.first_index,
-            "labels": origin.labels,
+            "bundle": metadata.bundle,
+            "version": metadata.version,
+            "seed": metadata.seed,
+            "first_index": metadata.first_index,
+            "labels": metadata.labels,
             "images": [base64.b64encode(_picture(image, "png")).decode() for image in images],
         }
     ).encode()

@@ -67,7 +67,7 @@ class Turns:
         return True
 
 
-class Slices:
+class TimeSlices:
     """Divides the loop's time between all such work; what it costs is what it has had."""
 
     def __init__(self) -> None:

@@ -26,7 +26,7 @@ from service.engine.engine_thread import EngineThread
 from service.errors import Draining, NotReady, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
-from service.worker_group import Crew
+from service.worker_group import WorkerGroup
 
 USUAL_DEFAULT = "mnist"  # the bundle of requests that name none, where there is one of this name and no setting
 NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
@@ -51,7 +51,7 @@ class RepositoryEntry(NamedTuple):
     reason: str
 
 
-class Serving:
+class ModelManager:
     """What the routes talk to.
 
     Raises:
@@ -63,11 +63,11 @@ class Serving:
         settings: Settings,
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
-        crew: Crew | None = None,
+        worker_group: WorkerGroup | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
-        self.crew = crew or Crew()
+        self.worker_group = worker_group or WorkerGroup()
         self.engine = Engine(
             settings.device,
             exact=settings.exact,
@@ -397,22 +397,22 @@ class Health:
     Each method says None for yes, or in a few words why not.
     """
 
-    def __init__(self, serving: Serving, clock: Callable[[], float]) -> None:
+    def __init__(self, serving: ModelManager, clock: Callable[[], float]) -> None:
         self._serving = serving
         self._clock = clock
         self._not_before: dict[float, float] = {}  # when a batch can have run for so long at the earliest
 
     def live(self) -> str | None:
         """Whether this service can still come to something; the event loop turns, or nobody would hear this."""
-        return self.own("live") or self._serving.crew.reason("live")
+        return self.own("live") or self._serving.worker_group.reason("live")
 
     def ready(self) -> str | None:
         """Whether requests should come here now."""
-        return self.own("ready") or self._serving.crew.reason("ready")
+        return self.own("ready") or self._serving.worker_group.reason("ready")
 
     def started(self) -> str | None:
         """Whether every bundle is loaded and warm."""
-        return self.own("started") or self._serving.crew.reason("started")
+        return self.own("started") or self._serving.worker_group.reason("started")
 
     def own(self, probe: str) -> str | None:
         """What this process alone says, of several that are one service."""

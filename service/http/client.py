@@ -7,7 +7,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TooLarge
 from service.http.exchange import EXCHANGE, Exchange, connection
-from service.http.memory_budget import SMALL_BYTES, Held
+from service.http.memory_budget import SMALL_BYTES, MemoryBudget
 
 _CLIENT = "gan.client"
 
@@ -42,7 +42,13 @@ class Client:
     """
 
     def __init__(
-        self, receive: Receive, send: Send, scope: Scope, bodies: Held, replies: Held, max_body_bytes: int
+        self,
+        receive: Receive,
+        send: Send,
+        scope: Scope,
+        bodies: MemoryBudget,
+        replies: MemoryBudget,
+        max_body_bytes: int,
     ) -> None:
         self._receive = receive
         self._send = send

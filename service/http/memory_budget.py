@@ -19,7 +19,7 @@ class Holder(Protocol):
         ...
 
 
-class Held:
+class MemoryBudget:
     """Bytes that requests hold, of what comes in or of what goes out.
 
     Args:

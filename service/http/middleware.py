@@ -1,7 +1,8 @@
 """What surrounds every request: id, metrics, log line, errors as problems, and admission.
 
 Pure ASGI throughout: a middleware that puts a request on another task, or its body into a queue, hides a client's
-disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `Door`, `Admission`, `Shortcut`.
+disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and
+`Shortcut`.
 """
 
 import asyncio
@@ -21,7 +22,7 @@ from service.http.auth import Keys, KeyScope
 from service.http.client import Client
 from service.http.exchange import EXCHANGE, Exchange
 from service.http.headers import header
-from service.http.memory_budget import Held
+from service.http.memory_budget import MemoryBudget
 from service.http.problems import problem_reply
 from service.logs import RequestFacts, current_request, enter_request, log_facts, new_request_id
 from service.metrics import METHODS, Metrics, RouteSeries
@@ -184,7 +185,7 @@ class Problems:
         return problem_reply(error, facts.id, scope["path"])
 
 
-class Door:
+class Authentication:
     """Lets nobody in who has no key for what they ask, where keys are set.
 
     Args:
@@ -233,8 +234,8 @@ class Admission:
         self.app = app
         self.work = work
         self.admit = admit
-        self.bodies = Held(AT_ONCE * max_body_bytes)
-        self.replies = Held(AT_ONCE * max_reply_bytes)
+        self.bodies = MemoryBudget(AT_ONCE * max_body_bytes)
+        self.replies = MemoryBudget(AT_ONCE * max_reply_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on with a watch on its client."""

@@ -5,19 +5,19 @@ from prometheus_client.exposition import choose_encoder
 from starlette.requests import Request
 from starlette.responses import Response
 
-from service.engine.model_manager import Serving
+from service.engine.model_manager import ModelManager
 from service.errors import Draining, NotReady
 from service.http.headers import accept
 from service.http.merged_metrics import Merged, Series, series_of
 from service.http.openapi import METRICS, PROBE
 from service.metrics import Metrics
-from service.worker_group import Crew
+from service.worker_group import WorkerGroup
 
 METRICS_S = 5.0  # for all workers to say theirs; Prometheus itself waits 10 s
 _YES = b'{"status":"ok"}'
 
 
-def probe_routes(serving: Serving) -> APIRouter:
+def probe_routes(serving: ModelManager) -> APIRouter:
     """GET /livez, /readyz and /startupz: 200, or 503 with the reason."""
     router = APIRouter()
 
@@ -39,27 +39,27 @@ def probe_routes(serving: Serving) -> APIRouter:
     return router
 
 
-def _answer(serving: Serving, reason: str | None) -> Response:
+def _answer(serving: ModelManager, reason: str | None) -> Response:
     if reason is None:
         return Response(_YES, media_type="application/json")
     raise Draining if serving.is_draining else NotReady(reason)
 
 
-def metrics_routes(metrics: Metrics, crew: Crew) -> APIRouter:
+def metrics_routes(metrics: Metrics, worker_group: WorkerGroup) -> APIRouter:
     """GET /metrics."""
     router = APIRouter()
 
     async def own_series() -> Series:
         return series_of(metrics.registry)
 
-    crew.answer({"metrics": own_series})
+    worker_group.answer({"metrics": own_series})
 
     @router.get("/metrics", **METRICS)
     async def metrics_page(request: Request) -> Response:
         """Every series of this service, for Prometheus."""
         encoder, content_type = choose_encoder(accept(request.scope))
         # All or nothing: without one worker's share, counters would seem to have started anew.
-        others = await crew.ask("metrics", within_s=METRICS_S)
+        others = await worker_group.ask("metrics", within_s=METRICS_S)
         collector = Merged([series_of(metrics.registry), *others]) if others else metrics.registry
         return Response(encoder(collector), headers={"Content-Type": content_type})
 

@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from models.bundle import BundleError
 from service.codecs.time_slices import at_once
-from service.engine.model_manager import Serving
+from service.engine.model_manager import ModelManager
 from service.errors import Invalid, ServiceError, TooLarge
 from service.http.json_limits import JsonLimits
 from service.http.openapi import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_UNLOAD
@@ -30,7 +30,7 @@ LIMITS = JsonLimits(values=64)
 CHANGE_S = 300.0  # for all workers to load a bundle
 
 
-def repository_routes(serving: Serving) -> APIRouter:
+def repository_routes(serving: ModelManager) -> APIRouter:
     """POST /v2/repository/index, /v2/repository/models/{name}/load and …/unload."""
     router = APIRouter()
     changes = {"load": serving.load, "unload": serving.unload}
@@ -45,7 +45,7 @@ def repository_routes(serving: Serving) -> APIRouter:
     async def change(how: str, bundle: str) -> None:
         """Here first, for what is refused here is refused everywhere; then in all other workers at once."""
         await change_here(how, bundle)
-        there = await serving.crew.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
+        there = await serving.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
         reasons = [why for version, why in there if why is not None or version != serving.version(bundle)]
         if reasons:
             raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
@@ -58,7 +58,7 @@ def repository_routes(serving: Serving) -> APIRouter:
             return None, error.detail
         return serving.version(bundle), None
 
-    serving.crew.answer({"change": follow})
+    serving.worker_group.answer({"change": follow})
 
     @router.post("/v2/repository/index", **REPOSITORY_INDEX)
     async def index(request: Request) -> Response:

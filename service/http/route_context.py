@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 from starlette.requests import ClientDisconnect, Request
 
 from service.codecs.decoders import Decoders
-from service.codecs.time_slices import Apart, Slices, Steps
-from service.engine.model_manager import Serving
+from service.codecs.time_slices import Apart, Steps, TimeSlices
+from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.http.caching import ReplyCache
 from service.http.client import take_body
@@ -25,7 +25,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Desk:
+class RouteContext:
     """What the routes work with.
 
     Encoding, and decoding of what is large, are done apart, so that large requests hold up neither the event loop nor
@@ -34,11 +34,11 @@ class Desk:
     """
 
     settings: Settings
-    serving: Serving
+    serving: ModelManager
     metrics: Metrics
     encoders: Executor
     decoders: Decoders
-    slices: Slices
+    slices: TimeSlices
     cache: ReplyCache
     is_private: bool
 

@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.inference.sampler import Float32, UInt8
 from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
-from service.codecs.encode import MEDIA_TYPES, Look, Origin, encode
+from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
 from service.codecs.time_slices import Steps, timed
 from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
@@ -24,7 +24,7 @@ from service.http.headers import accept, all_of_header, header
 from service.http.json_limits import JsonLimits
 from service.http.openapi import BUNDLE, BUNDLES, DISCRIMINATE, SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.problems import problem
-from service.http.route_context import Deadline, Desk, media_type, read_body
+from service.http.route_context import Deadline, RouteContext, media_type, read_body
 from service.http.schemas import (
     BundleFacts,
     BundleList,
@@ -53,7 +53,7 @@ SAMPLE_TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 DISCRIMINATE_TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
 
 
-def sample_routes(desk: Desk) -> APIRouter:
+def sample_routes(context: RouteContext) -> APIRouter:
     """GET and POST /sample."""
     router = APIRouter()
 
@@ -61,22 +61,22 @@ def sample_routes(desk: Desk) -> APIRouter:
     async def sample_by_query(request: Request) -> Response:
         """Draw images from the generator: everything in the query, cacheable where there is a seed."""
         asked = parse_query(SampleRequest, request.scope["query_string"])
-        return await _sample(desk, request, asked, Deadline(request, desk.settings))
+        return await _sample(context, request, asked, Deadline(request, context.settings))
 
     @router.post("/sample", **SAMPLE_BY_BODY)
     async def sample_by_body(request: Request) -> Response:
         """Draw images from the generator: everything in a JSON body; an empty one asks for one image."""
         if request.scope["query_string"]:
             parse_query(Schema, request.scope["query_string"])  # a field in the wrong place is refused, not ignored
-        deadline = Deadline(request, desk.settings)
+        deadline = Deadline(request, context.settings)
         content_type = header(request.scope, b"content-type") or ""
         if media_type(request) not in {JSON, ""}:
             raise UnsupportedMediaType(content_type, [JSON])
         body = await read_body(request, deadline)
         if body and not content_type:
             raise UnsupportedMediaType(content_type, [JSON])
-        asked, _ = await desk.decode(parse_body(SampleRequest, body, _limits(desk.settings)), deadline)
-        return await _sample(desk, request, asked, deadline)
+        asked, _ = await context.decode(parse_body(SampleRequest, body, _limits(context.settings)), deadline)
+        return await _sample(context, request, asked, deadline)
 
     return router
 
@@ -86,11 +86,11 @@ def _limits(settings: Settings) -> JsonLimits:
     return JsonLimits(values=2 * settings.max_count + 64)
 
 
-async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: Deadline) -> Response:
+async def _sample(context: RouteContext, request: Request, asked: SampleRequest, deadline: Deadline) -> Response:
     """Settle what was left open, see whether the client has the answer already, compute it, encode it."""
-    bundle = desk.serving.find(asked.bundle)
+    bundle = context.serving.find(asked.bundle)
     manifest = bundle.manifest
-    plan = resolve_sample(asked, manifest.image, manifest.labels, accept(request.scope), desk.settings)
+    plan = resolve_sample(asked, manifest.image, manifest.labels, accept(request.scope), context.settings)
     _note(bundle, plan.count)
     headers = {
         b"x-seed": b"%d" % plan.seed,
@@ -99,20 +99,20 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
     }
     tags = all_of_header(request.scope, b"if-none-match")
     etag = None
-    if not tags and not desk.settings.cache_bytes:
-        desk.serving.batcher.admit(plan.count)  # what will be refused is refused before it costs more
+    if not tags and not context.settings.cache_bytes:
+        context.serving.batcher.admit(plan.count)  # what will be refused is refused before it costs more
     if request.method == "GET":
-        device_kind = desk.serving.fingerprint(bundle)
-        kept = caching(asked, plan, bundle, device_kind, exact=desk.settings.exact, is_private=desk.is_private)
+        device_kind = context.serving.fingerprint(bundle)
+        kept = caching(asked, plan, bundle, device_kind, exact=context.settings.exact, is_private=context.is_private)
         headers |= kept.headers
         etag = kept.etag
         if client_has_it(tags, etag):
             return BytesResponse(b"", headers, "", 304)
-        if (kept_content := desk.cache.get(etag)) is not None:
+        if (kept_content := context.cache.get(etag)) is not None:
             headers[b"server-timing"] = b"cache"
-            return BytesResponse(kept_content, headers, MEDIA_TYPES[plan.look.format])
-    reserve_reply(request.scope, plan.count * manifest.image.size * plan.look.scale**2)
-    images, labels, timing = await desk.serving.sample(
+            return BytesResponse(kept_content, headers, MEDIA_TYPES[plan.render.format])
+    reserve_reply(request.scope, plan.count * manifest.image.size * plan.render.scale**2)
+    images, labels, timing = await context.serving.sample(
         bundle,
         seed=plan.seed,
         first_index=plan.first_index,
@@ -121,19 +121,19 @@ async def _sample(desk: Desk, request: Request, asked: SampleRequest, deadline: 
         truncation=plan.truncation,
         deadline_s=deadline.left_s(),
     )
-    origin = Origin(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
-    work = partial(encode, images, plan.look, origin)
-    if _is_small(images, plan.look):
+    metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
+    work = partial(encode, images, plan.render, metadata)
+    if _is_small(images, plan.render):
         began = time.perf_counter()
         content = work()
         encode_s = time.perf_counter() - began
     else:
-        content, encode_s = await desk.run_in_time(desk.encoders, timed(work), deadline)
-    desk.metrics.of_format(plan.look.format).observe(encode_s)
+        content, encode_s = await context.run_in_time(context.encoders, timed(work), deadline)
+    context.metrics.of_format(plan.render.format).observe(encode_s)
     deadline.left_s()  # an answer that comes too late is none
     headers[b"server-timing"] = SAMPLE_TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
-    desk.cache.put(etag, content)
-    return BytesResponse(content, headers, MEDIA_TYPES[plan.look.format])
+    context.cache.put(etag, content)
+    return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
 
 
 def _note(bundle: Bundle, count: int) -> None:
@@ -142,26 +142,26 @@ def _note(bundle: Bundle, count: int) -> None:
     facts.bundle, facts.count = bundle.name, count
 
 
-def _is_small(images: UInt8, look: Look) -> bool:
+def _is_small(images: UInt8, render: RenderOptions) -> bool:
     small = SMALL_PICTURE
-    if look.format == "npy":
+    if render.format == "npy":
         small = SMALL_ARRAY
-    elif look.format == "png" and images.shape[3] == 1:
+    elif render.format == "png" and images.shape[3] == 1:
         small = SMALL_GREY
-    return images.size * look.scale**2 <= small
+    return images.size * render.scale**2 <= small
 
 
-def discriminate_routes(desk: Desk) -> APIRouter:
+def discriminate_routes(context: RouteContext) -> APIRouter:
     """POST /discriminate."""
     router = APIRouter()
 
     @router.post("/discriminate", **DISCRIMINATE)
     async def discriminate(request: Request) -> Response:
         """Ask the discriminator how real images look to it, in the order they were sent."""
-        deadline = Deadline(request, desk.settings)
-        bundle, labels, steps = await _read_upload(desk, request, deadline)
-        upload, decode_s = await desk.decode(steps, deadline)
-        desk.metrics.decode.observe(decode_s)
+        deadline = Deadline(request, context.settings)
+        bundle, labels, steps = await _read_upload(context, request, deadline)
+        upload, decode_s = await context.decode(steps, deadline)
+        context.metrics.decode.observe(decode_s)
         _note(bundle, len(upload))
         if len(upload) == len(upload.errors) == 1:
             try:
@@ -169,7 +169,7 @@ def discriminate_routes(desk: Desk) -> APIRouter:
             finally:  # its traceback keeps this frame, which must not keep it: the body is in that circle
                 del upload
         classes = resolve_labels(labels, bundle.manifest.labels, len(upload))
-        judged, timing = await _judge(desk, bundle, upload, classes, deadline)
+        judged, timing = await _judge(context, bundle, upload, classes, deadline)
         deadline.left_s()  # an answer that comes too late is none
         took = DISCRIMINATE_TIMING % (1e3 * decode_s, 1e3 * timing.queue_s, 1e3 * timing.compute_s)
         request_id = current_request().id
@@ -180,39 +180,41 @@ def discriminate_routes(desk: Desk) -> APIRouter:
     return router
 
 
-async def _read_upload(desk: Desk, request: Request, deadline: Deadline) -> tuple[Bundle, Labels, Steps[Upload]]:
+async def _read_upload(
+    context: RouteContext, request: Request, deadline: Deadline
+) -> tuple[Bundle, Labels, Steps[Upload]]:
     """The bundle and the labels that a request names, and what will decode its images."""
-    settings, query = desk.settings, request.scope["query_string"]
+    settings, query = context.settings, request.scope["query_string"]
     content_type, kind = header(request.scope, b"content-type") or "", media_type(request)
     if kind == JSON:
         parse_query(Schema, query)
         body = await read_body(request, deadline)
-        asked, _ = await desk.decode(parse_body(DiscriminateRequest, body, _limits(settings)), deadline)
-        bundle = desk.serving.find(asked.bundle)
-        limits = _upload_limits(desk, bundle, deadline)
+        asked, _ = await context.decode(parse_body(DiscriminateRequest, body, _limits(settings)), deadline)
+        bundle = context.serving.find(asked.bundle)
+        limits = _upload_limits(context, bundle, deadline)
         return bundle, asked.labels, decode_base64(asked.images, limits)
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
-    bundle = desk.serving.find(options.bundle)
+    bundle = context.serving.find(options.bundle)
     body = await read_body(request, deadline)
-    limits = _upload_limits(desk, bundle, deadline)
+    limits = _upload_limits(context, bundle, deadline)
     return bundle, options.labels, decode_upload(body, content_type, limits)
 
 
-def _upload_limits(desk: Desk, bundle: Bundle, deadline: Deadline) -> Limits:
-    settings = desk.settings
+def _upload_limits(context: RouteContext, bundle: Bundle, deadline: Deadline) -> Limits:
+    settings = context.settings
     return Limits(
         bundle.manifest.image,
         settings.max_image_pixels,
         settings.max_count,
         still_wanted=deadline.left_s,
-        decode=desk.decoders.decode,
+        decode=context.decoders.decode,
     )
 
 
 async def _judge(
-    desk: Desk, bundle: Bundle, upload: Upload, classes: list[int] | None, deadline: Deadline
+    context: RouteContext, bundle: Bundle, upload: Upload, classes: list[int] | None, deadline: Deadline
 ) -> tuple[Judged, Timing]:
     """Ask D about the images that could be read."""
     calibration, names = bundle.manifest.calibration, bundle.manifest.labels
@@ -220,14 +222,14 @@ async def _judge(
         return Judged([], [], None, bool(calibration), []), Timing(0.0, 0.0)
     if classes is not None:
         classes = [label for place, label in enumerate(classes) if place not in upload.errors]
-    logits, judged_as, timing = await desk.serving.discriminate(
+    logits, judged_as, timing = await context.serving.discriminate(
         bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s()
     )
     named = None
     if names and judged_as and classes is None:
         named = [names[label] for label in judged_as]
     probabilities = _probabilities(logits, calibration).tolist()
-    desk.metrics.of_probability(bundle.name, "uploaded").observe(*probabilities)
+    context.metrics.of_probability(bundle.name, "uploaded").observe(*probabilities)
     judged = Judged(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
     return judged, timing
 
@@ -239,7 +241,7 @@ def _probabilities(logits: Float32, calibration: Calibration | None) -> NDArray[
     return probabilities
 
 
-def bundle_routes(desk: Desk) -> APIRouter:
+def bundle_routes(context: RouteContext) -> APIRouter:
     """GET /bundles and /bundles/{name}."""
     router = APIRouter()
 
@@ -247,14 +249,14 @@ def bundle_routes(desk: Desk) -> APIRouter:
     async def bundles(request: Request) -> Response:
         """Every loaded bundle, and which one requests get that name none."""
         parse_query(Schema, request.scope["query_string"])
-        default = desk.serving.find(None).name
-        return _json(BundleList(default=default, bundles=[_facts(bundle) for bundle in desk.serving.loaded()]))
+        default = context.serving.find(None).name
+        return _json(BundleList(default=default, bundles=[_facts(bundle) for bundle in context.serving.loaded()]))
 
     @router.get("/bundles/{name}", **BUNDLE)
     async def bundle_by_name(request: Request) -> Response:
         """One loaded bundle, by name or name@version."""
         parse_query(Schema, request.scope["query_string"])
-        return _json(_facts(desk.serving.find(request.path_params["name"])))
+        return _json(_facts(context.serving.find(request.path_params["name"])))
 
     return router
 

@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_core import CoreSchema, to_json
 
 from models.spec import Calibration, ImageSpec, LatentSpec
-from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, Look, picture_size
+from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
 from service.codecs.time_slices import Steps
 from service.errors import Invalid, Malformed, NotAcceptable
 from service.http.json_limits import JsonLimits, check_json
@@ -445,7 +445,7 @@ class SamplePlan:
     first_index: int
     labels: list[int] | None
     truncation: float
-    look: Look
+    render: RenderOptions
 
 
 def resolve_sample(
@@ -462,19 +462,19 @@ def resolve_sample(
     if request.first_index + count > SEED_LIMIT:
         raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
     asked = request.format, request.layout, request.columns, request.scale
-    look = _look(*asked, accept, count, image.shape, settings.max_output_pixels)
+    render = _render_options(*asked, accept, count, image.shape, settings.max_output_pixels)
     return SamplePlan(
         count=count,
         seed=secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed,
         first_index=request.first_index,
         labels=resolve_labels(request.labels, names, count),
         truncation=request.truncation,
-        look=look,
+        render=render,
     )
 
 
 @lru_cache(maxsize=256)  # few clients think of an Accept of their own
-def _look(
+def _render_options(
     wanted: Format | None,
     layout: str | None,
     columns: int | None,
@@ -483,15 +483,15 @@ def _look(
     count: int,
     shape: tuple[int, int, int],
     max_pixels: int,
-) -> Look:
+) -> RenderOptions:
     """How so many images of this shape (channels, height, width) become bytes.
 
     Raises:
         Invalid, NotAcceptable: It can't be done.
     """
-    look = Look(choose_format(wanted, accept), _columns(layout, columns, count), scale)
-    _check_size(look, count, shape, max_pixels)
-    return look
+    render = RenderOptions(choose_format(wanted, accept), _columns(layout, columns, count), scale)
+    _check_size(render, count, shape, max_pixels)
+    return render
 
 
 def _columns(layout: str | None, columns: int | None, count: int) -> int:
@@ -502,14 +502,14 @@ def _columns(layout: str | None, columns: int | None, count: int) -> int:
     return min(columns or math.isqrt(count - 1) + 1, count)
 
 
-def _check_size(look: Look, count: int, shape: tuple[int, int, int], max_pixels: int) -> None:
-    height, width = picture_size(look, count, *shape[1:])
-    side = MAX_SIDE.get(look.format)
+def _check_size(render: RenderOptions, count: int, shape: tuple[int, int, int], max_pixels: int) -> None:
+    height, width = picture_size(render, count, *shape[1:])
+    side = MAX_SIDE.get(render.format)
     if side is None:
-        pixels = count * shape[1] * shape[2] * look.scale**2
+        pixels = count * shape[1] * shape[2] * render.scale**2
     elif max(height, width) > side:
         raise Invalid(
-            f"format: {look.format} holds up to {side} pixels a side; this picture would be {width}×{height}."
+            f"format: {render.format} holds up to {side} pixels a side; this picture would be {width}×{height}."
         )
     else:
         pixels = height * width
@@ -520,4 +520,4 @@ def _check_size(look: Look, count: int, shape: tuple[int, int, int], max_pixels:
 def fingerprint(plan: SamplePlan) -> str:
     """All of a plan as text: equal for equal plans, in every process."""
     drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
-    return f"{drawn} {plan.look.format} {plan.look.columns} {plan.look.scale}"
+    return f"{drawn} {plan.render.format} {plan.render.columns} {plan.render.scale}"

@@ -23,7 +23,7 @@ from service.server.listener import Acceptor, url
 from service.server.protocol import Burst, Protocol
 from service.server.signals import sighup_reloads
 from service.settings import Settings
-from service.worker_group import PROBES, Crew
+from service.worker_group import PROBES, WorkerGroup
 
 if sys.platform == "win32":
     from asyncio import SelectorEventLoop as new_event_loop  # noqa: N813 - in uvloop it is a function
@@ -38,13 +38,15 @@ LINGER_S = 10.0  # a process that has failed for good ends itself, once probes a
 log = logging.getLogger(__name__)
 
 
-def run(app: FastAPI, settings: Settings, listeners: list[socket.socket], crew: Crew | None = None) -> int:
+def run(
+    app: FastAPI, settings: Settings, listeners: list[socket.socket], worker_group: WorkerGroup | None = None
+) -> int:
     """Serve until a signal or a failed start, and return the process' exit code.
 
-    A worker among others has no listener; its connections come from its crew.
+    A worker among others has no listener; its connections come from its worker_group.
     """
     gc.freeze()  # what was imported stays, and nobody need look at it again
-    server = Server(app, settings, crew)
+    server = Server(app, settings, worker_group)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(server.serve(listeners))
     if server.exit_code not in {FAILED, BAD_BUNDLE}:
@@ -59,7 +61,7 @@ class Server(uvicorn.Server):
     before uvicorn notes them: a process that has drained in order ends with exit code 0.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, crew: Crew | None = None) -> None:
+    def __init__(self, app: FastAPI, settings: Settings, worker_group: WorkerGroup | None = None) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -76,7 +78,7 @@ class Server(uvicorn.Server):
         self.exit_code = OK
         self._app = app
         self._settings = settings
-        self._crew = crew or Crew()
+        self._crew = worker_group or WorkerGroup()
         self._draining: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []

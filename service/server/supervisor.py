@@ -32,7 +32,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from service.cpu import keep_to, shares
+from service.cpu import set_affinity, shares
 from service.server.listener import Acceptor
 from service.server.signals import sighup_reloads
 from service.worker_group import PROBES, Reasons
@@ -287,7 +287,7 @@ class Supervisor:
     def _note_start(self, worker: Worker) -> None:
         worker.has_started = True
         if self._shares is not None:  # only now: loading is faster on all of them
-            keep_to(self._shares[worker.number - 1], worker.process.pid)
+            set_affinity(self._shares[worker.number - 1], worker.process.pid)
 
     async def _relay(self, asker: Worker, number: int, what: Message, seconds: float) -> None:
         """Ask all others what one worker wants to know, and give it their answers: null from one that gave none."""

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 
 from service.__main__ import prepare, run_process, serve
-from service.server.worker_link import Member
+from service.server.worker_link import WorkerLink
 
 
 def start(arguments: Sequence[str]) -> int:
@@ -22,9 +22,9 @@ def start(arguments: Sequence[str]) -> int:
     prepared = prepare(rest)
     if isinstance(prepared, int):
         return prepared
-    crew = Member(socket.socket(fileno=int(messages)), socket.socket(fileno=int(door)))
+    worker_group = WorkerLink(socket.socket(fileno=int(messages)), socket.socket(fileno=int(door)))
     settings, keys, _ = prepared  # the supervisor has told the warnings
-    return serve(settings, keys, [], crew)
+    return serve(settings, keys, [], worker_group)
 
 
 if __name__ == "__main__":

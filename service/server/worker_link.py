@@ -11,14 +11,14 @@ from typing import Any
 
 from service.errors import NotReady
 from service.server.supervisor import BEAT_S, LONGEST_LINE, Message
-from service.worker_group import PROBES, Crew, Handler, Reasons, Server
+from service.worker_group import PROBES, Handler, Reasons, Server, WorkerGroup
 
 AT_ONCE = 64  # connections that are taken up in one go
 
 log = logging.getLogger(__name__)
 
 
-class Member(Crew):
+class WorkerLink(WorkerGroup):
     """One of several workers.
 
     Args:

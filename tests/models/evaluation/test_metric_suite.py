@@ -9,8 +9,8 @@ from PIL import Image, ImageFilter
 
 from models.data.load import Dataset, Split
 from models.evaluation import features
-from models.evaluation.features import Judge, load_features, untrained_features
-from models.evaluation.metric_suite import Figure, FrechetOnValidation, Suite, TooFewError, rows_wanted
+from models.evaluation.features import FeatureExtractor, load_features, untrained_features
+from models.evaluation.metric_suite import Figure, FrechetOnValidation, MetricSuite, TooFewError, rows_wanted
 from models.inference.sampler import UInt8
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +41,7 @@ def digits(everything: Split) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def judges(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[Judge, Judge]:
+def judges(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureExtractor, FeatureExtractor]:
     return load_features(digits, cache=tmp_path_factory.mktemp("cache"), updates=80), untrained_features(digits)
 
 
@@ -51,14 +51,19 @@ def fresh(everything: Split) -> Split:
     return part(everything, slice(1540, 2000))
 
 
-def scored(digits: Dataset, judges: tuple[Judge, Judge], images: UInt8, labels: torch.Tensor | None = None) -> Figures:
+def scored(
+    digits: Dataset,
+    judges: tuple[FeatureExtractor, FeatureExtractor],
+    images: UInt8,
+    labels: torch.Tensor | None = None,
+) -> Figures:
     """Every figure by its name."""
-    suite = Suite(digits, images, labels, *judges)
+    suite = MetricSuite(digits, images, labels, *judges)
     return {figure.name: figure for _, compute in suite.groups() for figure in compute()}
 
 
 @pytest.fixture(scope="module")
-def perfect(digits: Dataset, judges: tuple[Judge, Judge], fresh: Split) -> Figures:
+def perfect(digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split) -> Figures:
     assert fresh.labels is not None
     return scored(digits, judges, fresh.images[:240], torch.from_numpy(fresh.labels[:240]))
 
@@ -77,7 +82,7 @@ def test_real_images_score_like_the_floor(perfect: Figures) -> None:
 
 
 def test_a_dropped_class_lowers_recall_and_coverage(
-    digits: Dataset, judges: tuple[Judge, Judge], fresh: Split, perfect: Figures
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Figures
 ) -> None:
     """No zeros, ones and twos among otherwise perfect samples: precision stays, and the histogram tells."""
     assert fresh.labels is not None
@@ -94,7 +99,7 @@ def test_a_dropped_class_lowers_recall_and_coverage(
 
 
 def test_blur_worsens_the_distances_recall_and_coverage(
-    digits: Dataset, judges: tuple[Judge, Judge], fresh: Split, perfect: Figures
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Figures
 ) -> None:
     """Soft digits are off the data by both nets; precision alone would praise them, and density gives that away."""
     blurred = [
@@ -110,7 +115,7 @@ def test_blur_worsens_the_distances_recall_and_coverage(
 
 
 def test_digits_that_are_two_at_once_lower_precision_and_density(
-    digits: Dataset, judges: tuple[Judge, Judge], fresh: Split, perfect: Figures
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Figures
 ) -> None:
     """Strokes as sharp as real ones in shapes that no digit has: fewer lie in the real ones' balls, by both nets."""
     found = scored(digits, judges, np.maximum(fresh.images[:240], fresh.images[220:]))
@@ -122,7 +127,7 @@ def test_digits_that_are_two_at_once_lower_precision_and_density(
 
 
 def test_copied_training_images_are_called_copies(
-    digits: Dataset, judges: tuple[Judge, Judge], perfect: Figures
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], perfect: Figures
 ) -> None:
     """They are as good as real by every other figure; only authenticity and C_T say what they are."""
     found = scored(digits, judges, digits.train.images[:240])
@@ -135,7 +140,9 @@ def test_copied_training_images_are_called_copies(
     assert perfect["authenticity_pixels"].value > 0.3
 
 
-def test_wrong_labels_show_in_the_worst_class(digits: Dataset, judges: tuple[Judge, Judge], fresh: Split) -> None:
+def test_wrong_labels_show_in_the_worst_class(
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split
+) -> None:
     """A generator that makes sevens when asked for ones is right elsewhere."""
     assert fresh.labels is not None
     labels = torch.from_numpy(fresh.labels[:240].copy())
@@ -147,18 +154,20 @@ def test_wrong_labels_show_in_the_worst_class(digits: Dataset, judges: tuple[Jud
     assert found["accuracy"].value > 0.75
 
 
-def test_the_picture_finds_the_training_image_itself(digits: Dataset, judges: tuple[Judge, Judge]) -> None:
+def test_the_picture_finds_the_training_image_itself(
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor]
+) -> None:
     """A copied training image stands beside itself twice: by pixels and by features."""
-    picture = Suite(digits, digits.train.images[:240], None, *judges).nearest_pictures(2)
+    picture = MetricSuite(digits, digits.train.images[:240], None, *judges).nearest_pictures(2)
     expected = np.concatenate([np.concatenate([image] * 3, axis=1) for image in digits.train.images[:2]])
     np.testing.assert_array_equal(picture, expected)
 
 
 def test_the_same_suite_gives_the_same_figures(
-    digits: Dataset, judges: tuple[Judge, Judge], perfect: Figures, fresh: Split
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], perfect: Figures, fresh: Split
 ) -> None:
     """Every draw is from the suite's seed, which its facts name, with rows, reference and both nets' checksums."""
-    suite = Suite(digits, fresh.images[:240], None, judges[0], None)
+    suite = MetricSuite(digits, fresh.images[:240], None, judges[0], None)
     (_, distances), *_ = suite.groups()
     assert [figure.facts() for figure in distances()] == [
         perfect[name].facts() for name in ("frechet", "frechet_infinity", "kernel")
@@ -171,15 +180,17 @@ def test_the_same_suite_gives_the_same_figures(
     }  # fmt: skip
 
 
-def test_other_numbers_of_rows_are_refused(digits: Dataset, judges: tuple[Judge, Judge], everything: Split) -> None:
+def test_other_numbers_of_rows_are_refused(
+    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], everything: Split
+) -> None:
     """Figures at other numbers don't compare; and a tiny set has none."""
     assert rows_wanted(digits) == 240
     with pytest.raises(ValueError, match="240 generated images are wanted, got 10"):
-        Suite(digits, digits.train.images[:10], None, *judges)
+        MetricSuite(digits, digits.train.images[:10], None, *judges)
     train, validation, test = (part(everything, rows) for rows in (slice(0, 16), slice(16, 18), slice(18, 20)))
     tiny = Dataset("tiny", train, validation, test, None, "x")
     with pytest.raises(TooFewError, match="tiny has 2 and 16"):
-        Suite(tiny, tiny.train.images[:3], None, *judges)
+        MetricSuite(tiny, tiny.train.images[:3], None, *judges)
 
 
 def test_selection_looks_at_the_validation_images_alone(

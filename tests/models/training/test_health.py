@@ -17,7 +17,7 @@ from models.data.dataset import Split
 from models.data.load import Dataset, load_dataset
 from models.spec import PRESETS, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec, TrainingOptions
 from models.training import trainer
-from models.training.health import MIN_PROBES, Probe, Vitals, Watch, row_of
+from models.training.health import MIN_PROBES, HealthMonitor, Probe, TrainingHealth, row_of
 from models.training.trainer import State
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -25,7 +25,9 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 DATA = Path(__file__).parents[2] / "data"
 SAMPLE = DATA / "mnist-2000.npz"
 COURSES = json.loads((DATA / "health-courses.json").read_text())  # figures of real runs; docs/log.md says which
-WELL = Vitals(pairs_right=0.9, train_over_validation=0.5, r_v=0.1, diversity=0.8, g_gradient=1.0, d_gradient=1.0)
+WELL = TrainingHealth(
+    pairs_right=0.9, train_over_validation=0.5, r_v=0.1, diversity=0.8, g_gradient=1.0, d_gradient=1.0
+)
 
 SMALL = MLPSpec(
     family="mlp",
@@ -116,7 +118,7 @@ def test_data_that_are_learnt_by_heart_stop_the_run_and_the_last_good_state_is_k
 
 def replayed(course: dict[str, Any]) -> tuple[int, str] | None:
     """Step and name of the first alarm that would have stopped the run."""
-    watch = Watch(course["images_per_step"])
+    watch = HealthMonitor(course["images_per_step"])
     for step, pairs_right, train_over_validation, diversity in course["rows"]:
         now = replace(WELL, pairs_right=pairs_right, train_over_validation=train_over_validation, diversity=diversity)
         alarms = watch.see(step, now)
@@ -150,7 +152,7 @@ def test_full_size_runs_that_went_wrong_trip_theirs(name: str, alarm: str) -> No
 def test_a_collapse_is_told_from_a_start() -> None:
     """Images that are alike are how G begins; after they have differed, it is a collapse."""
     alike = replace(WELL, diversity=0.01)
-    begins, collapses = Watch(100), Watch(100)
+    begins, collapses = HealthMonitor(100), HealthMonitor(100)
     for step in range(0, 2_000, 50):
         assert not begins.see(step, alike)
     collapses.see(0, WELL)
@@ -165,15 +167,15 @@ def test_a_collapse_is_told_from_a_start() -> None:
 
 def test_one_look_is_never_an_alarm() -> None:
     """However many images lie between two looks."""
-    watch = Watch(10**9)
+    watch = HealthMonitor(10**9)
     raised = [watch.see(step, replace(WELL, train_over_validation=1.0)) for step in range(1, MIN_PROBES + 1)]
     assert [bool(alarms) for alarms in raised] == [False] * (MIN_PROBES - 1) + [True]
 
 
 def test_figures_that_are_no_numbers_raise_nothing() -> None:
     """A data set of equal images has no diversity to compare with."""
-    watch = Watch(10**9)
-    nothing = Vitals(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
+    watch = HealthMonitor(10**9)
+    nothing = TrainingHealth(math.nan, math.nan, math.nan, math.nan, math.nan, math.nan)
     assert not [alarm for step in range(20) for alarm in watch.see(step, nothing)]
     assert set(row_of(nothing).values()) == {None}
 
@@ -186,10 +188,10 @@ def test_a_resumed_run_worries_on(cut: int) -> None:
         (step, replace(WELL, pairs_right=right, train_over_validation=memory, diversity=diversity, r_v=math.nan))
         for step, right, memory, diversity in course["rows"]
     ]
-    whole = Watch(100)
+    whole = HealthMonitor(100)
     expected = [whole.see(*look) for look in looks]
     rows = [json.loads(json.dumps({"step": step, **row_of(now)})) for step, now in looks[:cut]]
-    resumed = Watch(100, [*rows, {"step": 10**6, "seconds": 1.0}])
+    resumed = HealthMonitor(100, [*rows, {"step": 10**6, "seconds": 1.0}])
     assert [resumed.see(*look) for look in looks[cut:]] == expected[cut:]
     assert resumed.good_step == whole.good_step
 

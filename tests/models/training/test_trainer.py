@@ -32,7 +32,7 @@ from models.spec import (
 )
 from models.training import trainer
 from models.training.run_folder import RunDir
-from models.training.trainer import Resident, Score, State, TrainingError, train, train_step
+from models.training.trainer import DeviceDataset, Score, State, TrainingError, train, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -323,7 +323,7 @@ def test_every_image_comes_exactly_once_an_epoch(count: int, batch: int, seed: i
     rows = np.arange(count, dtype=np.uint8).reshape(-1, 1, 1, 1)
     empty = Split(rows[:0], None)
     dataset = Dataset("x", Split(rows, np.arange(count)), empty, empty, tuple(map(str, range(count))), "")
-    data = Resident(dataset, small(seed=seed, conditional=True), CPU)
+    data = DeviceDataset(dataset, small(seed=seed, conditional=True), CPU)
     batches = [data.take(start, batch) for start in range(0, 3 * count, batch)]
     taken = torch.cat([pixels.flatten() * 255 for pixels, _ in batches]).round().to(torch.int64)
     assert torch.equal(taken, torch.cat([labels for _, labels in batches if labels is not None]))
@@ -333,7 +333,7 @@ def test_every_image_comes_exactly_once_an_epoch(count: int, batch: int, seed: i
         rng = torch.Generator().manual_seed(derived_seed(seed, "order", epoch))
         assert torch.equal(epochs[epoch], torch.randperm(count, generator=rng))
     start = 2 * count
-    again = Resident(dataset, small(seed=seed), CPU).take(start, count)[0]  # from the middle, as after a resume
+    again = DeviceDataset(dataset, small(seed=seed), CPU).take(start, count)[0]  # from the middle, as after a resume
     assert torch.equal((again.flatten() * 255).round().to(torch.int64), epochs[2])
 
 
@@ -378,7 +378,7 @@ def test_the_average_forgets_by_half_lives() -> None:
         expected = keep * expected + (1 - keep) * state.generator.output.weight.detach()
     torch.testing.assert_close(state.average.output.weight.detach(), expected)
     assert keep**3 == pytest.approx(0.5)
-    assert state.shown_generator is state.average
+    assert state.ema_generator is state.average
 
 
 # --- The loop ----------------------------------------------------------------------------------------------------
@@ -664,7 +664,7 @@ def test_training_on_real_digits_beats_the_untrained_generator_by_far() -> None:
     validation = to_pixels(dataset.validation.images)
 
     def log_likelihood() -> float:
-        samples = trainer.generate(state.shown_generator, options.latent, 2_000, None)
+        samples = trainer.generate(state.ema_generator, options.latent, 2_000, None)
         return validation_log_likelihood(samples, validation).log_likelihood
 
     untrained = log_likelihood()

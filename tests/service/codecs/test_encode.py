@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 
 from models.inference.sampler import UInt8
-from service.codecs.encode import MEDIA_TYPES, Format, Look, Origin, encode, picture_size
+from service.codecs.encode import MEDIA_TYPES, Format, RenderOptions, SampleMetadata, encode, picture_size
 from service.http.schemas import SampleReply
 
-ORIGIN = Origin("tiny", "0123456789ab", 7, 3, [1, 0, 1, 0, 1])
+ORIGIN = SampleMetadata("tiny", "0123456789ab", 7, 3, [1, 0, 1, 0, 1])
 GREY = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 
@@ -44,22 +44,22 @@ def drawn(images: UInt8, columns: int, scale: int) -> UInt8:
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_a_picture_holds_every_pixel(images: UInt8, columns: int, scale: int, form: Format) -> None:
     """PNG and WebP are lossless: the grid that comes out is the one that a slow loop draws."""
-    picture = pixels(encode(images, Look(form, columns, scale), ORIGIN))
+    picture = pixels(encode(images, RenderOptions(form, columns, scale), ORIGIN))
     expected = drawn(images, columns, scale)
     np.testing.assert_array_equal(picture, np.broadcast_to(expected, picture.shape))  # WebP's grey has three channels
-    assert picture.shape[:2] == picture_size(Look(form, columns, scale), 5, 4, 6)
+    assert picture.shape[:2] == picture_size(RenderOptions(form, columns, scale), 5, 4, 6)
 
 
 def test_one_image_is_a_picture_of_its_own_size() -> None:
     """No grid around a single image."""
-    np.testing.assert_array_equal(pixels(encode(GREY[:1], Look("png", 1, 1), ORIGIN)), GREY[0])
+    np.testing.assert_array_equal(pixels(encode(GREY[:1], RenderOptions("png", 1, 1), ORIGIN)), GREY[0])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (3, 1000), (700, 5)])
 def test_grey_pngs_are_whole_files(size: tuple[int, int]) -> None:
     """They are put together here: another reader finds the right chunks, with the right checksums, and every pixel."""
     image = np.random.default_rng(2).integers(0, 256, (1, *size, 1), dtype=np.uint8)
-    file = encode(image, Look("png", 1, 1), ORIGIN)
+    file = encode(image, RenderOptions("png", 1, 1), ORIGIN)
     chunks, place = [], 8
     while place < len(file):
         (length,) = struct.unpack(">I", file[place : place + 4])
@@ -76,24 +76,24 @@ def test_grey_pngs_are_whole_files(size: tuple[int, int]) -> None:
 def test_jpeg_comes_close() -> None:
     """JPEG is the one lossy format; smooth images survive it nearly unchanged."""
     smooth = np.linspace(0, 255, 16 * 16 * 4).reshape(4, 16, 16, 1).astype(np.uint8)
-    picture = pixels(encode(smooth, Look("jpeg", 2, 1), ORIGIN))
+    picture = pixels(encode(smooth, RenderOptions("jpeg", 2, 1), ORIGIN))
     assert np.abs(picture.astype(int) - drawn(smooth, 2, 1)).max() < 40
 
 
 @pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
 def test_npy_is_the_array(images: UInt8) -> None:
     """uint8, n × h × w × c, in C order, scaled if asked."""
-    array = np.load(io.BytesIO(encode(images, Look("npy", 3, 1), ORIGIN)))
+    array = np.load(io.BytesIO(encode(images, RenderOptions("npy", 3, 1), ORIGIN)))
     assert array.dtype == np.uint8
     assert array.flags.c_contiguous
     np.testing.assert_array_equal(array, images)
-    scaled = np.load(io.BytesIO(encode(images, Look("npy", 3, 2), ORIGIN)))
+    scaled = np.load(io.BytesIO(encode(images, RenderOptions("npy", 3, 2), ORIGIN)))
     np.testing.assert_array_equal(scaled, np.kron(images, np.ones((1, 2, 2, 1), np.uint8)))
 
 
 def test_zip_holds_one_png_an_image() -> None:
     """Names count from zero in order; nothing is compressed twice."""
-    with zipfile.ZipFile(io.BytesIO(encode(COLOUR, Look("zip", 3, 1), ORIGIN))) as archive:
+    with zipfile.ZipFile(io.BytesIO(encode(COLOUR, RenderOptions("zip", 3, 1), ORIGIN))) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [f"{n:06d}.png" for n in range(5)]
         for info, image in zip(archive.infolist(), COLOUR, strict=True):
@@ -103,7 +103,7 @@ def test_zip_holds_one_png_an_image() -> None:
 
 def test_json_says_where_images_come_from() -> None:
     """The JSON is the documented schema, whole."""
-    body = encode(GREY, Look("json", 3, 1), ORIGIN)
+    body = encode(GREY, RenderOptions("json", 3, 1), ORIGIN)
     reply = SampleReply.model_validate_json(body)
     assert set(json.loads(body)) == set(SampleReply.model_fields)
     assert (reply.bundle, reply.version, reply.seed, reply.first_index) == ("tiny", "0123456789ab", 7, 3)
@@ -115,5 +115,5 @@ def test_json_says_where_images_come_from() -> None:
 @pytest.mark.parametrize("form", list(MEDIA_TYPES))
 def test_the_same_images_are_the_same_bytes(form: Format) -> None:
     """No date, no counter: what is cached today is what would be made tomorrow."""
-    look = Look(form, 3, 2)
+    look = RenderOptions(form, 3, 2)
     assert encode(GREY, look, ORIGIN) == encode(GREY.copy(), look, ORIGIN)

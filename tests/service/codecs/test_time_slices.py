@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.codecs import time_slices as slices
-from service.codecs.time_slices import Apart, Slices, Steps, timed
+from service.codecs.time_slices import Apart, Steps, TimeSlices, timed
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -42,7 +42,7 @@ def steps(name: str, count: int, done: list[str]) -> Steps[str]:
 async def test_what_fits_into_a_slice_is_done_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small requests wait for nobody."""
     monkeypatch.setattr(slices, "SLICE_S", 60.0)
-    work = Slices().run(steps("a", 1000, []), on_no_thread)
+    work = TimeSlices().run(steps("a", 1000, []), on_no_thread)
     with pytest.raises(StopIteration) as end:
         work.send(None)
     result, took_s = end.value.value
@@ -54,7 +54,7 @@ async def test_what_fits_into_a_slice_is_done_where_it_stands(monkeypatch: pytes
 async def test_all_else_gets_its_turn_between_two_slices() -> None:
     """However much of such work there is, one turn of the loop holds one slice."""
     done: list[str] = []
-    together = Slices()
+    together = TimeSlices()
     works = [asyncio.create_task(together.run(steps(name, 20, done), on_no_thread)) for name in "abcde"]
     await asyncio.sleep(0)  # what is new begins at once
     turns = 0
@@ -71,7 +71,7 @@ async def test_a_crowd_of_newcomers_leaves_others_their_turn(monkeypatch: pytest
     """The first slices of very many are not all done in one turn; what is new in the next one begins at once again."""
     monkeypatch.setattr(slices, "NEWCOMERS_S", 1e-9)
     done: list[str] = []
-    together = Slices()
+    together = TimeSlices()
     works = [asyncio.create_task(together.run(steps(name, 5, done), on_no_thread)) for name in "abc"]
     await asyncio.sleep(0)
     assert done == ["a"] * 5
@@ -86,7 +86,7 @@ async def test_a_crowd_of_newcomers_leaves_others_their_turn(monkeypatch: pytest
 async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least(until: Until) -> None:
     """In a crowd one after the other gets done, and short work does not wait for all of them."""
     done: list[str] = []
-    together = Slices()
+    together = TimeSlices()
     works = [asyncio.create_task(together.run(steps(name, 200, done), on_no_thread)) for name in "abc"]
     await asyncio.sleep(0)
     assert done == list("abc")
@@ -105,7 +105,7 @@ async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least(unt
 async def test_cancelled_work_ends_and_the_others_go_on(until: Until) -> None:
     """Nobody waits for it any more."""
     done: list[str] = []
-    together = Slices()
+    together = TimeSlices()
     given_up, other = (asyncio.create_task(together.run(steps(name, 50, done), on_no_thread)) for name in "ab")
     await until(lambda: len(done) > 10)
     given_up.cancel()
@@ -129,7 +129,7 @@ async def test_what_takes_long_by_itself_is_called_on_a_thread() -> None:
         yield None
         return result
 
-    running = asyncio.create_task(Slices().run(work(), on_thread))
+    running = asyncio.create_task(TimeSlices().run(work(), on_thread))
     await asyncio.sleep(0)
     gate.set()
     (result, thread), took_s = await running
@@ -150,6 +150,6 @@ async def test_an_error_is_that_of_the_work(where: str) -> None:
         yield Apart(fail, 1) if where == "on a thread" else fail()
         raise AssertionError
 
-    run: Callable[[], Awaitable[Any]] = partial(Slices().run, work(), on_thread)
+    run: Callable[[], Awaitable[Any]] = partial(TimeSlices().run, work(), on_thread)
     with pytest.raises(ValueError, match=where):
         await run()

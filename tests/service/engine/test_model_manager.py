@@ -29,7 +29,7 @@ from models.bundle import (
 )
 from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
 from service.engine.engine import Engine, Loaded
-from service.engine.model_manager import DEAD_AFTER_S, NOT_READY_AFTER_S, Serving
+from service.engine.model_manager import DEAD_AFTER_S, NOT_READY_AFTER_S, ModelManager
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
@@ -51,10 +51,10 @@ class Clock:
 
 
 @asynccontextmanager
-async def started(settings: Settings, clock: Callable[[], float] | None = None) -> AsyncIterator[Serving]:
+async def started(settings: Settings, clock: Callable[[], float] | None = None) -> AsyncIterator[ModelManager]:
     """The core, from start to stop."""
     metrics = Metrics(CollectorRegistry())
-    serving = Serving(settings, metrics) if clock is None else Serving(settings, metrics, clock)
+    serving = ModelManager(settings, metrics) if clock is None else ModelManager(settings, metrics, clock)
     try:
         await serving.start()
         yield serving
@@ -64,7 +64,7 @@ async def started(settings: Settings, clock: Callable[[], float] | None = None) 
 
 
 @asynccontextmanager
-async def held(serving: Serving) -> AsyncIterator[threading.Event]:
+async def held(serving: ModelManager) -> AsyncIterator[threading.Event]:
     """Within the block the engine's thread is busy until the gate is opened, at the latest by the block's end."""
     gate, arrived, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
 
@@ -82,7 +82,7 @@ async def held(serving: Serving) -> AsyncIterator[threading.Event]:
         await call
 
 
-async def sample(serving: Serving, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
+async def sample(serving: ModelManager, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
     """Images of a seed, the simplest way."""
     found = bundle if isinstance(bundle, Bundle) else serving.find(bundle)
     options = {"seed": 7, "first_index": 0, "labels": None, "truncation": 1.0, "deadline_s": 60.0} | more
@@ -96,7 +96,7 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def value(serving: Serving, series: str, **labels: str) -> float | None:
+def value(serving: ModelManager, series: str, **labels: str) -> float | None:
     return serving.metrics.registry.get_sample_value(series, labels)
 
 
@@ -161,7 +161,7 @@ async def test_a_start_that_fails_says_why_in_one_line(
         damage(root / "tiny")
         words = str(root / "tiny" / GENERATOR)
     default = "other" if trouble == "default" else "tiny"
-    serving = Serving(tiny_settings(bundles=root, default_bundle=default), Metrics(CollectorRegistry()))
+    serving = ModelManager(tiny_settings(bundles=root, default_bundle=default), Metrics(CollectorRegistry()))
     with pytest.raises(BundleError) as error:
         await serving.start()
     assert words in str(error.value)
@@ -261,7 +261,7 @@ async def test_of_two_bad_bundles_the_first_by_name_is_told(
             over.set()
 
     monkeypatch.setattr(Engine, "load", load_the_second_first)
-    serving = Serving(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
+    serving = ModelManager(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
     with pytest.raises(BundleError, match=str(tmp_path / "a")):
         await serving.start()
     await serving.stop()
@@ -385,7 +385,7 @@ async def test_a_full_queue_and_a_passed_deadline_come_through(tiny_settings: Ma
 
 async def test_health_tells_of_the_start(tiny_settings: Make) -> None:
     """Alive from the first moment, ready when every bundle is warm; until then, requests are told to come back."""
-    serving = Serving(tiny_settings(), Metrics(CollectorRegistry()))
+    serving = ModelManager(tiny_settings(), Metrics(CollectorRegistry()))
     health = serving.health
     assert health.live() is None
     assert health.ready() == health.started() == "the bundles are being loaded"
@@ -547,7 +547,7 @@ async def test_a_stop_does_not_wait_for_a_stuck_engine(tiny_settings: Make) -> N
 
 async def test_a_stop_before_the_start_is_over(tiny_settings: Make) -> None:
     """A signal comes while bundles are loaded: the stop waits for nothing."""
-    serving = Serving(tiny_settings(), Metrics(CollectorRegistry()))
+    serving = ModelManager(tiny_settings(), Metrics(CollectorRegistry()))
     starting = asyncio.create_task(serving.start())
     await asyncio.sleep(0)
     starting.cancel()

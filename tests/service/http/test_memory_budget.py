@@ -3,7 +3,7 @@
 import pytest
 
 from service.errors import QueueFull
-from service.http.memory_budget import PATIENCE_S, SMALL_BYTES, Held
+from service.http.memory_budget import PATIENCE_S, SMALL_BYTES, MemoryBudget
 
 
 class Clock:
@@ -30,19 +30,19 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def full(clock: Clock) -> Held:
-    held = Held(10 * SMALL_BYTES, clock)
+def full(clock: Clock) -> MemoryBudget:
+    held = MemoryBudget(10 * SMALL_BYTES, clock)
     held.now = 10 * SMALL_BYTES
     return held
 
 
-def refusal(held: Held) -> int:
+def refusal(held: MemoryBudget) -> int:
     with pytest.raises(QueueFull) as caught:
         held.check(SMALL_BYTES + 1)
     return caught.value.retry_after_s
 
 
-def test_what_fits_is_let_in_and_what_is_small_always(full: Held) -> None:
+def test_what_fits_is_let_in_and_what_is_small_always(full: MemoryBudget) -> None:
     """To the byte; smallness is that of all that a request holds."""
     full.check(SMALL_BYTES)
     assert refusal(full) == 1
@@ -52,7 +52,7 @@ def test_what_fits_is_let_in_and_what_is_small_always(full: Held) -> None:
     full.check(SMALL_BYTES + 1)
 
 
-def test_a_refusal_says_when_our_patience_ends(full: Held, clock: Clock) -> None:
+def test_a_refusal_says_when_our_patience_ends(full: MemoryBudget, clock: Clock) -> None:
     """A client that moves will soon be done; one that has not for a while is ended when its time is up."""
     idle = Client()
     full.wait_for_client(idle)
@@ -63,7 +63,7 @@ def test_a_refusal_says_when_our_patience_ends(full: Held, clock: Clock) -> None
     assert refusal(full) == 1
 
 
-def test_the_client_that_others_wait_for_longest_makes_room(full: Held, clock: Clock) -> None:
+def test_the_client_that_others_wait_for_longest_makes_room(full: MemoryBudget, clock: Clock) -> None:
     """One for each newcomer, in order; who has moved meanwhile is not among them."""
     first, moved, second, done = (Client() for _ in range(4))
     for one in (first, moved, second, done):

@@ -207,7 +207,7 @@ async def test_a_draining_service_reads_no_bodies(
     app = create_app(tiny_settings())
     sent = await ask(app, nothing_is_read, (b"content-type", b"image/png"))
     assert sent[0]["status"] == 503  # not started
-    monkeypatch.setattr("service.engine.model_manager.Serving.admit", lambda _: (_ for _ in ()).throw(Draining()))
+    monkeypatch.setattr("service.engine.model_manager.ModelManager.admit", lambda _: (_ for _ in ()).throw(Draining()))
     sent = await ask(create_app(tiny_settings()), nothing_is_read, (b"content-type", b"image/png"))
     assert (sent[0]["status"], b'"draining"' in sent[1]["body"]) == (503, True)
     assert (b"retry-after", b"1") in [tuple(header) for header in sent[0]["headers"]]

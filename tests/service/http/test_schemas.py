@@ -54,7 +54,7 @@ def test_an_empty_request_asks_for_one_new_image() -> None:
     """Everything has a default, and two seeds drawn for two requests differ."""
     first, second = (resolve_sample(body(SampleRequest, b""), IMAGE, None, None, Settings()) for _ in "ab")
     assert (first.count, first.first_index, first.labels, first.truncation) == (1, 0, None, 1.0)
-    assert (first.look.format, first.look.columns, first.look.scale) == ("png", 1, 1)
+    assert (first.render.format, first.render.columns, first.render.scale) == ("png", 1, 1)
     assert first.seed != second.seed
 
 
@@ -259,14 +259,14 @@ def test_the_number_of_labels_is_the_default_count() -> None:
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4), (64, 8), (4096, 64)])
 def test_a_grid_is_about_square(count: int, columns: int) -> None:
     """Without a word on columns, a grid is as wide as it is high, or one line lower."""
-    assert plan(count=count).look.columns == columns
+    assert plan(count=count).render.columns == columns
 
 
 def test_columns_and_strips() -> None:
     """Columns are capped by the count; a strip is one line and takes no columns."""
-    assert plan(count=5, columns=3).look.columns == 3
-    assert plan(count=2, columns=8).look.columns == 2
-    assert plan(count=5, layout="strip").look.columns == 5
+    assert plan(count=5, columns=3).render.columns == 3
+    assert plan(count=2, columns=8).render.columns == 2
+    assert plan(count=5, layout="strip").render.columns == 5
     with pytest.raises(Invalid, match="columns: "):
         plan(count=5, layout="strip", columns=2)
 

@@ -22,7 +22,7 @@ from benchmarks.tools.process import ROOT, Service, running
 from models.bundle import Bundle
 from service.cpu import shares
 from service.server.supervisor import MUTE_S, Message, Supervisor, Worker
-from service.server.worker_link import Member
+from service.server.worker_link import WorkerLink
 
 pytestmark = [
     pytest.mark.anyio,
@@ -458,7 +458,7 @@ async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> N
     """Half a message is none; and one that has not joined yet can be told to stop, too."""
     (messages, its_messages), (door, its_door) = socket.socketpair(), socket.socketpair()
     with door, its_door:
-        member = Member(messages, door)
+        member = WorkerLink(messages, door)
         await member.leave()
         server = LonelyServer()
         await member.join(server)
