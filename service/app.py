@@ -22,14 +22,15 @@ from service.codecs.time_slices import TimeSlices
 from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.auth import Keys, KeyScope, read_keys
-from service.http.caching import ReplyCache
+from service.http.bundles import bundle_routes
+from service.http.discriminate import discriminate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
 from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
-from service.http.routes import bundle_routes, discriminate_routes, sample_routes
+from service.http.sample import sample_routes
 from service.logs import lines_dropped
 from service.metrics import Metrics
 from service.settings import Settings
@@ -114,14 +115,11 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         max_pixels=settings.max_image_pixels,
         max_bytes=settings.max_body_bytes,
     )
-    cache = ReplyCache(settings.cache_bytes)
-    context = RouteContext(
-        settings, serving, metrics, encoders, decoders, TimeSlices(), cache, is_private=keys.are_needed
-    )
+    context = RouteContext(settings, serving, metrics, encoders, decoders, TimeSlices(), is_private=keys.are_needed)
     routers = [
         sample_routes(context),
         discriminate_routes(context),
-        bundle_routes(context),
+        bundle_routes(serving),
         repository_routes(serving),
         probe_routes(serving),
         metrics_routes(metrics, serving.worker_group),

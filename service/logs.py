@@ -27,7 +27,7 @@ END_S = 2.0  # so long the end of the process waits for whoever reads the log
 _log = logging.getLogger(__name__)
 
 
-@dataclass
+@dataclass(eq=False)
 class RequestFacts:
     """What is known of the request that is being answered; the edge fills it in as it learns more."""
 

@@ -74,10 +74,6 @@ class Settings(BaseSettings):
     max_body_bytes: _Count = Field(32 * 2**20, description="Bytes of a request's body, such as 32MiB; over it 413.")
     max_image_pixels: _Count = Field(16 * 10**6, description="Pixels of one uploaded image, such as 16M; over it 413.")
     max_output_pixels: _Count = Field(64 * 10**6, description="Pixels of one reply, such as 64M; over it 422.")
-    cache_bytes: Annotated[int, BeforeValidator(_number), Field(ge=0)] = Field(
-        0,
-        description="Bytes of replies to seeded GET /sample that each worker keeps in memory, such as 64MiB; 0: none.",
-    )
     exact: bool = Field(
         default=True,
         description="Pixels never depend on batch size or neighbours; off allows modes that differ in the last bits.",

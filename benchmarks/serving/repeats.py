@@ -1,10 +1,10 @@
-"""What it costs to be asked the same again: computed anew, known to the client already, or kept by the service.
+"""What it costs to be asked the same again: computed anew, or known to the client already.
 
     python -m benchmarks.serving.repeats [--seconds 3] [--rounds 5]
 
-wrk asks for one GET with a seed over 64 connections, in turns: of a service as it is by default, which computes it each
-time; the same with the reply's ETag, which is answered with 304; and of a service with `GAN_CACHE_BYTES`. Each round
-gives a ratio to its own computed ones; the table has the medians, and the least and the most ratio.
+wrk asks for one GET with a seed over 64 connections, in turns: without an ETag, so that it is computed each time, and
+with the reply's, which is answered with 304. Each round gives a ratio to its own computed ones; the table has the
+medians, and the least and the most ratio.
 """
 
 import argparse
@@ -25,7 +25,7 @@ TARGETS = {
 }
 CONNECTIONS, WARM_S = 64, 1
 NOT_MODIFIED = 304
-COMPUTED, KNOWN, KEPT = "computed", "known to the client", "kept by the service"
+COMPUTED, KNOWN = "computed", "known to the client"
 
 
 class Way(NamedTuple):
@@ -39,28 +39,22 @@ class Way(NamedTuple):
         return wrk.measure(self.service.port, self.request, CONNECTIONS, seconds, 0)
 
 
-def ways(computes: Service, keeps: Service, target: str) -> dict[str, Way]:
+def ways(service: Service, target: str) -> dict[str, Way]:
     """All of them, each of which was seen to be what it is called."""
     asked = Request("GET", target)
-    first = asyncio.run(computes.ask(asked))
+    first = asyncio.run(service.ask(asked))
     known = asked._replace(headers=(("If-None-Match", first.headers["etag"]),))
-    assert asyncio.run(computes.ask(known)).status == NOT_MODIFIED
-    kept = [asyncio.run(keeps.ask(asked)) for _ in range(2)][1]
-    assert kept.headers["server-timing"] == "cache"
-    assert kept.body == first.body
-    return {COMPUTED: Way(computes, asked), KNOWN: Way(computes, known), KEPT: Way(keeps, asked)}
+    assert asyncio.run(service.ask(known)).status == NOT_MODIFIED
+    return {COMPUTED: Way(service, asked), KNOWN: Way(service, known)}
 
 
 def measure(arguments: argparse.Namespace) -> int:
     """Round by round; returns the exit code."""
     rows: list[dict[str, object]] = []
     failed = 0
-    with (
-        running(bundles=arguments.bundles) as computes,
-        running(bundles=arguments.bundles, cache_bytes="64MiB") as keeps,
-    ):
+    with running(bundles=arguments.bundles) as service:
         for name, target in TARGETS.items():
-            all_ways = ways(computes, keeps, target)
+            all_ways = ways(service, target)
             rates: dict[str, list[float]] = {way: [] for way in all_ways}
             for asked in all_ways.values():
                 asked.seen(WARM_S)

@@ -8,10 +8,8 @@ from enum import IntEnum
 from pathlib import Path
 
 from pydantic import SecretStr
-from starlette.types import Scope
 
 from service.errors import Forbidden, Unauthorized
-from service.http.headers import header
 from service.settings import Settings, SettingsError, variable
 
 _KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,1024}")  # printable ASCII without spaces and commas
@@ -38,8 +36,8 @@ class Keys:
         self.are_needed = bool(self._scopes)
         self._scopes |= {_digest(key): KeyScope.ADMIN for key in admin}
 
-    def check(self, scope: Scope, needed: KeyScope) -> None:
-        """Return where this request may do what needs this scope.
+    def check(self, authorization: str | None, x_api_key: str | None, needed: KeyScope) -> None:
+        """Return where a request with these headers may do what needs this scope.
 
         Raises:
             Unauthorized: It has no key, or none of ours.
@@ -49,8 +47,8 @@ class Keys:
             return
         if needed not in self._scopes.values():
             raise Forbidden("No administrator's key is set on this service.")
-        scheme, _, token = (header(scope, b"authorization") or "").partition(" ")
-        key = (token.strip() if scheme.lower() == "bearer" else "") or header(scope, b"x-api-key")
+        scheme, _, token = (authorization or "").partition(" ")
+        key = (token.strip() if scheme.lower() == "bearer" else "") or x_api_key
         if not key:
             raise Unauthorized("A key is needed: Authorization: Bearer KEY, or X-API-Key: KEY.")
         found = self._scope(key)

@@ -1,8 +1,7 @@
-"""Which replies of GET /sample may be kept, by whom, and under which name (RFC 9110, 9111); and keeps some itself."""
+"""Which replies of GET /sample may be kept, by whom, and under which name (RFC 9110, 9111)."""
 
 import hashlib
 import re
-from collections import OrderedDict
 from typing import NamedTuple
 
 from models.bundle import Bundle
@@ -11,7 +10,6 @@ from service.http.schemas import SamplePlan, SampleRequest, fingerprint
 
 SHORT_S = 300  # a bundle's name can come to mean another version
 YEAR_S = 31_536_000  # a pinned version can't
-ENTRY_BYTES = 300  # that a kept reply takes beside its content
 
 # Entity tags (RFC 9110, 8.8.3) in a list (5.6.1). Never looks at a character again, however long the list.
 _TAGS = re.compile(r'[ \t,]*+(?:(?:W/)?+"[\x21\x23-\x7e\x80-\xff]*+"[ \t]*+(?:,[ \t,]*+|\Z))*+')
@@ -56,34 +54,3 @@ def client_has_it(if_none_match: str, etag: str | None) -> bool:
         return True
     # Quotes are in no tag, so that ours, with its own, is nowhere but where it is one of the list.
     return etag.removeprefix("W/") in if_none_match and _TAGS.fullmatch(if_none_match) is not None
-
-
-class ReplyCache:
-    """Replies that were computed, by their validators; those that nobody has asked for longest make room.
-
-    Args:
-        most: Bytes; 0 keeps nothing.
-    """
-
-    def __init__(self, most: int) -> None:
-        self._most = most
-        self._now = 0
-        self._replies: OrderedDict[str, bytes] = OrderedDict()
-
-    def get(self, etag: str | None) -> bytes | None:
-        """The reply of this validator, if it is here."""
-        if etag is None or etag not in self._replies:
-            return None
-        self._replies.move_to_end(etag)
-        return self._replies[etag]
-
-    def put(self, etag: str | None, content: bytes) -> None:
-        """Keep a reply, unless it has no validator or is larger than all that may be kept."""
-        size = len(content) + ENTRY_BYTES
-        if etag is None or size > self._most or etag in self._replies:
-            return
-        self._replies[etag] = content
-        self._now += size
-        while self._now > self._most:
-            _, oldest = self._replies.popitem(last=False)
-            self._now -= len(oldest) + ENTRY_BYTES

@@ -34,6 +34,11 @@ class JsonLimits(NamedTuple):
     depth: int = 8
 
 
+def json_limits(max_count: int) -> JsonLimits:
+    """Room for all fields of a request, and for an image and a label of each that it may have."""
+    return JsonLimits(values=2 * max_count + 64)
+
+
 def check_json(body: bytes, limits: JsonLimits) -> Steps[None]:
     """Return where the body keeps to the limits.
 

@@ -14,8 +14,8 @@ PATIENCE_S = 10.0  # a client that neither sends nor takes for so long makes roo
 class Holder(Protocol):
     """A request that holds memory."""
 
-    def hang_up(self) -> None:
-        """End the connection to its client."""
+    def give_up(self) -> None:
+        """Hold nothing any more, and end the connection to the client."""
         ...
 
 
@@ -49,7 +49,7 @@ class MemoryBudget:
             # What moves will soon be over; what does not is ended when our patience is.
             raise QueueFull(1 if waited_s < 1 else math.ceil(PATIENCE_S - waited_s))
         self.client_moved(longest)
-        longest.hang_up()
+        longest.give_up()
 
     def wait_for_client(self, holder: Holder) -> None:
         """From now on it is up to this request's client, to send or to take; called again whenever it has done so."""

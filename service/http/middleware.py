@@ -10,41 +10,27 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
-from dataclasses import dataclass
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
 from service.http.auth import Keys, KeyScope
-from service.http.client import Client
-from service.http.exchange import EXCHANGE, Exchange
-from service.http.headers import header
 from service.http.memory_budget import MemoryBudget
 from service.http.problems import problem_reply
-from service.logs import RequestFacts, current_request, enter_request, log_facts, new_request_id
+from service.http.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, RequestContext
+from service.logs import enter_request, log_facts
 from service.metrics import METHODS, Metrics, RouteSeries
 
-UNMATCHED = "unmatched"
 AT_ONCE = 8  # bodies of the largest size, and replies
 # Asked all the time by machines; they would drown the log.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
-_FOUND = "gan.route"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FoundRoute:
-    """A route by its template, with the methods it answers."""
-
-    template: str
-    methods: tuple[str, ...]
 
 
 class RouteTable:
@@ -94,47 +80,37 @@ class Observe:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        found = scope[_FOUND] = self.routes.find(scope["path"])
-        facts = RequestFacts(
-            id=_request_id(scope),
-            method=scope["method"] if scope["method"] in METHODS else "other",
-            route=found.template if found else UNMATCHED,
-            arrived_s=time.monotonic(),
-        )
-        enter_request(facts)
-        exchange = scope[EXCHANGE] = Exchange(facts, scope, receive, send, self.is_draining)
-        series = self.metrics.of_route(facts.route)
+        context: RequestContext = scope.get(KEY) or AsgiRequest(scope, receive, send)
+        context.found = self.routes.find(scope["path"])
+        context.method = scope["method"] if scope["method"] in METHODS else "other"
+        context.route = context.found.template if context.found else UNMATCHED
+        context.arrived_s = time.monotonic()
+        context.is_last = self.is_draining
+        enter_request(context)
+        series = self.metrics.of_route(context.route)
         series.in_flight += 1
         try:
-            await self.app(scope, exchange.receive, exchange.send)
+            await self.app(scope, context.receive, context.send)
         finally:
             series.in_flight -= 1
-            del scope[EXCHANGE]  # which leads back to the scope: the circle would keep what came of an unread body
-            self._record(facts, exchange, series)
+            del scope[KEY]  # which leads back to the scope: the circle would keep what came of an unread body
+            self._record(context, series)
 
-    def _record(self, facts: RequestFacts, exchange: Exchange, series: RouteSeries) -> None:
-        seconds = time.monotonic() - facts.arrived_s
-        series.end(facts.method, exchange.status, seconds, exchange.bytes_in, exchange.bytes_out)
-        level = logging.DEBUG if facts.route in QUIET_ROUTES else logging.INFO
+    def _record(self, context: RequestContext, series: RouteSeries) -> None:
+        seconds = time.monotonic() - context.arrived_s
+        series.end(context.method, context.status, seconds, context.bytes_in, context.bytes_out)
+        level = logging.DEBUG if context.route in QUIET_ROUTES else logging.INFO
         line: dict[str, object] = {
-            "method": facts.method,
-            "route": facts.route,
-            "status": exchange.status,
+            "method": context.method,
+            "route": context.route,
+            "status": context.status,
             "duration_ms": round(seconds * 1000, 3),
-            "bytes": exchange.bytes_out,
+            "bytes": context.bytes_out,
         }
-        if facts.bundle is not None:
-            line["bundle"], line["count"] = facts.bundle, facts.count
-        line["request_id"] = facts.id
+        if context.bundle is not None:
+            line["bundle"], line["count"] = context.bundle, context.count
+        line["request_id"] = context.id
         log_facts(log, level, "request", line)
-
-
-def _request_id(scope: Scope) -> str:
-    """The client's own id where it can go into headers and logs as it is, else a new one."""
-    given = header(scope, b"x-request-id")
-    if given is not None and _REQUEST_ID.fullmatch(given):
-        return given
-    return new_request_id()
 
 
 class Problems:
@@ -156,33 +132,31 @@ class Problems:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        exchange: Exchange = scope[EXCHANGE]
+        context: RequestContext = scope[KEY]
         try:
-            exchange.check()
+            context.check()
             await self.app(scope, receive, send)
         except asyncio.CancelledError:
             if not self.is_draining():
                 raise
-            if exchange.has_started:
-                if not exchange.cut_off():
-                    raise
-                return
-            await exchange.answer(self._problem(Draining(), scope), scope, receive, send)
+            if context.has_started:
+                context.hang_up()  # so that the client sees that its reply is not whole
+            else:
+                await context.answer(self._problem(Draining(), context))
         except Exception as error:
-            if exchange.has_started:  # half a reply is out: only a broken connection can tell the client
+            if context.has_started:  # half a reply is out: only a broken connection can tell the client
                 raise
-            await exchange.answer(self._problem(error, scope), scope, receive, send)
+            await context.answer(self._problem(error, context))
 
-    def _problem(self, error: Exception, scope: Scope) -> Response:
-        facts = current_request()
+    def _problem(self, error: Exception, context: RequestContext) -> Response:
         if not isinstance(error, ServiceError):
             log.error("unexpected error", exc_info=error)
             error = Internal(repr(error))
         elif isinstance(error, Internal):
             log.error("the engine failed", exc_info=error)
-        if error.rejection and facts.route not in QUIET_ROUTES:  # a probe that hears no was not refused
-            self.metrics.rejected.labels(facts.route, error.rejection).inc()
-        return problem_reply(error, facts.id, scope["path"])
+        if error.rejection and context.route not in QUIET_ROUTES:  # a probe that hears no was not refused
+            self.metrics.rejected.labels(context.route, error.rejection).inc()
+        return problem_reply(error, context.id, context.scope["path"])
 
 
 class Authentication:
@@ -202,9 +176,11 @@ class Authentication:
     def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         """Pass a request on, or refuse it."""
         if scope["type"] == "http":
-            found: FoundRoute | None = scope[_FOUND]
+            context: RequestContext = scope[KEY]
+            found = context.found
             if found is not None and scope["method"] in found.methods:  # what does not exist is no secret
-                self.keys.check(scope, self.scopes.get(found.template, KeyScope.USE))
+                needed = self.scopes.get(found.template, KeyScope.USE)
+                self.keys.check(context.header(b"authorization"), context.header(b"x-api-key"), needed)
         return self.app(scope, receive, send)
 
 
@@ -216,7 +192,7 @@ class Admission:
 
     Args:
         app: What is inside.
-        work: The routes that need the engine, by template, each with the most bytes that its body may have.
+        routes: Those that need the engine, by template, each with the most bytes that its body may have.
         admit: Raises what speaks against taking more work now; O(1).
         max_body_bytes: Largest body of any. Bodies that are held at once have up to `AT_ONCE` times as much.
         max_reply_bytes: Largest reply, before it is encoded; as above.
@@ -225,14 +201,14 @@ class Admission:
     def __init__(
         self,
         app: ASGIApp,
-        work: Mapping[str, int],
+        routes: Mapping[str, int],
         admit: Callable[[], None],
         *,
         max_body_bytes: int,
         max_reply_bytes: int,
     ) -> None:
         self.app = app
-        self.work = work
+        self.routes = routes
         self.admit = admit
         self.bodies = MemoryBudget(AT_ONCE * max_body_bytes)
         self.replies = MemoryBudget(AT_ONCE * max_reply_bytes)
@@ -242,23 +218,23 @@ class Admission:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        found: FoundRoute | None = scope[_FOUND]
+        context: RequestContext = scope[KEY]
+        found = context.found
         if found is None:
             raise NotFound("No such route; /docs lists them all.")
         if scope["method"] not in found.methods:
             raise MethodNotAllowed(found.methods)
         if scope["method"] == "HEAD":
-            scope, send = {**scope, "method": "GET"}, _headers_only(send)
-        max_body_bytes = self.work.get(found.template)
+            scope["method"] = "GET"  # the context leaves out the body
+        max_body_bytes = self.routes.get(found.template)
         if max_body_bytes is None:
             await self.app(scope, receive, send)
             return
-        announced = _announced_bytes(header(scope, b"content-length") or "", max_body_bytes)
+        announced = _announced_bytes(context.header(b"content-length") or "", max_body_bytes)
         self.admit()
-        # Held is what has come, not what is announced: else a few clients that send nothing could keep all others out.
+        # Counted is what has come, not what is announced: a few clients that send nothing would keep all others out.
         self.bodies.check(announced)
-        client = Client(receive, send, scope, self.bodies, self.replies, max_body_bytes)
-        await client.serve(self.app)
+        await context.work(self.app, self.bodies, self.replies, max_body_bytes)
 
 
 def _announced_bytes(length: str, most: int) -> int:
@@ -286,21 +262,12 @@ class Shortcut:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer a request, or pass it on."""
-        endpoint = self.endpoints.get((scope[_FOUND].template, scope["method"])) if scope["type"] == "http" else None
-        if endpoint is None:
+        if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        response = await endpoint(Request(scope, receive, send))
-        exchange: Exchange = scope[EXCHANGE]
-        await exchange.answer(response, scope, receive, send)
-
-
-def _headers_only(send: Send) -> Send:
-    """HEAD is GET without the body: same work, same headers."""
-
-    async def send_headers(message: Message) -> None:
-        if message["type"] == "http.response.body":
-            message = {**message, "body": b""}
-        await send(message)
-
-    return send_headers
+        context: RequestContext = scope[KEY]
+        endpoint = self.endpoints.get((context.route, scope["method"]))
+        if endpoint is None:
+            await self.app(scope, receive, send)
+        else:
+            await context.answer(await endpoint(Request(scope, receive, send)))

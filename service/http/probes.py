@@ -7,9 +7,9 @@ from starlette.responses import Response
 
 from service.engine.model_manager import ModelManager
 from service.errors import Draining, NotReady
-from service.http.headers import accept
 from service.http.merged_metrics import Merged, Series, series_of
 from service.http.openapi import METRICS, PROBE
+from service.http.request_context import context_of
 from service.metrics import Metrics
 from service.worker_group import WorkerGroup
 
@@ -57,7 +57,7 @@ def metrics_routes(metrics: Metrics, worker_group: WorkerGroup) -> APIRouter:
     @router.get("/metrics", **METRICS)
     async def metrics_page(request: Request) -> Response:
         """Every series of this service, for Prometheus."""
-        encoder, content_type = choose_encoder(accept(request.scope))
+        encoder, content_type = choose_encoder(context_of(request).accept())
         # All or nothing: without one worker's share, counters would seem to have started anew.
         others = await worker_group.ask("metrics", within_s=METRICS_S)
         collector = Merged([series_of(metrics.registry), *others]) if others else metrics.registry

@@ -7,17 +7,12 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from starlette.requests import ClientDisconnect, Request
-
 from service.codecs.decoders import Decoders
 from service.codecs.time_slices import Apart, Steps, TimeSlices
 from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
-from service.http.caching import ReplyCache
-from service.http.client import take_body
-from service.http.headers import header
+from service.http.request_context import RequestContext
 from service.http.schemas import timeout_s
-from service.logs import current_request
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -34,12 +29,11 @@ class RouteContext:
     """
 
     settings: Settings
-    serving: ModelManager
+    manager: ModelManager
     metrics: Metrics
     encoders: Executor
     decoders: Decoders
     slices: TimeSlices
-    cache: ReplyCache
     is_private: bool
 
     async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
@@ -81,9 +75,9 @@ class RouteContext:
 class Deadline:
     """Seconds from a request's arrival in which its answer is worth something."""
 
-    def __init__(self, request: Request, settings: Settings) -> None:
-        self.seconds = timeout_s(header(request.scope, b"x-timeout-ms"), settings)
-        self._at = current_request().arrived_s + self.seconds
+    def __init__(self, request: RequestContext, settings: Settings) -> None:
+        self.seconds = timeout_s(request.header(b"x-timeout-ms"), settings)
+        self._at = request.arrived_s + self.seconds
 
     def left_s(self) -> float:
         """Seconds that are left. May be asked on any thread.
@@ -97,37 +91,20 @@ class Deadline:
         return left
 
 
-async def read_body(request: Request, deadline: Deadline) -> bytes:
+async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
     """The whole body; its size is bounded where it comes in.
 
     Raises:
         UnsupportedEncoding: It is compressed.
         RequestTimeout: It was not there before the deadline.
     """
-    encoding = (header(request.scope, b"content-encoding") or "identity").strip().lower()
+    encoding = (request.header(b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":
         raise UnsupportedEncoding(encoding)
-    if (body := take_body(request.scope)) is not None:
+    if (body := request.take_body()) is not None:
         return body
     try:
         async with asyncio.timeout(deadline.left_s()):
-            return await _body(request)
+            return await request.read_body()
     except TimeoutError:
         raise RequestTimeout(f"The body was not there within {deadline.seconds:.3g} s.") from None
-
-
-async def _body(request: Request) -> bytes:
-    """What Starlette's `request.body()` gives, without a generator in between."""
-    parts = []
-    while True:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        parts.append(message.get("body", b""))
-        if not message.get("more_body"):
-            return b"".join(parts)
-
-
-def media_type(request: Request) -> str:
-    """The body's media type without parameters, in lower case; empty where none is named."""
-    return (header(request.scope, b"content-type") or "").split(";", maxsplit=1)[0].strip().lower()

@@ -20,7 +20,7 @@ from models.bundle import BundleError
 from service.errors import ServiceError
 from service.server import process_memory as memory
 from service.server.listener import Acceptor, url
-from service.server.protocol import Burst, Protocol
+from service.server.protocol import HttpConnection
 from service.server.signals import sighup_reloads
 from service.settings import Settings
 from service.worker_group import PROBES, WorkerGroup
@@ -65,6 +65,7 @@ class Server(uvicorn.Server):
         super().__init__(
             uvicorn.Config(
                 app,
+                http=HttpConnection,
                 ws="none",
                 lifespan="on",
                 log_config=None,
@@ -78,7 +79,7 @@ class Server(uvicorn.Server):
         self.exit_code = OK
         self._app = app
         self._settings = settings
-        self._crew = worker_group or WorkerGroup()
+        self._worker_group = worker_group or WorkerGroup()
         self._draining: asyncio.Task[None] | None = None
         self._chores: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []
@@ -88,7 +89,6 @@ class Server(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
         self._loop = asyncio.get_running_loop()
-        self._burst = Burst(self._loop)
         await super().serve(sockets)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -102,7 +102,7 @@ class Server(uvicorn.Server):
             acceptor.start()
         chores = (self._watch(), self._keep_reloading(), memory.keep_giving_back())
         self._chores = [self._loop.create_task(chore) for chore in chores]
-        await self._crew.join(self)
+        await self._worker_group.join(self)
         addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
@@ -131,7 +131,7 @@ class Server(uvicorn.Server):
             await asyncio.wait(self.server_state.tasks, timeout=CANCELLED_S)
             await asyncio.sleep(0)  # their replies are written at the end of a step
         for connection in list(self.server_state.connections):
-            cast("Protocol", connection).hang_up()
+            cast("HttpConnection", connection).hang_up()
         await asyncio.sleep(0)
 
     def take(self, connection: socket.socket) -> None:
@@ -146,16 +146,11 @@ class Server(uvicorn.Server):
         except OSError as error:  # it has gone already
             log.debug("a connection was lost: %s", error)
             connection.close()
-            self._crew.connection_closed()
+            self._worker_group.connection_closed()
 
-    def _make_protocol(self) -> Protocol:
-        return Protocol(
-            self.config,
-            self.server_state,
-            self.lifespan.state,
-            self._loop,
-            burst=self._burst,
-            when_closed=self._crew.connection_closed,
+    def _make_protocol(self) -> HttpConnection:
+        return HttpConnection(
+            self.config, self.server_state, self.lifespan.state, when_closed=self._worker_group.connection_closed
         )
 
     def be_alone(self) -> None:
@@ -188,7 +183,7 @@ class Server(uvicorn.Server):
             # Someone at a terminal waits for no load balancer.
             delay_s = 0.0 if sig == signal.SIGINT else self._settings.drain_delay_s
             self._draining = self._loop.create_task(self._drain(delay_s))
-        elif not self._crew.says_when_again:
+        elif not self._worker_group.says_when_again:
             self.stop_at_once(sig)
 
     def stop_at_once(self, number: int) -> None:
@@ -207,7 +202,7 @@ class Server(uvicorn.Server):
             self._app.state.starting.cancel()
             await self._app.state.serving.stop(delay_s)
         finally:
-            await self._crew.leave()
+            await self._worker_group.leave()
             self._exit(math.ceil(over - time.monotonic()))
 
     async def _watch(self) -> None:
@@ -232,7 +227,7 @@ class Server(uvicorn.Server):
     async def _end(self) -> None:
         """Tell those who still wait that it is over."""
         await self._app.state.serving.batcher.close()
-        await self._crew.leave()
+        await self._worker_group.leave()
         self._exit(1)
 
     def _exit(self, timeout_s: int) -> None:

@@ -24,7 +24,6 @@ import service
 from models.bundle import BundleError
 from models.inference.sampler import UInt8
 from service.app import create_app, work_routes
-from service.http.exchange import CONNECTION, Connection
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -190,6 +189,7 @@ class Cycle:
     def __init__(self, method: str, path: str, content_type: bytes, body: bytes) -> None:
         self.body = body
         self.status = 0
+        self.is_read = False
         self.scope = {
             "type": "http",
             "http_version": "1.1",
@@ -202,11 +202,13 @@ class Cycle:
             "headers": [(b"content-type", content_type)] if content_type else [],
             "client": None,
             "server": None,
-            "extensions": {CONNECTION: Connection()},
         }
 
     async def receive(self) -> Message:
-        """The whole body."""
+        """The whole body, then nothing more: the client stays."""
+        if self.is_read:
+            await asyncio.Event().wait()
+        self.is_read = True
         return {"type": "http.request", "body": self.body}
 
     async def send(self, message: Message) -> None:

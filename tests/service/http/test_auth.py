@@ -10,7 +10,7 @@ from fastapi import FastAPI
 from pydantic import SecretStr
 
 from service.app import create_app
-from service.http.auth import Keys, read_keys
+from service.http.auth import Keys, KeyScope, read_keys
 from service.settings import Settings, SettingsError
 
 Start = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -104,10 +104,8 @@ def test_keys_come_from_files_too(tmp_path: Path, tiny_settings: Make) -> None:
     file.write_text("# team a\nalpha\n\n  beta  \n")
     keys = read_keys(tiny_settings(api_keys_file=file))
     assert keys.are_needed
-    from service.http.auth import KeyScope  # noqa: PLC0415
-
     for key in ("alpha", "beta"):
-        keys.check({"headers": [(b"x-api-key", key.encode("latin-1"))]}, KeyScope.USE)
+        keys.check(None, key, KeyScope.USE)
 
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "two words\n", "a,b\n", "schlüssel\n"])

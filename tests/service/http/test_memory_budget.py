@@ -20,7 +20,7 @@ class Client:
 
     hung_up = 0
 
-    def hang_up(self) -> None:  # noqa: D102
+    def give_up(self) -> None:  # noqa: D102
         self.hung_up += 1
 
 

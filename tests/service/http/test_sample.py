@@ -385,27 +385,6 @@ async def test_a_copy_that_is_still_good_is_not_sent_again(client: httpx.AsyncCl
     assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == before
 
 
-async def test_a_reply_that_is_kept_in_memory_is_not_computed_again(
-    start: Start, tiny_settings: Callable[..., Settings]
-) -> None:
-    """The same bytes and headers, but for what says of this one request; without a seed every reply is new."""
-    app = create_app(tiny_settings(cache_bytes=10_000))
-    async with start(app) as client:
-        first = await client.get("/sample?seed=1&count=7")
-        again = await client.get("/sample?count=7&seed=1")
-        assert again.content == first.content
-        assert again.headers["server-timing"] == "cache"
-        own = {"x-request-id", "server-timing"}
-        assert [(k, v) for k, v in again.headers.items() if k not in own] == [
-            (k, v) for k, v in first.headers.items() if k not in own
-        ]
-        assert (await client.head("/sample?seed=1&count=7")).headers["content-length"] == str(len(first.content))
-        assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == 7
-        one, other = [await client.get("/sample?count=7") for _ in range(2)]
-        assert one.headers["x-seed"] != other.headers["x-seed"]
-        assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == 21
-
-
 @pytest.mark.parametrize("tag", ['"other"', "nonsense", "", 'W/"other", "more"', '"*"'])
 async def test_another_tag_gets_the_image(client: httpx.AsyncClient, tag: str) -> None:
     """A copy of something else is no copy."""
@@ -716,7 +695,7 @@ async def test_what_waits_for_an_encoder_ends_at_its_deadline(
         gate.wait(60)
         return encode(*arguments)
 
-    monkeypatch.setattr("service.http.routes.encode", slow_encode)
+    monkeypatch.setattr("service.http.sample.encode", slow_encode)
     async with start(create_app(tiny_settings())) as client:
         asked = [client.get("/sample?count=64&scale=16", headers={"X-Timeout-Ms": "300"}) for _ in range(8)]
         try:

@@ -1,0 +1,50 @@
+"""GET /bundles and /bundles/{name}: what is loaded, and what its manifest says."""
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from models.bundle import Bundle
+from service.engine.model_manager import ModelManager
+from service.http.openapi import BUNDLE, BUNDLES
+from service.http.responses import JSON
+from service.http.schemas import BundleFacts, BundleList, Reply, Schema, parse_query
+
+
+def bundle_routes(manager: ModelManager) -> APIRouter:
+    """GET /bundles and /bundles/{name}."""
+    router = APIRouter()
+
+    @router.get("/bundles", **BUNDLES)
+    async def bundles(request: Request) -> Response:
+        """Every loaded bundle, and which one requests get that name none."""
+        parse_query(Schema, request.scope["query_string"])
+        default = manager.find(None).name
+        return _json(BundleList(default=default, bundles=[_facts(bundle) for bundle in manager.loaded()]))
+
+    @router.get("/bundles/{name}", **BUNDLE)
+    async def bundle_by_name(request: Request) -> Response:
+        """One loaded bundle, by name or name@version."""
+        parse_query(Schema, request.scope["query_string"])
+        return _json(_facts(manager.find(request.path_params["name"])))
+
+    return router
+
+
+def _json(reply: Reply) -> Response:
+    return Response(reply.model_dump_json(), 200, media_type=JSON)
+
+
+def _facts(bundle: Bundle) -> BundleFacts:
+    manifest = bundle.manifest
+    return BundleFacts(
+        name=bundle.name,
+        version=bundle.version,
+        created=manifest.created,
+        image=manifest.image,
+        latent=manifest.latent,
+        labels=manifest.labels,
+        calibration=manifest.calibration,
+        training=manifest.training,
+        evaluation=manifest.evaluation,
+    )
