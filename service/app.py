@@ -30,7 +30,6 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.routes import bundle_routes, discriminate_routes, sample_routes
-from service.logs import lines_dropped
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
@@ -104,7 +103,6 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
     keys = keys or read_keys(settings)
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
-    metrics.follow(metrics.log_lines_dropped, lines_dropped)
     serving = ModelManager(settings, metrics, worker_group=worker_group)
     processors = max(1, cpu_limit() // settings.workers)
     encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")

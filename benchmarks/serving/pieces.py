@@ -120,7 +120,7 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
         return adapter.dump_json(reply, exclude_none=True)
 
     def ours() -> bytes:
-        metrics.of_probability("ours", "uploaded").observe(*probabilities.tolist())
+        metrics.discriminator_probability.labels("ours", "uploaded").observe(*probabilities.tolist())
         judged = Judged(probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS)
         return discriminate_reply("ours", "0", judged, {})
 

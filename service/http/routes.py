@@ -129,7 +129,7 @@ async def _sample(context: RouteContext, request: Request, asked: SampleRequest,
         encode_s = time.perf_counter() - began
     else:
         content, encode_s = await context.run_in_time(context.encoders, timed(work), deadline)
-    context.metrics.of_format(plan.render.format).observe(encode_s)
+    context.metrics.encode.labels(plan.render.format).observe(encode_s)
     deadline.left_s()  # an answer that comes too late is none
     headers[b"server-timing"] = SAMPLE_TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
     context.cache.put(etag, content)
@@ -229,7 +229,7 @@ async def _judge(
     if names and judged_as and classes is None:
         named = [names[label] for label in judged_as]
     probabilities = _probabilities(logits, calibration).tolist()
-    context.metrics.of_probability(bundle.name, "uploaded").observe(*probabilities)
+    context.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe(*probabilities)
     judged = Judged(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
     return judged, timing
 
