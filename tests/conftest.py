@@ -69,7 +69,7 @@ def one_thread() -> Iterator[None]:
 def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that set up the log: the root logger is everybody's, and so are logging's options."""
     for place, name in (
-        *((logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")),
+        *((logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing")),
         (threading, "excepthook"),
         (sys, "unraisablehook"),
     ):

@@ -9,8 +9,6 @@ import argparse
 import gc
 import io
 import json
-import logging
-import os
 import statistics
 import sys
 import threading
@@ -32,7 +30,6 @@ from service.codecs.encode import RenderOptions, SampleMetadata, encode
 from service.engine.engine import _Images
 from service.engine.jit import traced
 from service.http.schemas import DiscriminateReply, DiscriminateResult, Judged, discriminate_reply
-from service.logs import log_facts, set_up_logs
 from service.metrics import Metrics
 
 ROUNDS = 30
@@ -89,19 +86,6 @@ def busy_interpreter() -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-
-
-def log_lines() -> Iterator[tuple[str, Work, Work]]:
-    """A request's line: logging's way, and ours."""
-    facts: dict[str, object] = {"method": "POST", "route": "/sample", "status": 200, "duration_ms": 1.25, "bytes": 312}
-    facts |= {"bundle": "mnist-mlp", "count": 1, "request_id": "0123456789abcdef"}
-    log = logging.getLogger("benchmarks")
-    set_up_logs("json", "info", os.open(os.devnull, os.O_WRONLY))
-    yield (
-        "a request's log line as JSON",
-        lambda: log.info("request", extra={"facts": facts}),
-        lambda: log_facts(log, logging.INFO, "request", facts),
-    )
 
 
 def verdicts() -> Iterator[tuple[str, Work, Work]]:
@@ -182,7 +166,7 @@ def measure(bundles: Path) -> list[dict[str, object]]:
         lambda: largest(noise, labels),
         lambda: fitting(noise, labels),
     )
-    for piece in (*halves(bundles), *log_lines()):
+    for piece in halves(bundles):
         add(*piece)
     return rows
 

@@ -7,7 +7,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from service.http.headers import header
 from service.http.memory_budget import SMALL_BYTES
-from service.logs import RequestFacts
+from service.logs import RequestMetadata
 
 CONNECTION = "gan.connection"  # in a scope's extensions
 EXCHANGE = "gan.exchange"  # in a scope
@@ -95,7 +95,7 @@ class Exchange:
     """
 
     def __init__(
-        self, facts: RequestFacts, scope: Scope, receive: Receive, send: Send, is_draining: Callable[[], bool]
+        self, facts: RequestMetadata, scope: Scope, receive: Receive, send: Send, is_draining: Callable[[], bool]
     ) -> None:
         self.facts = facts
         self.status = CLIENT_LEFT  # until a reply starts

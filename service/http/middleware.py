@@ -24,7 +24,7 @@ from service.http.exchange import EXCHANGE, Exchange
 from service.http.headers import header
 from service.http.memory_budget import MemoryBudget
 from service.http.problems import problem_reply
-from service.logs import RequestFacts, current_request, enter_request, log_facts, new_request_id
+from service.logs import RequestMetadata, current_request, enter_request, new_request_id
 from service.metrics import METHODS, Metrics, RouteSeries
 
 UNMATCHED = "unmatched"
@@ -95,7 +95,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         found = scope[_FOUND] = self.routes.find(scope["path"])
-        facts = RequestFacts(
+        facts = RequestMetadata(
             id=_request_id(scope),
             method=scope["method"] if scope["method"] in METHODS else "other",
             route=found.template if found else UNMATCHED,
@@ -112,7 +112,7 @@ class Observe:
             del scope[EXCHANGE]  # which leads back to the scope: the circle would keep what came of an unread body
             self._record(facts, exchange, series)
 
-    def _record(self, facts: RequestFacts, exchange: Exchange, series: RouteSeries) -> None:
+    def _record(self, facts: RequestMetadata, exchange: Exchange, series: RouteSeries) -> None:
         seconds = time.monotonic() - facts.arrived_s
         series.end(facts.method, exchange.status, seconds, exchange.bytes_in, exchange.bytes_out)
         level = logging.DEBUG if facts.route in QUIET_ROUTES else logging.INFO
@@ -126,7 +126,7 @@ class Observe:
         if facts.bundle is not None:
             line["bundle"], line["count"] = facts.bundle, facts.count
         line["request_id"] = facts.id
-        log_facts(log, level, "request", line)
+        log.log(level, "request", extra={"fields": line})
 
 
 def _request_id(scope: Scope) -> str:

@@ -19,12 +19,11 @@ from service.logs import (
     QUEUE_BYTES,
     ConsoleFormatter,
     JsonFormatter,
-    RequestFacts,
+    RequestMetadata,
     current_request,
     current_route,
     enter_request,
     lines_dropped,
-    log_facts,
     set_up_logs,
 )
 
@@ -67,13 +66,13 @@ def record(message: str, **extra: object) -> logging.LogRecord:
     made = logging.getLogger("service.test").makeRecord(
         "service.test", logging.INFO, "f", 1, message, (), None, extra=extra
     )
-    made.created = 0.0
+    made.created = made.msecs = 0.0
     return made
 
 
 def test_json_is_one_object_on_one_line() -> None:
     """Whatever a message holds: line ends, quotes, things that are no JSON."""
-    line = JsonFormatter().format(record('two\nlines "quoted"', facts={"count": 3, "thing": slice(1)}))
+    line = JsonFormatter().format(record('two\nlines "quoted"', fields={"count": 3, "thing": slice(1)}))
     assert "\n" not in line
     assert json.loads(line) == {
         "time": "1970-01-01T00:00:00.000Z",
@@ -87,7 +86,7 @@ def test_json_is_one_object_on_one_line() -> None:
 
 def test_json_writes_what_is_no_text() -> None:
     """A file's name may hold bytes that no encoding knows; the line that names it is not lost."""
-    line = json.loads(JsonFormatter().format(record("no such file: \udcff", facts={"raw": b"\xff"})))
+    line = json.loads(JsonFormatter().format(record("no such file: \udcff", fields={"raw": b"\xff"})))
     assert (line["message"], line["raw"]) == ("no such file: \udcff", "b'\\xff'")
 
 
@@ -111,9 +110,9 @@ def test_json_keeps_tracebacks_inside() -> None:
     assert "ValueError: invalid literal" in json.loads(line)["traceback"]
 
 
-def test_the_console_has_facts_behind_the_message() -> None:
-    """Time, level, message, facts."""
-    line = ConsoleFormatter().format(record("request", facts={"status": 200, "bundle": "mnist"}))
+def test_the_console_has_fields_behind_the_message() -> None:
+    """Time, level, message, fields."""
+    line = ConsoleFormatter().format(record("request", fields={"status": 200, "bundle": "mnist"}))
     assert line == "1970-01-01T00:00:00.000Z INFO    request status=200 bundle=mnist"
 
 
@@ -121,7 +120,7 @@ def test_the_console_has_facts_behind_the_message() -> None:
 async def test_lines_of_a_request_carry_its_id() -> None:
     """Anything that is logged on behalf of a request can be found by its id; its route labels metrics."""
     assert current_route() == "unmatched"
-    enter_request(RequestFacts("the-id", "GET", "/sample", 0.0))
+    enter_request(RequestMetadata("the-id", "GET", "/sample", 0.0))
     assert json.loads(JsonFormatter().format(record("inside")))["request_id"] == "the-id"
     assert current_request().id == "the-id"
     assert current_route() == "/sample"
@@ -151,20 +150,6 @@ def test_every_logger_goes_to_stderr_in_one_form(
 
 
 @pytest.mark.parametrize("form", ["console", "json"])
-def test_the_short_way_writes_what_logging_writes(form: str, pipe: Pipe) -> None:
-    """A line of facts looks the same whether a record was made for it, as beside other handlers, or not."""
-    set_up_logs(form, "info", pipe.entry)  # type: ignore[arg-type]
-    log, facts = logging.getLogger("service.test"), {"status": 200, "bundle": "mnist", "request_id": "the-id"}
-    log_facts(log, logging.INFO, "request", facts)
-    log_facts(log, logging.DEBUG, "unwanted", facts)
-    logging.getLogger().addHandler(logging.NullHandler())
-    log_facts(log, logging.INFO, "request", facts)
-    short, long = [re.sub(r"T[0-9:.]+Z", "", line) for line in pipe.lines()]
-    assert short == long
-    assert "the-id" in short
-
-
-@pytest.mark.parametrize("form", ["console", "json"])
 def test_a_slow_reader_gets_every_line_whole_and_in_order(form: str, pipe: Pipe) -> None:
     """More than a pipe holds is logged before anybody reads, by several threads, some of it longer than one write."""
     set_up_logs(form, "info", pipe.entry)  # type: ignore[arg-type]
@@ -172,7 +157,8 @@ def test_a_slow_reader_gets_every_line_whole_and_in_order(form: str, pipe: Pipe)
 
     def write(thread: int) -> None:
         for number in range(200):
-            log_facts(log, logging.INFO, "request", {"thread": thread, "number": number, "long": "x" * (23 * number)})
+            fields = {"thread": thread, "number": number, "long": "x" * (23 * number)}
+            log.info("request", extra={"fields": fields})
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(write, range(2)))
@@ -188,10 +174,10 @@ def test_processes_that_share_a_log_cut_none_of_their_lines(pipe: Pipe) -> None:
     """Workers write to one pipe, which is full most of the time: each line is there once, and whole."""
     program = """
 import logging, sys
-from service.logs import log_facts, set_up_logs
+from service.logs import set_up_logs
 set_up_logs("json", "info")
 for number in range(2000):
-    log_facts(logging.getLogger("test"), logging.INFO, sys.argv[1], {"number": number, "long": "x" * (number % 300)})
+    logging.getLogger("test").info(sys.argv[1], extra={"fields": {"number": number, "long": "x" * (number % 300)}})
 logging.getLogger().handlers[0].flush()
 """
     workers = [subprocess.Popen([sys.executable, "-c", program, name], stderr=pipe.entry) for name in "ab"]
@@ -209,7 +195,7 @@ def test_a_log_that_nobody_reads_stops_nobody(pipe: Pipe) -> None:
     set_up_logs("json", "info", pipe.entry)
     log, written = logging.getLogger("service.test"), 0
     while lines_dropped() < 100:
-        log_facts(log, logging.INFO, "request", {"number": written})
+        log.info("request", extra={"fields": {"number": written}})
         written += 1
     dropped = lines_dropped()
     lines = [json.loads(line) for line in pipe.lines()]
@@ -248,7 +234,7 @@ def test_a_log_that_cannot_be_written_harms_nobody(pipe: Pipe, flush_log: Callab
     set_up_logs("json", "info", disk)
     log = logging.getLogger("service.test")
     for number in range(3):
-        log_facts(log, logging.INFO, "request", {"number": number})
+        log.info("request", extra={"fields": {"number": number}})
     log.error("lost")
     flush_log()
     os.dup2(pipe.entry, disk)
@@ -265,7 +251,7 @@ def test_a_pipe_that_another_process_keeps_from_blocking_loses_nothing(pipe: Pip
     os.set_blocking(pipe.entry, False)
     set_up_logs("json", "info", pipe.entry)
     for number in range(300):
-        log_facts(logging.getLogger("service.test"), logging.INFO, "request", {"number": number, "long": "x" * 1000})
+        logging.getLogger("service.test").info("request", extra={"fields": {"number": number, "long": "x" * 1000}})
     assert [json.loads(line)["number"] for line in pipe.lines()] == list(range(300))
     assert lines_dropped() == 0
 

@@ -37,7 +37,7 @@ from service.engine.batcher import (
     Rows,
 )
 from service.errors import DeadlinePassed, Draining, EngineFailed, NotReady, QueueFull
-from service.logs import RequestFacts, enter_request
+from service.logs import RequestMetadata, enter_request
 from service.metrics import Metrics
 
 P = ParamSpec("P")
@@ -791,7 +791,7 @@ async def test_who_leaves_a_running_batch_harms_nobody() -> None:
         one.engine.gate.clear()
 
         async def request() -> None:
-            enter_request(RequestFacts("id", "GET", "/sample", 0.0))
+            enter_request(RequestMetadata("id", "GET", "/sample", 0.0))
             await one.batcher.submit(lane, rows_of(7, 20), 20, 60)
 
         leaver, stayer = asyncio.create_task(request()), one.submit(lane, 3)

@@ -129,16 +129,16 @@ async def test_a_rejection_is_counted_once_with_its_reason(client: httpx.AsyncCl
 def own(caplog: pytest.LogCaptureFixture) -> list[Any]:
     """Lines of requests that this thread answered; the live server of other tests has its own."""
     here = threading.get_ident()
-    return [record for record in caplog.records if hasattr(record, "facts") and record.thread == here]
+    return [record for record in caplog.records if hasattr(record, "fields") and record.thread == here]
 
 
 @pytest.mark.anyio
-async def test_each_request_is_one_line_of_facts(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_request_is_one_line_of_fields(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     """Method, route, status, duration, and what the request was about."""
     with caplog.at_level(logging.INFO, "service"):
         await client.get("/sample?seed=1&count=3&bundle=rgb")
         await client.get("/bundles/tiny")
-    lines = [record.facts for record in own(caplog)]
+    lines = [record.fields for record in own(caplog)]
     assert [(line["method"], line["route"], line["status"]) for line in lines] == [
         ("GET", "/sample", 200),
         ("GET", "/bundles/{name}", 200),

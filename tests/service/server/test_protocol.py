@@ -457,7 +457,7 @@ async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
     await until(wire.has_ended)
     assert statuses(wire) == [400]
     await until(lambda: not one.tasks)
-    assert [record.facts["status"] for record in caplog.records if hasattr(record, "facts")] == [400]
+    assert [record.fields["status"] for record in caplog.records if hasattr(record, "fields")] == [400]
     one.connection_lost(None)
 
 
@@ -537,7 +537,7 @@ async def test_what_is_not_understood_is_one_request_in_the_metrics_and_in_the_l
     assert [sample.labels for sample in requests] == [{"route": route, "method": method, "status": str(status)}]
     assert [sample.value for sample in requests] == [1]
     assert metrics.get_sample_value("gan_rejected_total", {"route": route, "reason": "invalid"}) == 1
-    lines = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
     assert [(line["route"], line["method"], line["status"]) for line in lines] == [(route, method, status)]
     assert lines[0]["request_id"] == replies(wire)[0][0]["x-request-id"]
     one.connection_lost(None)
