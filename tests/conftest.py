@@ -51,7 +51,7 @@ def one_processor() -> Iterator[None]:
     """Engines have a single thread, whatever the machine, but where a test says otherwise: then it can be held."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.engine.engine.cpu_limit", lambda: 1)
+        patch.setattr("service.engine.device.cpu_limit", lambda: 1)
         yield
     torch.set_num_threads(threads)
 

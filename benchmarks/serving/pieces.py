@@ -27,8 +27,8 @@ from benchmarks.tools.report import machine, parser, table
 from models.bundle import read_bundle
 from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
-from service.engine.engine import _Images
 from service.engine.jit import traced
+from service.engine.nets import Finished
 from service.http.schemas import DiscriminateReply, DiscriminateResult, Judged, discriminate_reply
 from service.metrics import Metrics
 
@@ -148,8 +148,8 @@ def measure(bundles: Path) -> list[dict[str, object]]:
         few = latents[:n].contiguous()
         add(f"G of mnist-mlp, {n} rows: linear layers, packed", lambda x=few: paper.generator(x), lambda x=few: fast(x))  # type: ignore[misc]
     few = latents[:32].contiguous()
-    images = _Images(fast)
-    call = traced(images, few, None, images(few), "pieces")
+    images = Finished(fast, grey_levels)
+    call = traced(images, few, None, [len(few)], "pieces")
     with busy_interpreter():
         add(
             "the same packed, 32 rows, beside a busy thread: by layer, traced",

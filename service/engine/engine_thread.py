@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from service.engine.batcher import DeviceFailed
+from service.engine.batch import DeviceFailed
 
 T = TypeVar("T")
 

@@ -2,35 +2,30 @@
 
 import asyncio
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.inference.sampler import Float32, UInt8, draw_labels
-from service.engine.batcher import EAGER, SHARING, Batcher, DeviceFailed, Lane, Part, Rows
-from service.engine.engine import (
-    UNKNOWN_LABEL,
-    DiscriminatePayload,
-    Engine,
-    Loaded,
-    SamplePayload,
-)
+from service.engine.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
+from service.engine.batcher import Batcher
+from service.engine.batching_policy import EAGER, SHARING
+from service.engine.bundle_folders import find_bundles
+from service.engine.engine import Engine, Loaded
 from service.engine.engine_thread import EngineThread
+from service.engine.health import Health
+from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
 from service.errors import Draining, NotReady, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
 
 USUAL_DEFAULT = "mnist"  # the bundle of requests that name none, where there is one of this name and no setting
-NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
-DEAD_AFTER_S = 30.0  # and this long: it will not come back, replace the process
 
 log = logging.getLogger(__name__)
 
@@ -75,19 +70,26 @@ class ModelManager:
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
         )
-        patience = SHARING if self.engine.shares_processor else EAGER
+        policy = SHARING if self.engine.device.shares_processor else EAGER
         self.batcher = Batcher(
             self._run,
             metrics,
             device=self.engine.name,
-            slots=len(self.engine.threads),
-            max_rows=self.engine.max_batch_rows,
+            instances=len(self.engine.threads),
+            max_rows=self.engine.device.max_batch_rows,
             max_queued_rows=settings.own_queued_images,
-            patience=patience._replace(window_s=settings.batch_window_ms / 1000),
+            policy=policy._replace(max_queue_delay_s=settings.batch_window_ms / 1000),
             clock=clock,
         )
-        self.health = Health(self, clock)
         self.is_draining = False
+        self.health = Health(
+            self.engine,
+            self.batcher,
+            self.worker_group,
+            is_started=lambda: self.is_started,
+            is_draining=lambda: self.is_draining,
+            clock=clock,
+        )
         self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
         self._unloaded: dict[str, Path] = {}  # where a bundle came from, whose folder may have another name
@@ -99,8 +101,8 @@ class ModelManager:
             gauge = metrics.device_memory.labels(self.engine.name, kind)
             gauge.set_function(partial(self._memory, kind))
 
-    def _run(self, slot: int, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
-        return self.engine.threads[slot].run(lane.run, parts)
+    def _run(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]]) -> "asyncio.Future[Rows]":
+        return self.engine.threads[instance].run(runner.run, slices)
 
     def _memory(self, kind: str) -> float:
         return float(self.engine.memory()[kind])
@@ -115,7 +117,7 @@ class ModelManager:
         """
         async with self._loading:
             folders = await self._find_folders()
-            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), self.engine.loaders))]
+            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), self.engine.device.loaders))]
             try:
                 bundles, refused = await self._load_all(folders, [self._loader, *helpers])
             finally:
@@ -389,91 +391,6 @@ class ModelManager:
 def _warm(bundle: Bundle) -> Loaded:
     assert isinstance(bundle, Loaded)  # noqa: S101 - requests bring back what `find` gave them
     return bundle
-
-
-class Health:
-    """Answers probes from what is known already: O(1), nothing computed, nothing awaited.
-
-    Each method says None for yes, or in a few words why not.
-    """
-
-    def __init__(self, serving: ModelManager, clock: Callable[[], float]) -> None:
-        self._serving = serving
-        self._clock = clock
-        self._not_before: dict[float, float] = {}  # when a batch can have run for so long at the earliest
-
-    def live(self) -> str | None:
-        """Whether this service can still come to something; the event loop turns, or nobody would hear this."""
-        return self.own("live") or self._serving.worker_group.reason("live")
-
-    def ready(self) -> str | None:
-        """Whether requests should come here now."""
-        return self.own("ready") or self._serving.worker_group.reason("ready")
-
-    def started(self) -> str | None:
-        """Whether every bundle is loaded and warm."""
-        return self.own("started") or self._serving.worker_group.reason("started")
-
-    def own(self, probe: str) -> str | None:
-        """What this process alone says, of several that are one service."""
-        if probe == "live":
-            return self._lost() or self._stuck(DEAD_AFTER_S)
-        if probe == "ready":
-            return "draining" if self._serving.is_draining else self.able()
-        return None if self._serving.is_started else "the bundles are being loaded"
-
-    def able(self) -> str | None:
-        """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
-        if not self._serving.is_started:
-            return self.own("started")
-        return self._lost() or self._stuck(NOT_READY_AFTER_S)
-
-    def _lost(self) -> str | None:
-        for thread in self._serving.engine.threads:
-            if not thread.is_alive:
-                return "a thread of the engine has ended"
-        return self._serving.batcher.failure
-
-    def _stuck(self, after_s: float) -> str | None:
-        now = self._clock()
-        if now < self._not_before.get(after_s, -math.inf):  # every request asks
-            return None
-        # A batch ends, however long the queue: busy is not stuck. The threads are asked too, for a new bundle's first
-        # batch is none of the batcher's.
-        threads = self._serving.engine.threads
-        busy_s = max(self._serving.batcher.busy_s(), *[thread.busy_s() for thread in threads])
-        self._not_before[after_s] = now + after_s - busy_s
-        return f"the engine has been in one batch for over {after_s:g} s" if busy_s > after_s else None
-
-
-def find_bundles(root: Path) -> tuple[list[Path], dict[Path, BundleError]]:
-    """Sub-folders that hold a manifest, by name, and why others can't be looked into; hidden ones are left out.
-
-    Whatever is called a manifest is one: who reads it says what is wrong with it. Hidden folders are somebody's
-    temporary files.
-
-    Raises:
-        BundleError: The folder can't be read.
-    """
-    try:
-        folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise BundleError(root, error.strerror or type(error).__name__) from None
-    found: list[Path] = []
-    unreadable: dict[Path, BundleError] = {}
-    for folder in folders:
-        try:
-            os.lstat(folder / MANIFEST)
-            folder.name.encode()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            unreadable[folder] = BundleError(folder, error.strerror or type(error).__name__)
-        except UnicodeEncodeError:
-            unreadable[folder] = BundleError(folder, "its name is not UTF-8")  # which no reply could give
-        else:
-            found.append(folder)
-    return found, unreadable
 
 
 def _default_name(settings: Settings, loaded: Mapping[str, Loaded]) -> str:

@@ -29,7 +29,8 @@ from models.bundle import (
 )
 from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
 from service.engine.engine import Engine, Loaded
-from service.engine.model_manager import DEAD_AFTER_S, NOT_READY_AFTER_S, ModelManager
+from service.engine.health import DEAD_AFTER_S, NOT_READY_AFTER_S
+from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
@@ -228,7 +229,7 @@ async def test_bundles_are_loaded_side_by_side(
     tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On two processors two bundles are loaded at once, each while the other is."""
-    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 2)
+    monkeypatch.setattr("service.engine.device.cpu_limit", lambda: 2)
     for name in ("one", "two", "three", "four"):
         place(tiny_bundles["tiny"], tmp_path / name)
     load, pair = Engine.load, threading.Barrier(2)
@@ -247,7 +248,7 @@ async def test_of_two_bad_bundles_the_first_by_name_is_told(
     tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever is found out first: the same start fails with the same words."""
-    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 2)
+    monkeypatch.setattr("service.engine.device.cpu_limit", lambda: 2)
     for name in ("a", "b"):
         damage(place(tiny_bundles["tiny"], tmp_path / name))
     load, over = Engine.load, threading.Event()
@@ -429,7 +430,7 @@ async def test_a_new_bundle_that_hangs_in_its_first_batch_is_seen(
     tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is none of the batcher's batches, but it holds the engine's thread all the same."""
-    monkeypatch.setattr("service.engine.model_manager.NOT_READY_AFTER_S", 0.05)
+    monkeypatch.setattr("service.engine.health.NOT_READY_AFTER_S", 0.05)
     async with started(tiny_settings()) as serving, held(serving) as gate:
         await until(lambda: serving.health.ready() is not None)
         assert serving.health.live() is None
