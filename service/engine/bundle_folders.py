@@ -7,10 +7,9 @@ from models.bundle import MANIFEST, BundleError
 
 
 def find_bundles(root: Path) -> tuple[list[Path], dict[Path, BundleError]]:
-    """Sub-folders that hold a manifest, by name, and why others can't be looked into; hidden ones are left out.
+    """Sub-folders that hold a manifest, by name, and why others can't be read. Hidden ones are left out.
 
-    Whatever is called a manifest is one: who reads it says what is wrong with it. Hidden folders are somebody's
-    temporary files.
+    Whatever is called a manifest counts: whoever reads it says what is wrong with it. Hidden folders are temporary.
 
     Raises:
         BundleError: The folder can't be read.

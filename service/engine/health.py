@@ -33,10 +33,10 @@ class Health:
         self._is_started = is_started
         self._is_draining = is_draining
         self._clock = clock
-        self._not_before: dict[float, float] = {}  # when a batch can have run for so long at the earliest
+        self._not_before: dict[float, float] = {}  # earliest time at which a batch can have run for so long
 
     def live(self) -> str | None:
-        """Whether this service can still come to something; the event loop turns, or nobody would hear this."""
+        """Whether the process can go on. That it answers at all shows that its event loop does."""
         return self.own("live") or self._worker_group.reason("live")
 
     def ready(self) -> str | None:
@@ -56,7 +56,7 @@ class Health:
         return None if self._is_started() else "the bundles are being loaded"
 
     def able(self) -> str | None:
-        """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
+        """Whether a request can be served, also one that comes during the drain delay."""
         if not self._is_started():
             return self.own("started")
         return self._lost() or self._stuck(NOT_READY_AFTER_S)
@@ -71,8 +71,8 @@ class Health:
         now = self._clock()
         if now < self._not_before.get(after_s, -math.inf):  # every request asks
             return None
-        # A batch ends, however long the queue: busy is not stuck. The threads are asked too, for a new bundle's first
-        # batch is none of the batcher's.
+        # However long the queue is, each batch ends: busy is not stuck. The threads are asked too, because the first
+        # batches of a new bundle don't pass through the batcher.
         threads = self._engine.threads
         busy_s = max(self._batcher.busy_s(), *[thread.busy_s() for thread in threads])
         self._not_before[after_s] = now + after_s - busy_s

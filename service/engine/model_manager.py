@@ -1,4 +1,4 @@
-"""Holds what start-up built: the device's engine, its batcher, the loaded bundles, and the truth about its health."""
+"""The loaded bundles, with the engine and the batcher that serve them: load, swap, sample, judge, stop."""
 
 import asyncio
 import logging
@@ -47,7 +47,7 @@ class RepositoryEntry(NamedTuple):
 
 
 class ModelManager:
-    """What the routes talk to.
+    """What the routes call.
 
     Raises:
         ValueError: The settings name a device that is not there.
@@ -70,17 +70,7 @@ class ModelManager:
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
         )
-        policy = SHARING if self.engine.device.shares_processor else EAGER
-        self.batcher = Batcher(
-            self._run,
-            metrics,
-            device=self.engine.name,
-            instances=len(self.engine.threads),
-            max_rows=self.engine.device.max_batch_rows,
-            max_queued_rows=settings.own_queued_images,
-            policy=policy._replace(max_queue_delay_s=settings.batch_window_ms / 1000),
-            clock=clock,
-        )
+        self.batcher = self._make_batcher(clock)
         self.is_draining = False
         self.health = Health(
             self.engine,
@@ -90,15 +80,31 @@ class ModelManager:
             is_draining=lambda: self.is_draining,
             clock=clock,
         )
-        self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
+        self._loader = EngineThread("loader")  # batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
-        self._unloaded: dict[str, Path] = {}  # where a bundle came from, whose folder may have another name
-        self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why, for clients
-        self._unreadable: dict[Path, BundleError] = {}  # folders that could not be looked into at the last look
+        self._unloaded: dict[str, Path] = {}  # folders of unloaded bundles by name, which may differ
+        self._refused: dict[Path, str] = {}  # why a folder could not be loaded when last tried, for clients
+        self._unreadable: dict[Path, BundleError] = {}  # folders that could not be read at the last look
         self._loading = asyncio.Lock()
-        metrics.ready.set_function(lambda: float(self.health.ready() is None))
+        self._set_gauges()
+
+    def _make_batcher(self, clock: Callable[[], float]) -> Batcher:
+        policy = SHARING if self.engine.device.shares_processor else EAGER
+        return Batcher(
+            self._run,
+            self.metrics,
+            device=self.engine.name,
+            instances=len(self.engine.threads),
+            max_rows=self.engine.device.max_batch_rows,
+            max_queued_rows=self.settings.own_queued_images,
+            policy=policy._replace(max_queue_delay_s=self.settings.batch_window_ms / 1000),
+            clock=clock,
+        )
+
+    def _set_gauges(self) -> None:
+        self.metrics.ready.set_function(lambda: float(self.health.ready() is None))
         for kind in self.engine.memory():
-            gauge = metrics.device_memory.labels(self.engine.name, kind)
+            gauge = self.metrics.device_memory.labels(self.engine.name, kind)
             gauge.set_function(partial(self._memory, kind))
 
     def _run(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]]) -> "asyncio.Future[Rows]":
@@ -110,10 +116,11 @@ class ModelManager:
     async def start(self) -> None:
         """Load and warm every bundle, on as many threads as will run batches, then be ready.
 
-        What can't be loaded is refused, with a line in the log; so is a second folder with a bundle of the same name.
+        A folder that can't be loaded is refused, with a line in the log; so is a second one with a bundle of the same
+        name.
 
         Raises:
-            BundleError: No bundle can be loaded, or not the default one; why, of the first folder by name.
+            BundleError: No bundle can be loaded, or not the default one. It says why of the first such folder by name.
         """
         async with self._loading:
             folders = await self._find_folders()
@@ -132,11 +139,11 @@ class ModelManager:
             self.batcher.start()
 
     async def reload(self) -> None:
-        """Take up what has changed in the folder of bundles since they were loaded, between two batches.
+        """Load what has changed in the folder of bundles, and swap it in between two batches.
 
-        New versions are loaded, warmed and tried beside the old ones. What can't be loaded is refused, with a line in
-        the log, and what its folder held before goes on serving; so do unchanged versions, with what their manifests
-        say now. A request goes on with the version it found.
+        New versions are loaded, warmed and tried beside the old ones. A folder that can't be loaded is refused, with a
+        line in the log, and its old version stays. Unchanged versions stay too, with the metadata of their manifests as
+        it is now. A request goes on with the version that it found.
 
         Raises:
             BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
@@ -154,7 +161,7 @@ class ModelManager:
             self._count_swaps(before, bundles, refused)
 
     async def load(self, name: str) -> None:
-        """Take up one bundle as its folder is now: the folder that it was loaded from, else the one of this name.
+        """Load one bundle as its folder is now: the folder that it was loaded from before, else the one of this name.
 
         Raises:
             UnknownBundle: There is no such folder.
@@ -179,7 +186,7 @@ class ModelManager:
             self._count_swaps(before, self._bundles, [])
 
     async def unload(self, name: str) -> None:
-        """Let go of a bundle, until it is loaded again or all are reloaded.
+        """Unload a bundle, until it is loaded again or all are reloaded.
 
         Raises:
             UnknownBundle: It is not loaded.
@@ -211,7 +218,7 @@ class ModelManager:
         ]
 
     async def _find_folders(self) -> list[Path]:
-        """The folders with a bundle. Those that can't be looked into are named in the log, once as long as they can't.
+        """The folders with a bundle. The log names those that can't be read, once until they can be.
 
         Raises:
             BundleError: The folder of bundles can't be read, or holds none.
@@ -254,7 +261,7 @@ class ModelManager:
         Raises:
             BundleError: As `Engine.load`; or it has another name; or whatever else is wrong with it.
             Draining: The threads that load have ended.
-            NotReady: The device failed, which no other bundle can mend: from now on nothing is computed.
+            NotReady: The device failed. From now on nothing is computed.
         """
         if self.is_draining:
             raise Draining
@@ -298,7 +305,7 @@ class ModelManager:
             self.metrics.bundle_swaps.labels(name, result).inc()
 
     async def stop(self, delay_s: float = 0.0) -> None:
-        """Not ready first; after the delay refuse newcomers; finish what runs, up to the drain time-out."""
+        """Say not ready; after the delay refuse new requests; finish what runs, up to the drain time-out; end."""
         self.is_draining = True
         await asyncio.sleep(delay_s)
         await self.batcher.drain(self.settings.drain_timeout_s)
@@ -308,7 +315,7 @@ class ModelManager:
         self._loader.stop()
 
     def admit(self) -> None:
-        """Raise what no request can get past at this moment: Draining, NotReady, QueueFull."""
+        """Raise what would refuse any request now: Draining, NotReady, QueueFull."""
         if not self.batcher.is_draining and (reason := self.health.able()) is not None:
             raise NotReady(reason)
         self.batcher.admit()
