@@ -6,7 +6,6 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
@@ -57,15 +56,20 @@ def test_it_begins_with_what_it_was_told() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_cannot_begin_has_ended() -> None:
     """Nobody waits for it."""
+    threads: list[threading.Thread] = []
+
+    def fail() -> None:
+        threads.append(threading.current_thread())
+        raise RuntimeError("CUDA error: no device")
 
     async def story() -> None:
-        one = EngineThread("test", partial(throw, RuntimeError("CUDA error: no device")))
+        one = EngineThread("test", fail)
         with pytest.raises(DeviceFailed, match="thread has ended"):
             await one.run(math.sqrt, 4)
         assert not one.is_alive
-        one._thread.join()  # noqa: SLF001 - or what is said of its end would come to another test
 
     asyncio.run(story())
+    threads[0].join()  # or what is said of its end would come to another test
 
 
 def test_an_exception_comes_back_as_it_is(thread: EngineThread) -> None:
