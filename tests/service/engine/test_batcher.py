@@ -1270,6 +1270,7 @@ class Life:
         assert one.total("gan_compute_seconds_count") == len(one.engine.calls)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5, 1)
 @example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3, 2)

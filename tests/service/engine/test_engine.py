@@ -246,6 +246,7 @@ def test_a_cpus_thread_runs_a_single_row_first(loaded: dict[str, Loaded], monkey
     assert rows == [1, 1]
 
 
+@pytest.mark.slow
 def test_nothing_of_a_gpu_is_imported_where_there_is_none() -> None:
     """What can't be tried on a CPU can't fail on it either."""
     program = """
