@@ -94,8 +94,8 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
 
     `keys` are those of the settings where they are not given; `worker_group` is of the other workers, if there are any.
 
-    `app.state.serving` is the core. `app.state.starting`, once the lifespan has begun, is the task that loads: it
-    raises BundleError where that fails, and the service then stays not ready.
+    `app.state.manager` is the model manager. `app.state.starting`, once the lifespan has begun, is the task that loads:
+    it raises BundleError where that fails, and the service then stays not ready.
 
     Raises:
         ValueError: The settings name a device that is not there, or keys that can't be used.
@@ -173,7 +173,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
     )
     for router in routers:
         app.include_router(router)
-    app.state.serving = serving
+    app.state.manager = serving
     return app
 
 

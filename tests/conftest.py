@@ -209,7 +209,7 @@ def hold_engine() -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def hold(app: FastAPI) -> AsyncIterator[None]:
         gate = threading.Event()
-        held = [thread.run(gate.wait) for thread in app.state.serving.engine.threads]
+        held = [thread.run(gate.wait) for thread in app.state.manager.engine.threads]
         try:
             yield
         finally:
@@ -282,7 +282,7 @@ class LiveServer(Server):
         gate = threading.Event()
 
         async def hold() -> None:
-            threads = self.app.state.serving.engine.threads
+            threads = self.app.state.manager.engine.threads
             await asyncio.gather(*(thread.run(gate.wait) for thread in threads))
 
         held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
@@ -294,7 +294,7 @@ class LiveServer(Server):
 
     def metric(self, name: str, **labels: str) -> float:
         """A number from the server's registry; 0 where there is none yet."""
-        return self.app.state.serving.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.app.state.manager.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Return when something that announces itself to nobody is the case; fail where it is not in a minute."""

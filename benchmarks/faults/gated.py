@@ -42,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _install_gate(app: FastAPI) -> None:
-    serving: ModelManager = app.state.serving
+    serving: ModelManager = app.state.manager
     gate = threading.Event()
     [thread] = serving.engine.threads
 

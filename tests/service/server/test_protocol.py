@@ -224,14 +224,14 @@ async def test_only_common_replies_go_out_in_one_go(
 
 async def test_while_draining_every_reply_closes_its_connection(service: FastAPI, until: Any) -> None:
     """The quick way has no word for that."""
-    service.state.serving.is_draining = True
+    service.state.manager.is_draining = True
     app, wire = Messages(service), Wire()
     one = connect(app, wire)
     one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(wire.has_ended)
     assert app.sent
     assert replies(wire)[0][0]["connection"] == "close"
-    service.state.serving.is_draining = False
+    service.state.manager.is_draining = False
     one.connection_lost(None)
 
 
@@ -532,7 +532,7 @@ async def test_what_is_not_understood_is_one_request_in_the_metrics_and_in_the_l
     await until(wire.has_ended)
     await until(lambda: not one.tasks)
     assert statuses(wire) == [status]
-    metrics = service.state.serving.metrics.registry
+    metrics = service.state.manager.metrics.registry
     requests = [sample for family in metrics.collect() if family.name == "gan_requests" for sample in family.samples]
     assert [sample.labels for sample in requests] == [{"route": route, "method": method, "status": str(status)}]
     assert [sample.value for sample in requests] == [1]
@@ -695,14 +695,14 @@ async def test_who_asks_by_http_1_0_can_keep_the_connection(service: FastAPI, un
 
 async def test_a_draining_service_keeps_no_connection_by_http_1_0(service: FastAPI, until: Any) -> None:
     """It says one of the two, not both."""
-    service.state.serving.is_draining = True
+    service.state.manager.is_draining = True
     wire = Wire()
     one = connect(service, wire)
     one.data_received(b"GET /livez HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
     await until(wire.has_ended)
     assert b"".join(wire.writes).lower().count(b"\r\nconnection:") == 1
     assert replies(wire)[0][0]["connection"] == "close"
-    service.state.serving.is_draining = False
+    service.state.manager.is_draining = False
     one.connection_lost(None)
 
 
