@@ -13,7 +13,7 @@ import numpy as np
 
 from models.inference.sampler import UInt8
 from service.__main__ import serve
-from service.engine.batch import BatchSlice, count_rows
+from service.engine.batching.batch import BatchSlice, count_rows
 from service.engine.engine import Engine
 from service.engine.payloads import SamplePayload
 from service.http.auth import read_keys

@@ -12,9 +12,9 @@ from typing import Any
 
 from service.__main__ import serve
 from service.engine import model_manager as core
-from service.engine.batch import BatchSlice, ModelRunner
-from service.engine.batcher import Batcher, Run
-from service.engine.request_queue import Result
+from service.engine.batching.batch import BatchSlice, ModelRunner
+from service.engine.batching.batcher import Batcher, Run
+from service.engine.batching.request_queue import Result
 from service.http.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen

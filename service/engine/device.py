@@ -1,5 +1,6 @@
 """What the engine asks of the device that its nets run on. `Device` is a CPU; `service.engine.gpu` has the GPU."""
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
@@ -9,7 +10,7 @@ from torch import nn
 from models.inference.sampler import Float32, Int64, UInt8, draw_latent_ranges
 from models.spec import LatentSpec
 from service.cpu import cpu_limit
-from service.engine.batch import Rows
+from service.engine.batching.batch import DeviceFailed, OutOfMemory, Rows
 from service.engine.jit import traced
 from service.engine.nets import Finished
 from service.engine.payloads import SampleSlices, latent_ranges, truncate
@@ -17,10 +18,36 @@ from service.engine.payloads import SampleSlices, latent_ranges, truncate
 Precision = Literal["float32", "tf32", "bfloat16"]
 Call = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
 MAX_BATCH_ROWS = 512
+# The CPU's allocator, CUDA's runtime, and its libraries. None of them harms what is there already.
+SHORT_OF_MEMORY = ("can't allocate memory", "CUDA error: out of memory", "_ALLOC_FAILED")
 
 
 class NoSuchPrecision(ValueError):  # noqa: N818 - as the errors of service.errors say it
     """The device can't compute in this precision."""
+
+
+class DeviceErrors(contextlib.ContextDecorator):
+    """Raises OutOfMemory or DeviceFailed in place of torch's errors that mean it.
+
+    It is not a generator: since Python 3.12 contextlib's frame and an error that is thrown into it refer to each other,
+    and would keep the batch's tensors until the garbage collector runs.
+    """
+
+    def __enter__(self) -> None:
+        """Nothing."""
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        """Raise what the error means."""
+        if isinstance(error, torch.OutOfMemoryError | MemoryError):
+            raise OutOfMemory(str(error)) from None
+        if not isinstance(error, RuntimeError):
+            return
+        text = str(error)
+        if any(words in text for words in SHORT_OF_MEMORY):
+            raise OutOfMemory(text) from None
+        # "captur…": what is not allowed while another thread records a CUDA graph does the device no harm.
+        if ("CUDA error" in text or "CUDA driver" in text) and "captur" not in text:
+            raise DeviceFailed(text) from None
 
 
 class Sampler(NamedTuple):

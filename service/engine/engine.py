@@ -14,9 +14,8 @@ import torch
 
 from models.bundle import Bundle, BundleError, read_bundle
 from models.inference.sampler import LARGE_TILE, Tiles, grey_levels, spare_rows, tile_sizes
-from service.engine.batch import BatchSlice
-from service.engine.device import MAX_BATCH_ROWS, Call, Device, Precision
-from service.engine.device_errors import DeviceErrors
+from service.engine.batching.batch import BatchSlice
+from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision
 from service.engine.engine_thread import EngineThread
 from service.engine.payloads import DiscriminatePayload, SamplePayload
 from service.engine.reference import WARMUP_SEED, Reference

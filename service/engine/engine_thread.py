@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from service.engine.batch import DeviceFailed
+from service.engine.batching.batch import DeviceFailed
 
 T = TypeVar("T")
 

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from service.engine.batcher import Batcher
+from service.engine.batching.batcher import Batcher
 from service.engine.engine import Engine
 from service.worker_group import WorkerGroup
 

@@ -12,9 +12,9 @@ import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.inference.sampler import Float32, UInt8, draw_labels
-from service.engine.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
-from service.engine.batcher import Batcher
-from service.engine.batching_policy import EAGER, SHARING
+from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
+from service.engine.batching.batcher import Batcher
+from service.engine.batching.policy import EAGER, SHARING
 from service.engine.bundle_folders import find_bundles
 from service.engine.engine import Engine, Loaded
 from service.engine.engine_thread import EngineThread

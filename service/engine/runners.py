@@ -6,9 +6,8 @@ from dataclasses import dataclass
 import torch
 
 from models.inference.sampler import Float32, Int64, Tiles, UInt8, unit_levels
-from service.engine.batch import Rows
-from service.engine.device import MAX_BATCH_ROWS, Device
-from service.engine.device_errors import DeviceErrors
+from service.engine.batching.batch import Rows
+from service.engine.device import MAX_BATCH_ROWS, Device, DeviceErrors
 from service.engine.payloads import DiscriminateSlices, SampleSlices, batch_images, batch_labels
 
 

@@ -7,7 +7,7 @@ from torch import nn
 
 from models.inference.sampler import Float32, Int64, UInt8
 from models.spec import LatentSpec
-from service.engine.batch import Rows
+from service.engine.batching.batch import Rows
 from service.engine.device import Call, Device, NoSuchPrecision, Precision, Sampler
 from service.engine.gpu.cuda_graphs import give_back, graphed
 from service.engine.gpu.noise import device_sampler

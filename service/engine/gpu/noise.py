@@ -9,7 +9,7 @@ from torch import nn
 
 from models.inference.sampler import Int64, Noise
 from models.spec import LatentSpec
-from service.engine.batch import BatchSlice
+from service.engine.batching.batch import BatchSlice
 from service.engine.device import Sampler
 from service.engine.payloads import SamplePayload, SampleSlices
 from service.engine.reference import WARMUP_SEED

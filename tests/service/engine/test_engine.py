@@ -19,7 +19,7 @@ from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
 from models.inference.sampler import REFERENCE_TILE, TILE_SIZES, Tiles, to_pixels
 from models.networks import build_networks
 from models.spec import PRESETS, ImageSpec, LatentSpec
-from service.engine.batch import BatchSlice, DeviceFailed, OutOfMemory, Rows
+from service.engine.batching.batch import BatchSlice, DeviceFailed, OutOfMemory, Rows
 from service.engine.device import MAX_BATCH_ROWS, Device
 from service.engine.engine import Engine, Loaded, tiles_that_fit
 from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from service.engine.batch import DeviceFailed, OutOfMemory
-from service.engine.device_errors import DeviceErrors
+from service.engine.batching.batch import DeviceFailed, OutOfMemory
+from service.engine.device import DeviceErrors
 from service.engine.engine_thread import EngineThread
 
 

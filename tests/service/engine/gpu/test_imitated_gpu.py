@@ -16,7 +16,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.inference.sampler import Tiles
-from service.engine.batch import BatchSlice
+from service.engine.batching.batch import BatchSlice
 from service.engine.device import Device
 from service.engine.engine import Engine
 from service.engine.gpu.cuda_graphs import GraphedNet, Replay, Work, graphed

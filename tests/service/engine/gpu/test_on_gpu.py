@@ -11,7 +11,7 @@ import torch
 from models.bundle import Bundle, write_bundle
 from models.networks import build_networks
 from models.spec import PRESETS, ImageSpec
-from service.engine.batch import BatchSlice
+from service.engine.batching.batch import BatchSlice
 from service.engine.device import Precision
 from service.engine.engine import Engine
 from service.engine.gpu.cuda_graphs import GraphedNet, GraphRecorder

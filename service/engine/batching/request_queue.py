@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from service.engine.batch import BatchSlice, ModelRunner, Rows, count_rows
+from service.engine.batching.batch import BatchSlice, ModelRunner, Rows, count_rows
 from service.errors import DeadlinePassed
 
 

@@ -1,6 +1,6 @@
 """Joins rows from many callers into batches for one engine, and gives each caller its own rows back.
 
-- A batch closes when it is full or an engine instance is free. `batching_policy` says how long a free one waits.
+- A batch closes when it is full or an engine instance is free. `policy` says how long a free one waits.
 - `request_queue` says whose rows are next.
 - An engine may have several instances, which run batches side by side and never wait for one another. The next batch
   of an instance runs while the rows of its last one are handed out.
@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
 
-from service.engine.batch import (
+from service.engine.batching.batch import (
     BatchSlice,
     DeviceFailed,
     ModelRunner,
@@ -32,9 +32,9 @@ from service.engine.batch import (
     count_rows,
     split_slices,
 )
-from service.engine.batching_policy import EAGER, ArrivalWait, BatchingPolicy
-from service.engine.request_queue import Entry, RequestQueue, Result
-from service.engine.throughput import Throughput
+from service.engine.batching.policy import EAGER, ArrivalWait, BatchingPolicy
+from service.engine.batching.request_queue import Entry, RequestQueue, Result
+from service.engine.batching.throughput import Throughput
 from service.errors import Draining, EngineFailed, NotReady, QueueFull, ServiceError
 from service.logs import current_route
 from service.metrics import Metrics, WorkSeries

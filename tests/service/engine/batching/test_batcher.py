@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from service.engine.batch import BatchSlice, DeviceFailed, ModelRunner, OutOfMemory, Rows
-from service.engine.batcher import GROW_AFTER_BATCHES, Batcher
-from service.engine.batching_policy import (
+from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, OutOfMemory, Rows
+from service.engine.batching.batcher import GROW_AFTER_BATCHES, Batcher
+from service.engine.batching.policy import (
     EAGER,
     LEAST_GAP_S,
     MOST_GAP_S,
@@ -29,7 +29,7 @@ from service.engine.batching_policy import (
     SHARING,
     BatchingPolicy,
 )
-from service.engine.request_queue import Result
+from service.engine.batching.request_queue import Result
 from service.errors import DeadlinePassed, Draining, EngineFailed, NotReady, QueueFull
 from service.logs import RequestMetadata, enter_request
 from service.metrics import Metrics
