@@ -192,7 +192,7 @@ logging.getLogger().handlers[0].flush()
 
 
 def test_a_log_that_nobody_reads_stops_nobody(pipe: Pipe, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What has no room is lost and counted, and so is what could never have it; what was kept is in order."""
+    """Lines without room are lost and counted, and so is one that is too long for it; the others are in order."""
     monkeypatch.setattr("service.logs.QUEUE_BYTES", room := 2**16)
     set_up_logs("json", "info", pipe.entry)
     log, written = logging.getLogger("service.test"), 0
@@ -230,7 +230,7 @@ def test_the_end_waits_for_no_reader(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a disk that is full")
 def test_a_log_that_cannot_be_written_harms_nobody(pipe: Pipe, flush_log: Callable[[], None]) -> None:
-    """A full disk: what could not be written does not pile up, and once there is room a line says how many it were."""
+    """On a full disk lines don't pile up, and once there is room a line says how many were lost."""
     full, disk = os.open("/dev/full", os.O_WRONLY), os.dup(pipe.entry)
     os.dup2(full, disk)
     set_up_logs("json", "info", disk)
@@ -249,7 +249,7 @@ def test_a_log_that_cannot_be_written_harms_nobody(pipe: Pipe, flush_log: Callab
 
 
 def test_a_pipe_that_another_process_keeps_from_blocking_loses_nothing(pipe: Pipe) -> None:
-    """The option is one of the pipe, which parent and children share: no room is then an error, and none of ours."""
+    """Non-blocking is an option of the pipe, which parent and children share: a full pipe is then an error to us too."""
     os.set_blocking(pipe.entry, False)
     set_up_logs("json", "info", pipe.entry)
     for number in range(300):
@@ -285,7 +285,7 @@ def test_what_nobody_catches_and_what_cannot_be_shown_are_lines_as_well(pipe: Pi
 
 
 def test_a_log_without_stderr_goes_nowhere() -> None:
-    """Its number, which was free, is another file's: here a pipe's, else a client's connection."""
+    """A closed stderr's number may belong to another file by now: a pipe here, a client's connection in a service."""
     program = """
 import logging, os
 exit_, entry = os.pipe()

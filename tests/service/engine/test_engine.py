@@ -221,7 +221,7 @@ def test_runners_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None
 
 @pytest.mark.parametrize(("most", "largest"), [(10**6, 4096), (2048, 2048), (600, 512)])
 def test_an_engine_that_need_not_be_exact_ends_where_memory_does_too(most: int, largest: int) -> None:
-    """The largest tiles of a GPU are for one that has the memory."""
+    """Tiles that don't fit the device's memory are left out."""
 
     def net(rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
         if len(rows) > most:
@@ -248,7 +248,7 @@ def test_a_cpus_thread_runs_a_single_row_first(loaded: dict[str, Loaded], monkey
 
 @pytest.mark.slow
 def test_nothing_of_a_gpu_is_imported_where_there_is_none() -> None:
-    """What can't be tried on a CPU can't fail on it either."""
+    """An error in that code can't break a service on a CPU."""
     program = """
 import sys
 from service.app import create_app

@@ -344,7 +344,7 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
 
 
 async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
-    """From the seed, at the training data's frequencies, the same for an index in any request; and they are told."""
+    """From the seed, at the training data's frequencies, the same for an index in any request; the result has them."""
     frequencies = tiny_bundles["cond"].manifest.latent.label_frequencies
     assert frequencies is not None
     async with started(tiny_settings()) as manager:
@@ -365,7 +365,7 @@ async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_b
 
 
 async def test_a_full_queue_and_a_passed_deadline_come_through(tiny_settings: Make) -> None:
-    """While the engine is held: who finds no room is refused at once, and who waited too long hears of it."""
+    """While the engine is held, a request without room is refused at once, and one that waits too long gets an error."""
     async with started(tiny_settings(max_queued_images=20, max_count=20)) as manager, held(manager):
         first = asyncio.create_task(sample(manager, count=1))
         await until(lambda: manager.batcher.busy_s() > 0)
@@ -514,7 +514,7 @@ async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> 
 
 
 async def test_a_stop_says_so_first_and_finishes_what_was_accepted(tiny_settings: Make) -> None:
-    """Not ready at once, open for the drain delay, then closed to newcomers; whoever was let in gets an answer."""
+    """Not ready at once; requests are let in during the drain delay and not after it; all that were get an answer."""
     async with started(tiny_settings()) as manager, held(manager) as gate:
         early = asyncio.create_task(sample(manager, count=5))
         stop = asyncio.create_task(manager.stop(delay_s=0.2))

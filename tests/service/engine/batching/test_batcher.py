@@ -224,7 +224,7 @@ def assert_own_rows(result: Result, caller: int, count: int) -> None:
 
 @on_jumping_time
 async def test_an_idle_engine_never_waits() -> None:
-    """A single row runs the moment it comes, and the clock stands still meanwhile."""
+    """A single row is computed without any time passing."""
     async with bench() as one:
         came = now()
         result = await one.submit(Doubler(), 1)
@@ -266,7 +266,7 @@ async def test_a_single_row_beside_thousands_is_served_in_the_very_next_batch() 
 
 
 @on_jumping_time
-async def test_equal_requests_are_served_in_the_order_of_their_coming() -> None:
+async def test_requests_of_equal_size_are_served_in_order_of_arrival() -> None:
     """Nobody's rows are spread over more batches than they need, so the first are done long before the last."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
         runner = Doubler()
@@ -279,7 +279,7 @@ async def test_equal_requests_are_served_in_the_order_of_their_coming() -> None:
 
 @on_jumping_time
 async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> None:
-    """A large request goes on however many small ones overtake it, and they overtake it however large it is."""
+    """Small requests overtake a large one however large it is, and it goes on however many they are."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
         runner = Doubler()
         await one.block(runner)
@@ -292,7 +292,7 @@ async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 16))
 def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows: int) -> None:
-    """Whatever waits: half of the next batch goes to those who came first, the rest to those who then need least."""
+    """Whatever waits: half of the next batch goes to the oldest requests, the rest to those that then need least."""
 
     @on_jumping_time
     async def story() -> None:
@@ -324,8 +324,8 @@ def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows:
 
 
 @on_jumping_time
-async def test_who_is_passed_over_by_small_ones_without_end_is_served_all_the_same() -> None:
-    """While two batches' worth of single rows come for every batch that is computed, a large request ends in time."""
+async def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> None:
+    """For every batch that is computed, two batches' worth of single rows arrive; the large request ends in time."""
     async with bench(max_rows=4, max_queued_rows=1000) as one:
         runner = Doubler()
         one.engine.seconds = 1.0
@@ -340,7 +340,7 @@ async def test_who_is_passed_over_by_small_ones_without_end_is_served_all_the_sa
 
 
 @on_jumping_time
-async def test_instances_run_beside_each_other_and_wait_for_nobody() -> None:
+async def test_instances_run_side_by_side_and_never_wait_for_one_another() -> None:
     """Two batches run at once; an instance that is stuck keeps its own batch and holds up no other."""
     async with bench(max_rows=24, max_queued_rows=1000, instances=2) as one:
         runner = Doubler()
@@ -361,7 +361,7 @@ async def test_instances_run_beside_each_other_and_wait_for_nobody() -> None:
 
 @on_jumping_time
 async def test_clients_that_ask_again_one_after_the_other_share_batches() -> None:
-    """The loop goes first: who asks again while others are being answered joins them, though the engine is idle."""
+    """The idle engine waits for the loop, so a client that asks again while others are answered joins their batch."""
     async with bench(max_rows=64) as one:
         runner = Doubler()
 
@@ -378,7 +378,7 @@ async def test_clients_that_ask_again_one_after_the_other_share_batches() -> Non
 
 @on_jumping_time
 async def test_the_loop_goes_first_for_a_few_turns_only() -> None:
-    """Clients of whom another one comes in every turn keep no engine from its work."""
+    """A stream of clients, one in every turn of the loop, can't keep the engine idle."""
     async with bench(max_rows=64, max_queued_rows=1000) as one:
         runner = Doubler()
         waiting = [one.submit(runner, 1)]
@@ -425,8 +425,8 @@ async def test_where_loop_and_engine_share_a_processor_clients_may_come_again(
 
 @on_jumping_time
 @pytest.mark.parametrize("policy", [EAGER, SHARING])
-async def test_two_who_ask_again_and_again_do_not_take_turns_for_ever(policy: BatchingPolicy) -> None:
-    """The second comes while the first one's batch runs: from then on they share one, where both have their moment."""
+async def test_two_clients_who_keep_asking_end_up_in_one_batch(policy: BatchingPolicy) -> None:
+    """The second comes while the first one's batch runs; on a shared processor they soon share batches."""
     async with bench(max_rows=64, clock=TickingClock(LEAST_GAP_S / 100), policy=policy) as one:
         runner, one.engine.seconds = Doubler(), 0.001
 
@@ -444,8 +444,8 @@ async def test_two_who_ask_again_and_again_do_not_take_turns_for_ever(policy: Ba
 
 
 @on_jumping_time
-async def test_who_is_left_alone_is_answered_at_once() -> None:
-    """Of two, one goes: the other waits for it once; and not at all where the time for coming again is over."""
+async def test_a_client_that_is_left_alone_is_answered_at_once() -> None:
+    """One of two goes: the other waits for it once, and not at all after a pause."""
     clock = TickingClock(LEAST_GAP_S / 1000)
     async with bench(max_rows=64, clock=clock, policy=SHARING) as one:
         runner, waits = Doubler(), []
@@ -482,23 +482,23 @@ async def _wait_s(one: Bench, clock: TickingClock, *, before: int = 100, keep_co
 
 @on_jumping_time
 async def test_on_a_shared_processor_the_loop_goes_first_for_a_moment_only() -> None:
-    """Clients of whom another one comes in every turn keep no engine from its work."""
+    """A stream of clients, one in every turn of the loop, can't keep the engine idle."""
     clock = TickingClock(MOST_WAIT_S / 30)  # two or three steps a turn: fewer callers come than the 100 there were
     async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, policy=SHARING) as one:
         assert MOST_WAIT_S <= await _wait_s(one, clock, keep_coming=True) < 2 * MOST_WAIT_S
 
 
 @on_jumping_time
-async def test_once_as_many_rows_wait_as_before_nobody_else_is_waited_for() -> None:
-    """Who was answered is there again."""
+async def test_once_all_clients_have_asked_again_the_batch_starts() -> None:
+    """As many rows wait as were in the last batch."""
     clock = TickingClock(LEAST_GAP_S / 40)
     async with bench(max_rows=1000, clock=clock, policy=SHARING) as one:
         assert await _wait_s(one, clock, before=2) < LEAST_GAP_S
 
 
 @on_jumping_time
-async def test_clients_who_do_not_come_again_are_waited_for_less_and_less() -> None:
-    """For a lull, which is halved each time down to the least."""
+async def test_the_wait_for_clients_who_do_not_ask_again_gets_shorter() -> None:
+    """The gap is halved each time, down to the shortest."""
     clock = TickingClock(LEAST_GAP_S / 40)
     async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, policy=SHARING) as one:
         waits = [await _wait_s(one, clock) for _ in range(6)]
@@ -508,8 +508,8 @@ async def test_clients_who_do_not_come_again_are_waited_for_less_and_less() -> N
 
 
 @on_jumping_time
-async def test_within_the_window_an_idle_engine_waits_for_company() -> None:
-    """What comes meanwhile shares the batch; a full one waits no longer, and a busy engine needs no window."""
+async def test_an_idle_engine_waits_up_to_the_queue_delay_for_company() -> None:
+    """What arrives meanwhile shares the batch; a full batch starts at once, and a busy engine adds no delay."""
     async with bench(max_rows=8, policy=BatchingPolicy(max_queue_delay_s=0.5)) as one:
         runner = Doubler()
         begin = now()
@@ -545,7 +545,7 @@ async def test_runners_take_turns() -> None:
 
 @on_jumping_time
 async def test_a_runner_may_have_less_room_than_others() -> None:
-    """What is large takes smaller batches, so that those behind wait no longer; such a batch is full all the same."""
+    """Large images get smaller batches, so that others wait no longer; such a batch counts as full."""
     async with bench(max_rows=8) as one:
         small, large = Doubler("small"), Doubler("large", most_rows=3)
         await one.block(small)
@@ -563,7 +563,7 @@ async def test_a_runner_may_have_less_room_than_others() -> None:
 
 
 @on_jumping_time
-async def test_an_answer_holds_on_to_its_own_rows_only() -> None:
+async def test_an_answer_keeps_its_own_rows_only() -> None:
     """A caller that keeps one row of a large batch doesn't keep the batch."""
     async with bench() as one:
         runner = Doubler()
@@ -575,7 +575,7 @@ async def test_an_answer_holds_on_to_its_own_rows_only() -> None:
 
 
 @on_jumping_time
-async def test_no_rows_are_our_own_mistake() -> None:
+async def test_a_submit_of_no_rows_is_a_bug_of_ours() -> None:
     """The schema refuses a request for nothing; the batcher insists."""
     async with bench() as one:
         with pytest.raises(ValueError, match="0 rows"):
@@ -586,8 +586,8 @@ async def test_no_rows_are_our_own_mistake() -> None:
 
 
 @on_jumping_time
-async def test_a_full_queue_refuses_at_once_and_says_truthfully_when_to_come_back() -> None:
-    """Retry-After comes from what waits and the measured rate; who obeys it is let in."""
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    """Retry-After comes from what waits and the measured rate; a client that obeys it is let in."""
     async with bench(max_rows=10, max_queued_rows=50) as one:
         runner = Doubler()
         one.engine.seconds = 1
@@ -641,7 +641,7 @@ async def test_a_burst_after_quiet_traffic_is_not_refused_for_its_rate() -> None
 
 
 @on_jumping_time
-async def test_before_anything_was_measured_a_second_is_the_advice() -> None:
+async def test_before_anything_was_measured_retry_after_is_a_second() -> None:
     """Without a rate there is no estimate, and never a zero."""
     async with bench(max_queued_rows=4) as one:
         with pytest.raises(QueueFull) as refusal:
@@ -651,7 +651,7 @@ async def test_before_anything_was_measured_a_second_is_the_advice() -> None:
 
 @on_jumping_time
 async def test_the_gauges_are_read_from_the_queue() -> None:
-    """Rows that wait, and since when the oldest of them does, whoever has been served in between."""
+    """Rows that wait, and the age of the oldest of them."""
     async with bench() as one:
         runner = Doubler()
         await one.block(runner)
@@ -690,8 +690,8 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
 
 
 @on_jumping_time
-async def test_who_would_come_too_late_is_refused_at_once() -> None:
-    """A wait that is longer than the deadline is no queue to join; who is small enough to be served first may."""
+async def test_a_request_that_would_come_too_late_is_refused_at_once() -> None:
+    """The wait is longer than its deadline; a request that is small enough to be served first is let in."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
         runner = Doubler()
         one.engine.seconds = 1.0
@@ -724,7 +724,7 @@ async def test_a_deadline_that_passes_while_its_batch_runs_harms_nobody() -> Non
 
 @on_jumping_time
 async def test_a_deadline_holds_where_the_loop_is_late() -> None:
-    """Who is late when the batch is put together is left out, whether or not the timer has had its turn."""
+    """A request whose deadline has passed is left out of the batch, even before its timer has run."""
     async with bench() as one:
         runner = Doubler()
         blocker = await one.block(runner)
@@ -744,7 +744,7 @@ async def test_a_deadline_holds_where_the_loop_is_late() -> None:
 
 
 @on_jumping_time
-async def test_who_leaves_the_queue_costs_no_compute() -> None:
+async def test_a_caller_that_leaves_the_queue_costs_no_compute() -> None:
     """A cancelled caller's rows are gone from the queue at once, even where it leaves as the batch is formed."""
     async with bench() as one:
         runner = Doubler()
@@ -760,7 +760,7 @@ async def test_who_leaves_the_queue_costs_no_compute() -> None:
 
 
 @on_jumping_time
-async def test_who_leaves_a_running_batch_harms_nobody() -> None:
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
     """One caller leaves while the batch runs; the other still gets its own rows, and the departure is counted."""
     async with bench() as one:
         runner = Doubler()
@@ -781,7 +781,7 @@ async def test_who_leaves_a_running_batch_harms_nobody() -> None:
 
 @on_jumping_time
 async def test_a_thousand_callers_hang_up_and_none_of_their_rows_are_computed() -> None:
-    """All leave while they wait; the engine sees only the one who stays."""
+    """All leave while they wait; the engine sees only the one that stays."""
     async with bench(max_rows=512, max_queued_rows=16384) as one:
         runner = Doubler()
         await one.block(runner)
@@ -856,7 +856,7 @@ async def test_rows_out_other_than_rows_in_is_an_error_that_names_both() -> None
 
 
 @on_jumping_time
-async def test_who_leaves_while_a_failed_batch_is_searched_is_searched_no_more() -> None:
+async def test_a_caller_that_leaves_while_a_failed_batch_is_halved_is_not_tried_again() -> None:
     """Halves that have lost all their callers are not run."""
     async with bench() as one:
         runner = Doubler(poisonous={1})
@@ -917,7 +917,7 @@ async def test_nothing_is_kept_of_those_who_were_answered() -> None:
 
 @on_jumping_time
 async def test_a_single_row_that_does_not_fit_fails_and_the_next_is_tried() -> None:
-    """Nothing is left to halve: an error for its caller, and life goes on when there is memory again."""
+    """Nothing is left to halve: its caller gets an error, and later rows are computed when there is memory again."""
     async with bench() as one:
         runner = Doubler()
         one.engine.memory_rows = 0
@@ -960,7 +960,7 @@ class Forgetful(Doubler):
 
 
 @on_jumping_time
-async def test_a_batcher_that_dies_takes_nobody_with_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_the_batcher_leaves_no_caller_waiting(caplog: pytest.LogCaptureFixture) -> None:
     """A bug of ours ends the worker: every caller hears of it at once, and the log has the traceback."""
     async with bench() as one:
         runner = Forgetful()
