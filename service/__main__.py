@@ -94,7 +94,7 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker
     # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it, nor those who only
     # start others that do this.
     from service.app import create_app  # noqa: PLC0415
-    from service.engine.engine import NoSuchPrecision  # noqa: PLC0415
+    from service.engine.device import NoSuchPrecision  # noqa: PLC0415
     from service.server.server import run  # noqa: PLC0415
 
     try:

@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import torch
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 from prometheus_client import CollectorRegistry
 from starlette.requests import Request
 from starlette.routing import Route
@@ -31,7 +31,6 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
-from service.logs import lines_dropped
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
@@ -96,85 +95,105 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
 
     `keys` are those of the settings where they are not given; `worker_group` is of the other workers, if there are any.
 
-    `app.state.serving` is the core. `app.state.starting`, once the lifespan has begun, is the task that loads: it
-    raises BundleError where that fails, and the service then stays not ready.
+    `app.state.manager` is the model manager. `app.state.starting`, once the lifespan has begun, is the task that loads:
+    it raises BundleError where that fails, and the service then stays not ready.
 
     Raises:
         ValueError: The settings name a device that is not there, or keys that can't be used.
     """
     keys = keys or read_keys(settings)
-    metrics = Metrics(CollectorRegistry())
-    metrics.build_info.labels(__version__, torch.__version__).set(1)
-    metrics.follow(metrics.log_lines_dropped, lines_dropped)
-    serving = ModelManager(settings, metrics, worker_group=worker_group)
-    processors = max(1, cpu_limit() // settings.workers)
-    encoders = ThreadPoolExecutor(processors, thread_name_prefix="encoder")
-    decoders = Decoders(
-        max(2, processors),
-        seconds=settings.decode_timeout_s,
-        max_pixels=settings.max_image_pixels,
-        max_bytes=settings.max_body_bytes,
-    )
-    context = RouteContext(settings, serving, metrics, encoders, decoders, TimeSlices(), is_private=keys.are_needed)
-    routers = [
-        sample_routes(context),
-        discriminate_routes(context),
-        bundle_routes(serving),
-        repository_routes(serving),
-        probe_routes(serving),
-        metrics_routes(metrics, serving.worker_group),
-        page_routes(),
-    ]
-    routes = [route for router in routers for route in router.routes if isinstance(route, Route)]
-    table = RouteTable(routes)
-    work = work_routes(settings)
-    endpoints = {
-        (route.path, method): route.endpoint for route in routes if route.path in work for method in route.methods or ()
-    }
-
-    @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        starting = app.state.starting = asyncio.create_task(serving.start(), name="start")
-        starting.add_done_callback(_report_start)
-        try:
-            yield
-        finally:
-            starting.cancel()
-            if not serving.is_draining:  # unless whoever runs the application has drained it already
-                await serving.stop()
-            encoders.shutdown(wait=False, cancel_futures=True)
-            decoders.close()
-
-    def surround(app: ASGIApp) -> ASGIApp:
-        app = Shortcut(app, endpoints)
-        app = Admission(
-            app,
-            work,
-            serving.admit,
-            max_body_bytes=settings.max_body_bytes,
-            max_reply_bytes=settings.max_output_pixels,
-        )
-        app = Authentication(app, keys, SCOPES)
-        app = Problems(app, metrics, lambda: serving.is_draining)
-        return Observe(app, metrics, table, lambda: serving.is_draining)
-
+    context = _parts(settings, keys, worker_group)
+    routers = _routers(context)
     app = Application(
-        surround,
+        partial(_surround, context, keys, _routes(routers)),
         partial(complete, scopes=SCOPES, are_keys_needed=keys.are_needed, max_count=settings.max_count),
         title="gan-service",
         summary="Images of generative adversarial nets: reproducible, batched, observable.",
         version=__version__,
-        lifespan=lifespan,
+        lifespan=partial(_lifespan, context=context),
         redirect_slashes=False,
-        # FastAPI's own pages load their scripts from elsewhere; ours are in pages.py.
+        # FastAPI's own pages load their scripts from elsewhere; ours are in http/pages.py.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
     )
     for router in routers:
         app.include_router(router)
-    app.state.serving = serving
+    app.state.manager = context.manager
     return app
+
+
+def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None) -> RouteContext:
+    """What the routes work with; threads and processes are started when they are needed."""
+    metrics = Metrics(CollectorRegistry())
+    metrics.build_info.labels(__version__, torch.__version__).set(1)
+    processors = max(1, cpu_limit() // settings.workers)
+    return RouteContext(
+        settings=settings,
+        manager=ModelManager(settings, metrics, worker_group=worker_group),
+        metrics=metrics,
+        encoders=ThreadPoolExecutor(processors, thread_name_prefix="encoder"),
+        decoders=Decoders(
+            max(2, processors),
+            seconds=settings.decode_timeout_s,
+            max_pixels=settings.max_image_pixels,
+            max_bytes=settings.max_body_bytes,
+        ),
+        time_slices=TimeSlices(),
+        is_private=keys.are_needed,
+    )
+
+
+def _routers(context: RouteContext) -> list[APIRouter]:
+    manager = context.manager
+    return [
+        sample_routes(context),
+        discriminate_routes(context),
+        bundle_routes(manager),
+        repository_routes(manager),
+        probe_routes(manager),
+        metrics_routes(context.metrics, manager.worker_group),
+        page_routes(),
+    ]
+
+
+def _routes(routers: list[APIRouter]) -> list[Route]:
+    return [route for router in routers for route in router.routes if isinstance(route, Route)]
+
+
+def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIApp) -> ASGIApp:
+    """Everything that a request goes through before FastAPI, from the inside out."""
+    settings, manager = context.settings, context.manager
+    work = work_routes(settings)
+    endpoints = {
+        (route.path, how): route.endpoint for route in routes if route.path in work for how in route.methods or ()
+    }
+    app = Shortcut(app, endpoints)
+    app = Admission(
+        app,
+        work,
+        manager.admit,
+        max_body_bytes=settings.max_body_bytes,
+        max_reply_bytes=settings.max_output_pixels,
+    )
+    app = Authentication(app, keys, SCOPES)
+    app = Problems(app, context.metrics, lambda: manager.is_draining)
+    return Observe(app, context.metrics, RouteTable(routes), lambda: manager.is_draining)
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
+    """Load the bundles beside serving; at the end, stop what was started."""
+    starting = app.state.starting = asyncio.create_task(context.manager.start(), name="start")
+    starting.add_done_callback(_report_start)
+    try:
+        yield
+    finally:
+        starting.cancel()
+        if not context.manager.is_draining:  # unless whoever runs the application has drained it already
+            await context.manager.stop()
+        context.encoders.shutdown(wait=False, cancel_futures=True)
+        context.decoders.close()
 
 
 def _report_start(starting: "asyncio.Task[None]") -> None:

@@ -1,6 +1,5 @@
 """Log lines on stderr, for people or as JSON, each with the id of the request that caused it."""
 
-import contextlib
 import itertools
 import json
 import logging
@@ -13,23 +12,20 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Literal
-
-from pydantic_core import PydanticSerializationError, to_json
 
 STDERR = 2
 PIPE_BYTES = 4096  # POSIX promises 512, Linux this: a write of more may be cut by another process' write
 QUEUE_BYTES = 2**20  # some thousands of lines: a second of a busy service
-PAUSE_S = 0.01  # between two writes, so that a busy loop does not change places with the writing thread all the time
-END_S = 2.0  # so long the end of the process waits for whoever reads the log
+PAUSE_S = 0.01  # between two writes, so that the event loop is not interrupted for every line
+END_S = 2.0  # how long a process that ends waits for whoever reads the log
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class RequestFacts:
-    """What is known of the request that is being answered; the edge fills it in as it learns more."""
+class RequestMetadata:
+    """What is known of the request that is being answered; it grows while the request is read."""
 
     id: str
     method: str
@@ -39,138 +35,122 @@ class RequestFacts:
     count: int | None = None
 
 
-_current: ContextVar[RequestFacts | None] = ContextVar("current_request", default=None)
+_to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
+_current: ContextVar[RequestMetadata | None] = ContextVar("current_request", default=None)
 _PROCESS = secrets.token_hex(10)
 _numbers = itertools.count()
 
 
 def new_request_id() -> str:
     """An id that no other request has."""
-    # Unique, not secret: the system's random numbers for each request would cost more than all else of a small one.
+    # Unique, not secret: a random number from the system for each request would cost more than the rest of its work.
     return f"{_PROCESS}{next(_numbers):012x}"
 
 
-def enter_request(facts: RequestFacts) -> None:
+def enter_request(request: RequestMetadata) -> None:
     """From here on, this task and those it starts work for this request."""
-    _current.set(facts)
+    _current.set(request)
 
 
-def current_request() -> RequestFacts:
+def current_request() -> RequestMetadata:
     """The request that this task works for; only tasks of a request may ask."""
-    facts = _current.get()
-    assert facts is not None, "outside a request"  # noqa: S101 - our bug if so
-    return facts
+    request = _current.get()
+    assert request is not None, "outside a request"  # noqa: S101 - our bug if so
+    return request
 
 
 def current_route() -> str:
     """Route template of the request that this task works for, as a metric's label."""
-    facts = _current.get()
-    return facts.route if facts else "unmatched"
+    request = _current.get()
+    return request.route if request else "unmatched"
 
 
 class _Formatter(logging.Formatter):
-    """One line for each record, from its parts."""
+    """UTC time with milliseconds."""
 
-    def line(self, seconds: float, level: str, logger: str, message: str, facts: dict[str, object]) -> str:
-        """The line without a traceback; `seconds` is Unix time."""
-        raise NotImplementedError
+    converter = staticmethod(time.gmtime)
+    default_time_format = "%Y-%m-%dT%H:%M:%S"
+    default_msec_format = "%s.%03dZ"
 
 
 class ConsoleFormatter(_Formatter):
-    """One readable line: UTC time, level, message, then `key=value` facts; a traceback follows on lines of its own."""
-
-    def line(self, seconds: float, level: str, logger: str, message: str, facts: dict[str, object]) -> str:  # noqa: ARG002
-        """See the class."""
-        shown = "".join([f" {key}={value}" for key, value in facts.items()])
-        return f"{_time(seconds)} {level:<7} {message}{shown}"
+    """One readable line: time, level, message, then the fields as `key=value`; a traceback follows on its own lines."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
         """The line without the traceback."""
-        return self.line(record.created, record.levelname, record.name, record.message, _facts(record))
+        fields = "".join([f" {key}={value}" for key, value in _fields(record).items()])
+        return f"{self.formatTime(record)} {record.levelname:<7} {record.message}{fields}"
 
 
 class JsonFormatter(_Formatter):
-    """One JSON object on one line, whatever the message holds."""
-
-    def line(self, seconds: float, level: str, logger: str, message: str, facts: dict[str, object]) -> str:
-        """See the class."""
-        head = {"time": _time(seconds), "level": level.lower(), "logger": logger, "message": message}
-        with contextlib.suppress(PydanticSerializationError):  # bytes that are no text, as file names may have
-            line = to_json(head | facts, fallback=str)
-            if line.isascii():
-                return line.decode()
-        # Escaped, or a terminal's encoding and the line ends that Unicode knows would break it; that takes longer.
-        return json.dumps(head | facts, default=str)
+    """One JSON object on one line, in ASCII: no terminal's encoding and no line end of Unicode's can break it."""
 
     def format(self, record: logging.LogRecord) -> str:
         """The line."""
-        facts = _facts(record)
+        line = {
+            "time": self.formatTime(record),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **_fields(record),
+        }
         if record.exc_info:
-            facts["traceback"] = self.formatException(record.exc_info)
-        return self.line(record.created, record.levelname, record.name, record.getMessage(), facts)
+            line["traceback"] = self.formatException(record.exc_info)
+        return _to_json(line)
 
 
-def _time(seconds: float) -> str:
-    second, rest = divmod(seconds, 1)
-    return f"{_second(int(second))}.{int(1000 * rest):03d}Z"
-
-
-@lru_cache(maxsize=1)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
-
-
-def _facts(record: logging.LogRecord) -> dict[str, object]:
-    """Facts handed over with `extra={"facts": …}`, and the id of the request in whose task the line was written."""
-    facts: dict[str, object] = dict(getattr(record, "facts", {}))
+def _fields(record: logging.LogRecord) -> dict[str, object]:
+    """Fields given as `extra={"fields": …}`, and the id of the request in whose task the line was written."""
+    fields: dict[str, object] = dict(getattr(record, "fields", {}))
     request = _current.get()
     if request is not None:
-        facts["request_id"] = request.id
-    return facts
+        fields["request_id"] = request.id
+    return fields
 
 
-class _Lines(logging.Handler):
+def _record(level: int, message: str, **fields: object) -> logging.LogRecord:
+    """A record of this module's own, for lines that can't go through a logger."""
+    name = logging.getLevelName(level)
+    return logging.makeLogRecord(
+        {"name": __name__, "levelno": level, "levelname": name, "msg": message, "fields": fields}
+    )
+
+
+class _QueuedHandler(logging.Handler):
     """Hands lines to a thread that writes them, so that nobody else ever waits for whoever reads the log.
 
-    At most `QUEUE_BYTES` of them wait. What has no room then, or can't be written, is lost; the log says how many lines
-    that were as soon as it can. Nothing less than a thread will do: a pipe that has room may have none after another
-    worker's line, one may not be told not to block without its other writers being told so too, and a file on a disk
-    that hangs always seems to have room.
+    At most `QUEUE_BYTES` wait. Lines that find no room, or can't be written, are dropped, and a later line says how
+    many. It takes a thread: a pipe that has room may have none after another worker's line, making it non-blocking
+    changes it for every process that shares it, and a file on a disk that hangs always seems to have room.
 
     Attributes:
         dropped: Lines that were lost.
     """
 
-    def __init__(self, formatter: _Formatter, fd: int) -> None:
+    def __init__(self, formatter: logging.Formatter, fd: int) -> None:
         super().__init__()
         self.setFormatter(formatter)
-        self.line = formatter.line
         self.dropped = 0
-        self._untold = 0  # of these, lines that the log does not speak of yet
+        self._unreported = 0  # of these, lines that the log does not mention yet
         self._fd = fd
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
         self._has_news = self._is_writing = self._is_closed = False
-        self._changed = threading.Condition()  # all of the above
+        self._changed = threading.Condition()  # guards all of the above
         threading.Thread(target=self._run, name="log", daemon=True).start()
 
     def emit(self, record: logging.LogRecord) -> None:
         """Called by logging."""
         try:
-            line = self.format(record)
+            line = self._encode(record)
         except Exception as error:  # noqa: BLE001 - logging's way: what can't be logged harms nobody
-            line = self.line(record.created, "ERROR", record.name, f"a line could not be made: {error!r}", {})
-        self.put(line)
-
-    def put(self, line: str) -> None:
-        """Have a line written, if there is room."""
-        encoded = f"{line}\n".encode(errors="backslashreplace")
+            line = self._encode(_record(logging.ERROR, f"a line could not be made: {error!r}"))
         with self._changed:
-            if self._waiting_bytes + len(encoded) > QUEUE_BYTES:
-                self._lose(1)
+            if self._waiting_bytes + len(line) > QUEUE_BYTES:
+                self._drop(1)
             else:
-                self._waiting.append(encoded)
-                self._waiting_bytes += len(encoded)
+                self._waiting.append(line)
+                self._waiting_bytes += len(line)
             self._has_news = True
             self._changed.notify_all()
 
@@ -180,11 +160,14 @@ class _Lines(logging.Handler):
             self._changed.wait_for(lambda: not (self._has_news or self._is_writing), END_S)
 
     def close(self) -> None:
-        """End the thread, once it has written all."""
+        """End the thread once it has written everything."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
         super().close()
+
+    def _encode(self, record: logging.LogRecord) -> bytes:
+        return f"{self.format(record)}\n".encode(errors="backslashreplace")
 
     def _run(self) -> None:
         while True:
@@ -196,32 +179,35 @@ class _Lines(logging.Handler):
                     return
                 self._has_news, self._is_writing = False, True
                 lines, self._waiting, self._waiting_bytes = self._waiting, [], 0
-                untold = self._untold
-            for piece in _pieces(lines):
-                if not self._write(piece):
-                    self._lose(len(piece))
-            if untold and self._write([self._notice(untold)]):
-                with self._changed:
-                    self._untold -= untold
+                unreported = self._unreported
+            self._write_all(lines)
+            if unreported:
+                self._report(unreported)
             time.sleep(PAUSE_S)
 
-    def _lose(self, lines: int) -> None:
+    def _write_all(self, lines: list[bytes]) -> None:
+        for piece in _pieces(lines):
+            if not self._write(b"".join(piece)):
+                self._drop(len(piece))
+
+    def _report(self, lines: int) -> None:
+        notice = _record(logging.WARNING, "log lines were lost: they could not be written in time", lines=lines)
+        if self._write(self._encode(notice)):
+            with self._changed:
+                self._unreported -= lines
+
+    def _drop(self, lines: int) -> None:
         with self._changed:
             self.dropped += lines
-            self._untold += lines
+            self._unreported += lines
 
-    def _notice(self, lines: int) -> bytes:
-        text = "log lines were lost: they could not be written in time"
-        return f"{self.line(time.time(), 'WARNING', __name__, text, {'lines': lines})}\n".encode()
-
-    def _write(self, piece: list[bytes]) -> bool:
-        """Write lines, for as long as that takes; False where it fails, as on a full disk."""
-        rest = b"".join(piece)
+    def _write(self, rest: bytes) -> bool:
+        """Write bytes, however long that takes; False where it fails, as on a full disk."""
         try:
             while rest:
                 try:
                     rest = rest[os.write(self._fd, rest) :]
-                except BlockingIOError:  # another process, which writes to the same place, has made it so
+                except BlockingIOError:  # another process that writes to the same place has made it non-blocking
                     select.select((), (self._fd,), ())
         except OSError:
             return False
@@ -229,7 +215,7 @@ class _Lines(logging.Handler):
 
 
 def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
-    """The lines in pieces that no other process' lines can get into, but where a single one is longer than that."""
+    """The lines in pieces that a pipe takes whole, so that no other process' line gets inside one that fits."""
     size, piece = 0, list[bytes]()
     for line in lines:
         if piece and size + len(line) > PIPE_BYTES:
@@ -243,38 +229,22 @@ def _pieces(lines: list[bytes]) -> Iterator[list[bytes]]:
 
 def lines_dropped() -> int:
     """Lines that this process' log has lost."""
-    return sum(handler.dropped for handler in logging.root.handlers if isinstance(handler, _Lines))
-
-
-def log_facts(log: logging.Logger, level: int, message: str, facts: dict[str, object]) -> None:
-    """Write a line with facts, in less time than `log.log(level, message, extra={"facts": facts})` takes.
-
-    Where ours is the only handler, as in a service, no record is made. The facts name the request, if there is one.
-    """
-    if not log.isEnabledFor(level):
-        return
-    handlers = logging.root.handlers
-    if len(handlers) == 1 and isinstance(handlers[0], _Lines):
-        lines = handlers[0]
-        lines.put(lines.line(time.time(), logging.getLevelName(level), log.name, message, facts))
-    else:
-        log.log(level, message, extra={"facts": facts})
+    return sum(handler.dropped for handler in logging.root.handlers if isinstance(handler, _QueuedHandler))
 
 
 def set_up_logs(form: Literal["console", "json"], level: str, fd: int = STDERR) -> None:
     """Send every logger's lines, uvicorn's and Python's warnings included, to stderr in one form."""
-    if sys.stderr is None:  # it was closed when we were started, and its number may be a connection's by now
+    if sys.stderr is None:  # it was closed when we were started, and its number may be that of a connection by now
         fd = os.open(os.devnull, os.O_WRONLY)
-    handler = _Lines(JsonFormatter() if form == "json" else ConsoleFormatter(), fd)
-    # No line shows these, and to look for them takes as long as to write it.
+    handler = _QueuedHandler(JsonFormatter() if form == "json" else ConsoleFormatter(), fd)
+    # No line shows these, and looking them up takes time.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
-    logging._srcfile = None  # noqa: SLF001 - as logging's own documentation says
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     logging.captureWarnings(capture=True)
     # Python writes these to stderr itself, and waits for whoever reads it.
     threading.excepthook = _log_uncaught
     sys.unraisablehook = _log_uncaught
-    # It warns of every broken form. The client is told; the log would be its to fill.
+    # It warns of every broken form. The client is told so, and could otherwise fill the log.
     logging.getLogger("python_multipart").setLevel(logging.ERROR)
 
 

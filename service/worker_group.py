@@ -1,4 +1,4 @@
-"""The other workers of a service, as its parts see them: whom they ask, what they answer. Alone, there are none."""
+"""What a worker asks of the other workers of its service, and tells them. A service of one process has no others."""
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -14,33 +14,34 @@ class Server(Protocol):
     """What serves a worker's connections."""
 
     def reasons(self) -> Reasons:
-        """Why it says no to each probe."""
+        """Why it says no to each probe; None where it says yes."""
         ...
 
     def take(self, connection: socket.socket) -> None:
-        """Serve this connection; `connection_closed` is to be called at its end."""
+        """Serve this connection, and call `connection_closed` when it ends."""
         ...
 
     def be_alone(self) -> None:
-        """The supervisor is gone, and nobody can reach us any more."""
+        """Called when the supervisor is gone, so that no new connections come."""
         ...
 
     def stop_at_once(self, number: int) -> None:
-        """A signal to stop, of this number, that is not the first."""
+        """Called on a further signal to stop, of this number."""
         ...
 
 
 class WorkerGroup:
-    """All workers of a service but this one: nobody, in a service of one process.
+    """All workers of a service but this one. This class is for a service of one process: there are none.
 
     Attributes:
-        says_when_again: Whether a second signal comes from here: then what a process gets twice was meant once.
+        says_when_again: Whether a second signal to stop is told by the group. The process then ignores its own second
+            one, which may be the first, delivered twice.
     """
 
     says_when_again = False
 
     async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:  # noqa: ARG002 - for those that have others
-        """Every other worker's answer to this.
+        """Every other worker's answer to a question.
 
         Raises:
             NotReady: One of them gave none in time.
@@ -48,17 +49,17 @@ class WorkerGroup:
         return []
 
     def answer(self, handlers: Mapping[str, Handler]) -> None:
-        """Answer the others with what these return, by what is asked; called with its details."""
+        """Answer the others' questions with what these return: handlers by question, called with its details."""
 
     def reason(self, probe: str) -> str | None:  # noqa: ARG002 - for those that have others
         """Why another worker says no to this probe; None where all say yes."""
         return None
 
     async def join(self, server: Server) -> None:
-        """Begin to take connections for this worker's server, and to say how it is."""
+        """Begin to take connections for this worker's server, and to report its probes."""
 
     async def leave(self) -> None:
-        """Take no more connections than those that are on their way."""
+        """Take no connections but those that are on their way already."""
 
     def connection_closed(self) -> None:
         """A connection has ended."""

@@ -51,7 +51,7 @@ def one_processor() -> Iterator[None]:
     """Engines have a single thread, whatever the machine, but where a test says otherwise: then it can be held."""
     threads = torch.get_num_threads()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("service.engine.engine.cpu_limit", lambda: 1)
+        patch.setattr("service.engine.device.cpu_limit", lambda: 1)
         yield
     torch.set_num_threads(threads)
 
@@ -69,7 +69,7 @@ def one_thread() -> Iterator[None]:
 def logging_as_before(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """For tests that set up the log: the root logger is everybody's, and so are logging's options."""
     for place, name in (
-        *((logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")),
+        *((logging, name) for name in ("logThreads", "logProcesses", "logMultiprocessing")),
         (threading, "excepthook"),
         (sys, "unraisablehook"),
     ):
@@ -209,7 +209,7 @@ def hold_engine() -> Callable[[FastAPI], AbstractAsyncContextManager[None]]:
     @asynccontextmanager
     async def hold(app: FastAPI) -> AsyncIterator[None]:
         gate = threading.Event()
-        held = [thread.run(gate.wait) for thread in app.state.serving.engine.threads]
+        held = [thread.run(gate.wait) for thread in app.state.manager.engine.threads]
         try:
             yield
         finally:
@@ -282,7 +282,7 @@ class LiveServer(Server):
         gate = threading.Event()
 
         async def hold() -> None:
-            threads = self.app.state.serving.engine.threads
+            threads = self.app.state.manager.engine.threads
             await asyncio.gather(*(thread.run(gate.wait) for thread in threads))
 
         held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
@@ -294,7 +294,7 @@ class LiveServer(Server):
 
     def metric(self, name: str, **labels: str) -> float:
         """A number from the server's registry; 0 where there is none yet."""
-        return self.app.state.serving.metrics.registry.get_sample_value(name, labels) or 0.0
+        return self.app.state.manager.metrics.registry.get_sample_value(name, labels) or 0.0
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Return when something that announces itself to nobody is the case; fail where it is not in a minute."""

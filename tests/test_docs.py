@@ -54,12 +54,10 @@ def test_every_series_is_documented_with_its_labels() -> None:
     documented = {
         cells[0].strip("`"): cells[1] for cells in rows((DOCS / "metrics.md").read_text()) if "`gan_" in cells[0]
     }
-    made = {}
-    for metric in vars(Metrics(CollectorRegistry())).values():
-        if hasattr(metric, "_labelnames"):
-            name = metric._name + ("_total" if metric._type == "counter" else "")  # noqa: SLF001
-            labels = ",".join(metric._labelnames)  # noqa: SLF001
-            made[name + (f"{{{labels}}}" if labels else "")] = metric._type  # noqa: SLF001
+    made = {
+        name + (f"{{{','.join(labels)}}}" if labels else ""): kind
+        for name, kind, labels in Metrics(CollectorRegistry()).declarations
+    }
     assert documented == made
 
 

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import yaml
 from prometheus_client import CollectorRegistry
-from prometheus_client.metrics import MetricWrapperBase
 
 from service.metrics import Metrics
 from service.settings import Settings
@@ -262,12 +261,7 @@ def selectors(expression: str) -> list[tuple[str, str]]:
 def exported() -> dict[str, set[str]]:
     """Every series of a fresh registry, as a scrape would name it, with its labels."""
     metrics = Metrics(CollectorRegistry())
-    labels = {
-        name: set(metric._labelnames)  # noqa: SLF001 (labels without a value yet show up nowhere public)
-        for metric in vars(metrics).values()
-        if isinstance(metric, MetricWrapperBase)
-        for name in (family.name for family in metric.describe())
-    }
+    labels = {name.removesuffix("_total"): set(labels) for name, _, labels in metrics.declarations}
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""], "info": ["_info"]}
     return {
         family.name + suffix: labels.get(family.name, set()) | ({"le"} if suffix == "_bucket" else set())

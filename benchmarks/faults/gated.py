@@ -17,8 +17,7 @@ import threading
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.engine import engine
-from service.engine import model_manager as core
+from service.engine import device, health
 from service.engine.model_manager import ModelManager
 from service.logs import set_up_logs
 from service.server import server
@@ -33,8 +32,8 @@ log = logging.getLogger(__name__)
 def main(arguments: list[str]) -> int:
     """Serve until told to stop; returns the exit code."""
     if arguments:
-        core.NOT_READY_AFTER_S, core.DEAD_AFTER_S, server.LINGER_S = map(float, arguments)
-    setattr(engine, "cpu_limit", lambda: 1)  # noqa: B010 - mypy knows better than to let a function be replaced
+        health.NOT_READY_AFTER_S, health.DEAD_AFTER_S, server.LINGER_S = map(float, arguments)
+    setattr(device, "cpu_limit", lambda: 1)  # noqa: B010 - mypy knows better than to let a function be replaced
     settings = read_settings({})
     set_up_logs(settings.log_format, settings.log_level)
     app = create_app(settings)
@@ -43,7 +42,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _install_gate(app: FastAPI) -> None:
-    serving: ModelManager = app.state.serving
+    serving: ModelManager = app.state.manager
     gate = threading.Event()
     [thread] = serving.engine.threads
 

@@ -31,9 +31,11 @@ from benchmarks.tools.process import running
 from benchmarks.tools.report import Check, finish, parser, table
 from models.bundle import Bundle, read_bundle
 from models.inference.sampler import draw_latents
-from service.engine.batcher import Part
-from service.engine.cuda_graphs import GraphRecorder
-from service.engine.engine import Engine, Loaded, Precision, SamplePayload
+from service.engine.batching.batch import BatchSlice
+from service.engine.device import Precision
+from service.engine.engine import Engine, Loaded
+from service.engine.gpu.cuda_graphs import GraphRecorder
+from service.engine.payloads import SamplePayload
 
 BUNDLE = "mnist-mlp"
 CONNECTIONS, REQUESTS, CLIENTS = 256, 1000, 16
@@ -90,9 +92,9 @@ def engine_rate(device: str, way: Way, bundle: Bundle, rows: int, seconds: float
             thread.stop()
 
 
-def batch(first: int, rows: int) -> list[Part]:
+def batch(first: int, rows: int) -> list[BatchSlice[SamplePayload]]:
     """One request's images."""
-    return [Part(SamplePayload(1, first, None, 1.0), 0, rows)]
+    return [BatchSlice(SamplePayload(1, first, None, 1.0), 0, rows)]
 
 
 @torch.inference_mode()
@@ -100,21 +102,21 @@ def allowed_rate(device: str, way: Way, bundle: Bundle, rows: int, seconds: floa
     """Images per second that arithmetic alone would give, and the bus alone."""
     engine = Engine(device, exact=True, precision=way.precision)  # sets the precision
     made: Loaded = engine.load(bundle.folder, {})
-    latents = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, rows)).to(engine.device)
-    levels = torch.zeros((rows, bundle.manifest.image.size), dtype=torch.uint8, device=engine.device)
-    host = torch.zeros_like(levels, device="cpu", pin_memory=engine.device.type == "cuda")
+    latents = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, rows)).to(engine.device.torch_device)
+    levels = torch.zeros((rows, bundle.manifest.image.size), dtype=torch.uint8, device=engine.device.torch_device)
+    host = torch.zeros_like(levels, device="cpu", pin_memory=engine.device.torch_device.type == "cuda")
     for thread in engine.threads:
         thread.stop()
 
     def compute() -> object:
         return made.generator(latents)
 
-    if engine.device.type == "cuda":
-        recorder = GraphRecorder(engine.device)
+    if engine.device.torch_device.type == "cuda":
+        recorder = GraphRecorder(engine.device.torch_device)
         _, compute = recorder.record(lambda: made.generator(latents))
     return {
-        "arithmetic": rows / seconds_of(compute, engine.device, seconds),
-        "bus": rows / seconds_of(lambda: host.copy_(levels, non_blocking=True), engine.device, seconds),
+        "arithmetic": rows / seconds_of(compute, engine.device.torch_device, seconds),
+        "bus": rows / seconds_of(lambda: host.copy_(levels, non_blocking=True), engine.device.torch_device, seconds),
     }
 
 
@@ -216,8 +218,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     engine = Engine(options.device, exact=True)
     for thread in engine.threads:
         thread.stop()
-    bundle, facts = read_bundle(options.bundles / BUNDLE), device_facts(engine.device)
-    engines = measure_engine(options, bundle, engine.max_batch_rows)
+    bundle, facts = read_bundle(options.bundles / BUNDLE), device_facts(engine.device.torch_device)
+    engines = measure_engine(options, bundle, engine.device.max_batch_rows)
     rates = http_rates(options.device, options.seconds, options.rounds, str(options.bundles))
     ours, without = (statistics.median(seen) for seen in rates.values())
     growth = uvloop.run(memory_growth(options.device, str(options.bundles)))

@@ -13,8 +13,9 @@ import numpy as np
 
 from models.inference.sampler import UInt8
 from service.__main__ import serve
-from service.engine.batcher import Part
-from service.engine.engine import Engine, SamplePayload
+from service.engine.batching.batch import BatchSlice, count_rows
+from service.engine.engine import Engine
+from service.engine.payloads import SamplePayload
 from service.http.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen
@@ -31,10 +32,10 @@ def main() -> int:
     def load_and_forget(engine: Engine, folder: Path, known: object) -> object:
         loaded = load(engine, folder, known)  # type: ignore[arg-type]
         labels = None if loaded.manifest.labels is None else np.zeros(IMAGES, np.int64)
-        images: UInt8 = loaded.sample.run([Part(SamplePayload(0, 0, labels, 1.0), 0, IMAGES)])
+        images: UInt8 = loaded.sample.run([BatchSlice(SamplePayload(0, 0, labels, 1.0), 0, IMAGES)])
 
-        def run(parts: Sequence[Part]) -> UInt8:
-            return images[np.arange(sum(part.stop - part.start for part in parts)) % IMAGES]
+        def run(slices: Sequence[BatchSlice[SamplePayload]]) -> UInt8:
+            return images[np.arange(count_rows(slices)) % IMAGES]
 
         setattr(loaded.sample, "run", run)  # noqa: B010 - mypy knows better than to let a method be replaced
         return loaded

@@ -9,8 +9,6 @@ import argparse
 import gc
 import io
 import json
-import logging
-import os
 import statistics
 import sys
 import threading
@@ -29,10 +27,9 @@ from benchmarks.tools.report import machine, parser, table
 from models.bundle import read_bundle
 from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
-from service.engine.engine import _Images
 from service.engine.jit import traced
+from service.engine.nets import Finished
 from service.http.schemas import DiscriminateReply, DiscriminateResult, Judged, discriminate_reply
-from service.logs import log_facts, set_up_logs
 from service.metrics import Metrics
 
 ROUNDS = 30
@@ -91,19 +88,6 @@ def busy_interpreter() -> Iterator[None]:
         thread.join()
 
 
-def log_lines() -> Iterator[tuple[str, Work, Work]]:
-    """A request's line: logging's way, and ours."""
-    facts: dict[str, object] = {"method": "POST", "route": "/sample", "status": 200, "duration_ms": 1.25, "bytes": 312}
-    facts |= {"bundle": "mnist-mlp", "count": 1, "request_id": "0123456789abcdef"}
-    log = logging.getLogger("benchmarks")
-    set_up_logs("json", "info", os.open(os.devnull, os.O_WRONLY))
-    yield (
-        "a request's log line as JSON",
-        lambda: log.info("request", extra={"facts": facts}),
-        lambda: log_facts(log, logging.INFO, "request", facts),
-    )
-
-
 def verdicts() -> Iterator[tuple[str, Work, Work]]:
     """D's answers as JSON with their histogram: a model an image, and all in one go."""
     metrics, logits = Metrics(CollectorRegistry()), np.random.default_rng(0).normal(size=VERDICTS)
@@ -120,7 +104,7 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
         return adapter.dump_json(reply, exclude_none=True)
 
     def ours() -> bytes:
-        metrics.of_probability("ours", "uploaded").observe(*probabilities.tolist())
+        metrics.discriminator_probability.labels("ours", "uploaded").observe(*probabilities.tolist())
         judged = Judged(probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS)
         return discriminate_reply("ours", "0", judged, {})
 
@@ -164,8 +148,8 @@ def measure(bundles: Path) -> list[dict[str, object]]:
         few = latents[:n].contiguous()
         add(f"G of mnist-mlp, {n} rows: linear layers, packed", lambda x=few: paper.generator(x), lambda x=few: fast(x))  # type: ignore[misc]
     few = latents[:32].contiguous()
-    images = _Images(fast)
-    call = traced(images, few, None, images(few), "pieces")
+    images = Finished(fast, grey_levels)
+    call = traced(images, few, None, [len(few)], "pieces")
     with busy_interpreter():
         add(
             "the same packed, 32 rows, beside a busy thread: by layer, traced",
@@ -182,7 +166,7 @@ def measure(bundles: Path) -> list[dict[str, object]]:
         lambda: largest(noise, labels),
         lambda: fitting(noise, labels),
     )
-    for piece in (*halves(bundles), *log_lines()):
+    for piece in halves(bundles):
         add(*piece)
     return rows
 

@@ -5,16 +5,16 @@
 Everything else is what `python -m service` runs, with the same settings.
 """
 
-import asyncio
 import itertools
 import sys
 import time
-from collections.abc import Callable, Sequence
 from typing import Any
 
 from service.__main__ import serve
 from service.engine import model_manager as core
-from service.engine.batcher import Batcher, Lane, Part, Result, Rows
+from service.engine.batching.batch import BatchSlice, ModelRunner
+from service.engine.batching.batcher import Batcher, Run
+from service.engine.batching.request_queue import Result
 from service.http.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen
@@ -25,17 +25,15 @@ from service.worker_group import WorkerGroup
 class Bypass(Batcher):
     """Hands on what it takes at once, whole and alone: no queue, no deadline, no cancellation, no metrics."""
 
-    def __init__(
-        self, run: "Callable[[int, Lane, Sequence[Part]], asyncio.Future[Rows]]", *more: Any, slots: int, **named: Any
-    ) -> None:
-        super().__init__(run, *more, slots=slots, **named)
+    def __init__(self, run: Run, *more: Any, instances: int, **named: Any) -> None:
+        super().__init__(run, *more, instances=instances, **named)
         self._straight = run
-        self._turns = itertools.cycle(range(slots))
+        self._turns = itertools.cycle(range(instances))
 
-    async def submit(self, lane: Lane, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
+    async def submit(self, runner: ModelRunner, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
         """As Batcher.submit, without what it is for."""
         started = time.monotonic()
-        computed = await self._straight(next(self._turns), lane, [Part(payload, 0, rows)])
+        computed = await self._straight(next(self._turns), runner, [BatchSlice(payload, 0, rows)])
         return Result(computed, 0.0, time.monotonic() - started)
 
 

@@ -15,7 +15,7 @@ from service import app
 from service.__main__ import serve
 from service.http.auth import read_keys
 from service.logs import set_up_logs
-from service.metrics import Metrics
+from service.metrics import Histogram, Metrics
 from service.server.listener import listen
 from service.settings import read_settings
 from service.worker_group import WorkerGroup
@@ -52,10 +52,11 @@ class _NoMetrics(Metrics):
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry)
         names: dict[str, Any] = vars(self)
-        names.update({name: _Nothing() for name, series in names.items() if isinstance(series, MetricWrapperBase)})
+        names.update(
+            {name: _Nothing() for name, series in names.items() if isinstance(series, MetricWrapperBase | Histogram)}
+        )
         nothing = _NoSeries()
         names.update(dict.fromkeys(("of_route", "of_work"), lambda *_: nothing))
-        names.update(dict.fromkeys(("of_format", "of_probability"), lambda *_: nothing.images))
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""The threads on which an event loop has batches run and bundles loaded, and the way there and back."""
+"""Threads that run batches and load bundles for an event loop."""
 
 import asyncio
 import contextlib
@@ -10,7 +10,7 @@ from typing import Any, Generic, TypeVar
 
 import torch
 
-from service.engine.batcher import DeviceFailed
+from service.engine.batching.batch import DeviceFailed
 
 T = TypeVar("T")
 
@@ -18,7 +18,7 @@ T = TypeVar("T")
 class EngineThread:
     """A thread that runs one function after another for an event loop.
 
-    It is a daemon: a call that never returns can't keep the process from ending.
+    It is a daemon, so that a call that never returns can't keep the process from ending.
 
     Args:
         name: Of the thread.
@@ -59,8 +59,8 @@ class EngineThread:
         self._inbox.put(None)
 
     def _main(self) -> None:
-        # Takes over the number of torch's threads. A new thread would do so only at its first large operator, and until
-        # then MKL would divide sums among all processors, which changes their last bits.
+        # Makes this thread use the number of torch's threads that was set. A new thread would do so only at its first
+        # large operator, and until then MKL would divide sums among all processors, which changes their last bits.
         torch.get_num_threads()
         try:
             if self._begin is not None:
@@ -69,10 +69,10 @@ class EngineThread:
                 self._began = time.monotonic()
                 outcome = _outcome(call.function, call.arguments)
                 self._began = None
-                call.settle(*outcome)
-                del call, outcome  # or it would be kept, with its payloads and its answer, until the next one comes
+                call.finish(*outcome)
+                del call, outcome  # or both would be kept, payloads and answer, until the next call comes
         finally:
-            # First this, then look: `run` looks after it has put, so one of the two finds every call.
+            # In this order: `run` puts its call first and looks at the flag then, so one of the two finds every call.
             self._has_ended = True
             self._refuse_rest()
 
@@ -81,11 +81,11 @@ class EngineThread:
             while True:
                 call = self._inbox.get_nowait()
                 if call is not None:
-                    call.settle(None, DeviceFailed("the engine's thread has ended"))
+                    call.finish(None, DeviceFailed("the engine's thread has ended"))
 
 
 class _Call(Generic[T]):
-    """A function on its way to the thread, and the way back for what becomes of it."""
+    """A function to call on the thread, and the future of its outcome."""
 
     def __init__(self, function: Callable[..., T], arguments: Sequence[Any]) -> None:
         self.function = function
@@ -93,23 +93,23 @@ class _Call(Generic[T]):
         self._loop = asyncio.get_running_loop()
         self.future: asyncio.Future[T] = self._loop.create_future()
 
-    def settle(self, result: T | None, error: Exception | None) -> None:
+    def finish(self, result: T | None, error: Exception | None) -> None:
         """Hand over the error, or the result where there is none. From any thread."""
-        finish, outcome = (self.future.set_result, result) if error is None else (self.future.set_exception, error)
+        setter, outcome = (self.future.set_result, result) if error is None else (self.future.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(_finish, self.future, finish, outcome)
+            self._loop.call_soon_threadsafe(_set, self.future, setter, outcome)
 
 
-def _finish(future: "asyncio.Future[Any]", finish: Callable[[Any], None], outcome: object) -> None:
+def _set(future: "asyncio.Future[Any]", setter: Callable[[Any], None], outcome: object) -> None:
     if not future.done():  # its caller may have left meanwhile
-        finish(outcome)
+        setter(outcome)
 
 
 def _outcome(function: Callable[..., T], arguments: Sequence[Any]) -> tuple[T | None, Exception | None]:
-    """What a call gives, or raises.
+    """What a call returns, or raises.
 
-    The error's traceback holds this frame, and those below with the batch's tensors. So nothing here may refer to the
-    error, nor to the future that will hold it: such a circle would stay until the garbage collector comes by.
+    The error's traceback holds this frame, and those below it with the batch's tensors. So nothing here may refer to
+    the error, nor to the future that will hold it: such a cycle would stay until the garbage collector runs.
     """
     try:
         return function(*arguments), None
@@ -118,7 +118,7 @@ def _outcome(function: Callable[..., T], arguments: Sequence[Any]) -> tuple[T | 
 
 
 def _for_future(error: BaseException) -> Exception:
-    """The error as it can be handed over: some would end whoever awaits them, and futures refuse StopIteration."""
+    """The error in a form that a future takes: some would end whoever awaits them, and StopIteration is refused."""
     if isinstance(error, Exception) and not isinstance(error, StopIteration):
         return error
     stand_in = RuntimeError(f"the call ended with {error!r}")

@@ -1,36 +1,31 @@
-"""Holds what start-up built: the device's engine, its batcher, the loaded bundles, and the truth about its health."""
+"""The loaded bundles, with the engine and the batcher that serve them: load, swap, sample, judge, stop."""
 
 import asyncio
 import logging
-import math
-import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.inference.sampler import Float32, UInt8, draw_labels
-from service.engine.batcher import EAGER, SHARING, Batcher, DeviceFailed, Lane, Part, Rows
-from service.engine.engine import (
-    UNKNOWN_LABEL,
-    DiscriminatePayload,
-    Engine,
-    Loaded,
-    SamplePayload,
-)
+from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
+from service.engine.batching.batcher import Batcher
+from service.engine.batching.policy import EAGER, SHARING
+from service.engine.bundle_folders import find_bundles
+from service.engine.engine import Engine, Loaded
 from service.engine.engine_thread import EngineThread
+from service.engine.health import Health
+from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
 from service.errors import Draining, NotReady, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
 
 USUAL_DEFAULT = "mnist"  # the bundle of requests that name none, where there is one of this name and no setting
-NOT_READY_AFTER_S = 8.0  # one batch takes this long: something is stuck, send the traffic elsewhere
-DEAD_AFTER_S = 30.0  # and this long: it will not come back, replace the process
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +47,7 @@ class RepositoryEntry(NamedTuple):
 
 
 class ModelManager:
-    """What the routes talk to.
+    """What the routes call.
 
     Raises:
         ValueError: The settings name a device that is not there.
@@ -75,32 +70,45 @@ class ModelManager:
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
         )
-        patience = SHARING if self.engine.shares_processor else EAGER
-        self.batcher = Batcher(
-            self._run,
-            metrics,
-            device=self.engine.name,
-            slots=len(self.engine.threads),
-            max_rows=self.engine.max_batch_rows,
-            max_queued_rows=settings.own_queued_images,
-            patience=patience._replace(window_s=settings.batch_window_ms / 1000),
+        self.batcher = self._make_batcher(clock)
+        self.is_draining = False
+        self.health = Health(
+            self.engine,
+            self.batcher,
+            self.worker_group,
+            is_started=lambda: self.is_started,
+            is_draining=lambda: self.is_draining,
             clock=clock,
         )
-        self.health = Health(self, clock)
-        self.is_draining = False
-        self._loader = EngineThread("loader")  # so that batches go on while a bundle is verified and warmed
+        self._loader = EngineThread("loader")  # batches go on while a bundle is verified and warmed
         self._bundles: dict[str, Loaded] = {}
-        self._unloaded: dict[str, Path] = {}  # where a bundle came from, whose folder may have another name
-        self._refused: dict[Path, str] = {}  # folders that could not be loaded when last tried, and why, for clients
-        self._unreadable: dict[Path, BundleError] = {}  # folders that could not be looked into at the last look
+        self._unloaded: dict[str, Path] = {}  # folders of unloaded bundles by name, which may differ
+        self._refused: dict[Path, str] = {}  # why a folder could not be loaded when last tried, for clients
+        self._unreadable: dict[Path, BundleError] = {}  # folders that could not be read at the last look
         self._loading = asyncio.Lock()
-        metrics.ready.set_function(lambda: float(self.health.ready() is None))
+        self._set_gauges()
+
+    def _make_batcher(self, clock: Callable[[], float]) -> Batcher:
+        policy = SHARING if self.engine.device.shares_processor else EAGER
+        return Batcher(
+            self._run,
+            self.metrics,
+            device=self.engine.name,
+            instances=len(self.engine.threads),
+            max_rows=self.engine.device.max_batch_rows,
+            max_queued_rows=self.settings.own_queued_images,
+            policy=policy._replace(max_queue_delay_s=self.settings.batch_window_ms / 1000),
+            clock=clock,
+        )
+
+    def _set_gauges(self) -> None:
+        self.metrics.ready.set_function(lambda: float(self.health.ready() is None))
         for kind in self.engine.memory():
-            gauge = metrics.device_memory.labels(self.engine.name, kind)
+            gauge = self.metrics.device_memory.labels(self.engine.name, kind)
             gauge.set_function(partial(self._memory, kind))
 
-    def _run(self, slot: int, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
-        return self.engine.threads[slot].run(lane.run, parts)
+    def _run(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]]) -> "asyncio.Future[Rows]":
+        return self.engine.threads[instance].run(runner.run, slices)
 
     def _memory(self, kind: str) -> float:
         return float(self.engine.memory()[kind])
@@ -108,14 +116,15 @@ class ModelManager:
     async def start(self) -> None:
         """Load and warm every bundle, on as many threads as will run batches, then be ready.
 
-        What can't be loaded is refused, with a line in the log; so is a second folder with a bundle of the same name.
+        A folder that can't be loaded is refused, with a line in the log; so is a second one with a bundle of the same
+        name.
 
         Raises:
-            BundleError: No bundle can be loaded, or not the default one; why, of the first folder by name.
+            BundleError: No bundle can be loaded, or not the default one. It says why of the first such folder by name.
         """
         async with self._loading:
             folders = await self._find_folders()
-            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), self.engine.loaders))]
+            helpers = [EngineThread(f"loader {n}") for n in range(1, min(len(folders), self.engine.device.loaders))]
             try:
                 bundles, refused = await self._load_all(folders, [self._loader, *helpers])
             finally:
@@ -130,11 +139,11 @@ class ModelManager:
             self.batcher.start()
 
     async def reload(self) -> None:
-        """Take up what has changed in the folder of bundles since they were loaded, between two batches.
+        """Load what has changed in the folder of bundles, and swap it in between two batches.
 
-        New versions are loaded, warmed and tried beside the old ones. What can't be loaded is refused, with a line in
-        the log, and what its folder held before goes on serving; so do unchanged versions, with what their manifests
-        say now. A request goes on with the version it found.
+        New versions are loaded, warmed and tried beside the old ones. A folder that can't be loaded is refused, with a
+        line in the log, and its old version stays. Unchanged versions stay too, with the metadata of their manifests as
+        it is now. A request goes on with the version that it found.
 
         Raises:
             BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
@@ -152,7 +161,7 @@ class ModelManager:
             self._count_swaps(before, bundles, refused)
 
     async def load(self, name: str) -> None:
-        """Take up one bundle as its folder is now: the folder that it was loaded from, else the one of this name.
+        """Load one bundle as its folder is now: the folder that it was loaded from before, else the one of this name.
 
         Raises:
             UnknownBundle: There is no such folder.
@@ -177,7 +186,7 @@ class ModelManager:
             self._count_swaps(before, self._bundles, [])
 
     async def unload(self, name: str) -> None:
-        """Let go of a bundle, until it is loaded again or all are reloaded.
+        """Unload a bundle, until it is loaded again or all are reloaded.
 
         Raises:
             UnknownBundle: It is not loaded.
@@ -209,7 +218,7 @@ class ModelManager:
         ]
 
     async def _find_folders(self) -> list[Path]:
-        """The folders with a bundle. Those that can't be looked into are named in the log, once as long as they can't.
+        """The folders with a bundle. The log names those that can't be read, once until they can be.
 
         Raises:
             BundleError: The folder of bundles can't be read, or holds none.
@@ -252,7 +261,7 @@ class ModelManager:
         Raises:
             BundleError: As `Engine.load`; or it has another name; or whatever else is wrong with it.
             Draining: The threads that load have ended.
-            NotReady: The device failed, which no other bundle can mend: from now on nothing is computed.
+            NotReady: The device failed. From now on nothing is computed.
         """
         if self.is_draining:
             raise Draining
@@ -296,7 +305,7 @@ class ModelManager:
             self.metrics.bundle_swaps.labels(name, result).inc()
 
     async def stop(self, delay_s: float = 0.0) -> None:
-        """Not ready first; after the delay refuse newcomers; finish what runs, up to the drain time-out."""
+        """Say not ready; after the delay refuse new requests; finish what runs, up to the drain time-out; end."""
         self.is_draining = True
         await asyncio.sleep(delay_s)
         await self.batcher.drain(self.settings.drain_timeout_s)
@@ -306,7 +315,7 @@ class ModelManager:
         self._loader.stop()
 
     def admit(self) -> None:
-        """Raise what no request can get past at this moment: Draining, NotReady, QueueFull."""
+        """Raise what would refuse any request now: Draining, NotReady, QueueFull."""
         if not self.batcher.is_draining and (reason := self.health.able()) is not None:
             raise NotReady(reason)
         self.batcher.admit()
@@ -389,91 +398,6 @@ class ModelManager:
 def _warm(bundle: Bundle) -> Loaded:
     assert isinstance(bundle, Loaded)  # noqa: S101 - requests bring back what `find` gave them
     return bundle
-
-
-class Health:
-    """Answers probes from what is known already: O(1), nothing computed, nothing awaited.
-
-    Each method says None for yes, or in a few words why not.
-    """
-
-    def __init__(self, serving: ModelManager, clock: Callable[[], float]) -> None:
-        self._serving = serving
-        self._clock = clock
-        self._not_before: dict[float, float] = {}  # when a batch can have run for so long at the earliest
-
-    def live(self) -> str | None:
-        """Whether this service can still come to something; the event loop turns, or nobody would hear this."""
-        return self.own("live") or self._serving.worker_group.reason("live")
-
-    def ready(self) -> str | None:
-        """Whether requests should come here now."""
-        return self.own("ready") or self._serving.worker_group.reason("ready")
-
-    def started(self) -> str | None:
-        """Whether every bundle is loaded and warm."""
-        return self.own("started") or self._serving.worker_group.reason("started")
-
-    def own(self, probe: str) -> str | None:
-        """What this process alone says, of several that are one service."""
-        if probe == "live":
-            return self._lost() or self._stuck(DEAD_AFTER_S)
-        if probe == "ready":
-            return "draining" if self._serving.is_draining else self.able()
-        return None if self._serving.is_started else "the bundles are being loaded"
-
-    def able(self) -> str | None:
-        """Whether a request that comes all the same can be served; so is one that comes within the drain delay."""
-        if not self._serving.is_started:
-            return self.own("started")
-        return self._lost() or self._stuck(NOT_READY_AFTER_S)
-
-    def _lost(self) -> str | None:
-        for thread in self._serving.engine.threads:
-            if not thread.is_alive:
-                return "a thread of the engine has ended"
-        return self._serving.batcher.failure
-
-    def _stuck(self, after_s: float) -> str | None:
-        now = self._clock()
-        if now < self._not_before.get(after_s, -math.inf):  # every request asks
-            return None
-        # A batch ends, however long the queue: busy is not stuck. The threads are asked too, for a new bundle's first
-        # batch is none of the batcher's.
-        threads = self._serving.engine.threads
-        busy_s = max(self._serving.batcher.busy_s(), *[thread.busy_s() for thread in threads])
-        self._not_before[after_s] = now + after_s - busy_s
-        return f"the engine has been in one batch for over {after_s:g} s" if busy_s > after_s else None
-
-
-def find_bundles(root: Path) -> tuple[list[Path], dict[Path, BundleError]]:
-    """Sub-folders that hold a manifest, by name, and why others can't be looked into; hidden ones are left out.
-
-    Whatever is called a manifest is one: who reads it says what is wrong with it. Hidden folders are somebody's
-    temporary files.
-
-    Raises:
-        BundleError: The folder can't be read.
-    """
-    try:
-        folders = sorted(path for path in root.iterdir() if not path.name.startswith("."))
-    except OSError as error:
-        raise BundleError(root, error.strerror or type(error).__name__) from None
-    found: list[Path] = []
-    unreadable: dict[Path, BundleError] = {}
-    for folder in folders:
-        try:
-            os.lstat(folder / MANIFEST)
-            folder.name.encode()
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-        except OSError as error:
-            unreadable[folder] = BundleError(folder, error.strerror or type(error).__name__)
-        except UnicodeEncodeError:
-            unreadable[folder] = BundleError(folder, "its name is not UTF-8")  # which no reply could give
-        else:
-            found.append(folder)
-    return found, unreadable
 
 
 def _default_name(settings: Settings, loaded: Mapping[str, Loaded]) -> str:

@@ -115,7 +115,7 @@ async def _judge(
     if names and judged_as and classes is None:
         named = [names[label] for label in judged_as]
     probabilities = _probabilities(logits, calibration).tolist()
-    context.metrics.of_probability(bundle.name, "uploaded").observe(*probabilities)
+    context.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe(*probabilities)
     judged = Judged(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
     return judged, timing
 

@@ -9,8 +9,8 @@ from prometheus_client.registry import Collector
 # A worker's series: [name, documentation, type, [[sample's name, labels, value], …]] for each metric.
 Series = list[list[Any]]
 
-# Everything is the sum of what the workers have, but for what each of them says of the same thing,
-# and for moments, of which the first or the last counts.
+# Everything is summed over the workers, except what all of them say of the same thing, and points in time, of which the
+# first or the last counts.
 SMALLEST = {"gan_ready", "process_start_time_seconds"}
 LARGEST = {
     *("gan_build_info", "gan_bundle_info", "gan_warmup_seconds", "python_info", "process_max_fds"),
@@ -19,7 +19,7 @@ LARGEST = {
 
 
 def series_of(registry: CollectorRegistry) -> Series:
-    """What a registry's metrics are now, as JSON knows it."""
+    """A registry's metrics with their values now, in types that JSON has."""
     return [
         [metric.name, metric.documentation, metric.type, [[s.name, s.labels, s.value] for s in metric.samples]]
         for metric in registry.collect()
@@ -27,7 +27,7 @@ def series_of(registry: CollectorRegistry) -> Series:
 
 
 class Merged(Collector):
-    """The metrics of several workers, in the order of the first one's. All have the same, with other values."""
+    """The metrics of several workers, in the order of the first one's. All have the same metrics, with other values."""
 
     def __init__(self, workers: Iterable[Series]) -> None:
         self._metrics: dict[str, Metric] = {}
@@ -41,7 +41,7 @@ class Merged(Collector):
                     values[key] = _merged(name, values[key], value) if key in values else value
 
     def collect(self) -> Iterator[Metric]:
-        """Called by whoever writes the page."""
+        """Called by the registry."""
         for name, metric in self._metrics.items():
             metric.samples = []
             for (sample, labels), value in self._values[name].items():

@@ -21,7 +21,7 @@ from service.http.auth import Keys, KeyScope
 from service.http.memory_budget import MemoryBudget
 from service.http.problems import problem_reply
 from service.http.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, RequestContext
-from service.logs import enter_request, log_facts
+from service.logs import enter_request
 from service.metrics import METHODS, Metrics, RouteSeries
 
 AT_ONCE = 8  # bodies of the largest size, and replies
@@ -110,7 +110,7 @@ class Observe:
         if context.bundle is not None:
             line["bundle"], line["count"] = context.bundle, context.count
         line["request_id"] = context.id
-        log_facts(log, level, "request", line)
+        log.log(level, "request", extra={"fields": line})
 
 
 class Problems:

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import TooLarge
 from service.http.memory_budget import SMALL_BYTES, MemoryBudget
-from service.logs import RequestFacts, new_request_id
+from service.logs import RequestMetadata, new_request_id
 
 KEY = "gan.request"  # of a request's own context in its scope
 CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
@@ -36,7 +36,7 @@ class FoundRoute(NamedTuple):
     methods: tuple[str, ...]
 
 
-class RequestContext(RequestFacts, ABC):
+class RequestContext(RequestMetadata, ABC):
     """One request and its reply.
 
     Attributes:

@@ -33,7 +33,7 @@ class RouteContext:
     metrics: Metrics
     encoders: Executor
     decoders: Decoders
-    slices: TimeSlices
+    time_slices: TimeSlices
     is_private: bool
 
     async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
@@ -69,7 +69,7 @@ class RouteContext:
             except TimeoutError:
                 raise DeadlinePassed(deadline.seconds) from None
 
-        return await self.slices.run(steps, apart)
+        return await self.time_slices.run(steps, apart)
 
 
 class Deadline:

@@ -142,7 +142,7 @@ async def _encode(
         seconds = time.perf_counter() - began
     else:
         content, seconds = await context.run_in_time(context.encoders, timed(work), deadline)
-    context.metrics.of_format(render.format).observe(seconds)
+    context.metrics.encode.labels(render.format).observe(seconds)
     return content, seconds
 
 

@@ -108,7 +108,7 @@ class Server(uvicorn.Server):
 
     def reasons(self) -> dict[str, str | None]:
         """Why this process says no to each probe."""
-        health = self._app.state.serving.health
+        health = self._app.state.manager.health
         return {probe: health.own(probe) for probe in PROBES}
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -200,14 +200,14 @@ class Server(uvicorn.Server):
         over = time.monotonic() + delay_s + self._settings.drain_timeout_s
         try:
             self._app.state.starting.cancel()
-            await self._app.state.serving.stop(delay_s)
+            await self._app.state.manager.stop(delay_s)
         finally:
             await self._worker_group.leave()
             self._exit(math.ceil(over - time.monotonic()))
 
     async def _watch(self) -> None:
         """End a process that nothing can bring back: not everything that starts containers looks at /livez."""
-        health = self._app.state.serving.health
+        health = self._app.state.manager.health
         failing_since = None
         while True:
             await asyncio.sleep(LINGER_S / 10)
@@ -226,7 +226,7 @@ class Server(uvicorn.Server):
 
     async def _end(self) -> None:
         """Tell those who still wait that it is over."""
-        await self._app.state.serving.batcher.close()
+        await self._app.state.manager.batcher.close()
         await self._worker_group.leave()
         self._exit(1)
 
@@ -237,7 +237,7 @@ class Server(uvicorn.Server):
 
     async def _keep_reloading(self) -> None:
         """SIGHUP: take up what has changed in the folder of bundles, once for all signals that came meanwhile."""
-        serving = self._app.state.serving
+        serving = self._app.state.manager
         await asyncio.wait([self._app.state.starting])
         while serving.is_started:  # else the start has failed, and the process ends
             await self.has_to_reload.wait()

@@ -53,7 +53,7 @@ async def test_a_bundle_that_does_not_verify_is_reported_by_the_start(
     async with app.router.lifespan_context(app):
         with pytest.raises(BundleError, match=r"manifest\.json"):
             await app.state.starting
-        assert app.state.serving.health.ready() is not None
+        assert app.state.manager.health.ready() is not None
     (line,) = [record for record in caplog.records if record.levelname == "ERROR"]
     assert "manifest.json" in line.getMessage()
     assert line.exc_info is None

@@ -19,7 +19,7 @@ from benchmarks.tools.client import Client, Reply, Request
 from benchmarks.tools.process import Service, running
 from models.bundle import read_bundle
 from models.inference.sampler import UInt8
-from service.engine import model_manager as serving
+from service.engine import health
 from service.server import server
 
 pytestmark = pytest.mark.anyio
@@ -91,8 +91,8 @@ async def test_a_process_whose_engine_never_comes_back_ends_itself(bundles: Path
 
 def test_health_tells_of_a_stuck_engine_in_time() -> None:
     """The times that the tests above shorten: traffic goes elsewhere within 10 s, the process is replaced later."""
-    assert serving.NOT_READY_AFTER_S < 10 < serving.DEAD_AFTER_S
-    assert server.LINGER_S < serving.DEAD_AFTER_S
+    assert health.NOT_READY_AFTER_S < 10 < health.DEAD_AFTER_S
+    assert server.LINGER_S < health.DEAD_AFTER_S
 
 
 async def test_a_full_queue_refuses_politely_and_stays_healthy(gated: Service) -> None:

@@ -1,8 +1,9 @@
 """The engine: a row's bytes whatever its company, what becomes of errors, and what is said of a precision."""
 
 import asyncio
-import dataclasses
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -18,21 +19,15 @@ from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
 from models.inference.sampler import REFERENCE_TILE, TILE_SIZES, Tiles, to_pixels
 from models.networks import build_networks
 from models.spec import PRESETS, ImageSpec, LatentSpec
-from service.engine.batcher import DeviceFailed, OutOfMemory, Part, Rows
-from service.engine.engine import (
-    MAX_BATCH_ROWS,
-    UNKNOWN_LABEL,
-    DiscriminatePayload,
-    Engine,
-    Loaded,
-    SampleLane,
-    SamplePayload,
-)
-from service.engine.jit import _graphs
+from service.engine.batching.batch import BatchSlice, DeviceFailed, OutOfMemory, Rows
+from service.engine.device import MAX_BATCH_ROWS, Device
+from service.engine.engine import Engine, Loaded, tiles_that_fit
+from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
+from service.engine.runners import SampleRunner
 
+ROOT = Path(__file__).parents[3]
 KINDS = ("tiny", "rgb", "cond", "paper")
 ROWS = 12  # of each seed, known from batches of a single row
-CPU = torch.device("cpu")
 SEEDS, TRUNCATIONS = (0, 2**53 - 1), (1.0, 0.7)
 
 
@@ -82,8 +77,8 @@ def labels_of(one: Loaded, count: int) -> Any:
     return None if names is None else np.arange(count, dtype=np.int64) % len(names)
 
 
-def sample_part(one: Loaded, seed: int, truncation: float, start: int, stop: int) -> Part:
-    return Part(SamplePayload(seed, 0, labels_of(one, ROWS), truncation), start, stop)
+def sample_part(one: Loaded, seed: int, truncation: float, start: int, stop: int) -> BatchSlice[SamplePayload]:
+    return BatchSlice(SamplePayload(seed, 0, labels_of(one, ROWS), truncation), start, stop)
 
 
 # Bytes
@@ -118,9 +113,9 @@ def test_an_image_has_the_same_bytes_alone_and_in_any_crowd(
     crowd: list[tuple[int, float, int, int]],
 ) -> None:
     """Whatever else is in the batch, and wherever in it the row stands, an image is the one that it is alone."""
-    parts = [(seed, truncation, start, min(ROWS, start + count)) for seed, truncation, start, count in crowd]
-    got = loaded[kind].sample.run([sample_part(loaded[kind], *part) for part in parts])
-    expected = np.concatenate([alone[kind, seed, truncation][start:stop] for seed, truncation, start, stop in parts])
+    slices = [(seed, truncation, start, min(ROWS, start + count)) for seed, truncation, start, count in crowd]
+    got = loaded[kind].sample.run([sample_part(loaded[kind], *part) for part in slices])
+    expected = np.concatenate([alone[kind, seed, truncation][start:stop] for seed, truncation, start, stop in slices])
     np.testing.assert_array_equal(got, expected)
 
 
@@ -136,9 +131,9 @@ def test_a_logit_has_the_same_bits_however_images_are_cut_into_batches(
     images = np.random.default_rng(3).integers(0, 256, (count, height, width, channels), dtype=np.uint8)
     payload = DiscriminatePayload(images, labels_of(one, count))
     edges = [0, *sorted(cut for cut in cuts if cut < count), count]
-    whole = one.discriminate.run([Part(payload, 0, count)])
-    cut = [one.discriminate.run([Part(payload, a, b)]) for a, b in pairwise(edges)]
-    mixed = one.discriminate.run([Part(payload, a, b) for a, b in pairwise(edges)])
+    whole = one.discriminate.run([BatchSlice(payload, 0, count)])
+    cut = [one.discriminate.run([BatchSlice(payload, a, b)]) for a, b in pairwise(edges)]
+    mixed = one.discriminate.run([BatchSlice(payload, a, b) for a, b in pairwise(edges)])
     assert whole.dtype == np.float32
     np.testing.assert_array_equal(np.concatenate(cut), whole)
     np.testing.assert_array_equal(mixed, whole)
@@ -148,20 +143,20 @@ def test_every_thread_of_an_engine_gives_a_row_the_same_bits(
     paper_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a thread for each processor, it makes no difference which of them computes a row, nor what the others do."""
-    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 3)
+    monkeypatch.setattr("service.engine.device.cpu_limit", lambda: 3)
     engine = Engine("cpu", exact=True)
     one = engine.load(paper_folder, {})
-    images = one.sample.run([Part(SamplePayload(3, 0, None, 1.0), 0, 70)])
+    images = one.sample.run([BatchSlice(SamplePayload(3, 0, None, 1.0), 0, 70)])
     payload = DiscriminatePayload(images, None)
-    logits = one.discriminate.run([Part(payload, 0, 70)])
+    logits = one.discriminate.run([BatchSlice(payload, 0, 70)])
 
     async def story() -> None:
         rows = [(0, 1), (5, 8), (33, 46), (69, 70), (0, 70), (2, 66)]
         calls = [
-            thread.run(lane.run, [Part(payload, start, stop)])
+            thread.run(runner.run, [BatchSlice(payload, start, stop)])
             for thread in engine.threads
             for start, stop in rows
-            for lane, payload in ((one.sample, SamplePayload(3, 0, None, 1.0)), (one.discriminate, judged))
+            for runner, payload in ((one.sample, SamplePayload(3, 0, None, 1.0)), (one.discriminate, judged))
         ]
         results = iter(await asyncio.gather(*calls))
         for _ in engine.threads:
@@ -186,9 +181,11 @@ def test_truncation_labels_and_seeds_make_a_difference(alone: dict[tuple[str, in
 def test_labels_reach_the_nets(loaded: dict[str, Loaded]) -> None:
     """The same latent with another label is another image, and the same image another logit."""
     one = loaded["cond"]
-    made = [one.sample.run([Part(SamplePayload(1, 0, np.array([label]), 1.0), 0, 1)]) for label in range(3)]
+    made = [one.sample.run([BatchSlice(SamplePayload(1, 0, np.array([label]), 1.0), 0, 1)]) for label in range(3)]
     assert len({image.tobytes() for image in made}) == 3
-    judged = [one.discriminate.run([Part(DiscriminatePayload(made[0], np.array([n])), 0, 1)])[0] for n in range(3)]
+    judged = [
+        one.discriminate.run([BatchSlice(DiscriminatePayload(made[0], np.array([n])), 0, 1)])[0] for n in range(3)
+    ]
     assert len({logit for logit, _ in judged}) == 3
     assert [label for _, label in judged] == [0, 1, 2]
 
@@ -202,7 +199,7 @@ def test_the_class_head_names_an_image_alone_as_beside_others(
     one = loaded["cond"]
     images = np.random.default_rng(4).integers(0, 256, (300, 8, 8, 1), dtype=np.uint8)
     unknown = np.full(300, UNKNOWN_LABEL)
-    named = one.discriminate.run([Part(DiscriminatePayload(images, unknown), 0, 300)])
+    named = one.discriminate.run([BatchSlice(DiscriminatePayload(images, unknown), 0, 300)])
     _, labels, scores = one.discriminator.judge(to_pixels(images[:REFERENCE_TILE]), torch.full((REFERENCE_TILE,), -1))
     np.testing.assert_array_equal(named[:REFERENCE_TILE, 1], labels.numpy())
     assert torch.equal(labels, scores.argmax(dim=1))
@@ -210,86 +207,80 @@ def test_the_class_head_names_an_image_alone_as_beside_others(
     given_too = data.draw(st.lists(st.booleans(), min_size=300, max_size=300))
     mixed = np.where(given_too, named[:, 1].astype(np.int64), unknown)  # to be given the head's own label is no change
     edges = [0, *sorted(cuts), 300]
-    parts = [one.discriminate.run([Part(DiscriminatePayload(images, mixed), a, b)]) for a, b in pairwise(edges)]
-    np.testing.assert_array_equal(np.concatenate(parts), named)
+    slices = [one.discriminate.run([BatchSlice(DiscriminatePayload(images, mixed), a, b)]) for a, b in pairwise(edges)]
+    np.testing.assert_array_equal(np.concatenate(slices), named)
 
 
-def test_lanes_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:
+def test_runners_say_what_they_really_compute(loaded: dict[str, Loaded]) -> None:
     """Padding comes from the tiles that were proven, which hold the largest batch."""
     for one in loaded.values():
-        for lane in (one.sample, one.discriminate):
-            assert lane.padded(1) == lane.tiles.sizes[0]
-            assert lane.padded(MAX_BATCH_ROWS) == MAX_BATCH_ROWS
-
-
-def test_an_engine_that_draws_other_noise_leaves_it_to_the_cpu(
-    monkeypatch: pytest.MonkeyPatch, tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded], caplog: Any
-) -> None:
-    """Its libraries' functions are tried before they are relied on, and the log says so."""
-    monkeypatch.setattr(
-        "models.inference.sampler.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
-    )
-    free = Engine("cpu", exact=False)
-    free.draws_noise = True
-    one = free.load(tiny_bundles["tiny"].folder, {})
-    assert not one.sample.draws_there
-    assert "noise is drawn on the CPU: cpu draws another" in caplog.text
-    part = sample_part(loaded["tiny"], 0, 1.0, 0, ROWS)
-    ours, exact = (lane.run([part]).astype(int) for lane in (one.sample, loaded["tiny"].sample))
-    assert np.abs(ours - exact).max() <= 1
+        for runner in (one.sample, one.discriminate):
+            assert runner.padded(1) == runner.tiles.sizes[0]
+            assert runner.padded(MAX_BATCH_ROWS) == MAX_BATCH_ROWS
 
 
 @pytest.mark.parametrize(("most", "largest"), [(10**6, 4096), (2048, 2048), (600, 512)])
 def test_an_engine_that_need_not_be_exact_ends_where_memory_does_too(most: int, largest: int) -> None:
-    """The largest tiles of a GPU are for one that has the memory."""
+    """Tiles that don't fit the device's memory are left out."""
 
     def net(rows: torch.Tensor, _: torch.Tensor | None) -> torch.Tensor:
         if len(rows) > most:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return rows
 
-    engine = Engine("cpu", exact=False)
-    tiles = engine._tiles(TILE_SIZES, net, torch.zeros(64, 1), None, torch.zeros(64, 1))  # noqa: SLF001 - a GPU's
+    tiles = tiles_that_fit(net, torch.zeros(64, 1), None, TILE_SIZES)  # a GPU's
     assert tiles.sizes[0] == 1
     assert tiles.sizes[-1] == largest
 
 
-def test_a_thread_may_run_every_size_first(loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a GPU's must, which plans convolutions for each thread; a CPU's runs a single row."""
-    one, run = loaded["cond"], Tiles.__call__
-    rows: list[int] = []
+def test_a_cpus_thread_runs_a_single_row_first(loaded: dict[str, Loaded], monkeypatch: pytest.MonkeyPatch) -> None:
+    """That is all that it needs before its first request."""
+    run, rows = Tiles.__call__, list[int]()
 
     def note(tiles: Tiles, given: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         rows.append(len(given))
         return run(tiles, given, labels)
 
     monkeypatch.setattr(Tiles, "__call__", note)
-    one.run_first_batches()
+    loaded["cond"].run_first_batches()
     assert rows == [1, 1]
-    rows.clear()
-    lane = dataclasses.replace(one.sample, device=torch.device("meta"))
-    monkeypatch.setattr("service.engine.engine._to_device", lambda array, _: torch.from_numpy(array))
-    dataclasses.replace(one, sample=lane).run_first_batches()
-    sizes = sorted({*one.sample.tiles.sizes, *one.discriminate.tiles.sizes})
-    assert rows == [size for size in sizes for _ in range(2)]
+
+
+@pytest.mark.slow
+def test_nothing_of_a_gpu_is_imported_where_there_is_none() -> None:
+    """An error in that code can't break a service on a CPU."""
+    program = """
+import sys
+from service.app import create_app
+from service.settings import Settings
+create_app(Settings(device="cpu"))
+print(*[name for name in sys.modules if name.startswith("service.engine.gpu")])
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []
 
 
 # Loading
 
 
-def test_bundles_that_come_and_go_share_what_is_traced(tiny_bundles: dict[str, Bundle], engine: Engine) -> None:
+def test_bundles_that_come_and_go_share_what_is_traced(
+    tiny_bundles: dict[str, Bundle],
+    engine: Engine,
+    loaded: dict[str, Loaded],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     """torch never frees a graph: loading again makes none, and other weights of one architecture give other images."""
-    folder = tiny_bundles["tiny"].folder
-    first = engine.load(folder, {})
-    graphs = dict(_graphs)
-    parts = [Part(SamplePayload(1, 0, None, 1.0), 0, 8)]
-    again = engine.load(folder, {})
-    assert dict(_graphs) == graphs
-    np.testing.assert_array_equal(first.sample.run(parts), again.sample.run(parts))
+    first, slices = loaded["tiny"], [BatchSlice(SamplePayload(1, 0, None, 1.0), 0, 8)]
+    with monkeypatch.context() as patch:
+        patch.delattr(torch.jit, "trace")
+        again = engine.load(tiny_bundles["tiny"].folder, {})
+    assert "layer by layer" not in caplog.text
+    np.testing.assert_array_equal(first.sample.run(slices), again.sample.run(slices))
     with torch.no_grad():
         for weight in again.generator.parameters():
             weight.mul_(-1)
-    assert not np.array_equal(first.sample.run(parts), again.sample.run(parts))
+    assert not np.array_equal(first.sample.run(slices), again.sample.run(slices))
 
 
 def test_two_engines_of_one_kind_have_the_same_fingerprints(
@@ -328,7 +319,7 @@ def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
     loaded: dict[str, Loaded], caplog: pytest.LogCaptureFixture, kind: str
 ) -> None:
     """The log's average holds for other seeds too; rows are the same in any batch, under another fingerprint."""
-    caplog.set_level("INFO", "service.engine.engine")
+    caplog.set_level("INFO", "service.engine")
     exact = loaded[kind]
     half = Engine("cpu", exact=True, precision="bfloat16").load(exact.folder, {})
     said = re.search(
@@ -437,9 +428,9 @@ def absurd(*_: Any) -> torch.Tensor:
         pytest.param(raising(IndexError("out of range")), IndexError, id="any other"),
     ],
 )
-def test_a_lane_says_what_kind_of_failure_it_was(run: Callable[..., Any], expected: type[Exception]) -> None:
+def test_a_runner_says_what_kind_of_failure_it_was(run: Callable[..., Any], expected: type[Exception]) -> None:
     """Short of memory, a lost device, or the rows' own fault: the batcher treats each in its own way."""
-    lane = SampleLane("toy", LatentSpec(dim=4, distribution="normal"), Tiles(run, [4]), CPU)
+    runner = SampleRunner("toy", Tiles(run, [4]), Device(), draw=lambda _: np.zeros((1, 4), np.float32))
     with pytest.raises(expected) as failure:
-        lane.run([Part(SamplePayload(0, 0, None, 1.0), 0, 1)])
+        runner.run([BatchSlice(SamplePayload(0, 0, None, 1.0), 0, 1)])
     assert failure.type is expected

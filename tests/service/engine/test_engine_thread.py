@@ -6,19 +6,14 @@ import math
 import threading
 import weakref
 from collections.abc import Iterator
-from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
-from models.inference.sampler import Tiles
-from models.spec import LatentSpec
-from service.engine.batcher import DeviceFailed, OutOfMemory, Part
-from service.engine.engine import SampleLane, SamplePayload
+from service.engine.batching.batch import DeviceFailed, OutOfMemory
+from service.engine.device import DeviceErrors
 from service.engine.engine_thread import EngineThread
-
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -61,15 +56,20 @@ def test_it_begins_with_what_it_was_told() -> None:
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_thread_that_cannot_begin_has_ended() -> None:
     """Nobody waits for it."""
+    threads: list[threading.Thread] = []
+
+    def fail() -> None:
+        threads.append(threading.current_thread())
+        raise RuntimeError("CUDA error: no device")
 
     async def story() -> None:
-        one = EngineThread("test", partial(throw, RuntimeError("CUDA error: no device")))
+        one = EngineThread("test", fail)
         with pytest.raises(DeviceFailed, match="thread has ended"):
             await one.run(math.sqrt, 4)
         assert not one.is_alive
-        one._thread.join()  # noqa: SLF001 - or what is said of its end would come to another test
 
     asyncio.run(story())
+    threads[0].join()  # or what is said of its end would come to another test
 
 
 def test_an_exception_comes_back_as_it_is(thread: EngineThread) -> None:
@@ -171,20 +171,15 @@ def test_the_thread_keeps_nothing_of_a_call_that_is_over(thread: EngineThread) -
     asyncio.run(story())
 
 
-def absurd(*_: Any) -> torch.Tensor:
-    return torch.empty(1 << 60, dtype=torch.uint8)
-
-
 def test_memory_is_free_again_before_a_failed_batch_is_retried(thread: EngineThread) -> None:
     """Once the caller has dropped the error, nothing of the failed call is left, even without a garbage collector."""
     seen: list[weakref.ref[Heavy]] = []
 
-    lane = SampleLane("toy", LatentSpec(dim=4, distribution="normal"), Tiles(absurd, [4]), CPU)
-
     def overflow(payload: Heavy) -> None:
         tensor = Heavy()
         seen.extend([weakref.ref(tensor), weakref.ref(payload)])
-        lane.run([Part(SamplePayload(0, 0, None, 1.0), 0, 1)])
+        with DeviceErrors():
+            torch.empty(1 << 60, dtype=torch.uint8)
 
     async def story() -> None:
         gc.collect()

@@ -29,7 +29,8 @@ from models.bundle import (
 )
 from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
 from service.engine.engine import Engine, Loaded
-from service.engine.model_manager import DEAD_AFTER_S, NOT_READY_AFTER_S, ModelManager
+from service.engine.health import DEAD_AFTER_S, NOT_READY_AFTER_S
+from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle
 from service.metrics import Metrics
 from service.settings import Settings
@@ -54,17 +55,17 @@ class Clock:
 async def started(settings: Settings, clock: Callable[[], float] | None = None) -> AsyncIterator[ModelManager]:
     """The core, from start to stop."""
     metrics = Metrics(CollectorRegistry())
-    serving = ModelManager(settings, metrics) if clock is None else ModelManager(settings, metrics, clock)
+    manager = ModelManager(settings, metrics) if clock is None else ModelManager(settings, metrics, clock)
     try:
-        await serving.start()
-        yield serving
+        await manager.start()
+        yield manager
     finally:
-        if not serving.is_draining:
-            await serving.stop()
+        if not manager.is_draining:
+            await manager.stop()
 
 
 @asynccontextmanager
-async def held(serving: ModelManager) -> AsyncIterator[threading.Event]:
+async def held(manager: ModelManager) -> AsyncIterator[threading.Event]:
     """Within the block the engine's thread is busy until the gate is opened, at the latest by the block's end."""
     gate, arrived, loop = threading.Event(), asyncio.Event(), asyncio.get_running_loop()
 
@@ -72,7 +73,7 @@ async def held(serving: ModelManager) -> AsyncIterator[threading.Event]:
         loop.call_soon_threadsafe(arrived.set)
         gate.wait(60)
 
-    [thread] = serving.engine.threads
+    [thread] = manager.engine.threads
     call = thread.run(wait)
     await arrived.wait()
     try:
@@ -82,11 +83,11 @@ async def held(serving: ModelManager) -> AsyncIterator[threading.Event]:
         await call
 
 
-async def sample(serving: ModelManager, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
+async def sample(manager: ModelManager, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
     """Images of a seed, the simplest way."""
-    found = bundle if isinstance(bundle, Bundle) else serving.find(bundle)
+    found = bundle if isinstance(bundle, Bundle) else manager.find(bundle)
     options = {"seed": 7, "first_index": 0, "labels": None, "truncation": 1.0, "deadline_s": 60.0} | more
-    images, _, _ = await serving.sample(found, count=count, **options)
+    images, _, _ = await manager.sample(found, count=count, **options)
     return images
 
 
@@ -96,8 +97,8 @@ async def until(condition: Callable[[], bool]) -> None:
         await asyncio.sleep(0.001)
 
 
-def value(serving: ModelManager, series: str, **labels: str) -> float | None:
-    return serving.metrics.registry.get_sample_value(series, labels)
+def value(manager: ModelManager, series: str, **labels: str) -> float | None:
+    return manager.metrics.registry.get_sample_value(series, labels)
 
 
 def place(bundle: Bundle, folder: Path) -> Path:
@@ -161,14 +162,14 @@ async def test_a_start_that_fails_says_why_in_one_line(
         damage(root / "tiny")
         words = str(root / "tiny" / GENERATOR)
     default = "other" if trouble == "default" else "tiny"
-    serving = ModelManager(tiny_settings(bundles=root, default_bundle=default), Metrics(CollectorRegistry()))
+    manager = ModelManager(tiny_settings(bundles=root, default_bundle=default), Metrics(CollectorRegistry()))
     with pytest.raises(BundleError) as error:
-        await serving.start()
+        await manager.start()
     assert words in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert serving.loaded() == []
-    assert serving.health.ready() == serving.health.started() == "the bundles are being loaded"
-    await serving.stop()
+    assert manager.loaded() == []
+    assert manager.health.ready() == manager.health.started() == "the bundles are being loaded"
+    await manager.stop()
 
 
 @pytest.mark.parametrize("default", [None, "mnist", "mnist@{version}"])
@@ -200,15 +201,15 @@ async def test_a_bad_bundle_is_refused_and_the_others_are_served(
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "load", vanishing(tmp_path / "gone"))
-        async with started(tiny_settings(bundles=tmp_path)) as serving:
-            assert [bundle.name for bundle in serving.loaded()] == ["rgb", "tiny"]
+        async with started(tiny_settings(bundles=tmp_path)) as manager:
+            assert [bundle.name for bundle in manager.loaded()] == ["rgb", "tiny"]
             for line, reason in zip(refusals(), reasons, strict=True):
                 assert line.startswith(reason)
-            waiting = {entry.name: entry.reason for entry in await serving.repository() if entry.state != "READY"}
+            waiting = {entry.name: entry.reason for entry in await manager.repository() if entry.state != "READY"}
             assert sorted(waiting) == ["broken", "gone", "twin"]
             for name, reason in zip(sorted(waiting), reasons, strict=True):
                 assert waiting[name].startswith(reason.removeprefix(f"{tmp_path}/"))
-            await sample(serving, "rgb")
+            await sample(manager, "rgb")
 
 
 def vanishing(folder: Path) -> Callable[..., Loaded]:
@@ -228,7 +229,7 @@ async def test_bundles_are_loaded_side_by_side(
     tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On two processors two bundles are loaded at once, each while the other is."""
-    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 2)
+    monkeypatch.setattr("service.engine.device.cpu_limit", lambda: 2)
     for name in ("one", "two", "three", "four"):
         place(tiny_bundles["tiny"], tmp_path / name)
     load, pair = Engine.load, threading.Barrier(2)
@@ -238,16 +239,16 @@ async def test_bundles_are_loaded_side_by_side(
         return load(*arguments)
 
     monkeypatch.setattr(Engine, "load", load_beside_another)
-    async with started(tiny_settings(bundles=tmp_path, default_bundle="one")) as serving:
-        assert sorted(bundle.name for bundle in serving.loaded()) == ["four", "one", "three", "two"]
-        assert len({(await sample(serving, name)).tobytes() for name in ("one", "two", "three", "four")}) == 1
+    async with started(tiny_settings(bundles=tmp_path, default_bundle="one")) as manager:
+        assert sorted(bundle.name for bundle in manager.loaded()) == ["four", "one", "three", "two"]
+        assert len({(await sample(manager, name)).tobytes() for name in ("one", "two", "three", "four")}) == 1
 
 
 async def test_of_two_bad_bundles_the_first_by_name_is_told(
     tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whichever is found out first: the same start fails with the same words."""
-    monkeypatch.setattr("service.engine.engine.cpu_limit", lambda: 2)
+    monkeypatch.setattr("service.engine.device.cpu_limit", lambda: 2)
     for name in ("a", "b"):
         damage(place(tiny_bundles["tiny"], tmp_path / name))
     load, over = Engine.load, threading.Event()
@@ -261,10 +262,10 @@ async def test_of_two_bad_bundles_the_first_by_name_is_told(
             over.set()
 
     monkeypatch.setattr(Engine, "load", load_the_second_first)
-    serving = ModelManager(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
+    manager = ModelManager(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
     with pytest.raises(BundleError, match=str(tmp_path / "a")):
-        await serving.start()
-    await serving.stop()
+        await manager.start()
+    await manager.stop()
 
 
 @pytest.mark.parametrize(
@@ -292,24 +293,24 @@ async def test_requests_that_name_no_bundle_get_the_default(
             async with started(settings):
                 pass
         return
-    async with started(settings) as serving:
-        assert serving.find(None).name == default
-        assert sorted(bundle.name for bundle in serving.loaded()) == sorted(names)
+    async with started(settings) as manager:
+        assert manager.find(None).name == default
+        assert sorted(bundle.name for bundle in manager.loaded()) == sorted(names)
 
 
 async def test_bundles_are_found_by_name_and_version(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
     """A name, or name@version; another name or version is an error that lists what there is."""
     version = tiny_bundles["rgb"].version
-    async with started(tiny_settings()) as serving:
-        assert serving.find("rgb").version == serving.find(f"rgb@{version}").version == version
+    async with started(tiny_settings()) as manager:
+        assert manager.find("rgb").version == manager.find(f"rgb@{version}").version == version
         for wrong in ("lion", "rgb@0123456789ab", f"rgb@{version}0", f"tiny@{version}"):
             with pytest.raises(UnknownBundle, match=f"rgb@{version}"):
-                serving.find(wrong)
-        fingerprints = {serving.fingerprint(bundle) for bundle in serving.loaded()}
+                manager.find(wrong)
+        fingerprints = {manager.fingerprint(bundle) for bundle in manager.loaded()}
         assert len(fingerprints) == 3
         for name, bundle in tiny_bundles.items():
-            assert value(serving, "gan_bundle_info", bundle=name, version=bundle.version, device="cpu") == 1
-            assert (value(serving, "gan_warmup_seconds", bundle=name) or 0) > 0
+            assert value(manager, "gan_bundle_info", bundle=name, version=bundle.version, device="cpu") == 1
+            assert (value(manager, "gan_warmup_seconds", bundle=name) or 0) > 0
 
 
 # Work
@@ -317,24 +318,24 @@ async def test_bundles_are_found_by_name_and_version(tiny_settings: Make, tiny_b
 
 async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
     """What callers get, many at a time, is what the nets give for their latents and images alone."""
-    async with started(tiny_settings()) as serving:
+    async with started(tiny_settings()) as manager:
         for name, plain in tiny_bundles.items():
             bundle = plain.packed()
             classes = None if bundle.manifest.labels is None else [2, 0, 1, 1, 0]
             labels = None if classes is None else torch.tensor(classes)
             options = {"labels": classes, "truncation": 0.5, "first_index": 3}
             images, again, pair = await asyncio.gather(
-                sample(serving, name, 5, **options),
-                sample(serving, name, 5, **options),
-                sample(serving, name, 2, **options | {"labels": classes and classes[1:3], "first_index": 4}),
+                sample(manager, name, 5, **options),
+                sample(manager, name, 5, **options),
+                sample(manager, name, 2, **options | {"labels": classes and classes[1:3], "first_index": 4}),
             )
             z = torch.from_numpy(draw_latents(bundle.manifest.latent, 7, 3, 5) * np.float32(0.5))
             expected = to_uint8(Tiles(bundle.generator, [REFERENCE_TILE])(z, labels))
             np.testing.assert_array_equal(images, expected)
             np.testing.assert_array_equal(again, expected)
             np.testing.assert_array_equal(pair, expected[1:3])
-            found = serving.find(name)
-            logits, judged_as, timing = await serving.discriminate(found, images, labels=classes, deadline_s=60)
+            found = manager.find(name)
+            logits, judged_as, timing = await manager.discriminate(found, images, labels=classes, deadline_s=60)
             assert judged_as == classes
             judged = Tiles(bundle.discriminator, [REFERENCE_TILE])(to_pixels(images), labels)
             np.testing.assert_array_equal(logits, judged.numpy())
@@ -343,40 +344,40 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
 
 
 async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
-    """From the seed, at the training data's frequencies, the same for an index in any request; and they are told."""
+    """From the seed, at the training data's frequencies, the same for an index in any request; the result has them."""
     frequencies = tiny_bundles["cond"].manifest.latent.label_frequencies
     assert frequencies is not None
-    async with started(tiny_settings()) as serving:
-        cond = serving.find("cond")
+    async with started(tiny_settings()) as manager:
+        cond = manager.find("cond")
         fixed: dict[str, Any] = {"seed": 11, "truncation": 1.0, "deadline_s": 60}
-        images, labels, _ = await serving.sample(cond, first_index=0, labels=None, count=4000, **fixed)
+        images, labels, _ = await manager.sample(cond, first_index=0, labels=None, count=4000, **fixed)
         assert labels is not None
         assert labels == draw_labels(frequencies, 11, 0, 4000).tolist()
         assert np.bincount(labels) / 4000 == pytest.approx(frequencies, abs=0.03)
-        part, few, _ = await serving.sample(cond, first_index=1000, labels=None, count=3, **fixed)
+        part, few, _ = await manager.sample(cond, first_index=1000, labels=None, count=3, **fixed)
         assert few == labels[1000:1003]
         np.testing.assert_array_equal(part, images[1000:1003])
-        named, given, _ = await serving.sample(cond, first_index=1000, labels=few, count=3, **fixed)
+        named, given, _ = await manager.sample(cond, first_index=1000, labels=few, count=3, **fixed)
         assert given == few
         np.testing.assert_array_equal(named, part)
-        _, none, _ = await serving.sample(serving.find("tiny"), first_index=0, labels=None, count=3, **fixed)
+        _, none, _ = await manager.sample(manager.find("tiny"), first_index=0, labels=None, count=3, **fixed)
         assert none is None
 
 
 async def test_a_full_queue_and_a_passed_deadline_come_through(tiny_settings: Make) -> None:
-    """While the engine is held: who finds no room is refused at once, and who waited too long hears of it."""
-    async with started(tiny_settings(max_queued_images=20, max_count=20)) as serving, held(serving):
-        first = asyncio.create_task(sample(serving, count=1))
-        await until(lambda: serving.batcher.busy_s() > 0)
-        waiting = asyncio.create_task(sample(serving, count=20, deadline_s=0.05))
-        await until(lambda: serving.batcher.queued_rows == 20)
+    """While the engine is held, who finds no room is refused at once, and who waits too long gets an error."""
+    async with started(tiny_settings(max_queued_images=20, max_count=20)) as manager, held(manager):
+        first = asyncio.create_task(sample(manager, count=1))
+        await until(lambda: manager.batcher.busy_s() > 0)
+        waiting = asyncio.create_task(sample(manager, count=20, deadline_s=0.05))
+        await until(lambda: manager.batcher.queued_rows == 20)
         with pytest.raises(QueueFull):
-            serving.admit()
+            manager.admit()
         with pytest.raises(QueueFull):
-            await sample(serving)
+            await sample(manager)
         with pytest.raises(DeadlinePassed):
             await waiting
-        serving.admit()
+        manager.admit()
         first.cancel()
 
 
@@ -385,56 +386,56 @@ async def test_a_full_queue_and_a_passed_deadline_come_through(tiny_settings: Ma
 
 async def test_health_tells_of_the_start(tiny_settings: Make) -> None:
     """Alive from the first moment, ready when every bundle is warm; until then, requests are told to come back."""
-    serving = ModelManager(tiny_settings(), Metrics(CollectorRegistry()))
-    health = serving.health
+    manager = ModelManager(tiny_settings(), Metrics(CollectorRegistry()))
+    health = manager.health
     assert health.live() is None
     assert health.ready() == health.started() == "the bundles are being loaded"
-    assert value(serving, "gan_ready") == 0
-    for ask in (serving.admit, lambda: serving.find(None)):
+    assert value(manager, "gan_ready") == 0
+    for ask in (manager.admit, lambda: manager.find(None)):
         with pytest.raises(NotReady, match="being loaded"):
             ask()
-    await serving.start()
-    assert (health.live(), health.ready(), health.started(), value(serving, "gan_ready")) == (None, None, None, 1)
-    serving.admit()
-    await serving.stop()
+    await manager.start()
+    assert (health.live(), health.ready(), health.started(), value(manager, "gan_ready")) == (None, None, None, 1)
+    manager.admit()
+    await manager.stop()
 
 
 async def test_a_stuck_engine_is_not_ready_then_dead_then_well_again(tiny_settings: Make) -> None:
     """One batch takes too long: traffic is sent elsewhere, then the process is to be replaced; unless it recovers."""
     clock = Clock()
-    async with started(tiny_settings(), clock) as serving:
-        health = serving.health
-        async with held(serving) as gate:
+    async with started(tiny_settings(), clock) as manager:
+        health = manager.health
+        async with held(manager) as gate:
             clock.now += 1000  # idle for long is not stuck
-            waiting = asyncio.create_task(sample(serving))
+            waiting = asyncio.create_task(sample(manager))
             labels = {"bundle": "tiny", "operation": "sample", "closed_by": "idle"}
-            await until(lambda: value(serving, "gan_batches_total", **labels) == 1)
+            await until(lambda: value(manager, "gan_batches_total", **labels) == 1)
             clock.now += NOT_READY_AFTER_S
             assert (health.live(), health.ready()) == (None, None)
             clock.now += 0.1
             assert health.ready() == f"the engine has been in one batch for over {NOT_READY_AFTER_S:g} s"
-            assert (health.live(), health.started(), value(serving, "gan_ready")) == (None, None, 0)
+            assert (health.live(), health.started(), value(manager, "gan_ready")) == (None, None, 0)
             with pytest.raises(NotReady, match="in one batch"):
-                serving.admit()
+                manager.admit()
             clock.now += DEAD_AFTER_S - NOT_READY_AFTER_S
             assert health.live() == f"the engine has been in one batch for over {DEAD_AFTER_S:g} s"
             assert health.ready() is not None
             gate.set()
             await waiting
-            assert (health.live(), health.ready(), value(serving, "gan_ready")) == (None, None, 1)
-            serving.admit()
+            assert (health.live(), health.ready(), value(manager, "gan_ready")) == (None, None, 1)
+            manager.admit()
 
 
 async def test_a_new_bundle_that_hangs_in_its_first_batch_is_seen(
     tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is none of the batcher's batches, but it holds the engine's thread all the same."""
-    monkeypatch.setattr("service.engine.model_manager.NOT_READY_AFTER_S", 0.05)
-    async with started(tiny_settings()) as serving, held(serving) as gate:
-        await until(lambda: serving.health.ready() is not None)
-        assert serving.health.live() is None
+    monkeypatch.setattr("service.engine.health.NOT_READY_AFTER_S", 0.05)
+    async with started(tiny_settings()) as manager, held(manager) as gate:
+        await until(lambda: manager.health.ready() is not None)
+        assert manager.health.live() is None
         gate.set()
-        await until(lambda: serving.health.ready() is None)
+        await until(lambda: manager.health.ready() is None)
 
 
 async def test_a_device_that_is_lost_while_a_bundle_is_loaded_is_lost_for_all(
@@ -445,30 +446,30 @@ async def test_a_device_that_is_lost_while_a_bundle_is_loaded_is_lost_for_all(
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: the device fell off the bus")
 
-    async with started(tiny_settings()) as serving:
+    async with started(tiny_settings()) as manager:
         monkeypatch.setattr("service.engine.engine.read_bundle", fail)
         with pytest.raises(NotReady, match="device failed"):
-            await serving.reload()
-        assert serving.health.live() == "the device failed"
-        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="refused") is None
+            await manager.reload()
+        assert manager.health.live() == "the device failed"
+        assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="refused") is None
 
 
 async def test_busy_is_neither_stuck_nor_dead(tiny_settings: Make) -> None:
     """A queue that takes many minutes, of batches that each take seconds, is healthy from beginning to end."""
     clock = Clock()
-    async with started(tiny_settings(), clock) as serving:
-        bundle = serving.find("tiny")
+    async with started(tiny_settings(), clock) as manager:
+        bundle = manager.find("tiny")
         tiles, fast = bundle.sample.tiles, bundle.sample.tiles.run
         seen: list[str | None] = []
 
         def slow(rows: torch.Tensor, labels: torch.Tensor | None) -> torch.Tensor:
             clock.now += NOT_READY_AFTER_S - 0.5
-            seen.extend([serving.health.ready(), serving.health.live()])
+            seen.extend([manager.health.ready(), manager.health.live()])
             return fast(rows, labels)
 
         tiles.run = slow
         tiles.sizes = (512,)
-        await asyncio.gather(*(sample(serving, "tiny", 4096, deadline_s=10_000) for _ in range(3)))
+        await asyncio.gather(*(sample(manager, "tiny", 4096, deadline_s=10_000) for _ in range(3)))
         assert len(seen) == 2 * 3 * 4096 / 512
         assert set(seen) == {None}
         assert clock.now > 5 * DEAD_AFTER_S
@@ -476,84 +477,84 @@ async def test_busy_is_neither_stuck_nor_dead(tiny_settings: Make) -> None:
 
 async def test_an_engine_thread_that_has_ended_fails_everyone_at_once(tiny_settings: Make) -> None:
     """Its callers don't wait for their deadlines, newcomers are refused, and health says that it won't come back."""
-    async with started(tiny_settings()) as serving:
-        async with held(serving):
-            tasks = [asyncio.create_task(sample(serving, name, 600)) for name in ("tiny", "rgb")]
-            serving.engine.threads[0].stop()
-            await until(lambda: serving.batcher.queued_rows == 1200 - 512)
+    async with started(tiny_settings()) as manager:
+        async with held(manager):
+            tasks = [asyncio.create_task(sample(manager, name, 600)) for name in ("tiny", "rgb")]
+            manager.engine.threads[0].stop()
+            await until(lambda: manager.batcher.queued_rows == 1200 - 512)
         for task in tasks:
             with pytest.raises(NotReady):
                 await task
-        await until(lambda: not serving.engine.threads[0].is_alive)
-        assert serving.health.live() == serving.health.ready() == "a thread of the engine has ended"
-        assert serving.batcher.failure == "the device failed"
-        assert value(serving, "gan_ready") == 0
+        await until(lambda: not manager.engine.threads[0].is_alive)
+        assert manager.health.live() == manager.health.ready() == "a thread of the engine has ended"
+        assert manager.batcher.failure == "the device failed"
+        assert value(manager, "gan_ready") == 0
         with pytest.raises(NotReady):
-            serving.admit()
+            manager.admit()
 
 
 async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> None:
     """After a device error nothing is ready or alive, however well the thread may be."""
-    async with started(tiny_settings()) as serving:
+    async with started(tiny_settings()) as manager:
 
         def lose(*_: Any) -> torch.Tensor:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        serving.find("tiny").sample.tiles.run = lose
+        manager.find("tiny").sample.tiles.run = lose
         with pytest.raises(NotReady, match="the device failed"):
-            await sample(serving, "tiny")
-        assert serving.engine.threads[0].is_alive
-        assert serving.health.live() == serving.health.ready() == "the device failed"
-        assert serving.health.started() is None
+            await sample(manager, "tiny")
+        assert manager.engine.threads[0].is_alive
+        assert manager.health.live() == manager.health.ready() == "the device failed"
+        assert manager.health.started() is None
         with pytest.raises(NotReady, match="the device failed"):
-            await sample(serving, "rgb")
+            await sample(manager, "rgb")
 
 
 # Drain
 
 
 async def test_a_stop_says_so_first_and_finishes_what_was_accepted(tiny_settings: Make) -> None:
-    """Not ready at once, open for the drain delay, then closed to newcomers; whoever was let in gets an answer."""
-    async with started(tiny_settings()) as serving, held(serving) as gate:
-        early = asyncio.create_task(sample(serving, count=5))
-        stop = asyncio.create_task(serving.stop(delay_s=0.2))
-        await until(lambda: serving.is_draining)
-        assert serving.health.ready() == "draining"
-        assert value(serving, "gan_ready") == 0
-        assert serving.health.live() is None
-        serving.admit()
-        late = asyncio.create_task(sample(serving, count=3))
-        await until(lambda: serving.batcher.is_draining)
-        for refused in (serving.admit, serving.batcher.admit):
+    """Not ready at once; requests are let in during the drain delay and not after it; all that were get an answer."""
+    async with started(tiny_settings()) as manager, held(manager) as gate:
+        early = asyncio.create_task(sample(manager, count=5))
+        stop = asyncio.create_task(manager.stop(delay_s=0.2))
+        await until(lambda: manager.is_draining)
+        assert manager.health.ready() == "draining"
+        assert value(manager, "gan_ready") == 0
+        assert manager.health.live() is None
+        manager.admit()
+        late = asyncio.create_task(sample(manager, count=3))
+        await until(lambda: manager.batcher.is_draining)
+        for refused in (manager.admit, manager.batcher.admit):
             with pytest.raises(Draining):
                 refused()
         with pytest.raises(Draining):
-            await sample(serving)
+            await sample(manager)
         gate.set()
         assert (len(await early), len(await late)) == (5, 3)
         await stop
-        await until(lambda: not serving.engine.threads[0].is_alive)
+        await until(lambda: not manager.engine.threads[0].is_alive)
 
 
 async def test_a_stop_does_not_wait_for_a_stuck_engine(tiny_settings: Make) -> None:
     """When the drain time-out is over, those who still wait are told, and the stop is over too."""
-    async with started(tiny_settings(drain_timeout_s=0.05)) as serving, held(serving):
-        waiting = asyncio.create_task(sample(serving, count=5))
-        await until(lambda: serving.batcher.queued_rows == 0 and serving.batcher.busy_s() > 0)
-        await serving.stop()
+    async with started(tiny_settings(drain_timeout_s=0.05)) as manager, held(manager):
+        waiting = asyncio.create_task(sample(manager, count=5))
+        await until(lambda: manager.batcher.queued_rows == 0 and manager.batcher.busy_s() > 0)
+        await manager.stop()
         with pytest.raises(Draining):
             await waiting
 
 
 async def test_a_stop_before_the_start_is_over(tiny_settings: Make) -> None:
     """A signal comes while bundles are loaded: the stop waits for nothing."""
-    serving = ModelManager(tiny_settings(), Metrics(CollectorRegistry()))
-    starting = asyncio.create_task(serving.start())
+    manager = ModelManager(tiny_settings(), Metrics(CollectorRegistry()))
+    starting = asyncio.create_task(manager.start())
     await asyncio.sleep(0)
     starting.cancel()
-    await serving.stop()
+    await manager.stop()
     with pytest.raises(Draining):
-        serving.admit()
+        manager.admit()
     with pytest.raises(asyncio.CancelledError):
         await starting
 
@@ -573,24 +574,24 @@ async def test_a_reload_takes_up_what_is_new_and_keeps_what_is_not(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
 ) -> None:
     """A new version, a new bundle, one that vanished and one that stayed: each is seen for what it is, and counted."""
-    async with started(tiny_settings(bundles=root)) as serving:
+    async with started(tiny_settings(bundles=root)) as manager:
         place(tiny_bundles["cond"], root / "cond")
-        await serving.reload()
+        await manager.reload()
         assert refusals() == []
-        old = {bundle.name: bundle for bundle in serving.loaded()}
-        before = await sample(serving, "tiny")
+        old = {bundle.name: bundle for bundle in manager.loaded()}
+        before = await sample(manager, "tiny")
         new = place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         shutil.rmtree(root / "rgb")
-        await serving.reload()
+        await manager.reload()
         assert refusals() == []
-        assert {bundle.name for bundle in serving.loaded()} == {"tiny", "cond"}
-        assert serving.find("cond") is old["cond"]
-        assert serving.find("tiny").version == new.version != old["tiny"].version
-        assert not np.array_equal(await sample(serving, "tiny"), before)
+        assert {bundle.name for bundle in manager.loaded()} == {"tiny", "cond"}
+        assert manager.find("cond") is old["cond"]
+        assert manager.find("tiny").version == new.version != old["tiny"].version
+        assert not np.array_equal(await sample(manager, "tiny"), before)
         with pytest.raises(UnknownBundle):
-            serving.find("rgb")
+            manager.find("rgb")
         swaps = {
-            (name, result): value(serving, "gan_bundle_swaps_total", bundle=name, result=result)
+            (name, result): value(manager, "gan_bundle_swaps_total", bundle=name, result=result)
             for name in ("tiny", "rgb", "cond")
             for result in ("loaded", "unloaded", "refused")
         }
@@ -601,38 +602,38 @@ async def test_a_reload_takes_up_what_is_new_and_keeps_what_is_not(
         }
         infos = {
             (s.labels["bundle"], s.labels["version"])
-            for s in next(m for m in serving.metrics.registry.collect() if m.name == "gan_bundle_info").samples
+            for s in next(m for m in manager.metrics.registry.collect() if m.name == "gan_bundle_info").samples
         }
         assert infos == {("tiny", new.version), ("cond", old["cond"].version)}
-        assert value(serving, "gan_warmup_seconds", bundle="rgb") is None
+        assert value(manager, "gan_warmup_seconds", bundle="rgb") is None
 
 
 async def test_a_request_goes_on_with_the_version_that_it_found(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle]
 ) -> None:
     """Found before the swap and asked after it, or waiting in the queue meanwhile: old bytes, and no error."""
-    async with started(tiny_settings(bundles=root)) as serving:
-        old, expected = serving.find("tiny"), await sample(serving, "tiny", 3)
-        waiting = asyncio.create_task(sample(serving, old, 3))
+    async with started(tiny_settings(bundles=root)) as manager:
+        old, expected = manager.find("tiny"), await sample(manager, "tiny", 3)
+        waiting = asyncio.create_task(sample(manager, old, 3))
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        await serving.reload()
-        new = serving.find("tiny")
+        await manager.reload()
+        new = manager.find("tiny")
         np.testing.assert_array_equal(await waiting, expected)
-        np.testing.assert_array_equal(await sample(serving, old, 3), expected)
-        assert not np.array_equal(await sample(serving, new, 3), expected)
-        assert serving.fingerprint(old) != serving.fingerprint(new)
-        await serving.discriminate(old, expected, labels=None, deadline_s=60)
+        np.testing.assert_array_equal(await sample(manager, old, 3), expected)
+        assert not np.array_equal(await sample(manager, new, 3), expected)
+        assert manager.fingerprint(old) != manager.fingerprint(new)
+        await manager.discriminate(old, expected, labels=None, deadline_s=60)
 
 
 async def test_a_replaced_bundle_leaves_memory(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle]
 ) -> None:
     """Once the last request that found it is over, nothing refers to the old version."""
-    async with started(tiny_settings(bundles=root)) as serving:
-        await sample(serving, "tiny")
-        old = weakref.ref(serving.find("tiny"))
+    async with started(tiny_settings(bundles=root)) as manager:
+        await sample(manager, "tiny")
+        old = weakref.ref(manager.find("tiny"))
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        await serving.reload()
+        await manager.reload()
         gc.collect()
         assert old() is None
 
@@ -641,20 +642,20 @@ async def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
 ) -> None:
     """The reason comes back in one line, the others are reloaded all the same, and mended it is taken up."""
-    async with started(tiny_settings(bundles=root)) as serving:
-        expected = await sample(serving, "tiny", 3)
-        version = serving.find("tiny").version
+    async with started(tiny_settings(bundles=root)) as manager:
+        expected = await sample(manager, "tiny", 3)
+        version = manager.find("tiny").version
         new = place_version(tiny_bundles["rgb"], root / "rgb", 0.5)
         damage(root / "tiny")
-        await serving.reload()
+        await manager.reload()
         [reason] = refusals()
         assert str(root / "tiny" / GENERATOR) in reason
         assert len(reason.splitlines()) == 1
-        assert (serving.find("tiny").version, serving.find("rgb").version) == (version, new.version)
-        np.testing.assert_array_equal(await sample(serving, "tiny", 3), expected)
-        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="refused") == 1
+        assert (manager.find("tiny").version, manager.find("rgb").version) == (version, new.version)
+        np.testing.assert_array_equal(await sample(manager, "tiny", 3), expected)
+        assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="refused") == 1
         damage(root / "tiny")  # the same bit again
-        await serving.reload()
+        await manager.reload()
         assert refusals() == []
 
 
@@ -671,16 +672,16 @@ async def test_a_bundle_that_fails_its_first_batch_is_refused(
     def fail(_: Any) -> None:
         raise RuntimeError("no kernel image is available")
 
-    async with started(tiny_settings(bundles=root)) as serving:
-        version = serving.find("tiny").version
+    async with started(tiny_settings(bundles=root)) as manager:
+        version = manager.find("tiny").version
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         monkeypatch.setattr("service.engine.engine.Loaded.run_first_batches", fail)
-        await serving.reload()
+        await manager.reload()
         assert "no kernel image" in caplog.text
         assert refusals()[-1] == f"{root / 'tiny'}: it can't be run: RuntimeError"
-        assert "no kernel image" not in str(await serving.repository())  # clients hear nothing of the inside
-        assert serving.find("tiny").version == version
-        await sample(serving, "tiny")
+        assert "no kernel image" not in str(await manager.repository())  # clients hear nothing of the inside
+        assert manager.find("tiny").version == version
+        await sample(manager, "tiny")
 
 
 @pytest.mark.parametrize("how", ["reload", "load"])
@@ -692,27 +693,27 @@ async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_
     def fail(*_: object) -> None:
         raise AssertionError
 
-    async with started(tiny_settings(bundles=root)) as serving:
-        old, other, expected = serving.find("tiny"), serving.find("rgb"), await sample(serving, "tiny", 3)
-        async with held(serving) as gate:
-            waiting = asyncio.create_task(sample(serving, old, 3))
+    async with started(tiny_settings(bundles=root)) as manager:
+        old, other, expected = manager.find("tiny"), manager.find("rgb"), await sample(manager, "tiny", 3)
+        async with held(manager) as gate:
+            waiting = asyncio.create_task(sample(manager, old, 3))
             record_evaluation(old, {"fld": 3})
             monkeypatch.setattr("models.bundle.build_networks", fail)
             monkeypatch.setattr(
                 "service.engine.engine.Loaded.run_first_batches", fail
             )  # for which the thread is not free
-            await (serving.reload() if how == "reload" else serving.load("tiny"))
-            new = serving.find("tiny")
+            await (manager.reload() if how == "reload" else manager.load("tiny"))
+            new = manager.find("tiny")
             assert new.manifest.evaluation == {"fld": 3}
             assert old.manifest.evaluation == {}
             assert (new.version, new.generator, new.sample) == (old.version, old.generator, old.sample)
-            assert serving.find("rgb") is other
+            assert manager.find("rgb") is other
             gate.set()
         np.testing.assert_array_equal(await waiting, expected)
-        np.testing.assert_array_equal(await sample(serving, new, 3), expected)
+        np.testing.assert_array_equal(await sample(manager, new, 3), expected)
         record_evaluation(new, {"fld": 2})  # the next time too
-        await serving.reload()
-        assert serving.find("tiny").manifest.evaluation == {"fld": 2}
+        await manager.reload()
+        assert manager.find("tiny").manifest.evaluation == {"fld": 2}
 
 
 @pytest.mark.parametrize("loss", ["all", "default", "folder", "pinned"])
@@ -721,8 +722,8 @@ async def test_a_reload_that_would_leave_nothing_to_serve_changes_nothing(
 ) -> None:
     """No bundles, or not the default one in the version that the setting pins: an error, and the old ones go on."""
     default = f"tiny@{tiny_bundles['tiny'].version}" if loss == "pinned" else "tiny"
-    async with started(tiny_settings(bundles=root, default_bundle=default)) as serving:
-        before = serving.loaded()
+    async with started(tiny_settings(bundles=root, default_bundle=default)) as manager:
+        before = manager.loaded()
         if loss == "pinned":
             place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         else:
@@ -730,9 +731,9 @@ async def test_a_reload_that_would_leave_nothing_to_serve_changes_nothing(
         if loss == "all":
             shutil.rmtree(root / "rgb")
         with pytest.raises(BundleError):
-            await serving.reload()
-        assert serving.loaded() == before
-        await sample(serving)
+            await manager.reload()
+        assert manager.loaded() == before
+        await sample(manager)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights there")
@@ -740,48 +741,48 @@ async def test_a_bundle_whose_folder_can_no_longer_be_looked_into_goes_on(
     root: Path, tiny_settings: Make, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Who can't see what is in it can't say that the bundle has gone."""
-    async with started(tiny_settings(bundles=root)) as serving:
-        rgb = serving.find("rgb")
+    async with started(tiny_settings(bundles=root)) as manager:
+        rgb = manager.find("rgb")
         shutil.rmtree(root / "rgb")
         (root / "rgb").symlink_to("rgb")
-        await serving.reload()
-        assert serving.find("rgb") is rgb
+        await manager.reload()
+        assert manager.find("rgb") is rgb
         assert f"no bundle: {root / 'rgb'}: Too many levels of symbolic links" in caplog.text
         (root / "rgb").unlink()
-        await serving.reload()
+        await manager.reload()
         with pytest.raises(UnknownBundle):
-            serving.find("rgb")
+            manager.find("rgb")
 
 
 async def test_a_second_bundle_of_one_name_is_refused_by_a_reload(
     root: Path, tiny_settings: Make, refusals: Refusals
 ) -> None:
     """Two folders claim a name: the first keeps it, the second is told."""
-    async with started(tiny_settings(bundles=root)) as serving:
-        tiny = serving.find("tiny")
+    async with started(tiny_settings(bundles=root)) as manager:
+        tiny = manager.find("tiny")
         shutil.copytree(root / "tiny", root / "twin")
-        await serving.reload()
+        await manager.reload()
         [reason] = refusals()
         assert reason == f"{root / 'twin'}: it is named tiny, as is what tiny/ holds"
-        assert serving.find("tiny") is tiny
+        assert manager.find("tiny") is tiny
 
 
 async def test_reloads_come_one_after_another(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
 ) -> None:
     """Two signals at once: the second finds what the first has loaded, and has nothing to do."""
-    async with started(tiny_settings(bundles=root)) as serving:
+    async with started(tiny_settings(bundles=root)) as manager:
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        await asyncio.gather(serving.reload(), serving.reload())
+        await asyncio.gather(manager.reload(), manager.reload())
         assert refusals() == []
-        assert value(serving, "gan_bundle_swaps_total", bundle="tiny", result="loaded") == 1
+        assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="loaded") == 1
 
 
 async def test_swaps_under_load_lose_nothing(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], refusals: Refusals
 ) -> None:
     """Clients ask without pause while versions come and go: every answer is one version's, whole, and none fails."""
-    async with started(tiny_settings(bundles=root)) as serving:
+    async with started(tiny_settings(bundles=root)) as manager:
         versions = {
             place_version(tiny_bundles["tiny"], root / "tiny", factor).version: factor for factor in (1.0, 0.5, 0.25)
         }
@@ -791,15 +792,15 @@ async def test_swaps_under_load_lose_nothing(
         async def client() -> None:
             nonlocal answers
             while not is_over:
-                bundle = serving.find("tiny")
-                images = await sample(serving, bundle, 40)
+                bundle = manager.find("tiny")
+                images = await sample(manager, bundle, 40)
                 assert known.setdefault(bundle.version, images.tobytes()) == images.tobytes()
                 answers += 1
 
         clients = [asyncio.create_task(client()) for _ in range(4)]
         for factor in (0.25, 0.5, 1.0, 0.5, 0.25, 1.0):
             place_version(tiny_bundles["tiny"], root / "tiny", factor)
-            await serving.reload()
+            await manager.reload()
             assert refusals() == []
             enough = answers + 8
 

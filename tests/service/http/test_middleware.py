@@ -24,7 +24,7 @@ Problem = Callable[[httpx.Response, int, str], str]
 
 
 def metric(app: FastAPI, name: str, **labels: str) -> float:
-    return app.state.serving.metrics.registry.get_sample_value(name, labels) or 0.0
+    return app.state.manager.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 # ----------------------------------------------------------------------------------------------- ids, routes, methods
@@ -51,7 +51,7 @@ async def test_unknown_paths_share_one_series(client: httpx.AsyncClient, app: Fa
     """A scanner with a thousand paths adds no series: paths are the client's words, routes are ours."""
 
     def series() -> int:
-        return sum(len(family.samples) for family in app.state.serving.metrics.registry.collect())
+        return sum(len(family.samples) for family in app.state.manager.metrics.registry.collect())
 
     problem(await client.get("/wp-login.php"), 404, "not_found")
     before, requests = series(), metric(app, "gan_requests_total", route="unmatched", method="GET", status="404")
@@ -129,16 +129,16 @@ async def test_a_rejection_is_counted_once_with_its_reason(client: httpx.AsyncCl
 def own(caplog: pytest.LogCaptureFixture) -> list[Any]:
     """Lines of requests that this thread answered; the live server of other tests has its own."""
     here = threading.get_ident()
-    return [record for record in caplog.records if hasattr(record, "facts") and record.thread == here]
+    return [record for record in caplog.records if hasattr(record, "fields") and record.thread == here]
 
 
 @pytest.mark.anyio
-async def test_each_request_is_one_line_of_facts(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
+async def test_each_request_is_one_line_of_fields(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     """Method, route, status, duration, and what the request was about."""
     with caplog.at_level(logging.INFO, "service"):
         await client.get("/sample?seed=1&count=3&bundle=rgb")
         await client.get("/bundles/tiny")
-    lines = [record.facts for record in own(caplog)]
+    lines = [record.fields for record in own(caplog)]
     assert [(line["method"], line["route"], line["status"]) for line in lines] == [
         ("GET", "/sample", 200),
         ("GET", "/bundles/{name}", 200),
@@ -170,7 +170,7 @@ async def test_a_bug_is_500_and_leaves_a_traceback(
     def bug(_: object) -> None:
         raise ZeroDivisionError("a secret")
 
-    monkeypatch.setattr(app.state.serving, "find", bug)
+    monkeypatch.setattr(app.state.manager, "find", bug)
     assert "secret" not in problem(await client.get("/sample"), 500, "internal")
     assert "ZeroDivisionError: a secret" in caplog.text
     assert metric(app, "gan_requests_in_flight", route="/sample") == 0
@@ -312,7 +312,7 @@ def test_a_reply_is_the_same_however_it_is_sent(live: Any, head: tuple[str, ...]
 
 def test_a_connection_outlives_a_refused_body(live: Any, wire: Wire) -> None:
     """413 comes before the body; whoever sends it all the same can go on with the next request."""
-    wire.send(*UPLOAD, f"Content-Length: {live.app.state.serving.settings.max_body_bytes + 1}")
+    wire.send(*UPLOAD, f"Content-Length: {live.app.state.manager.settings.max_body_bytes + 1}")
     status, headers, _ = wire.read()
     assert status == 413
     assert "connection" not in headers
@@ -338,7 +338,7 @@ def test_a_body_without_end_is_cut_off(wire: Wire) -> None:
 def refused_while_sending(server: Any, connection: str = "close") -> Wire:
     """A client that closes after one request, has sent some of the body, and could read that it is too large."""
     wire = Wire(server.port)
-    size = server.app.state.serving.settings.max_body_bytes + 2**20
+    size = server.app.state.manager.settings.max_body_bytes + 2**20
     wire.send(*UPLOAD, f"Connection: {connection}", f"Content-Length: {size}", body=bytes(2**20))
     return wire
 
@@ -351,7 +351,7 @@ def send_for_ever(wire: Wire) -> None:
 def test_who_is_refused_while_sending_can_read_why(live: Any) -> None:
     """A connection that is closed under a client that still sends is reset, and the reply in it lost."""
     wire = refused_while_sending(live)
-    wire.socket.sendall(bytes(live.app.state.serving.settings.max_body_bytes))
+    wire.socket.sendall(bytes(live.app.state.manager.settings.max_body_bytes))
     status, headers, _ = wire.read()
     assert (status, headers["connection"]) == (413, "close")
     assert wire.is_closed()

@@ -69,7 +69,7 @@ async def test_a_starting_service_lives_and_is_not_ready(
     """While bundles load, requests are sent elsewhere and told when to come back; nobody kills the process."""
     app = create_app(tiny_settings())
     gate = threading.Event()
-    busy = [thread.run(gate.wait) for thread in app.state.serving.engine.threads]  # loading waits behind these
+    busy = [thread.run(gate.wait) for thread in app.state.manager.engine.threads]  # loading waits behind these
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
     async with app.router.lifespan_context(app), client:
         assert (await client.get("/livez")).status_code == 200
@@ -89,7 +89,7 @@ async def test_a_draining_service_says_so(
     """Not ready first, then no new work; alive until the end."""
     app = create_app(tiny_settings())
     async with start(app) as client:
-        await app.state.serving.stop()
+        await app.state.manager.stop()
         problem(await client.get("/readyz"), 503, "draining")
         problem(await client.get("/sample"), 503, "draining")
         assert (await client.get("/startupz")).status_code == 200
@@ -140,18 +140,12 @@ async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
 
 def test_the_series_are_those_of_the_contract() -> None:
     """Names and labels are what dashboards rely on."""
-    metrics = Metrics(CollectorRegistry())
-    made = {
-        f"{metric._name}_total" if metric._type == "counter" else metric._name: set(metric._labelnames)  # noqa: SLF001
-        for metric in vars(metrics).values()
-        if hasattr(metric, "_labelnames")
-    }
+    made = {name: set(labels) for name, _, labels in Metrics(CollectorRegistry()).declarations}
     assert made == SERIES
 
 
 def test_time_is_measured_from_half_a_millisecond() -> None:
     """Buckets of every histogram of seconds, so that a small net's times can be told apart."""
     metrics = Metrics(CollectorRegistry())
-    bounds = metrics.decode._upper_bounds  # noqa: SLF001
-    assert bounds[0] == 0.0005
-    assert bounds[-2] == 120
+    assert metrics.decode.buckets[0] == 0.0005
+    assert metrics.decode.buckets[-1] == 120

@@ -162,7 +162,7 @@ async def test_a_folder_that_cannot_be_looked_into_is_named_once_and_stops_nothi
         assert (await change(admin, "cond", "load")).status_code == 200
         refusal(await change(admin, "nobody", "load"), 404)
         for _ in range(2):
-            await app.state.serving.reload()
+            await app.state.manager.reload()
             assert set(await index(admin)) == {"tiny", "rgb", "cond"}
         assert (await admin.get("/metrics")).status_code == 200
         [line] = [record for record in caplog.records if record.levelname in {"WARNING", "ERROR"}]
@@ -228,7 +228,7 @@ async def test_a_bundle_whose_folder_has_another_name_comes_back(
 ) -> None:
     """It is known by its own name once it was loaded, whatever its folder is called."""
     (folder / "rgb").rename(folder / "colours")
-    await served.state.serving.reload()
+    await served.state.manager.reload()
     assert (await change(admin, "rgb", "unload")).status_code == 200
     assert await index(admin) == {"tiny": ("READY", ""), "rgb": ("UNAVAILABLE", "unloaded")}
     assert (await change(admin, "rgb", "load")).status_code == 200
@@ -243,7 +243,7 @@ async def test_the_index_survives_the_loss_of_the_folder(admin: httpx.AsyncClien
 
 async def test_a_service_that_drains_loads_nothing(admin: httpx.AsyncClient, served: FastAPI) -> None:
     """The bundle is not to blame, and the reply says where it belongs."""
-    await served.state.serving.stop()
+    await served.state.manager.stop()
     assert "shutting down" in refusal(await change(admin, "rgb", "load"), 503)
 
 

@@ -61,7 +61,7 @@ def npy(pixels: UInt8) -> bytes:
 
 
 def metric(app: FastAPI, name: str, **labels: str) -> float:
-    return app.state.serving.metrics.registry.get_sample_value(name, labels) or 0.0
+    return app.state.manager.metrics.registry.get_sample_value(name, labels) or 0.0
 
 
 def batches(app: FastAPI) -> float:
@@ -654,7 +654,7 @@ async def test_a_failing_engine_is_500_without_its_reasons(
         def explode(*_: object) -> None:
             raise RuntimeError("secret of the house")
 
-        app.state.serving.find("tiny").sample.tiles.run = explode
+        app.state.manager.find("tiny").sample.tiles.run = explode
         reply = await client.get("/sample", headers={"X-Request-ID": "find-me"})
         assert "secret" not in problem(reply, 500, "internal")
         assert reply.headers["x-request-id"] == "find-me"

@@ -179,13 +179,13 @@ async def test_where_a_client_takes_nothing_the_application_waits(until: Any, si
 
 async def test_while_draining_every_reply_closes_its_connection(service: FastAPI, until: Any) -> None:
     """So that its client asks the next one elsewhere."""
-    service.state.serving.is_draining = True
+    service.state.manager.is_draining = True
     wire = Wire()
     one = connect(service, wire)
     one.data_received(b"GET /sample?seed=7 HTTP/1.1\r\nHost: x\r\n\r\n")
     await until(wire.has_ended)
     assert replies(wire)[0][0]["connection"] == "close"
-    service.state.serving.is_draining = False
+    service.state.manager.is_draining = False
     one.connection_lost(None)
 
 
@@ -404,7 +404,7 @@ async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
     await until(wire.has_ended)
     assert statuses(wire) == [400]
     await until(lambda: not one.tasks)
-    assert [record.facts["status"] for record in caplog.records if hasattr(record, "facts")] == [400]
+    assert [record.fields["status"] for record in caplog.records if hasattr(record, "fields")] == [400]
     one.connection_lost(None)
 
 
@@ -479,12 +479,12 @@ async def test_what_is_not_understood_is_one_request_in_the_metrics_and_in_the_l
     await until(wire.has_ended)
     await until(lambda: not one.tasks)
     assert statuses(wire) == [status]
-    metrics = service.state.serving.metrics.registry
+    metrics = service.state.manager.metrics.registry
     requests = [sample for family in metrics.collect() if family.name == "gan_requests" for sample in family.samples]
     assert [sample.labels for sample in requests] == [{"route": route, "method": method, "status": str(status)}]
     assert [sample.value for sample in requests] == [1]
     assert metrics.get_sample_value("gan_rejected_total", {"route": route, "reason": "invalid"}) == 1
-    lines = [record.facts for record in caplog.records if hasattr(record, "facts")]
+    lines = [record.fields for record in caplog.records if hasattr(record, "fields")]
     assert [(line["route"], line["method"], line["status"]) for line in lines] == [(route, method, status)]
     assert lines[0]["request_id"] == replies(wire)[0][0]["x-request-id"]
     one.connection_lost(None)
@@ -642,14 +642,14 @@ async def test_who_asks_by_http_1_0_can_keep_the_connection(service: FastAPI, un
 
 async def test_a_draining_service_keeps_no_connection_by_http_1_0(service: FastAPI, until: Any) -> None:
     """It says one of the two, not both."""
-    service.state.serving.is_draining = True
+    service.state.manager.is_draining = True
     wire = Wire()
     one = connect(service, wire)
     one.data_received(b"GET /livez HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n")
     await until(wire.has_ended)
     assert b"".join(wire.writes).lower().count(b"\r\nconnection:") == 1
     assert replies(wire)[0][0]["connection"] == "close"
-    service.state.serving.is_draining = False
+    service.state.manager.is_draining = False
     one.connection_lost(None)
 
 

@@ -236,7 +236,7 @@ def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
     server = live_server(tiny_settings(bundles=tmp_path))
     with server.running():
         monkeypatch.setattr(Engine, "load", noted)
-        serving, loop = server.app.state.serving, server._loop  # noqa: SLF001 - where it runs
+        serving, loop = server.app.state.manager, server._loop  # noqa: SLF001 - where it runs
         loop.call_soon_threadsafe(server.has_to_reload.set)
         assert reached.wait(60)
         waiting = asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop)
@@ -270,7 +270,7 @@ def test_a_signal_during_the_start_is_heeded_after_it(
 
     monkeypatch.setattr(Engine, "load", late)
     with server.running():
-        server.wait_for(lambda: server.app.state.serving.version("rgb") is not None)
+        server.wait_for(lambda: server.app.state.manager.version("rgb") is not None)
 
 
 def test_a_reload_that_fails_is_not_the_last(
@@ -295,7 +295,7 @@ def test_a_reload_that_fails_is_not_the_last(
             server.wait_for(lambda: "nobody knows" in caplog.text)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
         server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - as above
-        server.wait_for(lambda: server.app.state.serving.version("rgb") is not None)
+        server.wait_for(lambda: server.app.state.manager.version("rgb") is not None)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

@@ -17,27 +17,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
-from service.engine.batcher import (
+from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, OutOfMemory, Rows
+from service.engine.batching.batcher import GROW_AFTER_BATCHES, Batcher
+from service.engine.batching.policy import (
     EAGER,
-    GROW_AFTER_BATCHES,
-    LEAST_LULL_S,
-    MOST_LULL_S,
-    QUIET_TURNS,
-    SETTLING_S,
-    SETTLING_TURNS,
-    SHARE_ROWS,
+    LEAST_GAP_S,
+    MOST_GAP_S,
+    MOST_QUIET_TURNS,
+    MOST_TURNS,
+    MOST_WAIT_S,
     SHARING,
-    Batcher,
-    DeviceFailed,
-    Lane,
-    OutOfMemory,
-    Part,
-    Patience,
-    Result,
-    Rows,
+    BatchingPolicy,
 )
+from service.engine.batching.request_queue import Result
 from service.errors import DeadlinePassed, Draining, EngineFailed, NotReady, QueueFull
-from service.logs import RequestFacts, enter_request
+from service.logs import RequestMetadata, enter_request
 from service.metrics import Metrics
 
 P = ParamSpec("P")
@@ -69,6 +63,10 @@ class JumpingLoop(asyncio.SelectorEventLoop):
         """Seconds of made-up time."""
         return self._jumping.now
 
+    def advance(self, seconds: float) -> None:
+        """Let time pass at once, as where somebody holds up the loop."""
+        self._jumping.now += seconds
+
 
 def on_jumping_time(story: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
     """Make an asynchronous test a plain one, run on made-up time."""
@@ -92,7 +90,7 @@ def rows_of(caller: int, count: int) -> NDArray[np.int64]:
 
 @dataclass(eq=False)
 class Doubler:
-    """A lane that doubles its rows, unless rows of certain callers are among them."""
+    """A runner that doubles its rows, unless rows of certain callers are among them."""
 
     bundle: str = "toy"
     operation: str = "sample"
@@ -105,9 +103,9 @@ class Doubler:
         """Whole fours."""
         return -(-rows // 4) * 4
 
-    def run(self, parts: Sequence[Part]) -> Rows:
+    def run(self, slices: Sequence[BatchSlice[Any]]) -> Rows:
         """2·rows."""
-        rows = np.concatenate([payload[start:stop] for payload, start, stop in parts])
+        rows = np.concatenate([payload[start:stop] for payload, start, stop in slices])
         callers = set(rows[:, 0].tolist())
         if callers & self.poisonous:
             raise ZeroDivisionError("poison")
@@ -118,7 +116,7 @@ class Doubler:
 
 
 class ToyEngine:
-    """Runs lanes on the loop itself. A call takes `seconds`, and ends only while the gate is open."""
+    """Runs runners on the loop itself. A call takes `seconds`, and ends only while the gate is open."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
@@ -127,35 +125,35 @@ class ToyEngine:
         self.gate = asyncio.Event()
         self.gate.set()
         self.calls: list[dict[int, int]] = []  # rows of each caller
-        self.lanes: list[Lane] = []
-        self.running: set[int] = set()  # slots
+        self.runners: list[ModelRunner] = []
+        self.running: set[int] = set()  # instances
         self.stuck: dict[int, asyncio.Event] = {}
-        self.watch: Callable[[Sequence[Part]], None] = lambda _: None
+        self.watch: Callable[[Sequence[BatchSlice[Any]]], None] = lambda _: None
         self._started = asyncio.Condition()
 
-    def run(self, slot: int, lane: Lane, parts: Sequence[Part]) -> "asyncio.Future[Rows]":
-        """As the engine's thread of this slot would."""
-        assert slot not in self.running
-        self.running.add(slot)
-        self.watch(parts)
-        self.lanes.append(lane)
-        self.calls.append({int(payload[0, 0]): stop - start for payload, start, stop in parts})
-        call = asyncio.ensure_future(self._call(slot, lane, parts))
-        call.add_done_callback(lambda _: self.running.discard(slot))
+    def run(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]]) -> "asyncio.Future[Rows]":
+        """As the engine's thread of this instance would."""
+        assert instance not in self.running
+        self.running.add(instance)
+        self.watch(slices)
+        self.runners.append(runner)
+        self.calls.append({int(payload[0, 0]): stop - start for payload, start, stop in slices})
+        call = asyncio.ensure_future(self._call(instance, runner, slices))
+        call.add_done_callback(lambda _: self.running.discard(instance))
         return call
 
-    async def _call(self, slot: int, lane: Lane, parts: Sequence[Part]) -> Rows:
+    async def _call(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]]) -> Rows:
         async with self._started:
             self._started.notify_all()
         await self.gate.wait()
-        while slot in self.stuck:
-            await self.stuck[slot].wait()
+        while instance in self.stuck:
+            await self.stuck[instance].wait()
         await asyncio.sleep(self.seconds)
         if self.is_broken:
             raise DeviceFailed("CUDA error: toy fell off the bus")
-        if sum(stop - start for _, start, stop in parts) > self.memory_rows:
+        if sum(stop - start for _, start, stop in slices) > self.memory_rows:
             raise OutOfMemory("toy is full")
-        return lane.run(parts)
+        return runner.run(slices)
 
     async def reached(self, calls: int) -> None:
         """Wait until this many calls have begun."""
@@ -172,16 +170,16 @@ class Bench:
     metrics: Metrics
     callers: int = 0
 
-    def submit(self, lane: Lane, rows: int, deadline_s: float = 60) -> "asyncio.Task[Result]":
+    def submit(self, runner: ModelRunner, rows: int, deadline_s: float = 60) -> "asyncio.Task[Result]":
         """A caller's task; its number is the order of its coming, from 0."""
         payload = rows_of(self.callers, rows)
         self.callers += 1
-        return asyncio.create_task(self.batcher.submit(lane, payload, rows, deadline_s))
+        return asyncio.create_task(self.batcher.submit(runner, payload, rows, deadline_s))
 
-    async def block(self, lane: Lane) -> "asyncio.Task[Result]":
+    async def block(self, runner: ModelRunner) -> "asyncio.Task[Result]":
         """Shut the gate behind a caller of one row: from now on the engine is busy."""
         self.engine.gate.clear()
-        blocker = self.submit(lane, 1)
+        blocker = self.submit(runner, 1)
         await self.engine.reached(len(self.engine.calls) + 1)
         return blocker
 
@@ -226,7 +224,7 @@ def assert_own_rows(result: Result, caller: int, count: int) -> None:
 
 @on_jumping_time
 async def test_an_idle_engine_never_waits() -> None:
-    """A single row runs the moment it comes, and the clock stands still meanwhile."""
+    """A single row is computed without any time passing."""
     async with bench() as one:
         came = now()
         result = await one.submit(Doubler(), 1)
@@ -238,9 +236,9 @@ async def test_an_idle_engine_never_waits() -> None:
 async def test_callers_that_wait_for_a_busy_engine_share_the_next_batch() -> None:
     """Three callers come while a batch runs: one batch serves them all, each with its own rows, when it is full."""
     async with bench() as one:
-        lane = Doubler()
-        await one.block(lane)
-        tasks = [one.submit(lane, rows) for rows in (3, 1, 4)]
+        runner = Doubler()
+        await one.block(runner)
+        tasks = [one.submit(runner, rows) for rows in (3, 1, 4)]
         one.engine.gate.set()
         for caller, task in enumerate(tasks, 1):
             assert_own_rows(await task, caller, (3, 1, 4)[caller - 1])
@@ -254,11 +252,11 @@ async def test_callers_that_wait_for_a_busy_engine_share_the_next_batch() -> Non
 async def test_a_single_row_beside_thousands_is_served_in_the_very_next_batch() -> None:
     """A request of 4096 rows runs; count=1 comes, and waits for the batch that runs and for no other."""
     async with bench(max_rows=512, max_queued_rows=16384) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.gate.clear()
-        large = one.submit(lane, 4096)
+        large = one.submit(runner, 4096)
         await one.engine.reached(1)
-        small = one.submit(lane, 1)
+        small = one.submit(runner, 1)
         one.engine.gate.set()
         assert_own_rows(await small, 1, 1)
         assert not large.done()
@@ -268,12 +266,12 @@ async def test_a_single_row_beside_thousands_is_served_in_the_very_next_batch() 
 
 
 @on_jumping_time
-async def test_equal_requests_are_served_in_the_order_of_their_coming() -> None:
+async def test_requests_of_equal_size_are_served_in_order_of_arrival() -> None:
     """Nobody's rows are spread over more batches than they need, so the first are done long before the last."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
-        lane = Doubler()
-        await one.block(lane)
-        tasks = [one.submit(lane, 4) for _ in range(4)]
+        runner = Doubler()
+        await one.block(runner)
+        tasks = [one.submit(runner, 4) for _ in range(4)]
         one.engine.gate.set()
         await asyncio.gather(*tasks)
         assert one.engine.calls[1:] == [{1: 4, 2: 4}, {3: 4, 4: 4}]
@@ -281,12 +279,12 @@ async def test_equal_requests_are_served_in_the_order_of_their_coming() -> None:
 
 @on_jumping_time
 async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> None:
-    """A large request goes on however many small ones overtake it, and they overtake it however large it is."""
+    """Small requests overtake a large one however large it is, and it goes on however many they are."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
-        lane = Doubler()
-        await one.block(lane)
-        large = one.submit(lane, 12)
-        tasks = [one.submit(lane, rows) for rows in (20, 3, 1, 2, 1)]
+        runner = Doubler()
+        await one.block(runner)
+        large = one.submit(runner, 12)
+        tasks = [one.submit(runner, rows) for rows in (20, 3, 1, 2, 1)]
         one.engine.gate.set()
         await asyncio.gather(large, *tasks)
         assert one.engine.calls[1:4] == [{1: 4, 4: 1, 6: 1, 5: 2}, {1: 5, 3: 3}, {1: 3, 2: 5}]
@@ -294,14 +292,14 @@ async def test_half_of_a_batch_is_for_the_oldest_and_half_for_the_smallest() -> 
 
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=30), st.integers(1, 16))
 def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows: int) -> None:
-    """Whatever waits: half of the next batch goes to those who came first, the rest to those who then need least."""
+    """Whatever waits: half of the next batch goes to the oldest requests, the rest to those that then need least."""
 
     @on_jumping_time
     async def story() -> None:
         async with bench(max_rows=max_rows, max_queued_rows=2000) as one:
-            lane = Doubler()
-            await one.block(lane)
-            tasks = [one.submit(lane, rows) for rows in sizes]
+            runner = Doubler()
+            await one.block(runner)
+            tasks = [one.submit(runner, rows) for rows in sizes]
             one.engine.gate.set()
             await one.engine.reached(2)
             batch = one.engine.calls[1]
@@ -326,15 +324,15 @@ def test_a_batch_is_as_full_as_it_can_be_and_as_fair(sizes: list[int], max_rows:
 
 
 @on_jumping_time
-async def test_who_is_passed_over_by_small_ones_without_end_is_served_all_the_same() -> None:
-    """While two batches' worth of single rows come for every batch that is computed, a large request ends in time."""
+async def test_an_endless_stream_of_small_requests_does_not_starve_a_large_one() -> None:
+    """For every batch that is computed, two batches' worth of single rows arrive; the large request ends in time."""
     async with bench(max_rows=4, max_queued_rows=1000) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.seconds = 1.0
-        large = one.submit(lane, 40)
+        large = one.submit(runner, 40)
         small = []
         while not large.done():
-            small += [one.submit(lane, 1) for _ in range(8)]
+            small += [one.submit(runner, 1) for _ in range(8)]
             await asyncio.sleep(1.0)
             assert now() < 1030
         for task in small:
@@ -342,18 +340,18 @@ async def test_who_is_passed_over_by_small_ones_without_end_is_served_all_the_sa
 
 
 @on_jumping_time
-async def test_slots_run_beside_each_other_and_wait_for_nobody() -> None:
-    """Idle slots divide what comes; one that is stuck keeps its own batch and holds up no other."""
-    async with bench(max_rows=64, max_queued_rows=1000, slots=2) as one:
-        lane = Doubler()
+async def test_instances_run_side_by_side_and_never_wait_for_one_another() -> None:
+    """Two batches run at once; an instance that is stuck keeps its own batch and holds up no other."""
+    async with bench(max_rows=24, max_queued_rows=1000, instances=2) as one:
+        runner = Doubler()
         one.engine.stuck[0] = one.engine.stuck[1] = asyncio.Event()
-        first = one.submit(lane, 48)
+        first = one.submit(runner, 48)
         await one.engine.reached(2)
         assert one.engine.calls == [{0: 24}, {0: 24}]
-        one.engine.stuck.pop(1).set()  # wakes both; slot 0 finds itself stuck again
+        one.engine.stuck.pop(1).set()  # wakes both; instance 0 finds itself stuck again
         one.engine.stuck[0] = stuck = asyncio.Event()
         for _ in range(10):
-            await one.submit(lane, 3)
+            await one.submit(runner, 3)
         assert not first.done()
         assert one.engine.running == {0}
         del one.engine.stuck[0]
@@ -362,40 +360,16 @@ async def test_slots_run_beside_each_other_and_wait_for_nobody() -> None:
 
 
 @on_jumping_time
-async def test_few_rows_are_not_divided() -> None:
-    """Two small batches would cost nearly twice what one does."""
-    async with bench(max_rows=64, max_queued_rows=1000, slots=4) as one:
-        await one.submit(Doubler(), SHARE_ROWS)
-        assert one.engine.calls == [{0: SHARE_ROWS}]
-
-
-@on_jumping_time
-async def test_what_is_done_soon_is_not_divided_unless_it_is_all_there_is() -> None:
-    """Slots side by side hold up the loop, which has the other requests to see to; a single one has nobody to mind."""
-    async with bench(max_rows=64, max_queued_rows=1000, slots=2) as one:
-        lane = Doubler()
-        for seconds, calls in ((1.0, 2), (0.001, 1)):
-            one.engine.seconds = seconds
-            for _ in range(50):  # so that the rate is known
-                await one.submit(lane, 64)
-            before = len(one.engine.calls)
-            await asyncio.gather(*(one.submit(lane, 1) for _ in range(40)))
-            assert len(one.engine.calls) == before + calls
-        await one.submit(lane, 40)
-        assert one.engine.calls[-2:] == [{one.callers - 1: 20}] * 2
-
-
-@on_jumping_time
 async def test_clients_that_ask_again_one_after_the_other_share_batches() -> None:
-    """The loop goes first: who asks again while others are being answered joins them, though the engine is idle."""
+    """The idle engine waits for the loop, so a client that asks again while others are answered joins their batch."""
     async with bench(max_rows=64) as one:
-        lane = Doubler()
+        runner = Doubler()
 
         async def ask(turns: int) -> None:
             for _ in range(10):
                 for _ in range(turns):  # of the loop, until a reply is out and the next request in
                     await asyncio.sleep(0)
-                await one.submit(lane, 1)
+                await one.submit(runner, 1)
 
         clients = range(4)
         await asyncio.gather(*(ask(number % 3) for number in clients))
@@ -404,14 +378,14 @@ async def test_clients_that_ask_again_one_after_the_other_share_batches() -> Non
 
 @on_jumping_time
 async def test_the_loop_goes_first_for_a_few_turns_only() -> None:
-    """Clients of whom another one comes in every turn keep no engine from its work."""
+    """A stream of clients, one in every turn of the loop, can't keep the engine idle."""
     async with bench(max_rows=64, max_queued_rows=1000) as one:
-        lane = Doubler()
-        waiting = [one.submit(lane, 1)]
+        runner = Doubler()
+        waiting = [one.submit(runner, 1)]
         while not one.engine.calls:
-            waiting.append(one.submit(lane, 1))
+            waiting.append(one.submit(runner, 1))
             await asyncio.sleep(0)
-        assert len(waiting) < 2 * SETTLING_TURNS
+        assert len(waiting) < 2 * MOST_TURNS
         await asyncio.gather(*waiting)
 
 
@@ -429,75 +403,77 @@ class TickingClock:
 
 
 @on_jumping_time
-@pytest.mark.parametrize("patience", [EAGER, SHARING])
-async def test_where_loop_and_engine_share_a_processor_clients_have_a_moment_to_come_again(patience: Patience) -> None:
+@pytest.mark.parametrize("policy", [EAGER, SHARING])
+async def test_where_loop_and_engine_share_a_processor_clients_may_come_again(
+    policy: BatchingPolicy,
+) -> None:
     """They come when the loop has been quiet for longer than an engine with a processor of its own waits."""
-    async with bench(max_rows=64, clock=TickingClock(LEAST_LULL_S / 100), patience=patience) as one:
-        lane = Doubler()
+    async with bench(max_rows=64, clock=TickingClock(LEAST_GAP_S / 100), policy=policy) as one:
+        runner = Doubler()
 
         async def ask(turns: int) -> None:
             for _ in range(10):
                 for _ in range(turns):
                     await asyncio.sleep(0)
-                await one.submit(lane, 1)
+                await one.submit(runner, 1)
 
         clients = range(4)
-        await asyncio.gather(*(ask(number % 2 * (QUIET_TURNS + 2)) for number in clients))
+        await asyncio.gather(*(ask(number % 2 * (MOST_QUIET_TURNS + 2)) for number in clients))
         together = [len(call) == len(clients) for call in one.engine.calls]
-        assert (sum(together) >= 8) is (patience is SHARING)  # the first batch shows how many there are
+        assert (sum(together) >= 8) is (policy is SHARING)  # the first batch shows how many there are
 
 
 @on_jumping_time
-@pytest.mark.parametrize("patience", [EAGER, SHARING])
-async def test_two_who_ask_again_and_again_do_not_take_turns_for_ever(patience: Patience) -> None:
-    """The second comes while the first one's batch runs: from then on they share one, where both have their moment."""
-    async with bench(max_rows=64, clock=TickingClock(LEAST_LULL_S / 100), patience=patience) as one:
-        lane, one.engine.seconds = Doubler(), 0.001
+@pytest.mark.parametrize("policy", [EAGER, SHARING])
+async def test_two_clients_who_keep_asking_end_up_in_one_batch(policy: BatchingPolicy) -> None:
+    """The second comes while the first one's batch runs; on a shared processor they soon share batches."""
+    async with bench(max_rows=64, clock=TickingClock(LEAST_GAP_S / 100), policy=policy) as one:
+        runner, one.engine.seconds = Doubler(), 0.001
 
         async def ask(turns: int) -> None:
             for _ in range(20):
                 for _ in range(turns):
                     await asyncio.sleep(0)
-                await one.submit(lane, 1)
+                await one.submit(runner, 1)
 
         first = asyncio.create_task(ask(4))
         await one.engine.reached(1)
         await asyncio.gather(first, ask(3))
         together = sum(len(call) == 2 for call in one.engine.calls)
-        assert (together >= 15) is (patience is SHARING)
+        assert (together >= 15) is (policy is SHARING)
 
 
 @on_jumping_time
-async def test_who_is_left_alone_is_answered_at_once() -> None:
-    """Of two, one goes: the other waits for it once; and not at all where the time for coming again is over."""
-    clock = TickingClock(LEAST_LULL_S / 1000)
-    async with bench(max_rows=64, clock=clock, patience=SHARING) as one:
-        lane, waits = Doubler(), []
-        await asyncio.gather(one.submit(lane, 1), one.submit(lane, 1))
+async def test_a_client_that_is_left_alone_is_answered_at_once() -> None:
+    """One of two goes: the other waits for it once, and not at all after a pause."""
+    clock = TickingClock(LEAST_GAP_S / 1000)
+    async with bench(max_rows=64, clock=clock, policy=SHARING) as one:
+        runner, waits = Doubler(), []
+        await asyncio.gather(one.submit(runner, 1), one.submit(runner, 1))
         for pause_s in (0, 0, 0, 1):
             clock.now_s += pause_s
             began = clock.now_s
-            await one.submit(lane, 1)
+            await one.submit(runner, 1)
             waits.append(clock.now_s - began)
-        assert LEAST_LULL_S / 2 < waits[0] < 1.5 * MOST_LULL_S
-        assert max(waits[1:]) < LEAST_LULL_S / 5
-        await asyncio.gather(one.submit(lane, 1), one.submit(lane, 1))
+        assert LEAST_GAP_S / 2 < waits[0] < 1.5 * MOST_GAP_S
+        assert max(waits[1:]) < LEAST_GAP_S / 5
+        await asyncio.gather(one.submit(runner, 1), one.submit(runner, 1))
         clock.now_s += 1
         began = clock.now_s
-        await one.submit(lane, 1)
-        assert clock.now_s - began < LEAST_LULL_S / 5
+        await one.submit(runner, 1)
+        assert clock.now_s - began < LEAST_GAP_S / 5
 
 
-async def _settling_s(one: Bench, clock: TickingClock, *, before: int = 100, keep_coming: bool = False) -> float:
+async def _wait_s(one: Bench, clock: TickingClock, *, before: int = 100, keep_coming: bool = False) -> float:
     """Seconds until two rows are begun with, after a batch of that many."""
-    lane, batches = Doubler(), len(one.engine.calls)
+    runner, batches = Doubler(), len(one.engine.calls)
     clock.now_s += 1  # whoever was answered before does not come again
-    await one.submit(lane, before)
-    waiting = [one.submit(lane, 1), one.submit(lane, 1)]
+    await one.submit(runner, before)
+    waiting = [one.submit(runner, 1), one.submit(runner, 1)]
     began = clock.now_s
     while len(one.engine.calls) < batches + 2:
         if keep_coming:
-            waiting.append(one.submit(lane, 1))
+            waiting.append(one.submit(runner, 1))
         await asyncio.sleep(0)
     seconds = clock.now_s - began
     await asyncio.gather(*waiting)
@@ -506,57 +482,57 @@ async def _settling_s(one: Bench, clock: TickingClock, *, before: int = 100, kee
 
 @on_jumping_time
 async def test_on_a_shared_processor_the_loop_goes_first_for_a_moment_only() -> None:
-    """Clients of whom another one comes in every turn keep no engine from its work."""
-    clock = TickingClock(SETTLING_S / 30)  # two or three steps a turn: fewer callers come than the 100 there were
-    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, patience=SHARING) as one:
-        assert SETTLING_S <= await _settling_s(one, clock, keep_coming=True) < 2 * SETTLING_S
+    """A stream of clients, one in every turn of the loop, can't keep the engine idle."""
+    clock = TickingClock(MOST_WAIT_S / 30)  # two or three steps a turn: fewer callers come than the 100 there were
+    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, policy=SHARING) as one:
+        assert MOST_WAIT_S <= await _wait_s(one, clock, keep_coming=True) < 2 * MOST_WAIT_S
 
 
 @on_jumping_time
-async def test_once_as_many_rows_wait_as_before_nobody_else_is_waited_for() -> None:
-    """Who was answered is there again."""
-    clock = TickingClock(LEAST_LULL_S / 40)
-    async with bench(max_rows=1000, clock=clock, patience=SHARING) as one:
-        assert await _settling_s(one, clock, before=2) < LEAST_LULL_S
+async def test_once_all_clients_have_asked_again_the_batch_starts() -> None:
+    """As many rows wait as were in the last batch."""
+    clock = TickingClock(LEAST_GAP_S / 40)
+    async with bench(max_rows=1000, clock=clock, policy=SHARING) as one:
+        assert await _wait_s(one, clock, before=2) < LEAST_GAP_S
 
 
 @on_jumping_time
-async def test_clients_who_do_not_come_again_are_waited_for_less_and_less() -> None:
-    """For a lull, which is halved each time down to the least."""
-    clock = TickingClock(LEAST_LULL_S / 40)
-    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, patience=SHARING) as one:
-        waits = [await _settling_s(one, clock) for _ in range(6)]
-    assert MOST_LULL_S <= waits[0] < 1.5 * MOST_LULL_S
+async def test_the_wait_for_clients_who_do_not_ask_again_gets_shorter() -> None:
+    """The gap is halved each time, down to the shortest."""
+    clock = TickingClock(LEAST_GAP_S / 40)
+    async with bench(max_rows=1000, max_queued_rows=1000, clock=clock, policy=SHARING) as one:
+        waits = [await _wait_s(one, clock) for _ in range(6)]
+    assert MOST_GAP_S <= waits[0] < 1.5 * MOST_GAP_S
     assert waits == sorted(waits, reverse=True)
-    assert LEAST_LULL_S <= waits[-1] < 2 * LEAST_LULL_S
+    assert LEAST_GAP_S <= waits[-1] < 2 * LEAST_GAP_S
 
 
 @on_jumping_time
-async def test_within_the_window_an_idle_engine_waits_for_company() -> None:
-    """What comes meanwhile shares the batch; a full one waits no longer, and a busy engine needs no window."""
-    async with bench(max_rows=8, patience=Patience(window_s=0.5)) as one:
-        lane = Doubler()
+async def test_an_idle_engine_waits_up_to_the_queue_delay_for_company() -> None:
+    """What arrives meanwhile shares the batch; a full batch starts at once, and a busy engine adds no delay."""
+    async with bench(max_rows=8, policy=BatchingPolicy(max_queue_delay_s=0.5)) as one:
+        runner = Doubler()
         begin = now()
-        early = one.submit(lane, 2)
+        early = one.submit(runner, 2)
         await asyncio.sleep(0.3)
-        late = one.submit(lane, 3)
+        late = one.submit(runner, 3)
         await asyncio.gather(early, late)
         assert (one.engine.calls, now()) == ([{0: 2, 1: 3}], begin + 0.5)
-        await asyncio.gather(one.submit(lane, 4), one.submit(lane, 4))
+        await asyncio.gather(one.submit(runner, 4), one.submit(runner, 4))
         assert (len(one.engine.calls), now()) == (2, begin + 0.5)
         labels = {"bundle": "toy", "operation": "sample"}
         assert one.value("gan_batches_total", closed_by="window", **labels) == 1
         assert one.value("gan_batches_total", closed_by="full", **labels) == 1
         one.engine.seconds = 1.0
-        busy = one.submit(lane, 8)
+        busy = one.submit(runner, 8)
         await asyncio.sleep(0.9)
-        following = one.submit(lane, 1)
+        following = one.submit(runner, 1)
         await asyncio.gather(busy, following)
         assert now() == begin + 0.5 + 2
 
 
 @on_jumping_time
-async def test_lanes_take_turns() -> None:
+async def test_runners_take_turns() -> None:
     """Much work for one net doesn't hold up another: their batches alternate."""
     async with bench() as one:
         busy, quiet = Doubler(), Doubler(operation="discriminate")
@@ -564,12 +540,12 @@ async def test_lanes_take_turns() -> None:
         tasks = [one.submit(busy, 32), one.submit(quiet, 10)]
         one.engine.gate.set()
         await asyncio.gather(*tasks)
-        assert one.engine.lanes[1:6] == [busy, quiet, busy, quiet, busy]
+        assert one.engine.runners[1:6] == [busy, quiet, busy, quiet, busy]
 
 
 @on_jumping_time
-async def test_a_lane_may_have_less_room_than_others() -> None:
-    """What is large takes smaller batches, so that those behind wait no longer; such a batch is full all the same."""
+async def test_a_runner_may_have_less_room_than_others() -> None:
+    """Large images get smaller batches, so that others wait no longer; such a batch counts as full."""
     async with bench(max_rows=8) as one:
         small, large = Doubler("small"), Doubler("large", most_rows=3)
         await one.block(small)
@@ -587,19 +563,19 @@ async def test_a_lane_may_have_less_room_than_others() -> None:
 
 
 @on_jumping_time
-async def test_an_answer_holds_on_to_its_own_rows_only() -> None:
+async def test_an_answer_keeps_its_own_rows_only() -> None:
     """A caller that keeps one row of a large batch doesn't keep the batch."""
     async with bench() as one:
-        lane = Doubler()
-        await one.block(lane)
-        small, large = one.submit(lane, 1), one.submit(lane, 20)
+        runner = Doubler()
+        await one.block(runner)
+        small, large = one.submit(runner, 1), one.submit(runner, 20)
         one.engine.gate.set()
         for rows in ((await small).rows, (await large).rows):
             assert rows.base is None
 
 
 @on_jumping_time
-async def test_no_rows_are_our_own_mistake() -> None:
+async def test_a_submit_of_no_rows_is_a_bug_of_ours() -> None:
     """The schema refuses a request for nothing; the batcher insists."""
     async with bench() as one:
         with pytest.raises(ValueError, match="0 rows"):
@@ -610,18 +586,18 @@ async def test_no_rows_are_our_own_mistake() -> None:
 
 
 @on_jumping_time
-async def test_a_full_queue_refuses_at_once_and_says_truthfully_when_to_come_back() -> None:
-    """Retry-After comes from what waits and the measured rate; who obeys it is let in."""
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back() -> None:
+    """Retry-After comes from what waits and the measured rate; a client that obeys it is let in."""
     async with bench(max_rows=10, max_queued_rows=50) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.seconds = 1
-        await one.submit(lane, 10)
-        accepted = [one.submit(lane, 10)]
+        await one.submit(runner, 10)
+        accepted = [one.submit(runner, 10)]
         await one.engine.reached(2)  # it runs; the next five wait
-        accepted += [one.submit(lane, 10) for _ in range(5)]
+        accepted += [one.submit(runner, 10) for _ in range(5)]
         await one.settle()
         with pytest.raises(QueueFull) as refusal:
-            await one.submit(lane, 1)
+            await one.submit(runner, 1)
         assert refusal.value.retry_after_s == 5
         assert (one.batcher.queued_rows, one.value("gan_queue_images", device=DEVICE)) == (50, 50)
         with pytest.raises(QueueFull):
@@ -629,22 +605,22 @@ async def test_a_full_queue_refuses_at_once_and_says_truthfully_when_to_come_bac
         await asyncio.sleep(refusal.value.retry_after_s)
         one.batcher.admit(40)
         await asyncio.gather(*accepted)
-        assert sum(len(rows) for rows in lane.computed) == 70
+        assert sum(len(rows) for rows in runner.computed) == 70
 
 
 @on_jumping_time
 async def test_the_rate_is_that_of_full_batches_as_soon_as_there_is_one() -> None:
     """A quiet hour of single rows says little about what the engine can do; two full batches say most of it."""
     async with bench(max_rows=100, max_queued_rows=1000) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.seconds = 0.1  # ten rows a second
         for _ in range(50):
-            await one.submit(lane, 1)
+            await one.submit(runner, 1)
         one.engine.seconds = 1  # a hundred
-        await one.submit(lane, 100)
-        await one.submit(lane, 100)
-        await one.block(lane)
-        waiting = one.submit(lane, 900)
+        await one.submit(runner, 100)
+        await one.submit(runner, 100)
+        await one.block(runner)
+        waiting = one.submit(runner, 900)
         await one.settle()
         assert 9 <= one.batcher.retry_after_s() <= 15
         one.engine.gate.set()
@@ -655,17 +631,17 @@ async def test_the_rate_is_that_of_full_batches_as_soon_as_there_is_one() -> Non
 async def test_a_burst_after_quiet_traffic_is_not_refused_for_its_rate() -> None:
     """Single rows say nothing about full batches: a hundred that would be done in time are not called too late."""
     async with bench(max_rows=100, max_queued_rows=1000) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.seconds = 0.5
         for _ in range(20):
-            await one.submit(lane, 1)  # two rows a second
-        burst = [one.submit(lane, 8, deadline_s=10) for _ in range(100)]
+            await one.submit(runner, 1)  # two rows a second
+        burst = [one.submit(runner, 8, deadline_s=10) for _ in range(100)]
         for task in burst:
             await task
 
 
 @on_jumping_time
-async def test_before_anything_was_measured_a_second_is_the_advice() -> None:
+async def test_before_anything_was_measured_retry_after_is_a_second() -> None:
     """Without a rate there is no estimate, and never a zero."""
     async with bench(max_queued_rows=4) as one:
         with pytest.raises(QueueFull) as refusal:
@@ -675,13 +651,13 @@ async def test_before_anything_was_measured_a_second_is_the_advice() -> None:
 
 @on_jumping_time
 async def test_the_gauges_are_read_from_the_queue() -> None:
-    """Rows that wait, and since when the oldest of them does, whoever has been served in between."""
+    """Rows that wait, and the age of the oldest of them."""
     async with bench() as one:
-        lane = Doubler()
-        await one.block(lane)
-        first = one.submit(lane, 5)
+        runner = Doubler()
+        await one.block(runner)
+        first = one.submit(runner, 5)
         await asyncio.sleep(3)
-        second = one.submit(lane, 2)
+        second = one.submit(runner, 2)
         await asyncio.sleep(4)
         assert one.value("gan_queue_images", device=DEVICE) == 7
         assert one.value("gan_queue_capacity_images", device=DEVICE) == 64
@@ -701,11 +677,11 @@ async def test_the_gauges_are_read_from_the_queue() -> None:
 async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
     """The entry leaves the queue when its time is over, and its rows never reach the engine."""
     async with bench() as one:
-        lane = Doubler()
-        blocker = await one.block(lane)
+        runner = Doubler()
+        blocker = await one.block(runner)
         came = now()
         with pytest.raises(DeadlinePassed, match=r"2\.5 s"):
-            await one.submit(lane, 3, deadline_s=2.5)
+            await one.submit(runner, 3, deadline_s=2.5)
         assert now() == pytest.approx(came + 2.5)
         assert one.batcher.queued_rows == 0
         one.engine.gate.set()
@@ -714,21 +690,21 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
 
 
 @on_jumping_time
-async def test_who_would_come_too_late_is_refused_at_once() -> None:
-    """A wait that is longer than the deadline is no queue to join; who is small enough to be served first may."""
+async def test_a_request_that_would_come_too_late_is_refused_at_once() -> None:
+    """The wait is longer than its deadline; a request that is small enough to be served first is let in."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.seconds = 1.0
-        await one.submit(lane, 8)  # the rate is known: 8 rows a second
-        tasks = [one.submit(lane, 8) for _ in range(20)]
+        await one.submit(runner, 8)  # the rate is known: 8 rows a second
+        tasks = [one.submit(runner, 8) for _ in range(20)]
         await asyncio.sleep(0)
         with pytest.raises(QueueFull) as refusal:
-            await one.submit(lane, 8, deadline_s=15)
+            await one.submit(runner, 8, deadline_s=15)
         assert refusal.value.retry_after_s == 19  # one of the twenty runs already
         begin = now()
-        await one.submit(lane, 2, deadline_s=15)
+        await one.submit(runner, 2, deadline_s=15)
         assert now() <= begin + 2
-        assert_own_rows(await one.submit(lane, 8, deadline_s=25), 23, 8)
+        assert_own_rows(await one.submit(runner, 8, deadline_s=25), 23, 8)
         await asyncio.gather(*tasks)
 
 
@@ -736,9 +712,9 @@ async def test_who_would_come_too_late_is_refused_at_once() -> None:
 async def test_a_deadline_that_passes_while_its_batch_runs_harms_nobody() -> None:
     """One caller gets DeadlinePassed on time; the other, in the same batch, its rows."""
     async with bench() as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.gate.clear()
-        patient, hasty = one.submit(lane, 3), one.submit(lane, 3, deadline_s=1)
+        patient, hasty = one.submit(runner, 3), one.submit(runner, 3, deadline_s=1)
         with pytest.raises(DeadlinePassed):
             await hasty
         one.engine.gate.set()
@@ -748,18 +724,18 @@ async def test_a_deadline_that_passes_while_its_batch_runs_harms_nobody() -> Non
 
 @on_jumping_time
 async def test_a_deadline_holds_where_the_loop_is_late() -> None:
-    """Who is late when the batch is put together is left out, whether or not the timer has had its turn."""
+    """A request whose deadline has passed is left out of the batch, even before its timer has run."""
     async with bench() as one:
-        lane = Doubler()
-        blocker = await one.block(lane)
-        late, punctual = one.submit(lane, 2, deadline_s=1), one.submit(lane, 2)
+        runner = Doubler()
+        blocker = await one.block(runner)
+        late, punctual = one.submit(runner, 2, deadline_s=1), one.submit(runner, 2)
         await one.settle()
         loop = asyncio.get_running_loop()
         assert isinstance(loop, JumpingLoop)
         one.engine.gate.set()
         for _ in range(2):  # what the blocker's batch needs to end, but for the last step
             await asyncio.sleep(0)
-        loop._jumping.now += 5  # noqa: SLF001 - somebody held up the loop
+        loop.advance(5)
         assert_own_rows(await punctual, 2, 2)
         with pytest.raises(DeadlinePassed):
             await late
@@ -768,12 +744,12 @@ async def test_a_deadline_holds_where_the_loop_is_late() -> None:
 
 
 @on_jumping_time
-async def test_who_leaves_the_queue_costs_no_compute() -> None:
+async def test_a_caller_that_leaves_the_queue_costs_no_compute() -> None:
     """A cancelled caller's rows are gone from the queue at once, even where it leaves as the batch is formed."""
     async with bench() as one:
-        lane = Doubler()
-        blocker = await one.block(lane)
-        leaver, stayer = one.submit(lane, 3), one.submit(lane, 2)
+        runner = Doubler()
+        blocker = await one.block(runner)
+        leaver, stayer = one.submit(runner, 3), one.submit(runner, 2)
         await one.settle()
         one.engine.gate.set()
         leaver.cancel()
@@ -784,17 +760,17 @@ async def test_who_leaves_the_queue_costs_no_compute() -> None:
 
 
 @on_jumping_time
-async def test_who_leaves_a_running_batch_harms_nobody() -> None:
+async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
     """One caller leaves while the batch runs; the other still gets its own rows, and the departure is counted."""
     async with bench() as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.gate.clear()
 
         async def request() -> None:
-            enter_request(RequestFacts("id", "GET", "/sample", 0.0))
-            await one.batcher.submit(lane, rows_of(7, 20), 20, 60)
+            enter_request(RequestMetadata("id", "GET", "/sample", 0.0))
+            await one.batcher.submit(runner, rows_of(7, 20), 20, 60)
 
-        leaver, stayer = asyncio.create_task(request()), one.submit(lane, 3)
+        leaver, stayer = asyncio.create_task(request()), one.submit(runner, 3)
         await one.engine.reached(1)
         leaver.cancel()
         one.engine.gate.set()
@@ -805,18 +781,18 @@ async def test_who_leaves_a_running_batch_harms_nobody() -> None:
 
 @on_jumping_time
 async def test_a_thousand_callers_hang_up_and_none_of_their_rows_are_computed() -> None:
-    """All leave while they wait; the engine sees only the one who stays."""
+    """All leave while they wait; the engine sees only the one that stays."""
     async with bench(max_rows=512, max_queued_rows=16384) as one:
-        lane = Doubler()
-        await one.block(lane)
-        leavers = [one.submit(lane, 1 + n % 16) for n in range(1000)]
-        stayer = one.submit(lane, 5)
+        runner = Doubler()
+        await one.block(runner)
+        leavers = [one.submit(runner, 1 + n % 16) for n in range(1000)]
+        stayer = one.submit(runner, 5)
         await one.settle()
         for leaver in leavers:
             leaver.cancel()
         one.engine.gate.set()
         assert_own_rows(await stayer, 1001, 5)
-        assert sum(len(rows) for rows in lane.computed) == 6
+        assert sum(len(rows) for rows in runner.computed) == 6
         assert one.value("gan_cancelled_total", route="unmatched", phase="queued") == 1000
 
 
@@ -827,9 +803,9 @@ async def test_a_thousand_callers_hang_up_and_none_of_their_rows_are_computed() 
 async def test_one_poisoned_row_in_thirty_two_fails_alone() -> None:
     """31 callers get their rows and one an error that names the cause, for a handful of extra calls."""
     async with bench(max_rows=32) as one:
-        lane = Doubler(poisonous={20})
-        await one.block(lane)
-        tasks = [one.submit(lane, 1) for _ in range(32)]
+        runner = Doubler(poisonous={20})
+        await one.block(runner)
+        tasks = [one.submit(runner, 1) for _ in range(32)]
         one.engine.gate.set()
         for caller, task in enumerate(tasks, 1):
             if caller == 20:
@@ -848,9 +824,9 @@ async def test_one_poisoned_row_in_thirty_two_fails_alone() -> None:
 async def test_a_batch_of_poison_only_comes_to_an_end() -> None:
     """Every caller gets its error, for at most two calls each."""
     async with bench(max_rows=32) as one:
-        lane = Doubler(poisonous=set(range(1, 33)))
-        await one.block(lane)
-        tasks = [one.submit(lane, 1) for _ in range(32)]
+        runner = Doubler(poisonous=set(range(1, 33)))
+        await one.block(runner)
+        tasks = [one.submit(runner, 1) for _ in range(32)]
         one.engine.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert all(isinstance(outcome, EngineFailed) for outcome in outcomes)
@@ -870,9 +846,9 @@ async def test_a_large_poisoned_request_is_given_up_at_its_first_failure() -> No
 async def test_rows_out_other_than_rows_in_is_an_error_that_names_both() -> None:
     """An engine that returns too many rows is not trusted with whose they are; only the guilty caller fails."""
     async with bench() as one:
-        lane = Doubler(multiplying={2})
-        await one.block(lane)
-        tasks = [one.submit(lane, 3), one.submit(lane, 4)]
+        runner = Doubler(multiplying={2})
+        await one.block(runner)
+        tasks = [one.submit(runner, 3), one.submit(runner, 4)]
         one.engine.gate.set()
         assert_own_rows(await tasks[0], 1, 3)
         with pytest.raises(EngineFailed, match="given 4 rows and returned 5"):
@@ -880,12 +856,12 @@ async def test_rows_out_other_than_rows_in_is_an_error_that_names_both() -> None
 
 
 @on_jumping_time
-async def test_who_leaves_while_a_failed_batch_is_searched_is_searched_no_more() -> None:
+async def test_a_caller_that_leaves_while_a_failed_batch_is_halved_is_not_tried_again() -> None:
     """Halves that have lost all their callers are not run."""
     async with bench() as one:
-        lane = Doubler(poisonous={1})
-        await one.block(lane)
-        guilty, leaver = one.submit(lane, 1), one.submit(lane, 1)
+        runner = Doubler(poisonous={1})
+        await one.block(runner)
+        guilty, leaver = one.submit(runner, 1), one.submit(runner, 1)
         one.engine.gate.set()
         await one.engine.reached(3)  # the blocker's, both, and now the first half
         leaver.cancel()
@@ -899,10 +875,10 @@ async def test_who_leaves_while_a_failed_batch_is_searched_is_searched_no_more()
 async def test_out_of_memory_halves_the_batches_and_loses_nobody() -> None:
     """A batch that doesn't fit is run in halves, the next ones are small from the start, and later they grow again."""
     async with bench(max_rows=32, max_queued_rows=8192) as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.memory_rows = 10
-        await one.block(lane)
-        tasks = [one.submit(lane, 24), one.submit(lane, 8)]
+        await one.block(runner)
+        tasks = [one.submit(runner, 24), one.submit(runner, 8)]
         one.engine.gate.set()
         assert_own_rows(await tasks[0], 1, 24)
         assert_own_rows(await tasks[1], 2, 8)
@@ -911,9 +887,9 @@ async def test_out_of_memory_halves_the_batches_and_loses_nobody() -> None:
         assert one.value("gan_engine_errors_total", kind="out_of_memory") == 2
         one.engine.memory_rows = 32
         for _ in range(GROW_AFTER_BATCHES):
-            await one.submit(lane, 1)  # these say nothing about what fits
+            await one.submit(runner, 1)  # these say nothing about what fits
         few = GROW_AFTER_BATCHES - 4  # four of the cap have run well already
-        await one.submit(lane, 8 * few + 16 * GROW_AFTER_BATCHES + 32)
+        await one.submit(runner, 8 * few + 16 * GROW_AFTER_BATCHES + 32)
         sizes = [sum(call.values()) for call in one.engine.calls[7 + GROW_AFTER_BATCHES :]]
         assert sizes == [8] * few + [16] * GROW_AFTER_BATCHES + [32]
         assert one.value("gan_out_of_memory_total") == 2
@@ -923,17 +899,17 @@ async def test_out_of_memory_halves_the_batches_and_loses_nobody() -> None:
 async def test_nothing_is_kept_of_those_who_were_answered() -> None:
     """While large callers come and go, the queue holds on to no answer, payload or entry of one that has left."""
     async with bench(max_rows=8, max_queued_rows=400) as one:
-        lane = Doubler()
+        runner = Doubler()
         payload = rows_of(0, 40)
         kept = weakref.ref(payload)
-        other = one.submit(lane, 300)
-        task = asyncio.create_task(one.batcher.submit(lane, payload, 40, 60))
+        other = one.submit(runner, 300)
+        task = asyncio.create_task(one.batcher.submit(runner, payload, 40, 60))
         one.callers += 1
         del payload
         await task
         del task
-        lane.computed.clear()
-        await one.submit(lane, 1)
+        runner.computed.clear()
+        await one.submit(runner, 1)
         assert not other.done()
         assert kept() is None
         await other
@@ -941,23 +917,23 @@ async def test_nothing_is_kept_of_those_who_were_answered() -> None:
 
 @on_jumping_time
 async def test_a_single_row_that_does_not_fit_fails_and_the_next_is_tried() -> None:
-    """Nothing is left to halve: an error for its caller, and life goes on when there is memory again."""
+    """Nothing is left to halve: its caller gets an error, and later rows are computed when there is memory again."""
     async with bench() as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.memory_rows = 0
         with pytest.raises(EngineFailed, match="single row"):
-            await one.submit(lane, 1)
+            await one.submit(runner, 1)
         one.engine.memory_rows = 8
-        assert_own_rows(await one.submit(lane, 1), 1, 1)
+        assert_own_rows(await one.submit(runner, 1), 1, 1)
 
 
 @on_jumping_time
 async def test_a_lost_device_is_never_tried_again(caplog: pytest.LogCaptureFixture) -> None:
     """Everybody fails at once, those who wait too; newcomers are refused; the reason is in the log, not in replies."""
     async with bench() as one:
-        lane = Doubler()
-        await one.block(lane)
-        tasks = [one.submit(lane, 30), one.submit(Doubler(), 1)]
+        runner = Doubler()
+        await one.block(runner)
+        tasks = [one.submit(runner, 30), one.submit(Doubler(), 1)]
         await one.settle()
         one.engine.is_broken = True
         one.engine.gate.set()
@@ -969,14 +945,14 @@ async def test_a_lost_device_is_never_tried_again(caplog: pytest.LogCaptureFixtu
         assert one.batcher.failure == "the device failed"
         assert one.value("gan_engine_errors_total", kind="device") == 1
         with pytest.raises(NotReady):
-            await one.submit(lane, 1)
+            await one.submit(runner, 1)
     [record] = [record for record in caplog.records if record.levelno == logging.CRITICAL]
     assert record.exc_info is not None
     assert "fell off the bus" in str(record.exc_info[1])
 
 
 class Forgetful(Doubler):
-    """A lane with a bug where nobody expects one."""
+    """A runner with a bug where nobody expects one."""
 
     def padded(self, rows: int) -> int:
         """Forgets how."""
@@ -984,12 +960,12 @@ class Forgetful(Doubler):
 
 
 @on_jumping_time
-async def test_a_batcher_that_dies_takes_nobody_with_it(caplog: pytest.LogCaptureFixture) -> None:
+async def test_a_bug_in_the_batcher_leaves_no_caller_waiting(caplog: pytest.LogCaptureFixture) -> None:
     """A bug of ours ends the worker: every caller hears of it at once, and the log has the traceback."""
     async with bench() as one:
-        lane = Forgetful()
+        runner = Forgetful()
         one.engine.gate.clear()
-        tasks = [one.submit(lane, 20), one.submit(Doubler(), 1)]
+        tasks = [one.submit(runner, 20), one.submit(Doubler(), 1)]
         await one.engine.reached(1)
         one.engine.gate.set()
         for task in tasks:
@@ -1003,7 +979,7 @@ async def test_a_batcher_that_dies_takes_nobody_with_it(caplog: pytest.LogCaptur
 async def test_a_cancelled_worker_is_a_dead_one() -> None:
     """A run that ends in a cancellation ends the worker, and its callers hear of it."""
 
-    def run(_slot: int, _lane: Lane, _parts: Sequence[Part]) -> "asyncio.Future[Rows]":
+    def run(_instance: int, _runner: ModelRunner, _slices: Sequence[BatchSlice[Any]]) -> "asyncio.Future[Rows]":
         future: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
         future.cancel()
         return future
@@ -1022,14 +998,14 @@ async def test_a_cancelled_worker_is_a_dead_one() -> None:
 async def test_a_drain_finishes_what_was_accepted_and_refuses_newcomers() -> None:
     """All that had been let in is answered; nobody else is let in, not even into an empty queue."""
     async with bench() as one:
-        lane = Doubler()
+        runner = Doubler()
         one.engine.seconds = 1
-        accepted = [one.submit(lane, 12), one.submit(lane, 5)]
+        accepted = [one.submit(runner, 12), one.submit(runner, 5)]
         await one.settle()
         began, drain = now(), asyncio.create_task(one.batcher.drain(25))
         await one.settle()
         with pytest.raises(Draining):
-            await one.submit(lane, 1)
+            await one.submit(runner, 1)
         with pytest.raises(Draining):
             one.batcher.admit()
         assert await drain
@@ -1042,9 +1018,9 @@ async def test_a_drain_finishes_what_was_accepted_and_refuses_newcomers() -> Non
 async def test_a_drain_ends_on_time_whatever_runs() -> None:
     """A batch that doesn't end can't hold up the shutdown: its callers get Draining, when the time is over."""
     async with bench() as one:
-        lane = Doubler()
-        blocker = await one.block(lane)
-        waiting = one.submit(lane, 40)
+        runner = Doubler()
+        blocker = await one.block(runner)
+        waiting = one.submit(runner, 40)
         began = now()
         assert not await one.batcher.drain(25)
         assert now() == pytest.approx(began + 25)
@@ -1067,8 +1043,8 @@ async def test_an_idle_batcher_drains_at_once() -> None:
 async def test_closing_completes_every_future() -> None:
     """Callers in the queue and in the running batch all hear that it is over."""
     async with bench() as one:
-        lane = Doubler()
-        tasks = [await one.block(lane), one.submit(lane, 40), one.submit(Doubler(), 3)]
+        runner = Doubler()
+        tasks = [await one.block(runner), one.submit(runner, 40), one.submit(Doubler(), 3)]
         await one.settle()
         await one.batcher.close()
         for task in tasks:
@@ -1099,7 +1075,7 @@ class Caller:
 class Submit:
     """A caller comes."""
 
-    lane: int
+    runner: int
     rows: int
     deadline_s: float
     guilt: str
@@ -1121,9 +1097,9 @@ class Pass:
 
 @dataclass(frozen=True)
 class Swap:
-    """Another version takes a lane's place for callers to come."""
+    """Another version takes a runner's place for callers to come."""
 
-    lane: int
+    runner: int
 
 
 @dataclass(frozen=True)
@@ -1152,14 +1128,14 @@ class Close:
 
 Step = Submit | Leave | Pass | Swap | Memory | Break | Drain | Close
 
-LANES, MAX_ROWS, MAX_QUEUED_ROWS = 3, 8, 60
+RUNNERS, MAX_ROWS, MAX_QUEUED_ROWS = 3, 8, 60
 guilts = st.sampled_from(["", "", "", "", "raises", "multiplies"])
 everyday = st.one_of(
-    st.builds(Submit, st.integers(0, LANES - 1), st.integers(1, 30), st.sampled_from([0.0, 0.5, 2.0, 100.0]), guilts),
-    st.builds(Submit, st.integers(0, LANES - 1), st.integers(1, 3), st.just(100.0), guilts),
+    st.builds(Submit, st.integers(0, RUNNERS - 1), st.integers(1, 30), st.sampled_from([0.0, 0.5, 2.0, 100.0]), guilts),
+    st.builds(Submit, st.integers(0, RUNNERS - 1), st.integers(1, 3), st.just(100.0), guilts),
     st.builds(Leave, st.integers(0, 20)),
     st.builds(Pass, st.sampled_from([0.0, 0.0, 0.1, 0.5, 1.0, 3.0])),
-    st.builds(Swap, st.integers(0, LANES - 1)),
+    st.builds(Swap, st.integers(0, RUNNERS - 1)),
     st.builds(Memory, st.integers(1, 2 * MAX_ROWS)),
 )
 endings = st.one_of(st.builds(Break), st.builds(Drain, st.sampled_from([0.0, 1.0, 10.0])), st.builds(Close))
@@ -1176,19 +1152,19 @@ class Life:
 
     def __init__(self, one: Bench) -> None:
         self.one = one
-        self.lanes = [Doubler(f"toy{n}") for n in range(LANES)]
-        self.all_lanes = list(self.lanes)
+        self.runners = [Doubler(f"toy{n}") for n in range(RUNNERS)]
+        self.all_runners = list(self.runners)
         self.callers: list[Caller] = []
         self.tasks: list[asyncio.Task[None]] = []
         self.departures = 0
         self.has_broken = self.has_ended = False
         one.engine.watch = self.check_call
 
-    def check_call(self, parts: Sequence[Part]) -> None:
+    def check_call(self, slices: Sequence[BatchSlice[Any]]) -> None:
         """No batch is too large, has rows of one caller twice, or rows that nobody waits for."""
-        numbers = [int(payload[0, 0]) for payload, _, _ in parts]
+        numbers = [int(payload[0, 0]) for payload, _, _ in slices]
         assert len(set(numbers)) == len(numbers)
-        assert sum(stop - start for _, start, stop in parts) <= MAX_ROWS
+        assert sum(stop - start for _, start, stop in slices) <= MAX_ROWS
         for number in numbers:
             caller = self.callers[number]
             assert not caller.has_left
@@ -1200,14 +1176,14 @@ class Life:
         """The queue never holds more than it may."""
         assert 0 <= self.one.batcher.queued_rows <= MAX_QUEUED_ROWS
 
-    async def call(self, caller: Caller, lane: Lane, deadline_s: float) -> None:
+    async def call(self, caller: Caller, runner: ModelRunner, deadline_s: float) -> None:
         """One caller's life, from its first step on."""
         batcher = self.one.batcher
         caller.deadline = now() + deadline_s
         caller.before, caller.patience_s = batcher.queued_rows, deadline_s
         caller.had_room = batcher.queued_rows + caller.rows <= MAX_QUEUED_ROWS
         try:
-            caller.outcome = await batcher.submit(lane, rows_of(caller.number, caller.rows), caller.rows, deadline_s)
+            caller.outcome = await batcher.submit(runner, rows_of(caller.number, caller.rows), caller.rows, deadline_s)
         except asyncio.CancelledError as error:
             self.departures += 1
             caller.outcome = error
@@ -1218,13 +1194,13 @@ class Life:
     async def take(self, step: Step) -> None:  # noqa: C901 - one case for each kind of step
         """One step of the schedule."""
         match step:
-            case Submit(lane, rows, deadline_s, guilt):
+            case Submit(runner, rows, deadline_s, guilt):
                 caller = Caller(len(self.callers), rows, float("inf"), is_guilty=bool(guilt))
                 self.callers.append(caller)
                 if guilt:
-                    chosen = self.lanes[lane]
+                    chosen = self.runners[runner]
                     (chosen.poisonous if guilt == "raises" else chosen.multiplying).add(caller.number)
-                self.tasks.append(asyncio.create_task(self.call(caller, self.lanes[lane], deadline_s)))
+                self.tasks.append(asyncio.create_task(self.call(caller, self.runners[runner], deadline_s)))
             case Leave(which):
                 here = [n for n, task in enumerate(self.tasks) if not task.done()]
                 if here:
@@ -1233,9 +1209,9 @@ class Life:
                     self.tasks[number].cancel()
             case Pass(seconds):
                 await asyncio.sleep(seconds)
-            case Swap(lane):
-                self.lanes[lane] = Doubler(f"toy{lane}")
-                self.all_lanes.append(self.lanes[lane])
+            case Swap(runner):
+                self.runners[runner] = Doubler(f"toy{runner}")
+                self.all_runners.append(self.runners[runner])
             case Memory(rows):
                 self.one.engine.memory_rows = rows
             case Break():
@@ -1281,7 +1257,7 @@ class Life:
     def check_counts(self, *, was_closed: bool) -> None:
         """No row was computed twice, all rows of those who were served once, and the counters say the same."""
         one = self.one
-        computed = [tuple(row) for lane in self.all_lanes for rows in lane.computed for row in rows.tolist()]
+        computed = [tuple(row) for runner in self.all_runners for rows in runner.computed for row in rows.tolist()]
         assert len(set(computed)) == len(computed)
         served = [caller for caller in self.callers if isinstance(caller.outcome, Result)]
         assert {(c.number, row) for c in served for row in range(c.rows)} <= set(computed)
@@ -1294,16 +1270,17 @@ class Life:
         assert one.total("gan_compute_seconds_count") == len(one.engine.calls)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5, 1)
 @example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3, 2)
 @given(schedules, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 3))
-def test_no_row_is_lost_doubled_or_handed_to_another(schedule: list[Step], seconds: float, slots: int) -> None:
+def test_no_row_is_lost_doubled_or_handed_to_another(schedule: list[Step], seconds: float, instances: int) -> None:
     """Any interleaving of callers, departures, deadlines, failures, swaps and ends: everyone gets their due, once."""
 
     @on_jumping_time
     async def story() -> None:
-        async with bench(MAX_ROWS, MAX_QUEUED_ROWS, slots=slots) as one:
+        async with bench(MAX_ROWS, MAX_QUEUED_ROWS, instances=instances) as one:
             one.engine.seconds = seconds
             life = Life(one)
             for step in schedule:

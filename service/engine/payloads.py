@@ -1,0 +1,60 @@
+"""What requests ask of the two nets, and what a batch of them comes to as arrays."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from models.inference.sampler import Float32, Int64, LatentRange, UInt8
+from service.engine.batching.batch import BatchSlice
+
+UNKNOWN_LABEL = -1  # for D's class head to name
+
+
+class SamplePayload(NamedTuple):
+    """What G needs for one request: images first_index … of a seed. `labels` has one for each of them, or is None."""
+
+    seed: int
+    first_index: int
+    labels: Int64 | None
+    truncation: float
+
+
+class DiscriminatePayload(NamedTuple):
+    """What D needs for one request: uint8 (n, h, w, c) of the bundle's shape, and a label for each, or None.
+
+    A bundle with classes needs labels; −1 is an unknown one, which the class head names.
+    """
+
+    images: UInt8
+    labels: Int64 | None
+
+
+SampleSlices = Sequence[BatchSlice[SamplePayload]]
+DiscriminateSlices = Sequence[BatchSlice[DiscriminatePayload]]
+
+
+def batch_labels(slices: SampleSlices | DiscriminateSlices) -> Int64 | None:
+    """The labels of a batch, in order; None for a bundle without."""
+    labels = [payload.labels[start:stop] for payload, start, stop in slices if payload.labels is not None]
+    return np.concatenate(labels) if labels else None
+
+
+def batch_images(slices: DiscriminateSlices) -> UInt8:
+    """The images of a batch, in order."""
+    return np.concatenate([payload.images[start:stop] for payload, start, stop in slices])
+
+
+def latent_ranges(slices: SampleSlices) -> list[LatentRange]:
+    """Which images of which seeds a batch is made of."""
+    return [LatentRange(payload.seed, payload.first_index + start, stop - start) for payload, start, stop in slices]
+
+
+def truncate(latents: Float32, slices: SampleSlices) -> Float32:
+    """Multiply each slice's latents, in place, by its truncation."""
+    end = 0
+    for payload, start, stop in slices:
+        begin, end = end, end + stop - start
+        if payload.truncation != 1:
+            latents[begin:end] *= np.float32(payload.truncation)
+    return latents

@@ -1,0 +1,84 @@
+"""One reference tile of a bundle: what every other size of tile has to give is known from it."""
+
+import copy
+import hashlib
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+
+from models.bundle import Bundle
+from models.inference.sampler import REFERENCE_TILE, draw_latents
+from service.engine.device import Device, Precision, Sampler
+from service.engine.nets import Verdicts
+from service.engine.payloads import UNKNOWN_LABEL
+
+WARMUP_SEED = 0
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Reference:
+    """Both nets with the inputs and outputs of one reference tile.
+
+    Attributes:
+        latents: What the CPU draws for it; the sampler's example may be something else.
+        labels: Of the images that G makes, if there are any.
+        asked: Labels that D is given for them. Every other one is unknown, so that the class head is tried too.
+        pixels: What G gives: (n, c, h, w).
+        judged: What D gives: see `Verdicts`.
+    """
+
+    sampler: Sampler
+    verdicts: Verdicts
+    latents: torch.Tensor
+    labels: torch.Tensor | None
+    asked: torch.Tensor | None
+    pixels: torch.Tensor
+    judged: torch.Tensor
+
+    @classmethod
+    def of(cls, bundle: Bundle, device: Device) -> "Reference":
+        """Run a bundle's nets on the device."""
+        latent, names = bundle.manifest.latent, bundle.manifest.labels
+        latents = device.send(draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE))
+        labels = asked = None
+        if names is not None:
+            numbers = torch.arange(REFERENCE_TILE, device=device.torch_device)
+            labels = numbers % len(names)
+            asked = labels.where(numbers % 2 == 0, UNKNOWN_LABEL)
+        sampler, verdicts = device.sampler(latent, bundle.generator, latents), Verdicts(bundle)
+        # Contiguous, as uploads are: for other layouts there may be other kernels.
+        pixels = sampler.net(sampler.example, labels).contiguous()
+        return cls(sampler, verdicts, latents, labels, asked, pixels, verdicts(pixels, asked))
+
+    def nets_without_numbers(self) -> Iterator[str]:
+        """Which nets give NaN or Inf."""
+        for net, rows in (("generator", self.pixels), ("discriminator", self.judged)):
+            if not torch.isfinite(rows).all():
+                yield net
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of G's output."""
+        return hashlib.sha256(self.pixels.cpu().numpy().tobytes()).hexdigest()[:12]
+
+    def report_error(self, exact: Bundle, precision: Precision) -> None:
+        """Log what a precision costs: how far both nets' answers are from those of the float32 bundle, on the CPU.
+
+        Not on a GPU, where tf32 is a switch of the whole process, and batches of other bundles may be running.
+        """
+        generator, discriminator = exact.generator, exact.discriminator
+        if self.pixels.device.type != "cpu":
+            generator, discriminator = copy.deepcopy(generator).cpu(), copy.deepcopy(discriminator).cpu()
+        pixels, judged = self.pixels.cpu(), self.judged.cpu()
+        labels = None if self.labels is None else self.labels.cpu()
+        off = 255 * (generator(self.latents.cpu(), labels) - pixels).abs()
+        logits = discriminator(pixels, None if labels is None else judged[:, 1].long())
+        log.info(
+            "%s in %s: 64 images differ from float32's by %.2f grey levels on average and %.1f at most, logits by %.3f",
+            *(exact.name, precision, off.mean(), off.max(), (logits - judged[:, 0]).abs().max()),
+        )
