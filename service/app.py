@@ -165,9 +165,8 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
     """Everything that a request goes through before FastAPI, from the inside out."""
     settings, manager = context.settings, context.manager
     work = work_routes(settings)
-    endpoints = {
-        (route.path, how): route.endpoint for route in routes if route.path in work for how in route.methods or ()
-    }
+    busiest = [route for route in routes if route.path in work]
+    endpoints = {(route.path, method): route.endpoint for route in busiest for method in route.methods or ()}
     app = Shortcut(app, endpoints)
     app = Admission(
         app,

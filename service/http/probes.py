@@ -1,4 +1,4 @@
-"""Health and metrics for machines: answered from what is known already, never behind work."""
+"""Health and metrics for machines, answered from what is known already and never behind work."""
 
 from fastapi import APIRouter
 from prometheus_client.exposition import choose_encoder
@@ -17,32 +17,32 @@ METRICS_S = 5.0  # for all workers to say theirs; Prometheus itself waits 10 s
 _YES = b'{"status":"ok"}'
 
 
-def probe_routes(serving: ModelManager) -> APIRouter:
+def probe_routes(manager: ModelManager) -> APIRouter:
     """GET /livez, /readyz and /startupz: 200, or 503 with the reason."""
     router = APIRouter()
 
     @router.get("/livez", **PROBE)
     async def livez(_: Request) -> Response:
         """Whether this process is worth keeping; if not, replace it."""
-        return _answer(serving, serving.health.live())
+        return _answer(manager, manager.health.live())
 
     @router.get("/readyz", **PROBE)
     async def readyz(_: Request) -> Response:
         """Whether requests should be sent here now."""
-        return _answer(serving, serving.health.ready())
+        return _answer(manager, manager.health.ready())
 
     @router.get("/startupz", **PROBE)
     async def startupz(_: Request) -> Response:
         """Whether start-up is over: every bundle loaded and warm."""
-        return _answer(serving, serving.health.started())
+        return _answer(manager, manager.health.started())
 
     return router
 
 
-def _answer(serving: ModelManager, reason: str | None) -> Response:
+def _answer(manager: ModelManager, reason: str | None) -> Response:
     if reason is None:
         return Response(_YES, media_type="application/json")
-    raise Draining if serving.is_draining else NotReady(reason)
+    raise Draining if manager.is_draining else NotReady(reason)
 
 
 def metrics_routes(metrics: Metrics, worker_group: WorkerGroup) -> APIRouter:

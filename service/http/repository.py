@@ -13,6 +13,7 @@ from service.engine.model_manager import ModelManager
 from service.errors import Invalid, ServiceError, TooLarge
 from service.http.json_limits import JsonLimits
 from service.http.openapi import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_UNLOAD
+from service.http.responses import JSON
 from service.http.schemas import (
     RepositoryIndex,
     RepositoryLoad,
@@ -24,64 +25,74 @@ from service.http.schemas import (
     parse_query,
 )
 
-JSON = "application/json"
 MAX_BODY_BYTES = 65536
 LIMITS = JsonLimits(values=64)
 CHANGE_S = 300.0  # for all workers to load a bundle
 
 
-def repository_routes(serving: ModelManager) -> APIRouter:
+def repository_routes(manager: ModelManager) -> APIRouter:
     """POST /v2/repository/index, /v2/repository/models/{name}/load and …/unload."""
     router = APIRouter()
-    changes = {"load": serving.load, "unload": serving.unload}
-
-    async def change_here(how: str, bundle: str) -> None:
-        """In this worker; what is refused is the client's to know, but not where the bundles lie."""
-        try:
-            await changes[how](bundle)
-        except BundleError as error:
-            raise Invalid(error.relative_to(serving.settings.bundles)) from None
-
-    async def change(how: str, bundle: str) -> None:
-        """Here first, for what is refused here is refused everywhere; then in all other workers at once."""
-        await change_here(how, bundle)
-        there = await serving.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
-        reasons = [why for version, why in there if why is not None or version != serving.version(bundle)]
-        if reasons:
-            raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
-
-    async def follow(how: str, bundle: str) -> tuple[str | None, str | None]:
-        """The version that another worker's change has led to here, and why it has not where that failed."""
-        try:
-            await change_here(how, bundle)
-        except ServiceError as error:
-            return None, error.detail
-        return serving.version(bundle), None
-
-    serving.worker_group.answer({"change": follow})
+    repository = Repository(manager)
+    manager.worker_group.answer({"change": repository.follow})
 
     @router.post("/v2/repository/index", **REPOSITORY_INDEX)
     async def index(request: Request) -> Response:
         """Every bundle that is loaded or could be, and why the others are not."""
         asked = await _parse(request, RepositoryQuery)
-        entries = [entry._asdict() for entry in await serving.repository() if entry.state == "READY" or not asked.ready]
+        entries = [entry._asdict() for entry in await manager.repository() if entry.state == "READY" or not asked.ready]
         return Response(RepositoryIndex.model_validate(entries).model_dump_json(), 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/load", **REPOSITORY_LOAD)
     async def load(request: Request) -> Response:
         """Take up a bundle's folder as it is now, beside what serves: answered when it serves, or with the reason."""
         await _parse(request, RepositoryLoad)
-        await change("load", request.path_params["name"])
+        await repository.change("load", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_UNLOAD)
     async def unload(request: Request) -> Response:
         """Let go of a bundle; requests that found it before are still answered."""
         await _parse(request, RepositoryUnload)
-        await change("unload", request.path_params["name"])
+        await repository.change("unload", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
     return router
+
+
+class Repository:
+    """Changes of which bundles are loaded, in this worker and in all others."""
+
+    def __init__(self, manager: ModelManager) -> None:
+        self._manager = manager
+        self._changes = {"load": manager.load, "unload": manager.unload}
+
+    async def change(self, how: str, bundle: str) -> None:
+        """Load or unload a bundle here, for what is refused here is refused everywhere; then in all others at once.
+
+        Raises:
+            Invalid: It can't be loaded, or another worker did not follow.
+        """
+        await self._change_here(how, bundle)
+        there = await self._manager.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
+        reasons = [why for version, why in there if why is not None or version != self._manager.version(bundle)]
+        if reasons:
+            raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
+
+    async def follow(self, how: str, bundle: str) -> tuple[str | None, str | None]:
+        """Do what another worker did: the version that it led to, and the reason where it failed."""
+        try:
+            await self._change_here(how, bundle)
+        except ServiceError as error:
+            return None, error.detail
+        return self._manager.version(bundle), None
+
+    async def _change_here(self, how: str, bundle: str) -> None:
+        """In this worker; what is refused is the client's to know, but not where the bundles lie."""
+        try:
+            await self._changes[how](bundle)
+        except BundleError as error:
+            raise Invalid(error.relative_to(self._manager.settings.bundles)) from None
 
 
 async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:

@@ -23,9 +23,11 @@ T = TypeVar("T")
 class RouteContext:
     """What the routes work with.
 
-    Encoding, and decoding of what is large, are done apart, so that large requests hold up neither the event loop nor
-    one another's other half; what is small is decoded in slices. `is_private`: replies are for those with a
-    key, and shared caches must not keep them.
+    What takes long is encoded in threads and decoded in processes, so that it holds up neither the event loop nor the
+    engine. The rest is decoded on the loop, in time slices.
+
+    Attributes:
+        is_private: Whether keys are set: shared caches must then keep no reply.
     """
 
     settings: Settings
