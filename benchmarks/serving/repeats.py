@@ -1,10 +1,10 @@
-"""What it costs to be asked the same again: computed anew, known to the client already, or kept by the service.
+"""What it costs to be asked the same again: computed anew, already known to the client, or kept by the service.
 
     python -m benchmarks.serving.repeats [--seconds 3] [--rounds 5]
 
-wrk asks for one GET with a seed over 64 connections, in turns: of a service as it is by default, which computes it each
-time; the same with the reply's ETag, which is answered with 304; and of a service with `GAN_CACHE_BYTES`. Each round
-gives a ratio to its own computed ones; the table has the medians, and the least and the most ratio.
+wrk asks for one GET with a seed over 64 connections, in turns: a service with default settings, which computes it each
+time; the same service with the reply's ETag, which is answered with 304; and a service with `GAN_CACHE_BYTES`. Each
+round gives a ratio to its own computed replies; the table has the medians, and the least and the largest ratio.
 """
 
 import argparse
