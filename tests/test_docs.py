@@ -23,7 +23,8 @@ from service.metrics import Metrics
 from service.settings import Settings, variable
 
 SAMPLE = "`GET /sample`, `POST /sample`"
-DOCS = Path(__file__).parent.parent / "docs"
+ROOT = Path(__file__).parents[1]
+DOCS = ROOT / "docs"
 
 
 def rows(text: str) -> list[list[str]]:
@@ -95,7 +96,7 @@ def test_every_field_format_and_body_is_documented() -> None:
 
 def commands() -> list[list[str]]:
     """The arguments of every offline command in the README and the pages."""
-    texts = [path.read_text() for path in (DOCS.parent / "README.md", *sorted(DOCS.glob("*.md")))]
+    texts = [path.read_text() for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))]
     blocks = [block for text in texts for block in re.findall(r"```sh\n(.*?)```", text, flags=re.DOTALL)]
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
     return [shlex.split(line, comments=True)[3:] for line in lines if re.search(r"python -m models ", line)]
@@ -139,7 +140,7 @@ def test_the_game_in_one_dimension_has_the_numbers_of_its_record() -> None:
 
 def test_the_parzen_table_has_the_numbers_of_the_manifest() -> None:
     """Figures are copied from what `evaluate --record` wrote, and go stale with a new bundle."""
-    manifest = json.loads((DOCS.parent / "bundles" / "mnist-mlp" / "manifest.json").read_text())
+    manifest = json.loads((ROOT / "bundles" / "mnist-mlp" / "manifest.json").read_text())
     shown = {}
     for name, paper, paper_sigma, fine, fine_sigma in rows(section("experiments.md", "The Parzen table"))[1:]:
         texts = (*paper.split(" ± "), paper_sigma), (*fine.split(" ± "), fine_sigma)
@@ -159,16 +160,57 @@ def test_the_parzen_table_has_the_numbers_of_the_manifest() -> None:
 def test_the_ways_on_the_page_are_those_of_the_bundle(tmp_path: Path) -> None:
     """The page's own command makes its picture, to one grey level."""
     (command,) = (arguments for arguments in commands() if arguments[0] == "interpolate")
-    bundle = DOCS.parent / command[1]
-    shown = DOCS.parent / command[-1]
+    bundle = ROOT / command[1]
+    shown = ROOT / command[-1]
     assert main([command[0], str(bundle), *command[2:-1], str(tmp_path / "new.png")]) == 0
     with Image.open(tmp_path / "new.png") as new, Image.open(shown) as old:
         assert np.abs(np.asarray(new).astype(int) - np.asarray(old).astype(int)).max() <= 1
 
 
-@pytest.mark.parametrize("page", sorted(path.name for path in DOCS.glob("*.md")))
-def test_links_between_pages_lead_somewhere(page: str) -> None:
-    """No page names a file that is not there."""
-    for target in re.findall(r"\]\(([^)#]+)", (DOCS / page).read_text()):
-        if "://" not in target:
-            assert (DOCS / target).exists(), target
+PAGES = [*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]
+
+
+def prose(page: Path) -> str:
+    """A page's text without its blocks of code, in which a `#` is no heading and brackets are no link."""
+    return re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+
+
+def links(page: Path) -> list[tuple[Path, str]]:
+    """The files of this repository that a page links to, each with the heading."""
+    targets = [target.partition("#") for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)) if "://" not in target]
+    return [((page.parent / path).resolve() if path else page, anchor) for path, _, anchor in targets]
+
+
+def anchors(page: Path) -> set[str]:
+    """The names that GitHub gives a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page: Path) -> None:
+    """No page links to a file or a heading that is not there."""
+    for target, anchor in links(page):
+        assert target.exists(), target
+        assert not anchor or anchor in anchors(target), f"{target.name}#{anchor}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_files_that_a_page_names_are_there(page: Path) -> None:
+    """Paths from the repository's root, and programs that `python -m` runs."""
+    text = page.read_text()
+    named = re.findall(r"(?<![\w/.:-])(?:benchmarks|bundles|deploy|docs|models|service|tests)/[\w./-]*\w", text)
+    programs = [name.replace(".", "/") for name in re.findall(r"python -m ((?:benchmarks|models|service)[\w.]*)", text)]
+    assert not [path for path in named if not (ROOT / path).exists()]
+    assert not [path for path in programs if not any((ROOT / path).with_suffix(end).exists() for end in ("", ".py"))]
+
+
+def test_every_page_can_be_found_from_the_readme() -> None:
+    """By links from page to page, so that nobody has to know its name."""
+    found, waiting = set[Path](), [ROOT / "README.md"]
+    while waiting:
+        page = waiting.pop()
+        if page not in found:
+            found.add(page)
+            waiting += [target for target, _ in links(page) if target.suffix == ".md"]
+    assert {*DOCS.rglob("*.md"), ROOT / "benchmarks" / "README.md"} <= found

@@ -1,1 +1,1 @@
-"""What hurts the service, and who notices: overload, hostile bodies, clients that leave, restarts, long runs."""
+"""What happens under overload, hostile bodies, clients that leave, restarts, and over a long time."""

@@ -1,10 +1,11 @@
-"""A thousand clients connect, ask, and hang up; says what that costs the engine and the clients that stay.
+"""A thousand clients connect, ask and hang up; reports the cost to the engine and to the clients that stay.
 
     python -m benchmarks.faults.disconnects [--clients 1000]
 
-Twice. First with the engine's thread held, so that everything is still queued when they leave: then nothing of theirs
-may be computed. Then with the engine at work, each coming and leaving when it likes: then only what was in a batch
-already may be. In both, neighbours that stay must get the bytes that they get alone, and the counters must add up.
+This is done twice. First the engine's thread is held, so that everything is still queued when the clients leave: none
+of it may be computed. Then the engine is at work, and each client comes and leaves at a random time: only what was
+already in a batch may be computed. Both times, clients that stay must get the bytes that they get alone, and the
+counters must add up.
 """
 
 import argparse

@@ -1,8 +1,8 @@
-"""Stops services under load, again and again, and looks for a request that was lost.
+"""Stops services under load, again and again, and looks for lost requests.
 
     python -m benchmarks.faults.drain [--times 10] [--rolls 10]
 
-First SIGTERM to a process that clients keep busy, ten times. Every request ends in one of these ways:
+First, ten times, SIGTERM goes to a process that clients keep busy. Every request ends in one of these ways:
 
 - answered: a whole 200;
 - refused: a whole 503 with Retry-After, or the connection could not be made: the client may ask elsewhere;
@@ -11,8 +11,8 @@ First SIGTERM to a process that clients keep busy, ten times. Every request ends
 - lost: anything else. A reply was cut off, or the log knows the id of a request that got no reply.
 
 Then rolling restarts: two processes behind a proxy, each replaced in turn while clients ask over connections that they
-keep open. The clients must not see a single failure. The service gets GAN_DRAIN_DELAY_S, in which it is not ready but
-still works; the proxy looks at /readyz four times a second.
+keep open. The clients must not see a single failure. During GAN_DRAIN_DELAY_S the service is not ready but still works;
+the proxy looks at /readyz four times a second.
 """
 
 import argparse

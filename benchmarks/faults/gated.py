@@ -1,10 +1,10 @@
-"""The service with an engine that can be stopped: on SIGUSR1 its thread blocks, on SIGUSR2 it goes on.
+"""The service with an engine that a signal stops: on SIGUSR1 its thread blocks, on SIGUSR2 it goes on.
 
     python -m benchmarks.faults.gated [NOT_READY_AFTER_S DEAD_AFTER_S LINGER_S]
 
 The engine has a single thread, whatever the machine. Everything else is what `python -m service` runs, with the same
-settings. The numbers replace the times after which the probes call an engine stuck, and that which a failed process
-lingers.
+settings. The numbers replace the times after which the probes call an engine stuck, and the time for which a failed
+process lingers.
 """
 
 import asyncio

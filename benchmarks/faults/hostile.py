@@ -1,9 +1,9 @@
-"""One client sends what is made to stop the service; says what probes, memory and another client's picture notice.
+"""One client sends what is made to stop the service; reports what probes, memory and another client notice.
 
     python -m benchmarks.faults.hostile
 
-JSON bodies as large as they may be, of wrong values, unknown fields, empty containers, quotes and escapes, one at a
-time; then for each kind of slow image eight of them at once, with a deadline of two minutes, and then one ordinary
+First come JSON bodies of the largest size, one at a time: wrong values, unknown fields, empty containers, quotes,
+escapes. Then, for each kind of slow image, eight of them at once with a deadline of two minutes, and one ordinary
 picture. Another process asks `/livez` all the time.
 """
 

@@ -1,14 +1,14 @@
-"""Offers several times what the service can do, and says what becomes of it.
+"""Offers several times as much as the service can do, and reports what happens.
 
     python -m benchmarks.faults.overload [--seconds 60] [--factor 5] [--count 256] [--queue-images 16384]
 
-First the knee: more and more clients, each of which asks again when it is answered; the highest throughput counts.
-Then an open loop at so many times the knee: requests arrive at random times whatever becomes of the others. All the
-time another process asks the probes, and metrics and memory are read: whoever looks takes as much from the knee as from
-the overload.
+First it looks for the knee: more and more clients, each of which asks again when it is answered; the highest throughput
+counts. Then comes an open loop at so many times the knee: requests arrive at random times, whatever becomes of the
+others. All the time another process asks the probes, and metrics and memory are read, so that this costs the knee as
+much as the overload.
 
-`Retry-After` is compared with the truth: how long it took from the refusal until as many images had been computed as
-were in the queue at that moment.
+`Retry-After` is compared with what came true: the time from the refusal until as many images had been computed as were
+in the queue at that moment.
 """
 
 import argparse

@@ -1,11 +1,10 @@
-"""Looks for image files that take long: changes files by their structure, and goes on from those that took longest.
+"""Looks for image files that take long: mutates files by their structure, and goes on from those that took longest.
 
     python -m benchmarks.faults.slow_images [--seconds 120] [--seed 0]
 
-For each format, what is known to be slow (floods of segments, scans without number, codes for every block) and what
-random changes find from there. Told apart are the walk that cuts out what is no pixels, whose longest step holds up the
-event loop; what is decoded at once, on the event loop too; and what is decoded in a process of its own, whose time has
-a bound.
+For each format it begins with what is known to be slow (floods of segments, thousands of scans, codes for every block)
+and mutates from there. Three times are reported apart: the walk that cuts out all but the pixels, whose longest step
+holds up the event loop; decoding on the event loop; and decoding in a process of its own, whose time has a bound.
 """
 
 import argparse

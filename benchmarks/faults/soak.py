@@ -3,8 +3,8 @@
     python -m benchmarks.faults.soak [--seconds 1200] [--requests 500000]
 
 Samples in every format, judgements, answers from the client's cache, mistakes, unknown paths, and clients that hang up,
-in a random order that a seed decides; it ends after so many seconds or requests, whichever comes first. DeviceDataset
-memory is read every second. After the warm-up, a fifth of the time, a straight line is laid through it.
+in a random order that a seed decides. It ends after so many seconds or requests, whichever comes first. Resident memory
+is read every second, and a straight line is fitted to what comes after the warm-up, a fifth of the time.
 """
 
 import argparse

@@ -1,10 +1,10 @@
-"""Swaps a bundle for another version again and again under load.
+"""Swaps a bundle for another version again and again under load, and checks every reply.
 
     python -m benchmarks.faults.swaps [--swaps 50]
 
-The folder of bundles holds a link to one of two versions; a swap turns the link and sends SIGHUP. Every reply must be a
-200, with the very bytes that the version it names always gives for its seed. Once, half-way, the link leads to a
-version whose weights are damaged: that must be refused, and the old one must go on. The service's memory is read after
+The folder of bundles holds a link to one of two versions; a swap changes the link and sends SIGHUP. Every reply must be
+a 200 with the bytes that the version it names always gives for its seed. Once, half-way, the link leads to a version
+whose weights are damaged: that must be refused, and the old one must go on serving. The service's memory is read after
 each swap, and must not grow.
 """
 

@@ -1,10 +1,10 @@
-"""Two hundred clients bring large bodies at once, over and over; says what probes and clients with small ones notice.
+"""Two hundred clients bring large bodies at once, again and again; reports what probes and small requests notice.
 
     python -m benchmarks.faults.uploads [--seconds 15] [--clients 200]
 
-Forms of 4,096 PNGs, arrays of 30 MB that have to be converted, arrays that fit, and every fifth client leaves while it
-is sending. Those that are refused come again at once. Another process asks the probes meanwhile, and one client, which
-waits for each answer, sends one image again and again.
+The bodies are forms of 4,096 PNGs, arrays of 30 MB that have to be converted, and arrays that fit. Every fifth client
+leaves while it is sending, and those that are refused come again at once. Meanwhile another process asks the probes,
+and one client sends a single image again and again.
 """
 
 import argparse

@@ -1,1 +1,1 @@
-"""Other servers that do the service's work, one small program each, to be measured beside it."""
+"""Other servers that do the same work as the service, one small program each, for comparison."""

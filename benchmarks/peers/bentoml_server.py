@@ -1,7 +1,7 @@
 """The service's work under BentoML, with its adaptive batching.
 
-A batched API takes and gives lists, one of each request's parts after the other, and its replies are JSON: files are in
-base64 in it.
+A batched API takes and gives lists, in which the requests' items follow one another. Its replies are JSON, with files
+in base64.
 """
 
 import base64

@@ -1,10 +1,11 @@
-"""The tiny game under Lightning: what its loop takes beside the arithmetic. Prints one line of JSON.
+"""The tiny game under Lightning: what its loop costs beside the arithmetic. Prints one line of JSON.
 
     .bench/lightning/bin/python -m benchmarks.peers.lightning_loop ROUNDS STEPS
 
-Manual optimisation, and `barebones`: Lightning's own way to leave out logger, progress bar, checkpoints and checks, for
-measuring what is left. Batches come from a plain iterator, which costs less than a data loader. After each round of
-steps as many are taken without Lightning, by another game of the same size. Milliseconds of processor time for a step.
+It uses manual optimisation and `barebones`, Lightning's own mode for measuring, without logger, progress bar,
+checkpoints and checks. Batches come from a plain iterator, which costs less than a data loader. After each round as
+many steps are taken without Lightning, by another game of the same size. Figures are milliseconds of processor time for
+a step.
 """
 
 import json

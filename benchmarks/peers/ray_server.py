@@ -1,8 +1,8 @@
 """The service's work under Ray Serve: replicas behind a proxy, and `serve.batch` within each.
 
-Started as its documentation advises for throughput: HAProxy in front, which leads to the replicas straight, the user's
-code on the replica's own event loop, log lines in batches. Computing goes to a thread, so that the loop takes in the
-next batch meanwhile.
+It is started as its documentation advises for throughput: HAProxy in front, which talks to the replicas directly, the
+user's code on the replica's own event loop, log lines in batches. Computing goes to a thread, so that the loop can
+receive the next batch meanwhile.
 """
 
 import asyncio

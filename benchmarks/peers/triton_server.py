@@ -1,7 +1,8 @@
 """The service's work under Triton, through nvidia-pytriton: functions of arrays, batched by a server in C++.
 
-Its protocol carries tensors: a reply is uint8 pixels, binary behind a JSON head, and no picture is encoded. `sample` is
-one image a request, in batches; `sample_many` is `count` images of one seed, and `discriminate` is a logit an image.
+Its protocol carries tensors: a reply is uint8 pixels, binary after a JSON head, and no picture is encoded. `sample`
+draws one image a request, in batches; `sample_many` draws `count` images of one seed; `discriminate` gives a logit an
+image.
 """
 
 import os

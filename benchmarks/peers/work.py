@@ -1,8 +1,8 @@
-"""What every peer computes, so that peers differ in how they serve and in nothing else.
+"""What every peer computes, so that peers differ only in how they serve.
 
-The service's own weights and random numbers, and Pillow as people call it. A batch is many requests: their noise is
-drawn in one go, one forward pass makes all images. Nothing is padded, as the service does so that a row's last bits
-never depend on its neighbours: a pixel may be one grey level off.
+The weights and random numbers are the service's, and Pillow is used as people use it. A batch is many requests: their
+noise is drawn in one go, and one forward pass makes all images. Batches are not padded to proven sizes as the service's
+are, so a pixel may be one grey level off.
 
 Peers read their options from the environment, which reaches the processes that their frameworks start.
 """

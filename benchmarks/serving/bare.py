@@ -1,8 +1,8 @@
-"""What no start of the service can do without: importing torch and FastAPI, reading the weights, running each net once.
+"""The least that any start needs: importing torch and FastAPI, reading the weights, running each net once.
 
     python -m benchmarks.serving.bare FOLDER_OF_BUNDLES
 
-Prints its resident bytes when it has imported the two, and a line when it is warm.
+Prints its resident bytes after the imports, and a line when it is warm.
 """
 
 import os

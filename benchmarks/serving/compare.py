@@ -1,18 +1,19 @@
-"""Measures the service beside other servers that do the same work, and beside what the machine can do at all.
+"""Measures the service beside other servers that do the same work, and beside what the machine can do.
 
     python -m benchmarks.serving.compare [--seconds 4] [--rounds 3] [--servers ours …] [--loads png-64 …] [--write]
 
-First every peer is tried with one and with all threads and workers, and keeps what serves most images, one a request
+First every peer is tried with one and with all threads and workers, and keeps what answers most requests for one image
 over 64 connections. In each round every server is started in turn, asked for one reply of each kind, whose pixels are
-compared with those that the weights give here, and put under every load. The table has the rounds' median with the
-least and the most, and its ratio to the service's. A server that can't be started, or answers wrongly, has the reason
-in the table instead. Servers, clients and limits run on the same processors, so that clients take their part of them.
+compared with those that the weights give here, and put under every load. The full table has the rounds' median with the
+least and the most, and its ratio to the service's; the first table has medians of what matters most. A server that
+can't be started, or answers wrongly, has the reason in the table instead. Servers, clients and limits run on the same
+processors.
 
-Closed loops are wrk's. The open loop is this folder's own client, which counts from when a request was due. Rates rise
-until more than one of a hundred attempts is not answered within 100 ms, lost ones included; the highest rate before is
-the knee. It was chosen for its own ceiling, measured against fixed bytes on two processors that it shared with their
-server: 11,900 requests/s, at 40 to 60 µs of a processor each, with Python's garbage collector off (it finds none among
-what is kept); autocannon came to 11,300, evenly spaced over a fixed number of connections, and locust to 5,400.
+Closed loops are wrk's. The open loop is our own client (tools/client.py), which counts from when a request was due.
+Rates rise until more than one of a hundred attempts is not answered within 100 ms, lost ones included; the highest rate
+before that is the knee. On two processors that it shares with a server of fixed bytes, that client offers up to 11,900
+requests/s, with Python's garbage collector off; autocannon came to 11,300 over a fixed number of connections, locust to
+5,400.
 """
 
 import argparse
@@ -28,7 +29,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from textwrap import fill
 
 import numpy as np
 import uvloop
@@ -60,7 +60,7 @@ from benchmarks.serving.standings import (
     Results,
     judge,
     lines,
-    page_table,
+    page_text,
     write_page,
 )
 from benchmarks.tools import wrk
@@ -80,7 +80,6 @@ UNOBSERVED_LOADS = {"png-64"}
 RATES = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0, 1.1, 1.2)  # of what the closed loop of 64 gave
 IN_TIME_S, MOST_LATE = 0.1, 0.01
 HANGS_S = 60
-PAGE_WIDTH = 120
 MIB = 2**20
 
 
@@ -298,7 +297,7 @@ def report(results: Results, chosen: Sequence[Contender], arguments: argparse.Na
     table(lines(results, loads))
     if arguments.write:
         remarks = {contender.name: contender.says for contender in chosen}
-        write_page(PAGE, f"{_conditions(arguments)}\n\n{page_table(results, loads, remarks)}")
+        write_page(PAGE, page_text(results, loads, remarks, _conditions(arguments)))
     facts = {
         "seconds": arguments.seconds,
         "rounds": arguments.rounds,
@@ -314,14 +313,12 @@ def report(results: Results, chosen: Sequence[Contender], arguments: argparse.Na
 
 def _conditions(arguments: argparse.Namespace) -> str:
     here = machine()
-    return fill(
-        f"{here['processor']}, {here['cores']} cores, Python {here['python']}, torch {version('torch')}; "
-        f"`{arguments.bundle}`, {arguments.rounds} rounds of {arguments.seconds:g} s. "
-        "Each cell: median (least…most) ×ratio to the service's. Clients run on the same cores. "
-        "The limit is, for `count=1`, the cores over the processor time of one fixed reply, one image and one PNG; "
-        "for the others the nets, and for the grid the encoder, alone on all cores. "
-        f"The knee is the highest rate at which 99 of 100 attempts are answered within {1000 * IN_TIME_S:.0f} ms.",
-        PAGE_WIDTH,
+    return (
+        f"Medians of {arguments.rounds} rounds of {arguments.seconds:g} s on {here['cores']} cores that clients share: "
+        f"{here['processor']}, Python {here['python']}, torch {version('torch')}, `{arguments.bundle}`. "
+        "One image a request comes over 64 connections, the rest over 8. "
+        "The limit is, for one image, the cores over the processor time of a fixed reply, an image and a PNG; "
+        "for the rest the nets, and for pictures the encoder, alone on all cores."
     )
 
 

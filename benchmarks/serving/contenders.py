@@ -1,8 +1,7 @@
 """The servers that compare.py measures: how each is started, asked, understood, looked at and stopped.
 
 Peers run in environments of their own, `.bench/NAME`, which `make bench` makes; plain FastAPI and the fixed bytes run
-in the service's, because they are made of the same packages. How many threads and workers a peer has is not settled
-here but tried.
+in the service's, because they need the same packages. How many threads and workers a peer gets is found by trying.
 """
 
 import base64

@@ -1,15 +1,15 @@
-"""Measures what the service makes of a GPU: its engine alone, its HTTP layer on it, and the memory it keeps.
+"""Measures the service on a GPU: its engine alone, its HTTP layer with it, and the memory that it keeps.
 
     python -m benchmarks.serving.gpu [--device cuda] [--seconds 2] [--rounds 3]
 
 - The engine alone, its threads kept busy with batches of the largest size, noise and copies included: in each
-  precision, with graphs and without, exact or not. Beside it the rate that G's arithmetic or the bus allows, whichever
-  takes longer: G on numbers that are there already, as a graph, and so many grey levels copied to the host, each timed
+  precision, with graphs and without, exact or not. Beside it, the rate that G's arithmetic or the bus allows, whichever
+  takes longer: G as a graph on numbers that are already there, and as many grey levels copied to the host, each timed
   alone.
 - Single images over 256 connections, beside the same service with an engine that computes nothing.
 - The device memory that is reserved before and after a thousand more requests.
 
-`--device cpu` runs all of it without a GPU, to try the program; what it then expects says nothing.
+`--device cpu` runs all of it without a GPU, to try the program; its expectations then mean nothing.
 """
 
 import argparse

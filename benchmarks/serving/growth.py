@@ -2,8 +2,9 @@
 
     python -m benchmarks.serving.growth [--seconds 2] [--plot docs/figures/growth.png]
 
-Closed loops by wrk on the service's own processors, on `mnist-mlp`; for its size, the same nets with wider or narrower
-layers and random weights, alone in their service. Prints a table and one JSON line, and draws four panels.
+Closed loops by wrk on the service's own processors, with `mnist-mlp`. For the size of a bundle, the same nets with
+wider or narrower layers and random weights, each alone in its service. Prints a table and one line of JSON, and draws
+four panels.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""What the batcher costs a client that is alone, and what it saves a small one beside large ones.
+"""What the batcher costs a client that is alone, and what it saves a small request beside large ones.
 
     python -m benchmarks.serving.idle_latency [--seconds 20]
 
 Alone: one client asks the service, and the same service with its batcher bypassed, in turns; the medians are compared.
 
-Beside large ones: a client that asks for one image at a time, on a schedule, while others keep the service busy with
-the largest requests there are. Its p99 is compared with the time of one full batch, as the service measured it then.
+Beside large ones: one client asks for single images on a schedule, while others keep the service busy with the largest
+requests. The first one's p99 is compared with the time of one full batch, as the service measured it meanwhile.
 """
 
 import argparse

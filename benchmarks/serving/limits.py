@@ -2,11 +2,11 @@
 
     python -m benchmarks.serving.limits [--seconds 1]
 
-On one thread, in processor time: one image of G at the batch at which it is cheapest, and one PNG. On all processors,
-by the clock: images of G, images of G as PNG grids of 64, and verdicts of D. Either each processor has a thread with
-batches of its own, or one thread has torch divide every batch among all; the nets are taken as they are, and with
-packed weights, as the service runs them. What is fastest counts. Noise is drawn before, and pixels are turned into
-bytes only where they are encoded: the limit is the net's.
+On one thread, in processor time: one image of G in the batch size at which it is cheapest, and one PNG. On all
+processors, by the clock: images of G, images of G as PNG grids of 64, and verdicts of D. Two ways are tried, a thread
+with batches of its own for each processor, and one thread whose batches torch divides among all; each with the nets as
+they are, and with prepacked weights as the service runs them. The fastest counts. Noise is drawn beforehand, and pixels
+become bytes only where they are encoded: the limit is the net's.
 """
 
 import json

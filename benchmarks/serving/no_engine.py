@@ -1,4 +1,4 @@
-"""The service with an engine that computes nothing: it has a few images made at the start. For comparison only.
+"""The service with an engine that computes nothing and answers with a few images made at the start. For comparison.
 
     python -m benchmarks.serving.no_engine
 

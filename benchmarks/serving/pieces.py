@@ -1,4 +1,4 @@
-"""Measures the service's pieces beside the plain way to do the same: docs/performance.md says why each is as it is.
+"""Measures the service's pieces, each beside the plain way to do the same; docs/performance.md has the table.
 
     python -m benchmarks.serving.pieces [--bundles FOLDER]
 

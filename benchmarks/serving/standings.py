@@ -1,10 +1,11 @@
-"""What comes of a comparison: medians and their spread, ratios, the tables, and which targets are met."""
+"""The results of a comparison: medians and their spread, ratios, the tables, and which targets are met."""
 
 import re
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from textwrap import fill
 from typing import NamedTuple
 
 from benchmarks.serving.contenders import KINDS
@@ -14,6 +15,7 @@ OURS, WORKERS, UNOBSERVED = "ours", "ours, more workers", "unobserved"
 STATIC, LIMIT = "static bytes", "limit"
 START, MEMORY = "start", "memory"  # beside the loads
 NOTHING = "–"  # in a cell
+PAGE_WIDTH = 120
 BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 NEW_PAGE = f"""# Performance
 
@@ -22,6 +24,12 @@ NEW_PAGE = f"""# Performance
 {BEGIN}
 {END}
 """
+
+
+FIGURES = (
+    "Each cell: median (least…most) ×ratio to the service's. The knee is the highest rate at which 99 of 100 attempts "
+    "are answered within 100 ms."
+)
 
 
 class Load(NamedTuple):
@@ -71,6 +79,17 @@ class Place(NamedTuple):
     server: str
     load: str
     what: str = "per_s"
+
+
+# The columns of the table that a reader takes in at once; whoever is not in it is in the full one.
+SUMMARY = {
+    "one image a request: requests/s": Place("", "png-64"),
+    "p99, ms": Place("", "png-64", "p99_ms"),
+    "64 in a picture: images/s": Place("", "grid-8"),
+    "256 to judge: rows/s": Place("", "judge-npy-8"),
+    "memory, MiB": Place("", MEMORY, "mib"),
+}
+NOT_IN_SUMMARY = {UNOBSERVED, STATIC, "plain FastAPI"}
 
 
 class Results:
@@ -217,10 +236,36 @@ def lines(results: Results, loads: Iterable[Load]) -> list[dict[str, object]]:
     return made
 
 
-def page_table(results: Results, loads: Iterable[Load], remarks: Mapping[str, str]) -> str:
-    """The table for the page: a line for each measurement, a column for each server."""
+def page_text(results: Results, loads: Sequence[Load], remarks: Mapping[str, str], conditions: str) -> str:
+    """The page's part between its marks: a table that a reader takes in at once, and folded, all the rest."""
+    figures = f"{fill(FIGURES, PAGE_WIDTH)}\n\n{full_table(results, loads)}"
+    targets = [["target", "seen", ""]] + [
+        [check.wanted, check.seen, "met" if check.met else "**not met**"] for check in judge(results)
+    ]
+    return "\n\n".join(
+        [
+            fill(conditions, PAGE_WIDTH),
+            summary(results),
+            _folded("Every load, and the spread of the rounds", figures),
+            _folded("The servers", notes(results, remarks)),
+            _folded("Targets", _markdown(targets)),
+        ]
+    )
+
+
+def summary(results: Results) -> str:
+    """A line for each server, with medians."""
+    rows = [
+        [_title(results, server), *(_median(results, place._replace(server=server)) for place in SUMMARY.values())]
+        for server in results.titles
+        if server not in NOT_IN_SUMMARY
+    ]
+    return _markdown([["", *SUMMARY], *rows])
+
+
+def full_table(results: Results, loads: Iterable[Load]) -> str:
+    """A line for each measurement, a column for each server."""
     servers = [server for server in results.titles if server != UNOBSERVED]
-    heads = [results.titles[server] + (": failed" if server in results.absent else "") for server in servers]
     rows = []
     for load in loads:
         rows.append(_row(results, f"{load.says}: {load.unit}", servers, Place("", load.name)))
@@ -238,13 +283,35 @@ def page_table(results: Results, loads: Iterable[Load], remarks: Mapping[str, st
             )
     rows.append(_row(results, "resident memory after all this, MiB", servers, Place("", MEMORY, "mib")))
     rows.append(_row(results, "start to the first answer, s", servers, Place("", START, "s")))
-    shown = [["", *heads], ["---"] * (1 + len(heads)), *(row for row in rows if {*row[1:]} != {NOTHING})]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in shown)
+    heads = ["", *(_title(results, server) for server in servers)]
+    return _markdown([heads, *(row for row in rows if {*row[1:]} != {NOTHING})])
+
+
+def notes(results: Results, remarks: Mapping[str, str]) -> str:
+    """What there is to say about each server, and what failed."""
     told = {server: "; ".join(filter(None, [says, results.tunings.get(server)])) for server, says in remarks.items()}
-    notes = [f"- {results.titles[server]}: {says}." for server, says in told.items() if says]
-    notes += [f"- {results.titles[server]} failed: {why}" for server, why in results.absent.items()]
-    notes += [f"- {results.titles[server]}, {load}: {why}" for (server, load), why in results.faults.items()]
-    return "\n".join([table, "", *notes])
+    lines = [f"- {results.titles[server]}: {says}." for server, says in told.items() if says]
+    lines += [f"- {results.titles[server]} failed: {why}" for server, why in results.absent.items()]
+    lines += [f"- {results.titles[server]}, {load}: {why}" for (server, load), why in results.faults.items()]
+    return "\n".join(lines)
+
+
+def _title(results: Results, server: str) -> str:
+    return results.titles[server] + (": failed" if server in results.absent else "")
+
+
+def _markdown(rows: Sequence[Sequence[str]]) -> str:
+    heads, *others = rows
+    return "\n".join("| " + " | ".join(row) + " |" for row in [heads, ["---"] * len(heads), *others])
+
+
+def _folded(title: str, text: str) -> str:
+    return f"<details>\n<summary>{title}</summary>\n\n{text}\n\n</details>"
+
+
+def _median(results: Results, place: Place) -> str:
+    spread = results.spread(place)
+    return NOTHING if spread is None else number(spread.median)
 
 
 def _row(results: Results, says: str, servers: Iterable[str], place: Place) -> list[str]:

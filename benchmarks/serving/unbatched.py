@@ -1,4 +1,4 @@
-"""The service with its batcher bypassed: each request goes straight to a thread of the engine. For comparison only.
+"""The service with its batcher bypassed: each request goes straight to a thread of the engine. For comparison.
 
     python -m benchmarks.serving.unbatched
 

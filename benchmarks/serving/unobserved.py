@@ -1,4 +1,4 @@
-"""The service without metrics: nothing is counted and nothing is timed. For comparison only.
+"""The service without metrics: nothing is counted or timed. For comparison.
 
     GAN_LOG_LEVEL=warning python -m benchmarks.serving.unobserved
 

@@ -1,7 +1,7 @@
 """A small HTTP/1.1 client that offers load: on a schedule whatever becomes of it, or as fast as it is answered.
 
-A request's latency counts from the moment at which it was due, not from when this client came to send it. A client
-that counts from the sending leaves out the waiting that a slow server causes it ("coordinated omission").
+A request's latency counts from the moment at which it was due, not from when this client sent it. A client that counts
+from the sending leaves out the time that a slow server kept it from sending ("coordinated omission").
 """
 
 import asyncio

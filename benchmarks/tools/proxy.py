@@ -1,7 +1,7 @@
 """A small TCP proxy in front of several processes: new connections go to those whose /readyz says yes, in turn.
 
-It stands for the load balancers that operators have: it looks at connections and not at requests, and learns with a
-delay that a process wants no more of them.
+It stands for an operator's load balancer: it looks at connections and not at requests, and learns with a delay that a
+process wants no more of them.
 """
 
 import asyncio

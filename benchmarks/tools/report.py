@@ -1,4 +1,4 @@
-"""What all programs begin and end with: arguments, percentiles and trends, the table and the JSON line."""
+"""What all programs begin and end with: arguments, percentiles and trends, the table and the line of JSON."""
 
 import argparse
 import json

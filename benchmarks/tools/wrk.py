@@ -1,4 +1,4 @@
-"""Runs wrk, the closed loop: so many connections, each of which asks again once it has been answered.
+"""Runs wrk, the closed loop: a number of connections, each of which asks again once it has been answered.
 
 wrk is a client in C that takes a few microseconds a request, so that little of a shared processor goes to it.
 """

@@ -1,1 +1,1 @@
-"""What training costs beside the arithmetic."""
+"""What a training step costs beside the arithmetic."""

@@ -1,11 +1,11 @@
 """A plain PyTorch training loop of the same nets: what the trainer's speed is measured against.
 
-What anybody would write, written well: float images that wait on the device, a permutation for each epoch, losses,
-schedules and fused optimisers as the options say, `zero_grad`, `backward`, `step`, D without gradients in G's turn, and
-the losses read every 50 steps. It does without what the trainer adds: random numbers that follow from seed and step,
-means over all steps, checks for what is not finite, health, an average of G's weights, files.
+What anybody would write, written well: float images on the device, a permutation for each epoch, losses, schedules and
+fused optimisers as the options say, `zero_grad`, `backward`, `step`, D without gradients in G's turn, and losses that
+are read every 50 steps. It has none of what the trainer adds: random numbers that follow from seed and step, means over
+all steps, checks for NaN and Inf, health, an average of G's weights, files.
 
-TINY is a game so small that a step's time is nearly all the loop's own.
+TINY is a game so small that nearly all of a step's time is the loop's own.
 """
 
 import math

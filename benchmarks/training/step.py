@@ -2,13 +2,13 @@
 
     python -m benchmarks.training.step [--data mnist] [--presets P …] [--rounds 9] [--without variants]
 
-The trainer, as `python -m models train` runs it with reports, stats.jsonl and health, takes turns with the plain loop
-of `eager.py`, 50 steps each; scores and checkpoints, which a plain loop has none of, are left out, and so is
-the average of G's weights, but for a row of its own. Then a tiny game, whose time is nearly all the loop's own, beside
-the same under Lightning (`make bench-training` installs it). Then bfloat16 and `torch.compile`.
+First the trainer, as `python -m models train` runs it with reports, stats.jsonl and health, takes turns with the plain
+loop of `eager.py`, 50 steps each. Scores and checkpoints are left out, because a plain loop has none; the average of
+G's weights has a row of its own. Then comes a tiny game, whose time is nearly all the loop's own, beside the same under
+Lightning (`make bench-training` installs it). Then bfloat16 and `torch.compile`.
 
-On one thread. Medians of rounds, and quartiles; ratios are taken within a round, by processor time, which another
-program on the same processor adds little to, and by the clock.
+All of it runs on one thread. The tables have medians of rounds, and quartiles. Ratios are taken within a round: by
+processor time, to which other programs on the same processor add little, and by the clock.
 """
 
 import argparse

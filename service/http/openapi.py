@@ -205,7 +205,7 @@ SAMPLE_BY_BODY = _route(
     requestBody=_body(model=SampleRequest),
 )
 DISCRIMINATE = _route(
-    "FeatureExtractor images",
+    "Judge images",
     _json_reply("One result for each image, in order.", DiscriminateReply),
     *_WORK,
     *_UPLOAD,

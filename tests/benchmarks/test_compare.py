@@ -34,7 +34,7 @@ from benchmarks.serving.standings import (
     Results,
     judge,
     lines,
-    page_table,
+    page_text,
     write_page,
 )
 from benchmarks.tools import wrk
@@ -140,13 +140,28 @@ def test_the_page_keeps_what_is_around_the_table(tmp_path: Path) -> None:
     page.write_text(f"{page.read_text()}\nBehind it.\n")
     made = results(ours=5712, mosec=2856)
     made.note("ours", "png-64", per_s=5800)
-    write_page(page, page_table(made, PNG_64, {"mosec": "in Rust"}))
+    write_page(page, page_text(made, PNG_64, {"mosec": "in Rust"}, "Two cores."))
     text = page.read_text()
     assert text.startswith("# Performance\n")
     assert text.endswith(f"{END}\n\nBehind it.\n")
     assert "first" not in text
     assert "| 5,756 (5,712…5,800) | 2,856 ×0.50 | – |" in text.partition(BEGIN)[2]
     assert "- mosec 1.0: in Rust." in text
+
+
+def test_the_first_table_of_the_page_is_read_at_once() -> None:
+    """A line for each server with a few medians; all else is folded away below it."""
+    names = (OURS, WORKERS, "mosec", "Triton", "LitServe", "BentoML", "Ray Serve", "plain FastAPI", STATIC)
+    made = results(**dict.fromkeys(names, 100.0))
+    made.note("mosec", "png-64", per_s=300, p99_ms=12.5)
+    before, _, folded = page_text(made, PNG_64, {}, "Two cores.").partition("<details>")
+    assert before.startswith("Two cores.\n")
+    head, _, *lines_of_servers = (line.split("|")[1:-1] for line in before.splitlines() if line.startswith("|"))
+    assert len(head) <= 6
+    assert [line[0].strip() for line in lines_of_servers] == [*(f"{name} 1.0" for name in names[:-2]), LIMIT]
+    assert [cell.strip() for cell in lines_of_servers[2]] == ["mosec 1.0", "200", "12.5", "–", "–", "–"]
+    assert "| 200 (100…300) ×2.00 |" in folded
+    assert "| count=1, 64 connections: >= 1.25 x mosec | 0.5 x (100 and 200) | **not met** |" in folded
 
 
 def test_a_page_without_marks_is_left_alone(tmp_path: Path) -> None:
@@ -213,7 +228,7 @@ def test_a_peer_that_cannot_start_is_in_the_table_and_stops_nobody(bundle: Bundl
     assert made.spread(Place(plain.name, "start", "s"))
     remarks = {str(line["server"]): str(line["remark"]) for line in lines(made, PNG_64) if "remark" in line}
     assert remarks.keys() == {"missing", "broken", plain.name}
-    assert "broken: failed |" in page_table(made, PNG_64, {})
+    assert "| broken: failed |" in page_text(made, PNG_64, {}, "")
 
 
 def test_a_peer_whose_start_fails_once_is_measured_all_the_same(
