@@ -249,7 +249,7 @@ def test_a_log_that_cannot_be_written_harms_nobody(pipe: Pipe, flush_log: Callab
 
 
 def test_a_pipe_that_another_process_keeps_from_blocking_loses_nothing(pipe: Pipe) -> None:
-    """Non-blocking is an option of the pipe, which all its processes share: a full pipe is then an error to us too."""
+    """Non-blocking is an option of the pipe, which parent and children share: a full one is then an error to us too."""
     os.set_blocking(pipe.entry, False)
     set_up_logs("json", "info", pipe.entry)
     for number in range(300):

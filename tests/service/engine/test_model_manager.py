@@ -365,7 +365,7 @@ async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_b
 
 
 async def test_a_full_queue_and_a_passed_deadline_come_through(tiny_settings: Make) -> None:
-    """While the engine is held, who finds no room is refused at once, and who waits too long gets an error."""
+    """With the engine held, a request without room is refused at once; one that waits too long gets an error."""
     async with started(tiny_settings(max_queued_images=20, max_count=20)) as manager, held(manager):
         first = asyncio.create_task(sample(manager, count=1))
         await until(lambda: manager.batcher.busy_s() > 0)
