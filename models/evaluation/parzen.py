@@ -1,4 +1,4 @@
-"""Real rows + generated rows → scores: the paper's Parzen-window log-likelihood, and what D's logit is worth.
+"""Real rows + generated rows → scores: the paper's Parzen-window log-likelihood.
 
 The Parzen window (section 5 of "Generative Adversarial Nets") puts an isotropic Gaussian around each generated sample
 and asks how likely the data are under that mixture. It is a reproduction claim, never a quality claim: centroids of the
@@ -18,8 +18,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.spec import Calibration
-
 Float64s = npt.NDArray[np.float64]
 
 # The grid of the published scores, and a finer one around the values that win on digits.
@@ -32,7 +30,6 @@ PAPER_VALIDATION_ROWS = 1_000
 _BUFFER_BYTES = 64 * 2**20
 # exp(-80) is far below float32's resolution of the sum, yet normal: subnormals cost the CPU thirty times as long.
 _NEGLIGIBLE_EXPONENT = -80.0
-_CALIBRATION_BINS = 15
 
 
 class SigmaChoice(NamedTuple):
@@ -212,38 +209,6 @@ def kmeans_centroids(rows: Tensor, start: Tensor, *, iterations: int = 2) -> Ten
     return centroids
 
 
-def fit_calibration(logits_real: Tensor, logits_fake: Tensor, *, seed: int = 0) -> Calibration | None:
-    """Fit σ(scale·logit + offset) as the probability that an image is real, when half of all images are.
-
-    Platt scaling (Platt 1999): logistic regression on the logit alone, towards targets just inside 0 and 1, so that
-    separated logits have a finite answer. Both classes weigh the same, whatever their numbers. A seeded half of each
-    class is fitted; the other half gives the AUC and the expected calibration error, over 15 bins of equal mass.
-
-    Args:
-        logits_real, logits_fake: (n,) and (m,), D's raw output on uint8 images: real ones that D was not trained on,
-            and generated ones.
-        seed: Fixes the halves.
-
-    Returns:
-        None where D can't tell the two apart: the AUC's 95% interval (Hanley & McNeil 1982) reaches ½, a higher logit
-        does not mean more real, or a class has under 30 rows, too few to say.
-
-    Raises:
-        ValueError: Logits that are not one-dimensional, or NaN or Inf among them.
-    """
-    random = np.random.default_rng(seed)
-    halves = [_halves(_checked_logits(logits), random) for logits in (logits_real, logits_fake)]
-    (fit_real, held_real), (fit_fake, held_fake) = halves
-    if min(len(fit_real), len(fit_fake)) < _CALIBRATION_BINS:
-        return None
-    scale, offset = _platt(fit_real, fit_fake)
-    auc = _auc(held_real, held_fake)
-    if scale <= 0 or auc - 1.96 * _auc_standard_error(auc, len(held_real), len(held_fake)) <= 0.5:
-        return None
-    error = _expected_calibration_error(_sigmoid(scale * held_real + offset), _sigmoid(scale * held_fake + offset))
-    return Calibration(scale=scale, offset=offset, auc=auc, expected_calibration_error=error)
-
-
 def _kernel_sums(squared: Tensor, sigma: float, *, out: Tensor) -> Tensor:
     """Sum of exp(-squared / 2 sigma^2) over the samples (columns); (rows,). `out` is scratch."""
     torch.mul(squared, -0.5 / sigma**2, out=out)
@@ -283,72 +248,3 @@ def _refuse_other_length(rows: Tensor, samples: Tensor) -> None:
 def chunk_rows(samples: Tensor) -> int:
     """Rows whose distances to every sample fill one buffer."""
     return max(1, _BUFFER_BYTES // (samples.element_size() * len(samples)))
-
-
-def _checked_logits(logits: Tensor) -> Float64s:
-    if logits.ndim != 1 or not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"logits must be finite and of shape (n,), got shape {tuple(logits.shape)}")
-    checked: Float64s = logits.detach().double().cpu().numpy()
-    return checked
-
-
-def _halves(values: Float64s, random: np.random.Generator) -> tuple[Float64s, Float64s]:
-    shuffled = random.permutation(values)
-    middle = len(values) // 2
-    return shuffled[:middle], shuffled[middle:]
-
-
-def _sigmoid(values: Float64s) -> Float64s:
-    return 0.5 * (1.0 + np.tanh(0.5 * values))  # no overflow, unlike 1 / (1 + exp(-x))
-
-
-def _platt(real: Float64s, fake: Float64s) -> tuple[float, float]:
-    """(scale, offset) at the cross-entropy's minimum, by Newton's method; (0, 0) where all logits are the same."""
-    logits = np.concatenate([real, fake])
-    if logits.min() == logits.max():
-        return 0.0, 0.0
-    middle, spread = float(logits.mean()), float(logits.std())
-    design = np.stack([(logits - middle) / spread, np.ones_like(logits)])
-    sizes = np.array([len(real), len(fake)])
-    weights = np.repeat(0.5 / sizes, sizes)
-    # Platt's targets: the mean of a class seen n times under a uniform prior, not 1 and 0.
-    targets = np.repeat([(len(real) + 1) / (len(real) + 2), 1 / (len(fake) + 2)], sizes)
-
-    theta = np.zeros(2)
-    for _ in range(100):
-        probabilities = _sigmoid(theta @ design)
-        gradient = design @ (weights * (probabilities - targets))
-        hessian = (design * (weights * probabilities * (1.0 - probabilities))) @ design.T
-        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        theta = theta - step
-        if np.abs(step).max() <= 1e-10:
-            break
-    scale = float(theta[0]) / spread
-    return scale, float(theta[1]) - scale * middle
-
-
-def _auc(real: Float64s, fake: Float64s) -> float:
-    """Share of (real, fake) pairs in which the real logit is higher; a tie is half a pair."""
-    ordered = np.sort(fake)
-    below = np.searchsorted(ordered, real, side="left") + np.searchsorted(ordered, real, side="right")
-    return float(below.mean() / (2 * len(fake)))
-
-
-def _auc_standard_error(auc: float, n_real: int, n_fake: int) -> float:
-    """Hanley & McNeil 1982, equation 1 with the exponential model's Q1 and Q2."""
-    q1, q2 = auc / (2.0 - auc), 2.0 * auc**2 / (1.0 + auc)
-    variance = auc * (1.0 - auc) + (n_real - 1) * (q1 - auc**2) + (n_fake - 1) * (q2 - auc**2)
-    return math.sqrt(max(0.0, variance) / (n_real * n_fake))  # rounding can leave a tiny negative near 1
-
-
-def _expected_calibration_error(real: Float64s, fake: Float64s) -> float:
-    """Mean over bins of |said - seen|, each class weighing half; equal probabilities share a bin."""
-    sizes = np.array([len(real), len(fake)])
-    weights = np.repeat(0.5 / sizes, sizes)
-    is_real = np.repeat([1.0, 0.0], sizes)
-    probabilities = np.concatenate([real, fake])
-    _, group = np.unique(probabilities, return_inverse=True)
-    mass = np.bincount(group, weights)
-    group_bin = ((np.cumsum(mass) - mass / 2.0) * _CALIBRATION_BINS).astype(np.int64).clip(max=_CALIBRATION_BINS - 1)
-    gaps = np.bincount(group_bin[group], weights * (probabilities - is_real))
-    return float(np.abs(gaps).sum())

@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
+from models.evaluation.calibration import fit_calibration
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
-from models.evaluation.parzen import PAPER_SAMPLES, fit_calibration, validation_log_likelihood
+from models.evaluation.parzen import PAPER_SAMPLES, validation_log_likelihood
 from models.inference.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
