@@ -18,17 +18,17 @@ def fit_calibration(logits_real: Tensor, logits_fake: Tensor, *, seed: int = 0) 
     """Fit σ(scale·logit + offset) as the probability that an image is real, when half of all images are.
 
     Platt scaling (Platt 1999): logistic regression on the logit alone, towards targets just inside 0 and 1, so that
-    separated logits have a finite answer. Both classes weigh the same, whatever their numbers. A seeded half of each
-    class is fitted; the other half gives the AUC and the expected calibration error, over 15 bins of equal mass.
+    separated logits have a finite answer. Both classes weigh the same, however many rows they have. A random half of
+    each class is fitted; the other half gives the AUC and the expected calibration error, over 15 bins of equal mass.
 
     Args:
         logits_real, logits_fake: (n,) and (m,), D's raw output on uint8 images: real ones that D was not trained on,
             and generated ones.
-        seed: Fixes the halves.
+        seed: Decides the halves.
 
     Returns:
-        None where D can't tell the two apart: the AUC's 95% interval (Hanley & McNeil 1982) reaches ½, a higher logit
-        does not mean more real, or a class has under 30 rows, too few to say.
+        None if D can't tell the two apart: the AUC's 95% interval (Hanley & McNeil 1982) reaches ½, a higher logit
+        does not mean more real, or a class has under 30 rows, too few to tell.
 
     Raises:
         ValueError: Logits that are not one-dimensional, or NaN or Inf among them.
@@ -64,35 +64,30 @@ def _sigmoid(values: Float64s) -> Float64s:
 
 
 def _platt(real: Float64s, fake: Float64s) -> tuple[float, float]:
-    """(scale, offset) at the cross-entropy's minimum, by Newton's method; (0, 0) where all logits are the same."""
+    """(scale, offset) at the cross-entropy's minimum; (0, 0) where all logits are the same."""
+    from sklearn.linear_model import LogisticRegression  # noqa: PLC0415 — an extra that serving does without
+
     logits = np.concatenate([real, fake])
     if logits.min() == logits.max():
         return 0.0, 0.0
     middle, spread = float(logits.mean()), float(logits.std())
-    design = np.stack([(logits - middle) / spread, np.ones_like(logits)])
-    sizes = np.array([len(real), len(fake)])
-    weights = np.repeat(0.5 / sizes, sizes)
-    # Platt's targets: the mean of a class seen n times under a uniform prior, not 1 and 0.
+    sizes = [len(real), len(fake)]
+    # Platt's targets: the mean of a class seen n times under a uniform prior, not 1 and 0. So each logit stands there
+    # twice, as a real one and as a fake one, and its target divides its weight between the two.
     targets = np.repeat([(len(real) + 1) / (len(real) + 2), 1 / (len(fake) + 2)], sizes)
-
-    theta = np.zeros(2)
-    for _ in range(100):
-        probabilities = _sigmoid(theta @ design)
-        gradient = design @ (weights * (probabilities - targets))
-        hessian = (design * (weights * probabilities * (1.0 - probabilities))) @ design.T
-        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        theta = theta - step
-        if np.abs(step).max() <= 1e-10:
-            break
-    scale = float(theta[0]) / spread
-    return scale, float(theta[1]) - scale * middle
+    weights = np.repeat([0.5 / len(real), 0.5 / len(fake)], sizes) * [targets, 1 - targets]
+    column = np.tile((logits - middle) / spread, 2)[:, None]
+    fit = LogisticRegression(C=np.inf, tol=1e-10, max_iter=1_000, solver="newton-cholesky")
+    fit.fit(column, np.repeat([1, 0], len(logits)), sample_weight=weights.ravel() * len(logits))
+    scale = float(fit.coef_[0, 0]) / spread
+    return scale, float(fit.intercept_[0]) - scale * middle
 
 
 def _auc(real: Float64s, fake: Float64s) -> float:
     """Share of (real, fake) pairs in which the real logit is higher; a tie is half a pair."""
-    ordered = np.sort(fake)
-    below = np.searchsorted(ordered, real, side="left") + np.searchsorted(ordered, real, side="right")
-    return float(below.mean() / (2 * len(fake)))
+    from sklearn.metrics import roc_auc_score  # noqa: PLC0415 — as above
+
+    return float(roc_auc_score(np.repeat([1, 0], [len(real), len(fake)]), np.concatenate([real, fake])))
 
 
 def _auc_standard_error(auc: float, n_real: int, n_fake: int) -> float:
