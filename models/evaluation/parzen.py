@@ -1,10 +1,11 @@
 """Real rows + generated rows → scores: the paper's Parzen-window log-likelihood.
 
 The Parzen window (section 5 of "Generative Adversarial Nets") puts an isotropic Gaussian around each generated sample
-and asks how likely the data are under that mixture. It is a reproduction claim, never a quality claim: centroids of the
-training images beat the images themselves by it (Theis et al. 2016, arXiv 1511.01844), so both stand in the same table.
+and asks how likely the data are under that mixture. It serves to reproduce the paper and says little about quality:
+k-means centroids of the training images score higher than the images (Theis et al. 2016, arXiv 1511.01844), so both are
+in the table.
 
-Rows are floating point pixels in [0, 1], any shape behind the first axis; they are flattened here.
+Rows are floating point pixels in [0, 1] of any shape after the first axis; they are flattened here.
 """
 
 import math
@@ -26,14 +27,14 @@ FINE_SIGMAS: tuple[float, ...] = tuple(np.logspace(-0.9, -0.6, 20).tolist())
 PAPER_SAMPLES = 10_000
 PAPER_VALIDATION_ROWS = 1_000
 
-# Two buffers of this size are all that grows with rows x samples.
+# Only two buffers grow with rows x samples, and they stop at this size.
 _BUFFER_BYTES = 64 * 2**20
-# exp(-80) is far below float32's resolution of the sum, yet normal: subnormals cost the CPU thirty times as long.
+# exp(-80) is far below float32's resolution of the sum, but no subnormal: those cost the CPU thirty times as long.
 _NEGLIGIBLE_EXPONENT = -80.0
 
 
 class SigmaChoice(NamedTuple):
-    """The best bandwidth of a grid, and the mean log-likelihood in nats that it gave."""
+    """The best bandwidth of a grid and its mean log-likelihood in nats."""
 
     sigma: float
     log_likelihood: float
@@ -110,8 +111,8 @@ def validation_log_likelihood(
 
 
 @dataclass(frozen=True)
-class ParzenFigure:
-    """Mean test log-likelihood in nats, its standard error over test rows, and the bandwidth it was measured with."""
+class LogLikelihood:
+    """Mean log-likelihood of the test rows in nats, its standard error, and the bandwidth it was measured with."""
 
     sigma: float
     log_likelihood: float
@@ -122,8 +123,8 @@ class ParzenFigure:
 class ParzenScore:
     """One set of samples, scored: `paper` on the published grid of bandwidths, `fine` on the finer one."""
 
-    paper: ParzenFigure
-    fine: ParzenFigure
+    paper: LogLikelihood
+    fine: LogLikelihood
     samples: int
     validation_rows: int
     test_rows: int
@@ -132,7 +133,7 @@ class ParzenScore:
 def score_parzen(samples: Tensor, validation: Tensor, test: Tensor) -> ParzenScore:
     """Score samples by the published protocol: float pixels in [0, 1] as they are, neither quantised nor dequantised.
 
-    Each grid's bandwidth is the one with the highest mean on the first 1,000 validation rows. The figure is the mean
+    Each grid's bandwidth is the one with the highest mean on the first 1,000 validation rows. The score is the mean
     over all test rows, with standard error std / sqrt(n). Errors are those of `parzen_log_likelihoods`.
     """
     chosen_on = validation[:PAPER_VALIDATION_ROWS]
@@ -140,7 +141,7 @@ def score_parzen(samples: Tensor, validation: Tensor, test: Tensor) -> ParzenSco
     split = len(PAPER_SIGMAS)
     sigmas = PAPER_SIGMAS[int(means[:split].argmax())], FINE_SIGMAS[int(means[split:].argmax())]
     paper, fine = (
-        ParzenFigure(sigma, float(row.mean()), float(row.std() / math.sqrt(row.size)))
+        LogLikelihood(sigma, float(row.mean()), float(row.std() / math.sqrt(row.size)))
         for sigma, row in zip(sigmas, parzen_log_likelihoods(samples, test, sigmas), strict=True)
     )
     return ParzenScore(paper, fine, samples=len(samples), validation_rows=len(chosen_on), test_rows=len(test))
@@ -149,15 +150,15 @@ def score_parzen(samples: Tensor, validation: Tensor, test: Tensor) -> ParzenSco
 def parzen_table(
     draw: Callable[[int, int], Tensor], train: Tensor, validation: Tensor, test: Tensor, *, seed: int
 ) -> Iterator[tuple[str, ParzenScore]]:
-    """Score the generator beside three references; every row has as many samples, and comes as soon as it is known.
+    """Score the generator beside three references with as many samples each; yields each row once it is computed.
 
     The rows, in this order:
         `generator`: what `draw` returns.
         `training images`: real ones, drawn without replacement from `train`. What a perfect generator would get.
-        `k-means centroids`: of `train`, started from those images. Nothing but averages, and yet they get more.
+        `k-means centroids`: of `train`, started from those images. They are mere averages and still score higher.
         `uniform noise`: the floor.
 
-    There are 10,000 samples as in the paper, or a fifth of the training rows where that is fewer. The references are
+    There are 10,000 samples as in the paper, or a fifth of the training rows if that is fewer. The references are
     computed on the device of the generator's samples.
 
     Args:
@@ -188,7 +189,8 @@ def kmeans_centroids(rows: Tensor, start: Tensor, *, iterations: int = 2) -> Ten
     """Lloyd's algorithm from given centroids; returns (k, pixels) on the device of `start`.
 
     Two iterations are within half a nat of convergence for 10,000 centroids of 50,000 digits (each iteration is one
-    rows × k × pixels matrix product). A centroid that is nearest to no row stays where it is.
+    rows × k × pixels matrix product). A centroid that is nearest to no row stays where it is. scikit-learn's KMeans is
+    as fast on a CPU, but with several threads its last bits differ from call to call, and it knows no GPU.
 
     Raises:
         ValueError: As `parzen_log_likelihoods`, for `rows` and `start`.

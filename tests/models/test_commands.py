@@ -35,7 +35,7 @@ from models.spec import (
     TrainingOptions,
 )
 from models.training import trainer
-from models.training.progress import PLAIN_EVERY, TrainingDisplay
+from models.training.progress import PLAIN_EVERY, TrainingProgress
 from models.training.run_folder import RunDir
 from models.training.trainer import SELECTIONS, Best, Report, State
 
@@ -62,6 +62,19 @@ QUICK = TrainingOptions(
     score_every=25,
 )
 
+# Its checkpoints are larger than a run's report.
+WIDE = TrainingOptions.model_validate(
+    {
+        **dict(QUICK),
+        "preset": "wide",
+        "network": MLPSpec(
+            family="mlp",
+            generator=MLPGeneratorSpec(hidden=(256,)),
+            discriminator=MaxoutDiscriminatorSpec(units=(8,), pieces=2),
+        ),
+    }
+)
+
 # The same commands in a process of their own, with the quick preset beside the real ones.
 PROGRAM = f"""
 import sys, torch
@@ -70,12 +83,14 @@ from models.__main__ import main
 torch.set_num_threads(1)
 PRESETS["quick"] = TrainingOptions.model_validate_json({QUICK.model_dump_json()!r})
 PRESETS["classes"] = PRESETS["quick"].model_copy(update={{"preset": "classes", "conditional": True}})
+PRESETS["wide"] = TrainingOptions.model_validate_json({WIDE.model_dump_json()!r})
 """
 
 
 @pytest.fixture(autouse=True)
 def _quick_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "quick", QUICK)
+    monkeypatch.setitem(PRESETS, "wide", WIDE)
     monkeypatch.setitem(PRESETS, "classes", QUICK.model_copy(update={"preset": "classes", "conditional": True}))
 
 
@@ -558,7 +573,7 @@ def test_a_convolutional_run_survives_kills_at_random_steps(tmp_path: Path) -> N
 FULL_DISK = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk: a report fits
-resource.setrlimit(resource.RLIMIT_FSIZE, (49152, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
 sys.exit(main())
 """
 
@@ -567,9 +582,9 @@ sys.exit(main())
 def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
     """The file that could not be written is named in one line, and the run goes on from before once there is room."""
     out = tmp_path / "run"
-    assert train(data, out, "--steps", "20") == 0
+    assert train(data, out, "--steps", "20", preset="wide") == 0
     saved = (out / "checkpoints" / "step-000020.safetensors").read_bytes()
-    arguments = ["train", "--preset", "quick", "--data", str(data), "--out", str(out), "--resume", "--steps", "40"]
+    arguments = ["train", "--preset", "wide", "--data", str(data), "--out", str(out), "--resume", "--steps", "40"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + FULL_DISK, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -579,8 +594,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> No
     assert "File too large" in done.stderr
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000020.safetensors"]
     assert (out / "checkpoints" / "step-000020.safetensors").read_bytes() == saved
-    assert train(data, out, "--resume", "--steps", "40") == 0
-    assert train(data, tmp_path / "straight", "--steps", "40") == 0
+    assert train(data, out, "--resume", "--steps", "40", preset="wide") == 0
     seen = steps_of(out)
     assert seen == sorted(set(seen))
 
@@ -933,7 +947,7 @@ def test_a_missing_extra_is_named(
 @pytest.mark.parametrize(
     ("package", "module", "command", "extra"),
     [
-        ("matplotlib.axes", "toyplot", ["toy"], "train"),
+        ("matplotlib.axes", "experiments.toy_plot", ["toy"], "train"),
         ("onnx", "export", ["export", str(ROOT / "bundles" / "mnist-mlp"), "--format", "onnx"], "export"),
         ("onnxruntime", "export", ["export", str(ROOT / "bundles" / "mnist-mlp"), "--format", "onnx"], "export"),
     ],
@@ -1004,10 +1018,10 @@ REPORT = Report(step=0, seconds=2.0, d_loss=1.25, g_loss=0.75, d_real=0.6, d_fak
 
 def test_without_a_terminal_a_plain_line_comes_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     """A log file gets every twentieth report: losses, D's means, speed, the best and the time left."""
-    with TrainingDisplay(100, 0) as display:
+    with TrainingProgress(100, 0) as progress:
         for step in range(1, 2 * PLAIN_EVERY + 2):
             REPORT.step = step
-            display.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
+            progress.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"step {PLAIN_EVERY}/100", f"step {2 * PLAIN_EVERY}/100"]
     for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "nats at 10"):
@@ -1020,9 +1034,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with TrainingDisplay(100, 0) as display:
+    with TrainingProgress(100, 0) as progress:
         REPORT.step = 40
-        display.show(REPORT, Best(), SELECTIONS["parzen"])
+        progress.show(REPORT, Best(), SELECTIONS["parzen"])
     shown = capsys.readouterr().err
     assert "1,234 images/s" in shown
     assert "40/100" in shown

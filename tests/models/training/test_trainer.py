@@ -97,7 +97,7 @@ def assert_same(one: State, other: State) -> None:
     assert one.tensors().keys() == tensors.keys()
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, tensors[name]), name
-    assert repr(one.facts() | {"seconds": 0}) == repr(other.facts() | {"seconds": 0})  # as text: NaN equals NaN
+    assert repr(one.metadata() | {"seconds": 0}) == repr(other.metadata() | {"seconds": 0})  # as text: NaN equals NaN
 
 
 # --- One step, by hand -------------------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_only_a_higher_score_is_kept() -> None:
     train_step(state)
     assert not trainer.keep_if_best(state, Score(-5.0, {"sigma": 0.3}))
     assert torch.equal(state.best.generator["output.weight"], kept)
-    assert (state.best.step, state.best.facts) == (0, {"sigma": 0.2})
+    assert (state.best.step, state.best.metadata) == (0, {"sigma": 0.2})
     assert trainer.keep_if_best(state, Score(-4.0, {"sigma": 0.3}))
     assert (state.best.step, state.best.score) == (1, -4.0)
     assert not torch.equal(state.best.generator["output.weight"], kept)
@@ -530,7 +530,7 @@ def test_a_resumed_convolutional_run_is_the_uninterrupted_one(tmp_path: Path, na
     go_on(first, dataset, cut)
     folder = RunDir(tmp_path)
     folder.begin({})
-    folder.save_checkpoint(first.step, first.tensors(), first.facts())
+    folder.save_checkpoint(first.step, first.tensors(), first.metadata())
     found = folder.newest_checkpoint()
     assert found is not None
     second.load(*found)
@@ -600,7 +600,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path: Path, 
     go_on(first, dataset, cut)
     folder = RunDir(tmp_path)
     folder.begin({})
-    folder.save_checkpoint(first.step, first.tensors(), first.facts())
+    folder.save_checkpoint(first.step, first.tensors(), first.metadata())
     found = folder.newest_checkpoint()
     assert found is not None
     second = State(RUNS[run], dataset, CPU)
