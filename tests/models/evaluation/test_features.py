@@ -24,6 +24,7 @@ def dataset(*shape: int, labels: bool = True, count: int = 90) -> Dataset:
     )
 
 
+@pytest.mark.slow
 def test_the_net_learns_real_digits(tmp_path: Path) -> None:
     """60 batches of 1,600 digits are enough to name more than nine of ten others."""
     with np.load(Path(__file__).parents[2] / "data" / "mnist-2000.npz") as sample:

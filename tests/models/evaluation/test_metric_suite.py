@@ -68,6 +68,7 @@ def perfect(digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtracto
     return scored(digits, extractors, fresh.images[:240], torch.from_numpy(fresh.labels[:240]))
 
 
+@pytest.mark.slow
 def test_real_images_score_like_the_floor(perfect: Scores) -> None:
     """A perfect generator: near its floor in every score, in the control's too."""
     for name in ("precision", "recall", "coverage", "precision_control", "recall_control", "coverage_control"):
@@ -81,6 +82,7 @@ def test_real_images_score_like_the_floor(perfect: Scores) -> None:
     assert perfect["accuracy_worst_class"].note in set("0123456789")
 
 
+@pytest.mark.slow
 def test_a_dropped_class_lowers_recall_and_coverage(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Scores
 ) -> None:
@@ -98,6 +100,7 @@ def test_a_dropped_class_lowers_recall_and_coverage(
     assert "accuracy" not in found  # nothing was asked of a generator without classes
 
 
+@pytest.mark.slow
 def test_blur_worsens_the_distances_recall_and_coverage(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Scores
 ) -> None:
@@ -114,6 +117,7 @@ def test_blur_worsens_the_distances_recall_and_coverage(
     assert found["two_sample_accuracy"].value > 0.6
 
 
+@pytest.mark.slow
 def test_digits_that_are_two_at_once_lower_precision_and_density(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Scores
 ) -> None:
@@ -126,6 +130,7 @@ def test_digits_that_are_two_at_once_lower_precision_and_density(
     assert found["frechet_control"].value > 1.5 * perfect["frechet_control"].value
 
 
+@pytest.mark.slow
 def test_copied_training_images_are_called_copies(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], perfect: Scores
 ) -> None:
@@ -140,6 +145,7 @@ def test_copied_training_images_are_called_copies(
     assert perfect["authenticity_pixels"].value > 0.3
 
 
+@pytest.mark.slow
 def test_wrong_labels_show_in_the_worst_class(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split
 ) -> None:
@@ -154,6 +160,7 @@ def test_wrong_labels_show_in_the_worst_class(
     assert found["accuracy"].value > 0.75
 
 
+@pytest.mark.slow
 def test_the_picture_finds_the_training_image_itself(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor]
 ) -> None:
@@ -163,6 +170,7 @@ def test_the_picture_finds_the_training_image_itself(
     np.testing.assert_array_equal(picture, expected)
 
 
+@pytest.mark.slow
 def test_the_same_suite_gives_the_same_scores(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], perfect: Scores, fresh: Split
 ) -> None:
@@ -180,17 +188,16 @@ def test_the_same_suite_gives_the_same_scores(
     }  # fmt: skip
 
 
-def test_other_numbers_of_rows_are_refused(
-    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], everything: Split
-) -> None:
+def test_other_numbers_of_rows_are_refused(digits: Dataset, everything: Split) -> None:
     """Scores at other numbers don't compare; and a tiny set has none."""
+    extractor = untrained_features(digits)
     assert rows_wanted(digits) == 240
     with pytest.raises(ValueError, match="240 generated images are wanted, got 10"):
-        MetricSuite(digits, digits.train.images[:10], None, *extractors)
+        MetricSuite(digits, digits.train.images[:10], None, extractor, None)
     train, validation, test = (part(everything, rows) for rows in (slice(0, 16), slice(16, 18), slice(18, 20)))
     tiny = Dataset("tiny", train, validation, test, None, "x")
     with pytest.raises(TooFewError, match="tiny has 2 and 16"):
-        MetricSuite(tiny, tiny.train.images[:3], None, *extractors)
+        MetricSuite(tiny, tiny.train.images[:3], None, extractor, None)
 
 
 def test_selection_looks_at_the_validation_images_alone(
@@ -198,7 +205,7 @@ def test_selection_looks_at_the_validation_images_alone(
 ) -> None:
     """Other test images change nothing; blur is worse than real images, and those are near the floor."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "LEAST_UPDATES", 40)  # in seconds, not in half a minute
+    monkeypatch.setattr(features, "LEAST_UPDATES", 20)  # in a second, not in half a minute
     monkeypatch.setattr(features, "EPOCHS", 0)
     small = Dataset("small", part(digits.train, slice(0, 200)), digits.validation, digits.test, digits.label_names, "y")
     inverted = Split(255 - digits.test.images, digits.test.labels)

@@ -71,6 +71,7 @@ def run_of(options: TrainingOptions, data: Path | str, out: Path, monkeypatch: p
     return main([*command, "--checkpoint-every", "20", *more])
 
 
+@pytest.mark.slow
 def test_a_discriminator_that_runs_ahead_stops_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +94,7 @@ def test_rates_that_are_a_hundred_times_too_high_stop_the_run(
     assert "error: training diverged by step" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_data_that_are_learnt_by_heart_stop_the_run_and_the_last_good_state_is_kept(
     digits: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
