@@ -383,21 +383,21 @@ def _steps(
     board: TensorBoard | None,
 ) -> None:
     """Train to the end, to the first signal or to an alarm; score, watch, show and save on the way."""
-    from models.training.progress import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
+    from models.training.progress import TrainingProgress  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     options = state.options
     labels = state.sample_labels(GRID_IMAGES)
     stop = _StopOnSignal()
-    probe, watch = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
-    with stop, TrainingDisplay(options.steps, state.step) as display:
+    probe, monitor = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
+    with stop, TrainingProgress(options.steps, state.step) as progress:
         every = (REPORT_EVERY, checkpoint_every)
         for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
             row = asdict(report)
             raised: list[Alarm] = []
             if alarms != "off" and state.step % probe.every(REPORT_EVERY) == 0:
-                vitals = probe.look()
-                raised = watch.see(state.step, vitals)
-                row |= row_of(vitals) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
+                health = probe.look()
+                raised = monitor.see(state.step, health)
+                row |= row_of(health) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
             done = state.step == options.steps
             is_scored = done or state.step % options.score_every == 0
             if is_scored:
@@ -411,13 +411,13 @@ def _steps(
             run.append_stats(row)
             if board is not None:
                 board.add_row(row)
-            display.show(report, state.best, state.selection, raised)
+            progress.show(report, state.best, state.selection, raised)
             if alarms == "stop" and raised and raised[0].stop:
-                kept = run.go_back(watch.good_step)
+                kept = run.go_back(monitor.good_step)
                 write_report(run)
                 raise HealthError(_stopped(state.step, raised[0], kept))
             if done or stop.is_set() or state.step % checkpoint_every == 0:
-                run.save_checkpoint(state.step, state.tensors(), state.facts(), watch.good_step)
+                run.save_checkpoint(state.step, state.tensors(), state.metadata(), monitor.good_step)
             if is_scored:
                 write_report(run)
 
@@ -470,7 +470,7 @@ class _StopOnSignal:
 
 
 def _evaluate(arguments: argparse.Namespace) -> int:
-    from models.training.progress import Status, show_figures, show_scores  # noqa: PLC0415 — as above
+    from models.training.progress import Status, show_parzen, show_scores  # noqa: PLC0415 — as above
 
     deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
     if arguments.neighbours is not None:
@@ -481,15 +481,15 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
     skipped = []
     with Status() as status:
-        judge = load_features(dataset, device, progress=lambda *at: status.show("training the feature net", *at))
+        extractor = load_features(dataset, device, progress=lambda *at: status.show("training the feature net", *at))
         status.show("drawing and embedding images")
-        control = untrained_features(dataset, device) if judge.kind == "trained" else None
+        control = untrained_features(dataset, device) if extractor.kind == "trained" else None
         images, labels = _drawn(bundle, rows_wanted(dataset))
         if labels is not None and bundle.manifest.labels != dataset.label_names:
             labels = None
             skipped.append(f"accuracy: the labels of {bundle.name} are not those of {dataset.name}")
         try:
-            suite = MetricSuite(dataset, images, labels, judge, control)
+            suite = MetricSuite(dataset, images, labels, extractor, control)
         except TooFewError as error:
             skipped.append(f"figures: {error}")
             skipped += ["neighbours: as the figures"] if arguments.neighbours is not None else []
@@ -501,13 +501,13 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                     continue
                 status.show(f"scoring: {group}")
                 found = compute()
-                show_figures(found, heading=not scored)
-                scored |= {figure.name: figure.facts() for figure in found}
-            scores["suite"] = {**suite.facts(), "figures": scored}
+                show_scores(found, heading=not scored)
+                scored |= {score.name: score.record() for score in found}
+            scores["suite"] = {**suite.metadata(), "figures": scored}
             if arguments.neighbours is not None:
                 arguments.neighbours.parent.mkdir(parents=True, exist_ok=True)
                 save_picture(arguments.neighbours, suite.nearest_pictures())
-        scores["parzen"], rest = _parzen(bundle, dataset, deadline, status.show, show_scores)
+        scores["parzen"], rest = _parzen(bundle, dataset, deadline, status.show, show_parzen)
     scores["skipped"] = skipped + rest
     for reason in scores["skipped"]:
         print(f"not computed: {reason}")

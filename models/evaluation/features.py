@@ -1,18 +1,18 @@
-"""The feature net: a small classifier of the data's own labels, in whose features samples and real images are compared.
+"""The feature extractor: a small classifier of the data's own labels, whose features real and generated images share.
 
-No downloaded weights: the net is trained on the spot, in about a minute for MNIST, and kept in a cache folder. A figure
-in its features means something only beside figures from the same weights, so `checksum` travels with each. Data without
-labels get the same net untrained, its weights drawn from a fixed seed (Naeem et al. 2020, arXiv 2002.09797, compare so
-where no classifier fits); beside a trained net it is the control that no generator can have been fitted to.
+Nothing is downloaded: the net is trained on the spot, in about a minute for MNIST, and kept in a cache folder. Scores
+compare only where they come from the same weights, so the net's `checksum` is recorded beside them. Data without labels
+get the same net with random weights of a fixed seed, as Naeem et al. 2020 (arXiv 2002.09797) do where no classifier
+fits. Beside a trained net, the untrained one is a control that no generator can have been fitted to.
 
-Images come in as uint8 (n, h, w, c): what is scored is what a viewer would get, never unrounded pixels.
+Images come in as uint8 (n, h, w, c): scores are about the pixels that a viewer gets, rounded.
 """
 
 import hashlib
 import math
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -38,10 +38,10 @@ _CHUNK = 500  # images embedded at a time: bounds the memory
 
 
 class FeatureNet(nn.Module):
-    """Convolutions of stride 2 until a side is at most 4, one of stride 1, then 128 ReLU features and a logit a class.
+    """Convolutions of stride 2 until a side is at most 4, one of stride 1, 128 ReLU features, and one logit a class.
 
-    Takes images of any size, with 1 or 3 channels. In eval mode, as `load_features` returns it, a row's
-    features depend on that row alone.
+    Takes images of any size with 1 or 3 channels. In eval mode, as `load_features` returns it, a row's features depend
+    on that row alone.
     """
 
     def __init__(self, channels: int, height: int, width: int, classes: int) -> None:
@@ -69,7 +69,7 @@ class FeatureNet(nn.Module):
 
 
 class Embedding(NamedTuple):
-    """What the net says of n images: `features` (n, 128) and `logits` (n, classes), float32 on the net's device."""
+    """The net's output for n images: `features` (n, 128) and `logits` (n, classes), float32 on the net's device."""
 
     features: Tensor
     logits: Tensor
@@ -77,12 +77,12 @@ class Embedding(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class FeatureExtractor:
-    """A feature net that is ready to be used, and what must be said beside its figures.
+    """A feature net that is ready for use, with what is recorded beside its scores.
 
     Attributes:
-        kind: `trained` on the labels of the training split, or `untrained`, of a fixed seed.
+        kind: `trained` on the labels of the training split, or `untrained`, with random weights of a fixed seed.
         checksum: sha256, in hex, over every tensor of the net.
-        accuracy: Share of the validation images whose label it names; None for an untrained net.
+        accuracy: Share of the validation images that it classifies rightly; None for an untrained net.
     """
 
     net: FeatureNet
@@ -113,17 +113,17 @@ def load_features(
     cache: Path | None = None,
     progress: Callable[[int, int], None] = lambda _done, _of: None,
 ) -> FeatureExtractor:
-    """The net trained on the training split's labels, from the cache where it is; untrained where there are no labels.
+    """Return a net trained on the training split's labels, cached if possible; an untrained one if there are no labels.
 
-    Equal data and seed give equal weights on one machine, and a cached net stays what it was. Nothing outside is drawn
-    from: the net has random generators of its own.
+    Equal data and seed give equal weights on one machine. The global random generators are neither read nor moved.
 
     Args:
-        dataset: Its training split is learnt; its validation split gives `accuracy`.
+        dataset: The net learns the training split; the validation split gives `accuracy`.
         device: Where the net is trained and stays.
-        seed: Of the weights and the order of the images.
-        updates: Of the net; None is 40 epochs, but 200 to 1,200 batches of 128 (three epochs of MNIST).
-        cache: Folder; None is `default_cache()`. Where it can't be written, the net is trained every time.
+        seed: Decides the first weights and the order of the images.
+        updates: How often the net is updated; None is 40 epochs, but 200 to 1,200 batches of 128 (three epochs of
+            MNIST).
+        cache: Folder; None is `default_cache()`. If it can't be written, the net is trained every time.
         progress: Called after each update with (done, of).
     """
     labels = dataset.train.labels
@@ -137,14 +137,14 @@ def load_features(
     if not _read(net, path, device):
         _fit(net.to_empty(device=device), dataset.train, seed, updates, progress)
         _write(net, path)
-    judge = FeatureExtractor(net.eval(), "trained", checksum_of(net), accuracy=None)
-    named = judge.embed(dataset.validation.images).logits.argmax(dim=1).cpu()
-    accuracy = (named == torch.from_numpy(dataset.validation.labels)).double().mean().item()
-    return FeatureExtractor(net, "trained", judge.checksum, accuracy)
+    extractor = FeatureExtractor(net.eval(), "trained", checksum_of(net), accuracy=None)
+    predicted = extractor.embed(dataset.validation.images).logits.argmax(dim=1).cpu()
+    accuracy = (predicted == torch.from_numpy(dataset.validation.labels)).double().mean().item()
+    return replace(extractor, accuracy=accuracy)
 
 
 def untrained_features(dataset: Dataset, device: torch.device | str = "cpu", *, seed: int = 0) -> FeatureExtractor:
-    """The same net with weights drawn from the seed: it needs no labels, and its logits mean nothing."""
+    """Return the same net with random weights; it needs no labels, and its logits mean nothing."""
     net = _empty(dataset, classes=1).to_empty(device=device)
     _initialise(net, torch.Generator().manual_seed(seed))
     net.requires_grad_(requires_grad=False).eval()
@@ -152,7 +152,7 @@ def untrained_features(dataset: Dataset, device: torch.device | str = "cpu", *, 
 
 
 def checksum_of(net: nn.Module) -> str:
-    """sha256, in hex, over names, shapes and numbers of every tensor, in the order of the names."""
+    """sha256, in hex, over the name, shape and numbers of every tensor, sorted by name."""
     digest = hashlib.sha256()
     for name, tensor in sorted(net.state_dict().items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -179,7 +179,7 @@ def _initialise(net: FeatureNet, rng: torch.Generator) -> None:
 
 
 def _fit(net: FeatureNet, split: Split, seed: int, updates: int, progress: Callable[[int, int], None]) -> None:
-    """Cross-entropy, by Adam with decoupled weight decay; the rate rises for a fifth of the updates, then falls."""
+    """Minimise the cross-entropy by AdamW; the rate rises over the first fifth of the updates, then falls."""
     assert split.labels is not None  # noqa: S101 — the caller has looked
     rng = torch.Generator().manual_seed(seed)
     _initialise(net, rng)
@@ -194,7 +194,7 @@ def _fit(net: FeatureNet, split: Split, seed: int, updates: int, progress: Calla
         if len(order) < batch:
             order = torch.cat([order, torch.randperm(len(labels), generator=rng)])
         rows, order = order[:batch], order[batch:]
-        # Up over the first fifth, then down to nothing along half a cosine.
+        # Linearly up, then down to 0 along half a cosine.
         share = (update + 1) / updates
         optimiser.param_groups[0]["lr"] = PEAK_LR * (
             share / 0.2 if share < 0.2 else 0.5 + 0.5 * math.cos(math.pi * (share - 0.2) / 0.8)
@@ -209,7 +209,7 @@ def _fit(net: FeatureNet, split: Split, seed: int, updates: int, progress: Calla
 
 
 def _read(net: FeatureNet, path: Path, device: torch.device | str) -> bool:
-    """Fill the net from the cache; False where there is no file, or not one that fits."""
+    """Fill the net from the cache; False if there is no file or its tensors do not fit."""
     try:
         net.load_state_dict(load_tensors(path.read_bytes()), assign=True)
     except (OSError, SafetensorError, RuntimeError, ValueError, KeyError):
@@ -224,4 +224,4 @@ def _write(net: FeatureNet, path: Path) -> None:
         tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(net.state_dict().items())}
         replace_file(path, save_tensors(tensors))
     except OSError:
-        return  # a cache that can't be written costs the next evaluation a minute, and nothing else
+        return  # without a cache the next evaluation trains the net again, which costs a minute

@@ -1,15 +1,15 @@
-"""The whole set of scores of one generator on one data set: every figure beside what real images get.
+"""The metric suite: every score of one generator on one data set, beside what real images get.
 
-Three columns, all at the same numbers of rows:
+Each score comes in three columns, all from the same numbers of rows:
 
-- `value`: n generated images against the reference, the test images.
-- `real`: n training images against the same reference: what a perfect generator could hope for. A figure of one set
-  alone has here what the test images get.
-- `floor`: n training images against as many others as the reference has, both drawn without replacement from the
-  shuffled training split (MNIST's files go by writer: parts of them in their own order are not alike).
+- `value`: n generated images against the reference, which is the test images.
+- `real`: n training images against the same reference: what a perfect generator could hope for. Scores of a single set
+  show here what the test images get.
+- `floor`: n training images against as many other training images as the reference has. Both are drawn without
+  replacement from the shuffled training split (MNIST is ordered by writer, so parts in file order are not alike).
 
-What is fitted to the generated images, or chosen by them, is nothing: so the test images may be the reference here, and
-only here. Training chooses its weights by `FrechetOnValidation`.
+Nothing here is fitted to the generated images or chosen by them, so the test images may be the reference. They may be
+nowhere else: training chooses its weights by `FrechetOnValidation`.
 """
 
 import math
@@ -28,20 +28,20 @@ from models.evaluation.scores import Estimate
 from models.inference.sampler import UInt8, grid, to_pixels
 
 GENERATED = 10_000
-PIXEL_ROWS = 2_000  # of the figures in pixel space, which cost six times as much a row
+PIXEL_ROWS = 2_000  # for scores in pixel space, where a row costs six times as much
 
 
 @dataclass(frozen=True)
-class Figure:
-    """One figure in the three columns of this file.
+class SuiteScore:
+    """One score in its three columns.
 
     Attributes:
         name: Stable, for programs.
-        better: `higher`, `lower`, `0`, `½`, or `floor` where near the floor is best and both ways off it are bad.
+        better: `higher`, `lower`, `0`, `½`, or `floor` if a value near the floor is best.
         value: Of the generated images.
-        standard_error: Of `value`; None where none is known.
-        floor, real: As above; None where they don't exist.
-        note: More of it, for people: the worst class's name.
+        standard_error: Of `value`; None if it is not known.
+        floor, real: Of real images, as above; None for a score that has none.
+        note: For people, such as the name of the worst class.
     """
 
     name: str
@@ -52,20 +52,20 @@ class Figure:
     real: float | None
     note: str | None = None
 
-    def facts(self) -> dict[str, JsonValue]:
-        """For a manifest: all but the name, which is the key there."""
+    def record(self) -> dict[str, JsonValue]:
+        """What a manifest holds under the score's name."""
         return {key: value for key, value in asdict(self).items() if key != "name" and (key != "note" or value)}
 
 
 class TooFewError(ValueError):
-    """The data set is too small for the figures; the message says how small."""
+    """The data set is too small for the metric suite; the message says by how much."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The sets that are compared, as one judge sees them, flattened: (n, d) each.
+    """The sets that are compared, as (n, d) features of one extractor.
 
-    `one` and `other` are the disjoint training rows of the floor, `rest` the training rows in neither.
+    `one` and `other` are the disjoint training rows of the floor, `rest` all other training rows.
     """
 
     generated: Tensor
@@ -81,19 +81,19 @@ class Rows:
 
 
 class MetricSuite:
-    """Scores of one set of generated images.
+    """All scores of one set of generated images.
 
     Args:
         dataset: Its test images are the reference, its training images the floor.
         generated: uint8 (n, h, w, c); see `rows_wanted` for n.
         labels: (n,) int64, what a class-conditional generator was asked for; None for one without classes.
-        judge: The net for the main figures.
-        control: An untrained net, for a second opinion on the distances; None where the judge is one.
+        extractor: Its features are behind the main scores.
+        control: An untrained net, for a second opinion on the distances; None if `extractor` is one.
         seed: Of the shuffles.
 
     Raises:
         TooFewError: Under six generated or test images.
-        ValueError: Another number of generated images than `rows_wanted`.
+        ValueError: The number of generated images is not `rows_wanted`.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class MetricSuite:
         dataset: Dataset,
         generated: UInt8,
         labels: Tensor | None,
-        judge: FeatureExtractor,
+        extractor: FeatureExtractor,
         control: FeatureExtractor | None,
         seed: int = 0,
     ) -> None:
@@ -113,30 +113,30 @@ class MetricSuite:
                 f"{dataset.name} has {len(dataset.test.images)} and {len(dataset.train.images)}"
             )
         self.dataset, self.generated, self.labels = dataset, generated, labels
-        self.judge, self.control = judge, control
+        self.extractor, self.control = extractor, control
         n, r = len(generated), len(dataset.test.images)
         rng = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(dataset.train.images), generator=rng).numpy()
         self._one, self._other, self._rest = np.split(order, [n, n + r])
         self._seed = seed
 
-    def groups(self) -> Iterator[tuple[str, Callable[[], list[Figure]]]]:
-        """Names and parts of the suite, cheap and telling ones first; each is computed when it is called."""
-        seen = self._embed(self.judge)
-        rows = self._rows(seen, lambda e: e.features)
+    def groups(self) -> Iterator[tuple[str, Callable[[], list[SuiteScore]]]]:
+        """The suite's groups of scores by name, the cheap and telling ones first. Calling one computes it."""
+        embeddings = self._embed(self.extractor)
+        rows = self._rows(embeddings, lambda e: e.features)
         yield "distances", lambda: self._distances(rows, "")
         yield "overlap", lambda: self._overlap(rows, "")
-        if self.judge.kind == "trained":
-            yield "classes", lambda: self._classes(self._rows(seen, lambda e: e.logits))
+        if self.extractor.kind == "trained":
+            yield "classes", lambda: self._classes(self._rows(embeddings, lambda e: e.logits))
         yield "memorisation", lambda: self._memorisation(rows)
         yield "memorisation in pixels", self._pixels
         if self.control is not None:
             control = self.control
             yield "control", lambda: self._second_opinion(control)
 
-    def facts(self) -> dict[str, JsonValue]:
-        """What the figures' meaning depends on: numbers of rows, seed, reference, and the nets' checksums."""
-        nets = {"features": self.judge, "control": self.control}
+    def metadata(self) -> dict[str, JsonValue]:
+        """What the scores depend on: numbers of rows, seed, reference, and the nets' checksums."""
+        nets = {"features": self.extractor, "control": self.control}
         return {
             "generated_rows": len(self.generated),
             "reference": {"split": "test", "rows": len(self.dataset.test.images)},
@@ -150,43 +150,43 @@ class MetricSuite:
         }
 
     def nearest_pictures(self, count: int = 12) -> UInt8:
-        """A picture: generated images in its first column, then the nearest training image by pixels and by features.
+        """A picture with three columns: generated images, their nearest training images by pixels and by features.
 
-        Both by Euclidean distance over the whole training split; (count·h, 3·w, c).
+        Nearest by Euclidean distance in the whole training split; the picture is (count·h, 3·w, c).
         """
         shown = self.generated[:count]
         train = self.dataset.train.images
         by_pixels = scores.nearest(self._flat(shown), self._flat(train)).indices[:, 0].cpu().numpy()
-        known = self.judge.embed(train).features
-        by_features = scores.nearest(self.judge.embed(shown).features, known).indices[:, 0].cpu().numpy()
+        known = self.extractor.embed(train).features
+        by_features = scores.nearest(self.extractor.embed(shown).features, known).indices[:, 0].cpu().numpy()
         columns = np.stack([shown, train[by_pixels], train[by_features]], axis=1)
         return grid(columns.reshape(-1, *shown.shape[1:]), columns=3)
 
-    def _embed(self, judge: FeatureExtractor) -> tuple[Embedding, Embedding, Embedding]:
-        """Generated, test and training images, as the judge sees them."""
+    def _embed(self, extractor: FeatureExtractor) -> tuple[Embedding, Embedding, Embedding]:
+        """Embeddings of the generated, the test and the training images."""
         sets = (self.generated, self.dataset.test.images, self.dataset.train.images)
-        generated, test, train = (judge.embed(images) for images in sets)
+        generated, test, train = (extractor.embed(images) for images in sets)
         return generated, test, train
 
-    def _rows(self, seen: tuple[Embedding, Embedding, Embedding], part: Callable[[Embedding], Tensor]) -> Rows:
-        generated, test, train = (part(embedding) for embedding in seen)
+    def _rows(self, embeddings: tuple[Embedding, Embedding, Embedding], part: Callable[[Embedding], Tensor]) -> Rows:
+        generated, test, train = (part(embedding) for embedding in embeddings)
         return Rows(generated, test, *(train[torch.from_numpy(of)] for of in (self._one, self._other, self._rest)))
 
-    def _distances(self, rows: Rows, suffix: str) -> list[Figure]:
+    def _distances(self, rows: Rows, suffix: str) -> list[SuiteScore]:
         seed = self._seed
         return [
-            _figure(f"frechet{suffix}", "lower", rows, lambda a, b: scores.frechet(a, b, seed=seed)),
-            _figure(
+            _compared(f"frechet{suffix}", "lower", rows, lambda a, b: scores.frechet(a, b, seed=seed)),
+            _compared(
                 f"frechet_infinity{suffix}", "lower", rows, lambda a, b: scores.frechet_at_infinity(a, b, seed=seed)
             ),
-            _figure(f"kernel{suffix}", "0", rows, lambda a, b: scores.kernel_distance(a, b, seed=seed)),
+            _compared(f"kernel{suffix}", "0", rows, lambda a, b: scores.kernel_distance(a, b, seed=seed)),
         ]
 
-    def _overlap(self, rows: Rows, suffix: str) -> list[Figure]:
+    def _overlap(self, rows: Rows, suffix: str) -> list[SuiteScore]:
         pairs = (rows.generated, rows.reference), (rows.one, rows.other), (rows.one, rows.reference)
         found = [scores.overlap(reference, mine) for mine, reference in pairs]
         return [
-            Figure(
+            SuiteScore(
                 f"{name}{suffix}",
                 "floor" if name == "density" else "higher",
                 value.value,
@@ -197,28 +197,30 @@ class MetricSuite:
             for name, value, floor, real in zip(scores.Overlap._fields, *found, strict=True)
         ]
 
-    def _classes(self, logits: Rows) -> list[Figure]:
+    def _classes(self, logits: Rows) -> list[SuiteScore]:
         names = self.dataset.label_names or ()
         frequencies = _frequencies(self.dataset, len(names))
         alone = (logits.generated, logits.one, logits.reference)
         score, score_floor, score_real = (scores.classifier_score(rows, seed=self._seed) for rows in alone)
         value, floor, real = (scores.class_divergence(rows.argmax(dim=1), frequencies) for rows in alone)
-        figures = [
-            Figure("classifier_score", "floor", *score, score_floor.value, score_real.value),
-            Figure("class_divergence", "lower", value, None, floor, real),
+        found = [
+            SuiteScore("classifier_score", "floor", *score, score_floor.value, score_real.value),
+            SuiteScore("class_divergence", "lower", value, None, floor, real),
         ]
         train, test = self.dataset.train.labels, self.dataset.test.labels
         if self.labels is not None and train is not None and test is not None:
             asked = (self.labels, torch.from_numpy(train[self._one]), torch.from_numpy(test))
             mine, floor_of, real_of = (scores.conditional_accuracy(*pair) for pair in zip(alone, asked, strict=True))
             worst = names[mine.worst_class]
-            figures += [
-                Figure("accuracy", "higher", *mine.overall, floor_of.overall.value, real_of.overall.value),
-                Figure("accuracy_worst_class", "higher", *mine.worst, floor_of.worst.value, real_of.worst.value, worst),
+            found += [
+                SuiteScore("accuracy", "higher", *mine.overall, floor_of.overall.value, real_of.overall.value),
+                SuiteScore(
+                    "accuracy_worst_class", "higher", *mine.worst, floor_of.worst.value, real_of.worst.value, worst
+                ),
             ]
-        return figures
+        return found
 
-    def _memorisation(self, rows: Rows) -> list[Figure]:
+    def _memorisation(self, rows: Rows) -> list[SuiteScore]:
         n = len(rows.reference)
         train = rows.train
 
@@ -226,65 +228,66 @@ class MetricSuite:
             return scores.copying(generated, held_out, known, seed=self._seed)
 
         return [
-            # No reference but the training rows takes part, so `real` would be the floor again.
-            Figure("authenticity", "floor", *scores.authenticity(rows.generated, train),
+            # This score knows no reference but the training rows, so `real` would be the floor again.
+            SuiteScore("authenticity", "floor", *scores.authenticity(rows.generated, train),
                    scores.authenticity(rows.one, torch.cat([rows.other, rows.rest])).value, None),
-            Figure("copying", "0", copying(rows.generated, rows.reference, train), None,
+            SuiteScore("copying", "0", copying(rows.generated, rows.reference, train), None,
                    copying(rows.one, rows.other, rows.rest), copying(rows.one, rows.reference, rows.rest)),
-            _figure("two_sample_accuracy", "½", rows,
+            _compared("two_sample_accuracy", "½", rows,
                     lambda a, b: scores.two_sample_accuracy(b, a[:n], seed=self._seed)),
         ]  # fmt: skip
 
-    def _pixels(self) -> list[Figure]:
+    def _pixels(self) -> list[SuiteScore]:
         train, n = self._flat(self.dataset.train.images), PIXEL_ROWS
         generated, one = self._flat(self.generated[:n]), torch.from_numpy(self._one[:n])
         others = torch.from_numpy(np.concatenate([self._one[n:], self._other, self._rest]))
         floor = scores.authenticity(train[one], train[others])
-        return [Figure("authenticity_pixels", "floor", *scores.authenticity(generated, train), floor.value, None)]
+        return [SuiteScore("authenticity_pixels", "floor", *scores.authenticity(generated, train), floor.value, None)]
 
-    def _second_opinion(self, control: FeatureExtractor) -> list[Figure]:
+    def _second_opinion(self, control: FeatureExtractor) -> list[SuiteScore]:
         rows = self._rows(self._embed(control), lambda e: e.features)
         return [*self._distances(rows, "_control"), *self._overlap(rows, "_control")]
 
     def _flat(self, images: UInt8) -> Tensor:
-        return to_pixels(images, self.judge.net.output.weight.device).flatten(1)
+        return to_pixels(images, self.extractor.net.output.weight.device).flatten(1)
 
 
 def rows_wanted(dataset: Dataset) -> int:
-    """How many generated images a suite takes: 10,000, or a fifth of the training images where that is fewer."""
+    """How many generated images the suite takes: 10,000, or a fifth of the training images if that is fewer."""
     return min(GENERATED, len(dataset.train.images) // 5)
 
 
 class FrechetOnValidation:
-    """Periodic scoring in training: the Fréchet distance to the validation images in the feature net's features.
+    """The score of weights during training: the Fréchet distance between samples and the validation images.
 
-    Figures of one run compare with one another; `floor` is what as many training images get. Untouched by and not
-    touching the training's state: the net and the shuffle have seeds of their own. The test images stay unseen.
+    Scores of one run compare with one another; `floor` is what as many training images get. The net and the shuffle
+    have seeds of their own, so scoring neither depends on the training's state nor changes it. The test images stay
+    unseen.
 
     Args:
         dataset, device: As in `load_features`, which is asked for the net.
     """
 
     def __init__(self, dataset: Dataset, device: torch.device | str) -> None:
-        self.judge = load_features(dataset, device)
+        self.extractor = load_features(dataset, device)
         self.count = rows_wanted(dataset)
-        self._reference = scores.moments(self.judge.embed(dataset.validation.images).features)
+        self._reference = scores.moments(self.extractor.embed(dataset.validation.images).features)
         order = torch.randperm(len(dataset.train.images), generator=torch.Generator().manual_seed(0))
         self.floor = self.score(dataset.train.images[order[: self.count].numpy()])
 
     def score(self, images: UInt8) -> float:
         """Fréchet distance of uint8 images (n, h, w, c), `count` of them, to the validation images."""
-        return scores.frechet_distance(scores.moments(self.judge.embed(images).features), self._reference)
+        return scores.frechet_distance(scores.moments(self.extractor.embed(images).features), self._reference)
 
 
-def _figure(name: str, better: str, rows: Rows, compare: Callable[[Tensor, Tensor], Estimate]) -> Figure:
-    """A comparison of two sets, in the three columns."""
+def _compared(name: str, better: str, rows: Rows, compare: Callable[[Tensor, Tensor], Estimate]) -> SuiteScore:
+    """The score that a comparison of two sets gives, in the three columns."""
     value = compare(rows.generated, rows.reference)
     floor, real = compare(rows.one, rows.other), compare(rows.one, rows.reference)
-    return Figure(name, better, *value, floor.value, real.value)
+    return SuiteScore(name, better, *value, floor.value, real.value)
 
 
 def _frequencies(dataset: Dataset, classes: int) -> tuple[float, ...]:
-    assert dataset.train.labels is not None  # noqa: S101 — a trained judge has seen them
+    assert dataset.train.labels is not None  # noqa: S101 — a trained extractor has seen them
     counts: list[int] = np.bincount(dataset.train.labels, minlength=classes).tolist()
     return tuple(count / math.fsum(counts) for count in counts)

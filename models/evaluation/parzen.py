@@ -1,10 +1,11 @@
-"""Real rows + generated rows → scores: the paper's Parzen-window log-likelihood, and what D's logit is worth.
+"""Real rows + generated rows → scores: the paper's Parzen-window log-likelihood.
 
 The Parzen window (section 5 of "Generative Adversarial Nets") puts an isotropic Gaussian around each generated sample
-and asks how likely the data are under that mixture. It is a reproduction claim, never a quality claim: centroids of the
-training images beat the images themselves by it (Theis et al. 2016, arXiv 1511.01844), so both stand in the same table.
+and asks how likely the data are under that mixture. It serves to reproduce the paper and says little about quality:
+k-means centroids of the training images score higher than the images (Theis et al. 2016, arXiv 1511.01844), so both are
+in the table.
 
-Rows are floating point pixels in [0, 1], any shape behind the first axis; they are flattened here.
+Rows are floating point pixels in [0, 1] of any shape after the first axis; they are flattened here.
 """
 
 import math
@@ -18,8 +19,6 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from models.spec import Calibration
-
 Float64s = npt.NDArray[np.float64]
 
 # The grid of the published scores, and a finer one around the values that win on digits.
@@ -28,15 +27,14 @@ FINE_SIGMAS: tuple[float, ...] = tuple(np.logspace(-0.9, -0.6, 20).tolist())
 PAPER_SAMPLES = 10_000
 PAPER_VALIDATION_ROWS = 1_000
 
-# Two buffers of this size are all that grows with rows x samples.
+# Only two buffers grow with rows x samples, and they stop at this size.
 _BUFFER_BYTES = 64 * 2**20
-# exp(-80) is far below float32's resolution of the sum, yet normal: subnormals cost the CPU thirty times as long.
+# exp(-80) is far below float32's resolution of the sum, but no subnormal: those cost the CPU thirty times as long.
 _NEGLIGIBLE_EXPONENT = -80.0
-_CALIBRATION_BINS = 15
 
 
 class SigmaChoice(NamedTuple):
-    """The best bandwidth of a grid, and the mean log-likelihood in nats that it gave."""
+    """The best bandwidth of a grid and its mean log-likelihood in nats."""
 
     sigma: float
     log_likelihood: float
@@ -113,8 +111,8 @@ def validation_log_likelihood(
 
 
 @dataclass(frozen=True)
-class ParzenFigure:
-    """Mean test log-likelihood in nats, its standard error over test rows, and the bandwidth it was measured with."""
+class LogLikelihood:
+    """Mean log-likelihood of the test rows in nats, its standard error, and the bandwidth it was measured with."""
 
     sigma: float
     log_likelihood: float
@@ -125,8 +123,8 @@ class ParzenFigure:
 class ParzenScore:
     """One set of samples, scored: `paper` on the published grid of bandwidths, `fine` on the finer one."""
 
-    paper: ParzenFigure
-    fine: ParzenFigure
+    paper: LogLikelihood
+    fine: LogLikelihood
     samples: int
     validation_rows: int
     test_rows: int
@@ -135,7 +133,7 @@ class ParzenScore:
 def score_parzen(samples: Tensor, validation: Tensor, test: Tensor) -> ParzenScore:
     """Score samples by the published protocol: float pixels in [0, 1] as they are, neither quantised nor dequantised.
 
-    Each grid's bandwidth is the one with the highest mean on the first 1,000 validation rows. The figure is the mean
+    Each grid's bandwidth is the one with the highest mean on the first 1,000 validation rows. The score is the mean
     over all test rows, with standard error std / sqrt(n). Errors are those of `parzen_log_likelihoods`.
     """
     chosen_on = validation[:PAPER_VALIDATION_ROWS]
@@ -143,7 +141,7 @@ def score_parzen(samples: Tensor, validation: Tensor, test: Tensor) -> ParzenSco
     split = len(PAPER_SIGMAS)
     sigmas = PAPER_SIGMAS[int(means[:split].argmax())], FINE_SIGMAS[int(means[split:].argmax())]
     paper, fine = (
-        ParzenFigure(sigma, float(row.mean()), float(row.std() / math.sqrt(row.size)))
+        LogLikelihood(sigma, float(row.mean()), float(row.std() / math.sqrt(row.size)))
         for sigma, row in zip(sigmas, parzen_log_likelihoods(samples, test, sigmas), strict=True)
     )
     return ParzenScore(paper, fine, samples=len(samples), validation_rows=len(chosen_on), test_rows=len(test))
@@ -152,15 +150,15 @@ def score_parzen(samples: Tensor, validation: Tensor, test: Tensor) -> ParzenSco
 def parzen_table(
     draw: Callable[[int, int], Tensor], train: Tensor, validation: Tensor, test: Tensor, *, seed: int
 ) -> Iterator[tuple[str, ParzenScore]]:
-    """Score the generator beside three references; every row has as many samples, and comes as soon as it is known.
+    """Score the generator beside three references with as many samples each; yields each row once it is computed.
 
     The rows, in this order:
         `generator`: what `draw` returns.
         `training images`: real ones, drawn without replacement from `train`. What a perfect generator would get.
-        `k-means centroids`: of `train`, started from those images. Nothing but averages, and yet they get more.
+        `k-means centroids`: of `train`, started from those images. They are mere averages and still score higher.
         `uniform noise`: the floor.
 
-    There are 10,000 samples as in the paper, or a fifth of the training rows where that is fewer. The references are
+    There are 10,000 samples as in the paper, or a fifth of the training rows if that is fewer. The references are
     computed on the device of the generator's samples.
 
     Args:
@@ -191,7 +189,8 @@ def kmeans_centroids(rows: Tensor, start: Tensor, *, iterations: int = 2) -> Ten
     """Lloyd's algorithm from given centroids; returns (k, pixels) on the device of `start`.
 
     Two iterations are within half a nat of convergence for 10,000 centroids of 50,000 digits (each iteration is one
-    rows × k × pixels matrix product). A centroid that is nearest to no row stays where it is.
+    rows × k × pixels matrix product). A centroid that is nearest to no row stays where it is. scikit-learn's KMeans is
+    as fast on a CPU, but with several threads its last bits differ from call to call, and it knows no GPU.
 
     Raises:
         ValueError: As `parzen_log_likelihoods`, for `rows` and `start`.
@@ -210,38 +209,6 @@ def kmeans_centroids(rows: Tensor, start: Tensor, *, iterations: int = 2) -> Ten
                 sizes.add_(torch.bincount(nearest, minlength=k))
         centroids = torch.where(sizes[:, None] > 0, sums / sizes.clamp_min(1.0)[:, None], centroids)
     return centroids
-
-
-def fit_calibration(logits_real: Tensor, logits_fake: Tensor, *, seed: int = 0) -> Calibration | None:
-    """Fit σ(scale·logit + offset) as the probability that an image is real, when half of all images are.
-
-    Platt scaling (Platt 1999): logistic regression on the logit alone, towards targets just inside 0 and 1, so that
-    separated logits have a finite answer. Both classes weigh the same, whatever their numbers. A seeded half of each
-    class is fitted; the other half gives the AUC and the expected calibration error, over 15 bins of equal mass.
-
-    Args:
-        logits_real, logits_fake: (n,) and (m,), D's raw output on uint8 images: real ones that D was not trained on,
-            and generated ones.
-        seed: Fixes the halves.
-
-    Returns:
-        None where D can't tell the two apart: the AUC's 95% interval (Hanley & McNeil 1982) reaches ½, a higher logit
-        does not mean more real, or a class has under 30 rows, too few to say.
-
-    Raises:
-        ValueError: Logits that are not one-dimensional, or NaN or Inf among them.
-    """
-    random = np.random.default_rng(seed)
-    halves = [_halves(_checked_logits(logits), random) for logits in (logits_real, logits_fake)]
-    (fit_real, held_real), (fit_fake, held_fake) = halves
-    if min(len(fit_real), len(fit_fake)) < _CALIBRATION_BINS:
-        return None
-    scale, offset = _platt(fit_real, fit_fake)
-    auc = _auc(held_real, held_fake)
-    if scale <= 0 or auc - 1.96 * _auc_standard_error(auc, len(held_real), len(held_fake)) <= 0.5:
-        return None
-    error = _expected_calibration_error(_sigmoid(scale * held_real + offset), _sigmoid(scale * held_fake + offset))
-    return Calibration(scale=scale, offset=offset, auc=auc, expected_calibration_error=error)
 
 
 def _kernel_sums(squared: Tensor, sigma: float, *, out: Tensor) -> Tensor:
@@ -283,72 +250,3 @@ def _refuse_other_length(rows: Tensor, samples: Tensor) -> None:
 def chunk_rows(samples: Tensor) -> int:
     """Rows whose distances to every sample fill one buffer."""
     return max(1, _BUFFER_BYTES // (samples.element_size() * len(samples)))
-
-
-def _checked_logits(logits: Tensor) -> Float64s:
-    if logits.ndim != 1 or not bool(torch.isfinite(logits).all()):
-        raise ValueError(f"logits must be finite and of shape (n,), got shape {tuple(logits.shape)}")
-    checked: Float64s = logits.detach().double().cpu().numpy()
-    return checked
-
-
-def _halves(values: Float64s, random: np.random.Generator) -> tuple[Float64s, Float64s]:
-    shuffled = random.permutation(values)
-    middle = len(values) // 2
-    return shuffled[:middle], shuffled[middle:]
-
-
-def _sigmoid(values: Float64s) -> Float64s:
-    return 0.5 * (1.0 + np.tanh(0.5 * values))  # no overflow, unlike 1 / (1 + exp(-x))
-
-
-def _platt(real: Float64s, fake: Float64s) -> tuple[float, float]:
-    """(scale, offset) at the cross-entropy's minimum, by Newton's method; (0, 0) where all logits are the same."""
-    logits = np.concatenate([real, fake])
-    if logits.min() == logits.max():
-        return 0.0, 0.0
-    middle, spread = float(logits.mean()), float(logits.std())
-    design = np.stack([(logits - middle) / spread, np.ones_like(logits)])
-    sizes = np.array([len(real), len(fake)])
-    weights = np.repeat(0.5 / sizes, sizes)
-    # Platt's targets: the mean of a class seen n times under a uniform prior, not 1 and 0.
-    targets = np.repeat([(len(real) + 1) / (len(real) + 2), 1 / (len(fake) + 2)], sizes)
-
-    theta = np.zeros(2)
-    for _ in range(100):
-        probabilities = _sigmoid(theta @ design)
-        gradient = design @ (weights * (probabilities - targets))
-        hessian = (design * (weights * probabilities * (1.0 - probabilities))) @ design.T
-        step = np.linalg.solve(hessian + 1e-12 * np.eye(2), gradient)
-        theta = theta - step
-        if np.abs(step).max() <= 1e-10:
-            break
-    scale = float(theta[0]) / spread
-    return scale, float(theta[1]) - scale * middle
-
-
-def _auc(real: Float64s, fake: Float64s) -> float:
-    """Share of (real, fake) pairs in which the real logit is higher; a tie is half a pair."""
-    ordered = np.sort(fake)
-    below = np.searchsorted(ordered, real, side="left") + np.searchsorted(ordered, real, side="right")
-    return float(below.mean() / (2 * len(fake)))
-
-
-def _auc_standard_error(auc: float, n_real: int, n_fake: int) -> float:
-    """Hanley & McNeil 1982, equation 1 with the exponential model's Q1 and Q2."""
-    q1, q2 = auc / (2.0 - auc), 2.0 * auc**2 / (1.0 + auc)
-    variance = auc * (1.0 - auc) + (n_real - 1) * (q1 - auc**2) + (n_fake - 1) * (q2 - auc**2)
-    return math.sqrt(max(0.0, variance) / (n_real * n_fake))  # rounding can leave a tiny negative near 1
-
-
-def _expected_calibration_error(real: Float64s, fake: Float64s) -> float:
-    """Mean over bins of |said - seen|, each class weighing half; equal probabilities share a bin."""
-    sizes = np.array([len(real), len(fake)])
-    weights = np.repeat(0.5 / sizes, sizes)
-    is_real = np.repeat([1.0, 0.0], sizes)
-    probabilities = np.concatenate([real, fake])
-    _, group = np.unique(probabilities, return_inverse=True)
-    mass = np.bincount(group, weights)
-    group_bin = ((np.cumsum(mass) - mass / 2.0) * _CALIBRATION_BINS).astype(np.int64).clip(max=_CALIBRATION_BINS - 1)
-    gaps = np.bincount(group_bin[group], weights * (probabilities - is_real))
-    return float(np.abs(gaps).sum())

@@ -1,8 +1,8 @@
-"""Figures from features: how far generated images are from real ones, how much of them they cover, what they copy.
+"""Scores from features: how far generated images are from real ones, how much of them they cover, what they copy.
 
-Everything here is arithmetic on rows of numbers (n, d), float, from features.py or flattened pixels; nothing
-reads a data set or a bundle. Distances are Euclidean and come in chunks, so memory is bounded at any number of rows.
-All of it needs finite rows, and as many dimensions on both sides; too few rows are a ValueError.
+Everything here is arithmetic on rows of numbers (n, d), float: features or flattened pixels. Nothing reads a data set
+or a bundle. Distances are Euclidean and computed in chunks, so memory is bounded for any number of rows. Rows must be
+finite and equally long on both sides; too few rows are a ValueError.
 """
 
 import math
@@ -23,7 +23,7 @@ _EXTRAPOLATION_DRAWS = 4
 
 
 class Estimate(NamedTuple):
-    """A figure and its standard error; None where none is known."""
+    """A score and its standard error; None if it is not known."""
 
     value: float
     standard_error: float | None = None
@@ -50,8 +50,8 @@ def moments(rows: Tensor) -> Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """|μ₁ − μ₂|² + tr(Σ₁ + Σ₂ − 2(Σ₁Σ₂)^½), the Fréchet distance of two normal distributions (Dowson & Landau 1982).
 
-    With features of a classifier this is the figure of Heusel et al. 2017 (arXiv 1706.08500). The root's trace is that
-    of (Σ₁^½ Σ₂ Σ₁^½)^½, which is symmetric, so singular covariances need no offset.
+    With features of a classifier this is the FID of Heusel et al. 2017 (arXiv 1706.08500). The root has the same trace
+    as (Σ₁^½ Σ₂ Σ₁^½)^½, which is symmetric, so singular covariances need no offset.
     """
     values, vectors = torch.linalg.eigh(a.covariance)
     root = vectors * values.clamp_min(0).sqrt() @ vectors.T
@@ -63,8 +63,8 @@ def frechet_distance(a: Moments, b: Moments) -> float:
 def frechet(a: Tensor, b: Tensor, *, seed: int = 0) -> Estimate:
     """Fréchet distance of two sets of rows, with the standard error of a delete-a-group jackknife over both sets.
 
-    The figure is too high by about 1/n, differently for each set (Chong & Forsyth 2020, arXiv 1911.07023): compare it
-    only at one number of rows, or see `frechet_at_infinity`.
+    It is biased upwards by about 1/n, differently for each generator (Chong & Forsyth 2020, arXiv 1911.07023): compare
+    it only at equal numbers of rows, or see `frechet_at_infinity`.
     """
     rng = torch.Generator().manual_seed(seed)
     groups = [torch.randperm(len(rows), generator=rng) % _JACKKNIFE_GROUPS for rows in (a, b)]
@@ -81,9 +81,9 @@ def frechet(a: Tensor, b: Tensor, *, seed: int = 0) -> Estimate:
 
 
 def frechet_at_infinity(a: Tensor, b: Tensor, *, seed: int = 0) -> Estimate:
-    """The Fréchet distance extrapolated to endlessly many rows: the intercept of a line in 1/n (Chong & Forsyth 2020).
+    """The Fréchet distance extrapolated to infinitely many rows: the intercept of a line in 1/n (Chong & Forsyth 2020).
 
-    Both sets are cut to the same shares of their rows, several draws each. Can be a little under 0.
+    Both sets are cut to the same shares of their rows, several draws each. It can come out slightly negative.
     """
     rng = torch.Generator().manual_seed(seed)
     inverse, found = [], []
@@ -105,7 +105,8 @@ def frechet_at_infinity(a: Tensor, b: Tensor, *, seed: int = 0) -> Estimate:
 def kernel_distance(a: Tensor, b: Tensor, *, subsets: int = 100, size: int = 1_000, seed: int = 0) -> Estimate:
     """Squared maximum mean discrepancy under (x·y/d + 1)³, unbiased: the KID of Bińkowski et al. 2018 (1801.01401).
 
-    The mean over random subsets, and its standard error; 0 is expected for equal distributions, so it can be negative.
+    The mean over random subsets and its standard error. Its expectation for equal distributions is 0, so it can be
+    negative.
     """
     size = min(size, len(a), len(b))
     if size < 2:
@@ -131,7 +132,7 @@ def _cubic(x: Tensor, y: Tensor, d: int) -> Tensor:
 
 
 class Neighbours(NamedTuple):
-    """For each query its k nearest points, nearest first: `distances` and `indices`, both (n, k)."""
+    """The k nearest points of each query, nearest first: `distances` and `indices`, both (n, k)."""
 
     distances: Tensor
     indices: Tensor
@@ -143,7 +144,7 @@ def nearest(queries: Tensor, points: Tensor, k: int = 1, *, own: Tensor | None =
     Args:
         queries, points: (n, d) and (m, d) on one device.
         k: At most m, or m − 1 where `own` is given.
-        own: For each query the index of the point that it is, which doesn't count as its neighbour; (n,).
+        own: (n,), for queries that are points themselves: the index of each, which doesn't count as its neighbour.
     """
     if k > len(points) - (own is not None):
         raise ValueError(f"{k} neighbours need more than {len(points)} points")
@@ -160,7 +161,7 @@ def nearest(queries: Tensor, points: Tensor, k: int = 1, *, own: Tensor | None =
 
 
 def _squared_distances(queries: Tensor, points: Tensor) -> Tensor:
-    """(n, m) squared distances, as |q|² + |p|² − 2q·p around the points' mean, where norms are small."""
+    """(n, m) squared distances, as |q|² + |p|² − 2q·p with the points' mean at the origin, where norms are small."""
     centre = points.mean(dim=0)
     queries, points = queries - centre, points - centre
     with exact_float32(points.device.type):
@@ -190,7 +191,7 @@ def overlap(real: Tensor, generated: Tensor, *, k_manifold: int = 3, k_density: 
     Density: real balls around a generated row, over k; about 1 where the sets are alike, and not bounded. Coverage: the
     share of real balls that hold a generated row; 1 − 2⁻ᵏ ≈ 0.97 is expected of equal distributions.
 
-    Standard errors take the rows as independent, which the balls are not: a guide, not an interval.
+    Standard errors treat rows as independent, which the balls are not, so they are a rough guide.
 
     Raises:
         ValueError: Six rows are needed on each side.
@@ -218,10 +219,10 @@ def overlap(real: Tensor, generated: Tensor, *, k_manifold: int = 3, k_density: 
 
 
 def classifier_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> Estimate:
-    """exp E KL(p(y|x) ‖ p(y)) of logits (n, classes): the Inception score (Salimans et al. 2016), another classifier's.
+    """exp E KL(p(y|x) ‖ p(y)) of logits (n, classes): the Inception score of Salimans et al. 2016, by another net.
 
-    The mean over `splits` parts of the shuffled rows and its standard error. From 1, all alike, to the number of
-    classes: every row is certain, and the classes are equally many.
+    The mean over `splits` parts of the shuffled rows and its standard error. It is 1 if all rows are alike, and at most
+    the number of classes, if every row is certain and all classes are equally frequent.
     """
     rng = torch.Generator().manual_seed(seed)
     rows = logits[torch.randperm(len(logits), generator=rng).to(logits.device)].double().log_softmax(dim=1)
@@ -234,9 +235,9 @@ def classifier_score(logits: Tensor, *, splits: int = 10, seed: int = 0) -> Esti
 
 
 def class_divergence(classes: Tensor, frequencies: Sequence[float]) -> float:
-    """KL(histogram ‖ frequencies) in nats; classes (n,) int64. (K − 1) / 2n is expected of exact sampling.
+    """KL(histogram ‖ frequencies) in nats; classes (n,) int64. Exact sampling is expected to give (K − 1) / 2n.
 
-    Half a row is added to every class of the frequencies' side, so that a class without images has a finite say.
+    Half a row is added to every class on the side of the frequencies, so that the divergence stays finite.
     """
     counts = torch.bincount(classes.cpu(), minlength=len(frequencies)).double()
     share = counts / counts.sum()
@@ -246,7 +247,7 @@ def class_divergence(classes: Tensor, frequencies: Sequence[float]) -> float:
 
 
 class Accuracy(NamedTuple):
-    """Share of rows whose class is the one asked for, over all, and in the class where that is lowest."""
+    """Share of rows of the class that was asked for: of all rows, and of the class where that share is lowest."""
 
     overall: Estimate
     worst: Estimate
@@ -254,7 +255,7 @@ class Accuracy(NamedTuple):
 
 
 def conditional_accuracy(logits: Tensor, labels: Tensor) -> Accuracy:
-    """How often the classifier names the label (n,) that was asked of the generator.
+    """How often the classifier finds the labels (n,) that the generator was asked for.
 
     Classes that were never asked for are left out.
     """
@@ -269,7 +270,7 @@ def authenticity(generated: Tensor, train: Tensor) -> Estimate:
     """Share of generated rows that are no copies: further from their nearest training row than that is from another.
 
     Alaa et al. 2022 (arXiv 2102.08921), section 3.3.
-    0 for copies; what fresh real rows get depends on the space, so it is read beside its floor.
+    Copies get 0. What fresh real rows get depends on the features, so read it beside its floor.
     """
     found = nearest(generated, train)
     star, back = torch.unique(found.indices[:, 0], return_inverse=True)
@@ -281,13 +282,13 @@ def copying(generated: Tensor, held_out: Tensor, train: Tensor, *, cells: int | 
     """C_T of Meehan et al. 2020 (arXiv 2004.05675): whether generated rows are nearer to training rows than fresh ones.
 
     In each cell of a k-means partition of the training rows, the Mann-Whitney Z of the generated rows' distances to
-    their nearest training row against the held-out rows'; the mean over cells, weighted by held-out rows. Under −3 says
-    copying, far above 0 that the generated rows are off the data. Cells with fewer than ten rows of either are left
-    out; 0 where that leaves none.
+    their nearest training row against the held-out rows'; the mean over cells, weighted by held-out rows. A value under
+    −3 means copying, one far above 0 that the generated rows are off the data. Cells with fewer than ten rows of either
+    are left out; if that leaves none, the result is 0.
 
     Args:
-        cells: How many; None is one for 200 held-out rows, 50 at most.
-        seed: Fixes the k-means' start.
+        cells: How many; None is one for every 200 held-out rows, 50 at most.
+        seed: Decides where the k-means starts.
     """
     k = max(1, min(50, len(held_out) // 200, len(train))) if cells is None else cells
     start = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:k].to(train.device)
@@ -309,7 +310,7 @@ def copying(generated: Tensor, held_out: Tensor, train: Tensor, *, cells: int | 
 
 
 def mann_whitney_z(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> float:
-    """Normal score of Mann & Whitney's U: negative where a's numbers tend to be smaller than b's."""
+    """Normal score of Mann & Whitney's U, negative if a's numbers tend to be smaller than b's."""
     n, m = len(a), len(b)
     ordered = np.sort(b)
     u = 0.5 * (np.searchsorted(ordered, a, "left") + np.searchsorted(ordered, a, "right")).sum()
@@ -319,10 +320,10 @@ def mann_whitney_z(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> 
 
 
 def two_sample_accuracy(real: Tensor, generated: Tensor, *, seed: int = 0) -> Estimate:
-    """How often a row's nearest neighbour, among both sets, is of its own kind (Lopez-Paz & Oquab 2017, 1610.06545).
+    """How often a row's nearest neighbour in the two sets is of its own kind (Lopez-Paz & Oquab 2017, 1610.06545).
 
-    As many rows of each are taken. ½ for equal distributions; towards 1 where they can be told apart, under ½ where
-    generated rows sit beside the very real rows that they are compared with.
+    Both sets are cut to the same number of rows. ½ for equal distributions, near 1 if they can be told apart, under ½
+    if generated rows sit beside the very real rows that they are compared with.
     """
     n = min(len(real), len(generated))
     rng = torch.Generator().manual_seed(seed)
@@ -332,7 +333,7 @@ def two_sample_accuracy(real: Tensor, generated: Tensor, *, seed: int = 0) -> Es
 
 
 def _share(hits: Tensor) -> Estimate:
-    """The mean of booleans and its binomial standard error."""
+    """The share of true values and its binomial standard error."""
     p = hits.double().mean().item()
     return Estimate(p, math.sqrt(p * (1 - p) / len(hits)))
 

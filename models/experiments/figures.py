@@ -12,15 +12,15 @@ from models.bundle import Bundle
 from models.inference.sampler import Int64, UInt8, draw_labels, draw_latents, grid, latent_path
 
 Method = Literal["linear", "spherical"]
-_GAP = 2  # white pixels around the column of nearest images
+_GAP = 2  # white pixels before the column of nearest images
 
 
 def interpolation(bundle: Bundle, seeds: list[int], steps: int, method: Method, label: str | None = None) -> UInt8:
-    """Images on the way from image 0 of each seed to that of the next: uint8 (n, h, w, c).
+    """Interpolate between the latents of image 0 of each seed and the next: uint8 (n, h, w, c).
 
-    There are `steps` from one seed to the next, both included; a seed in the middle comes once. At a seed stands the
-    image that `bundle.draw(1, seed=seed, labels=label)` gives, bit for bit. A bundle with labels keeps `label` all the
-    way; without one, each seed has the label that it draws, and the way changes over in its middle.
+    Each pair of seeds gives `steps` images with both ends; a seed between two pairs comes once. A seed's own image is
+    that of `bundle.draw(1, seed=seed, labels=label)`, bit for bit. A bundle with labels uses `label` for all images. If
+    that is None, each image has the label that its nearer seed draws.
 
     Raises:
         ValueError: Fewer than two seeds or steps, a seed out of range, or a label that the bundle does not have.
@@ -28,7 +28,7 @@ def interpolation(bundle: Bundle, seeds: list[int], steps: int, method: Method, 
     if len(seeds) < 2:
         raise ValueError("a way leads from one seed to another: give two or more")
     for seed in seeds:
-        bundle.draw(1, seed=seed, labels=label)  # refuses what there is not
+        bundle.draw(1, seed=seed, labels=label)  # checks the seed and the label
     ends = [draw_latents(bundle.manifest.latent, seed, 0, 1)[0] for seed in seeds]
     parts = [latent_path(start, stop, steps, method) for start, stop in pairwise(ends)]
     latents = np.concatenate([parts[0], *(part[1:] for part in parts[1:])])
@@ -43,12 +43,12 @@ def _labels_of_path(bundle: Bundle, seeds: list[int], steps: int, label: str | N
     if label is not None:
         return np.full(count, names.index(label), np.int64)
     drawn = np.concatenate([draw_labels(frequencies, seed, 0, 1) for seed in seeds])
-    return drawn[(2 * np.arange(count) + steps - 1) // (2 * (steps - 1))]  # that of the nearer seed
+    return drawn[(2 * np.arange(count) + steps - 1) // (2 * (steps - 1))]  # of the nearer seed
 
 
 @dataclass(frozen=True)
 class Neighbour:
-    """A sample's nearest training image: which two they are, and √Σ(a − b)² of their pixels in [0, 1]."""
+    """A sample and its nearest training image, by index, and √Σ(a − b)² of their pixels in [0, 1]."""
 
     sample: int
     training_image: int
@@ -56,19 +56,19 @@ class Neighbour:
 
 
 def neighbours(bundle: Bundle, train: UInt8, *, seed: int, rows: int, columns: int) -> tuple[UInt8, list[Neighbour]]:
-    """Rows of samples, and at each row's end the training image nearest to the sample on its left.
+    """Rows of samples, each followed by the training image that is nearest to the row's last sample.
 
-    The samples are images 0, 1, … of the seed, in order: nobody picks. Near is meant in pixels, by Euclidean distance,
-    as in the paper; where two are equally near, the first counts.
+    The samples are images 0, 1, … of the seed, not picked by hand. Nearest is by Euclidean distance of pixels, as in
+    the paper; of two equally near images the first counts.
 
     Args:
-        bundle: What makes the samples.
-        train: The images it was trained on, uint8 (n, h, w, c) of the bundle's shape.
+        bundle: Draws the samples.
+        train: Its training images, uint8 (n, h, w, c).
         seed: Of the samples.
         rows, columns: Of samples, at least 1 each.
 
     Returns:
-        The picture, uint8 (height, width, c), with a white line before the last column; and what stands in that column.
+        The picture, uint8 (height, width, c), with a white line before the last column; and that column's neighbours.
     """
     samples = bundle.draw(rows * columns, seed=seed)
     last = range(columns - 1, rows * columns, columns)
@@ -91,7 +91,7 @@ def nearest(image: UInt8, images: UInt8) -> tuple[int, float]:
 
 
 def png(picture: UInt8, scale: int = 1) -> bytes:
-    """A picture (h, w, c) as a PNG, every pixel repeated `scale` times both ways."""
+    """A picture (h, w, c) as a PNG, enlarged by a whole factor."""
     large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
     file = io.BytesIO()
     Image.fromarray(large.squeeze(2) if large.shape[2] == 1 else large).save(file, "png", optimize=True)

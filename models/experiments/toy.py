@@ -5,9 +5,9 @@ Data x are N(0, 1), noise z is uniform on (0, 1). For a fixed G the best D is D*
 
     C(G) = ∫ p_data log D* + p_g log(1 − D*) dx = −log 4 + 2·JSD(p_data ‖ p_g),
 
-whose one minimum, −log 4, is at p_g = p_data, where D* = ½ (theorem 1). `play` runs Algorithm 1 with the package's own
-losses, freezes G at three stages, trains D on, and measures how far D is from D*. A D of ½ by itself would prove
-nothing, an untrained one has it too; so at the end another D is trained from the beginning.
+whose only minimum, −log 4, is at p_g = p_data, where D* = ½ (theorem 1). `play` runs Algorithm 1 with the package's own
+losses, freezes G at three stages, trains D further, and measures how far D is from D*. D = ½ alone would prove nothing,
+since an untrained D outputs that too; so at the end another D is trained from scratch.
 """
 
 import copy
@@ -26,15 +26,15 @@ from models.training.losses import discriminator_loss, saturating_generator_loss
 Float64s = NDArray[np.float64]
 
 GRID_STEP = 0.01
-# Where densities and D are looked at, in standard deviations of x.
+# Where densities and D are evaluated, in standard deviations of x.
 GRID: Float64s = np.arange(-600, 601, dtype=np.float64) * GRID_STEP
 P_DATA: Float64s = np.exp(-np.square(GRID) / 2) / math.sqrt(2 * math.pi)
 ARROWS: Float64s = (np.arange(25) + 0.5) / 25  # the z from which the figure's arrows start
 OPTIMUM = -math.log(4)
 
 LARGEST_GAP = 0.05  # of D from D*, and of the fresh D from ½
-START_VALUE = -1.2  # C(G) begins above, or there would be little to learn
-_BANDWIDTH = 0.06  # of the Gaussian that smooths p_g's histogram; nothing in these densities is so narrow
+START_VALUE = -1.2  # C(G) must begin above this, or there is little to learn
+_BANDWIDTH = 0.06  # of the Gaussian that smooths p_g's histogram; these densities have no detail so narrow
 _SAMPLES_OF_A_FRAME = 200_000
 _WARM_UP = 20  # D's updates before panel (a)
 _D_RATE, _G_RATE = 5e-3, 1e-3
@@ -42,14 +42,14 @@ _D_RATE, _G_RATE = 5e-3, 1e-3
 
 @dataclass(frozen=True)
 class ToyOptions:
-    """What decides the numbers.
+    """What the numbers depend on.
 
     Attributes:
-        seed: Fixes everything that is drawn.
-        steps: Generator updates, one for each of D.
+        seed: Decides everything that is drawn.
+        steps: Generator updates, with one update of D before each.
         batch_size: Algorithm 1's m.
-        d_updates: Of D, while G is frozen.
-        samples: Behind each p_g.
+        d_updates: Updates of D while G is frozen.
+        samples: Samples in each estimate of p_g.
     """
 
     seed: int = 0
@@ -61,7 +61,7 @@ class ToyOptions:
 
 @dataclass(frozen=True)
 class View:
-    """The game at one moment, as a picture shows it: p_g and D over `GRID`, and G(z) of the `ARROWS`."""
+    """The game at one moment, for a picture: p_g and D over `GRID`, and G(z) of the `ARROWS`."""
 
     step: int
     p_g: Float64s
@@ -71,7 +71,7 @@ class View:
 
 @dataclass(frozen=True)
 class Stage:
-    """G frozen after `step` updates. `gaps` are D's largest distances from D* after so many updates of D alone.
+    """G frozen after `step` updates. `gaps` has D's largest distance from D* after some numbers of updates of D alone.
 
     `value` is C(G), integrated from the densities; `jsd` the Jensen-Shannon divergence in nats that it means.
     """
@@ -90,7 +90,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class FreshDiscriminator:
-    """A D that was trained from the beginning against the final G: an independent witness.
+    """A D that was trained from scratch against the final G, as independent evidence.
 
     `value` is V(D, G), the mean of log D(x) + log(1 − D(G(z))) over as many draws as p_g has; `from_half` the largest
     distance of D from ½. Both distances are taken where p_data + p_g is at least 1 % of its peak.
@@ -103,7 +103,7 @@ class FreshDiscriminator:
 
 @dataclass(frozen=True)
 class ToyResult:
-    """What `play` found: numbers, and the views that the pictures are made of."""
+    """The result of `play`: numbers, and the views for the pictures."""
 
     options: ToyOptions
     stages: list[Stage]
@@ -112,7 +112,7 @@ class ToyResult:
     frames: list[View] = field(repr=False)
 
     def claims(self) -> dict[str, bool]:
-        """What theory says of a game that was played to its end, and whether it is so."""
+        """What theory says about a game played to its end, and whether it holds."""
         start, end = self.stages[0], self.stages[-1]
         held = {
             f"with G frozen at the {stage.name}, D comes within {LARGEST_GAP} of p_data / (p_data + p_g)": stage.gap
@@ -127,7 +127,7 @@ class ToyResult:
         }
 
     def record(self) -> dict[str, Any]:
-        """The numbers as plain data, a function of the options (and of the machine's last bits)."""
+        """The numbers as plain data. The same options give the same numbers, up to the last bits of the machine."""
         return {
             "options": asdict(self.options),
             "optimum": OPTIMUM,
@@ -140,8 +140,8 @@ class ToyResult:
 class ToyGenerator(nn.Module):
     """z in (0, 1) → x: a line and a small tanh net, both of log(z / (1 − z)).
 
-    A smooth function of a bounded number has a density that ends in a cliff, where D* jumps, and no continuous D
-    follows a jump. The logit makes the interval the whole line. The net starts at 0 and the line off the data: p_g
+    A smooth function of a bounded number has a density that ends in a cliff. D* jumps there, which no continuous D can
+    do. The logit maps the interval to the whole line. The net starts at 0 and the line away from the data, so p_g
     begins as a logistic density, too far to the left and too narrow.
     """
 
@@ -166,7 +166,7 @@ class ToyGenerator(nn.Module):
 
 
 def discriminator(rng: torch.Generator, width: int = 32) -> nn.Sequential:
-    """x (n, 1) → logit (n, 1): two tanh layers, the first with its bends spread evenly over where x may be."""
+    """x (n, 1) → logit (n, 1): two tanh layers, the first with its bends spread evenly over the range of x."""
     net = nn.Sequential(nn.Linear(1, width), nn.Tanh(), nn.Linear(width, width), nn.Tanh(), nn.Linear(width, 1))
     _initialise(net, rng)
     with torch.no_grad():
@@ -177,13 +177,13 @@ def discriminator(rng: torch.Generator, width: int = 32) -> nn.Sequential:
 
 
 class Game:
-    """Both nets, their optimisers, and the two sources of chance: of training, and of what is only looked at."""
+    """Both nets and two random generators: one for training, one for measuring, which so never changes the training."""
 
     def __init__(self, options: ToyOptions) -> None:
         self.options = options
         self.step = 0
         self.rng = torch.Generator().manual_seed(options.seed)
-        self.looks = torch.Generator().manual_seed(options.seed + 1)
+        self.measure_rng = torch.Generator().manual_seed(options.seed + 1)
         self.generator = ToyGenerator(self.rng)
         self.discriminator = discriminator(self.rng)
 
@@ -201,7 +201,7 @@ class Game:
         _descend(discriminator_loss(logits[:m], logits[m:]), net, optimiser)
 
     def train_on(self, net: nn.Module, checkpoints: list[int]) -> Iterator[int]:
-        """Train a D while G stays; yields after each number of updates in `checkpoints`, which rise."""
+        """Train a D while G stays; yields at each number of updates in the ascending `checkpoints`."""
         optimiser = _adam(net, beta1=0.9)
         for update in range(checkpoints[-1] + 1):
             if update in checkpoints:
@@ -213,7 +213,7 @@ class Game:
     def alternate(self) -> Iterator[int]:
         """Algorithm 1 with k = 1; yields the number of G's updates after each."""
         generator, m, steps = self.generator, self.options.batch_size, self.options.steps
-        # Without momentum: each net answers what the other does now, not what it did.
+        # Without momentum, each net responds to what the other does now, not to what it did before.
         g_optimiser, d_optimiser = _adam(generator, beta1=0.0), _adam(self.discriminator, beta1=0.0)
         for step in range(steps):
             _set_rate(d_optimiser, _D_RATE, step / steps)
@@ -226,12 +226,12 @@ class Game:
 
     @torch.no_grad()
     def density(self, samples: int) -> Float64s:
-        """p_g over `GRID`: a histogram of so many samples, smoothed."""
+        """p_g over `GRID`: a smoothed histogram of G's samples."""
         counts = np.zeros(len(GRID))
         edges = np.append(GRID, GRID[-1] + GRID_STEP) - GRID_STEP / 2
         chunk = 100_000
         for done in range(0, samples, chunk):
-            x = self.generator(self.noise(min(chunk, samples - done), self.looks))
+            x = self.generator(self.noise(min(chunk, samples - done), self.measure_rng))
             counts += np.histogram(x.numpy(), edges)[0]
         reach = np.arange(-4 * _BANDWIDTH, 4 * _BANDWIDTH + GRID_STEP / 2, GRID_STEP)
         kernel = np.exp(-np.square(reach / _BANDWIDTH) / 2)
@@ -239,7 +239,7 @@ class Game:
         return smoothed
 
     def view(self, net: nn.Module | None = None, p_g: Float64s | None = None) -> View:
-        """What there is to see now, with this D instead of the game's."""
+        """The present view, with the game's own D if no other is given."""
         with torch.no_grad():
             arrows = self.generator(torch.tensor(ARROWS, dtype=torch.float32)[:, None])
         return View(
@@ -253,12 +253,13 @@ class Game:
 def play(options: ToyOptions, report: Callable[[Stage], None] = lambda _: None) -> ToyResult:
     """Play the whole game.
 
-    D begins with the inner loop of Algorithm 1, trained on until it is D* of the first G; then both alternate. The four
-    panels are the paper's: a D that is only partly right; D = D*; G after some updates along D's gradient; the end.
+    First D alone is trained, as in the inner loop of Algorithm 1, until it is D* of the first G; then both alternate.
+    The four panels are the paper's: a D that is only partly right; D = D*; G after some updates along D's gradient; the
+    end.
 
     Args:
         options: What to play.
-        report: Called with each stage as soon as it is known.
+        report: Called with each stage as soon as it is measured.
     """
     game = Game(options)
     checkpoints = sorted({0, *(options.d_updates * n // 100 for n in (1, 3, 10, 30, 100))})
@@ -294,14 +295,14 @@ def play(options: ToyOptions, report: Callable[[Stage], None] = lambda _: None) 
 
 
 def _fresh(game: Game) -> FreshDiscriminator:
-    """Train a D that has never seen the game against the G that it ended with."""
-    net, samples = discriminator(game.looks), game.options.samples
+    """Train a new D against the final G, and measure it."""
+    net, samples = discriminator(game.measure_rng), game.options.samples
     for _ in game.train_on(net, [game.options.d_updates]):
         pass
     p_g = game.density(samples)
     with torch.no_grad():
-        real = net(torch.randn(samples, 1, generator=game.looks)).squeeze(1)
-        fake = net(game.generator(game.noise(samples, game.looks))).squeeze(1)
+        real = net(torch.randn(samples, 1, generator=game.measure_rng)).squeeze(1)
+        fake = net(game.generator(game.noise(samples, game.measure_rng))).squeeze(1)
         value = -discriminator_loss(real, fake).item()
     from_half = np.abs(output(net) - 0.5)[measured(p_g)].max()
     return FreshDiscriminator(value, largest_gap(net, p_g), float(from_half))
@@ -333,7 +334,7 @@ def output(net: nn.Module) -> Float64s:
 
 
 def measured(p_g: Float64s) -> NDArray[np.bool_]:
-    """Where over `GRID` p_data + p_g is at least 1 % of its peak: elsewhere D has seen next to nothing."""
+    """Where p_data + p_g is at least 1 % of its peak over `GRID`: elsewhere D has seen next to no data."""
     total = P_DATA + p_g
     seen: NDArray[np.bool_] = total >= 0.01 * total.max()
     return seen
@@ -354,7 +355,7 @@ def _adam(net: nn.Module, beta1: float) -> torch.optim.Adam:
 
 
 def _set_rate(optimiser: torch.optim.Adam, rate: float, progress: float) -> None:
-    """Half a cosine from the rate down to nothing, so that what is left of the noise of single batches dies out."""
+    """Lower the rate to 0 along half a cosine, so that the noise of single batches averages out."""
     optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
 
 

@@ -11,10 +11,10 @@ from PIL import Image
 
 from models.experiments.toy import ARROWS, GRID, P_DATA, ToyResult, View, best_discriminator, measured
 
-# The paper's colours, told apart by their strokes too.
+# The paper's colours; the strokes differ too.
 _DATA, _G, _D, _BEST = "black", "#15803d", "#1d4ed8", "#bfdbfe"
-_LEFT, _RIGHT = -3.5, 3.5  # of the x that is shown
-_TOP, _X_AXIS, _Z_AXIS = 1.08, -0.05, -0.55  # heights; densities and D share one scale
+_LEFT, _RIGHT = -3.5, 3.5  # the range of x that is shown
+_TOP, _X_AXIS, _Z_AXIS = 1.08, -0.05, -0.55  # heights on the one scale of densities and D
 _FRAME_MS, _LAST_FRAME_MS = 120, 2_500
 
 
@@ -37,7 +37,7 @@ def panels(result: ToyResult) -> bytes:
 
 
 def animation(result: ToyResult) -> bytes:
-    """The game from the first D to the last G, as a GIF: D's inner loop first, then both nets in turns."""
+    """The game as a GIF: first D's inner loop, then both nets in turns."""
     figure = Figure(figsize=(5.2, 4.6), layout="constrained")
     canvas = FigureCanvasAgg(figure)
     axes = figure.subplots()
@@ -50,7 +50,7 @@ def animation(result: ToyResult) -> bytes:
         axes.set_title(f"G after {view.step:,} updates", fontsize=11)
         canvas.draw()  # type: ignore[no-untyped-call]
         pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))  # type: ignore[no-untyped-call]
-    # One palette for all, from the last frame, where every colour is: no flicker, and small differences between frames.
+    # All frames share the palette of the last, which has every colour: no flicker, and frames that differ little.
     palette = pictures[-1].quantize(32)
     first, *rest = (picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures)
     film = io.BytesIO()

@@ -1,4 +1,4 @@
-"""What a step of a run costs on this machine, measured and not guessed: `--dry-run`."""
+"""What a training step costs on this machine, measured: `train --dry-run` prints it."""
 
 import resource
 import statistics
@@ -10,16 +10,16 @@ import torch
 
 from models.training.trainer import State, train_step
 
-WARM_STEPS = 3  # optimisers make their buffers in the first one
+WARM_STEPS = 3  # not counted: the optimisers allocate their buffers in the first
 MOST_STEPS = 50
 ENOUGH_S = 3.0
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Median seconds of a step, images of the data set a second, and the most memory in use, in bytes.
+    """Median seconds of a step, real images per second, and the peak of memory in bytes.
 
-    Memory is the device's where that is a GPU, and the process's otherwise: the data set, PyTorch and all.
+    The memory is the GPU's if there is one, else that of the whole process.
     """
 
     step_s: float
@@ -28,7 +28,7 @@ class Cost:
 
 
 def measure_step(state: State) -> Cost:
-    """Train a few steps and time them; the state is used up by that."""
+    """Train a few steps and time them. The state moves, so a run should not start from it."""
     taken: list[float] = []
     while len(taken) < MOST_STEPS + WARM_STEPS and (len(taken) <= WARM_STEPS or sum(taken) < ENOUGH_S):
         started = time.perf_counter()

@@ -1,13 +1,13 @@
-"""Is the run well? A few cheap figures from a fixed probe, and the alarms that follow from their course.
+"""Is the run healthy? A few cheap numbers from a fixed probe, and the alarms that follow when they stay bad.
 
 The probe is as many generated, training and validation images as a mini-batch of the paper, always the same noise and
-images, through both nets without dropout and without gradients. It looks at logits only in comparison, because a
-relativistic D's mean says nothing, and at images only in distances, so any family of nets and losses can be watched.
-Nothing of the training is touched, and no random number is drawn: a watched run computes the same bits.
+images, through both nets without dropout and without gradients. Logits are only compared with one another, because the
+mean of a relativistic D says nothing, and images only by distance, so this works for any family of nets and any loss.
+It changes nothing in the training and draws no random number: a monitored run computes the same bits.
 
-An alarm is a condition that has held without a break for many images. Its state is a function of the figures so far,
-which stats.jsonl holds, so a resumed run goes on worrying where it was. docs/log.md has the measured courses of healthy
-and sick runs behind the thresholds; D's loss of 0.02 in an early epoch of the paper's recipe is none of them.
+An alarm is a condition that has held without a break for many images. It depends on nothing but the numbers so far,
+which stats.jsonl holds, so a resumed run continues its alarms. docs/log.md has the measured courses of healthy and sick
+runs behind the thresholds. Mind that D's loss of 0.02 in an early epoch of the paper's recipe is healthy.
 """
 
 import math
@@ -24,21 +24,21 @@ from models.inference.sampler import draw_latents, to_pixels
 from models.training.trainer import State
 
 PROBE_ROWS = 100
-MIN_PROBES = 4  # in a row before anything is said, whatever number of images lies between two
+MIN_PROBES = 4  # bad ones in a row before an alarm, however many images lie between two
 
 
 @dataclass(frozen=True)
 class TrainingHealth:
-    """One look at a run.
+    """What one look at the probe shows.
 
     Attributes:
         pairs_right: Share of pairs (training image x, generated image) with D(x) > D(G(z)); ties count half.
         train_over_validation: Share of pairs (training image, validation image) with D higher for the first. Both are
-            real, so ½ is right; D knows its training images by heart where it nears 1.
+            real, so ½ is right; near 1, D knows its training images by heart.
         r_v: (E D(x) − E D(v)) / (E D(x) − E D(G(z))) for training images x and validation images v: overfitting of D
-            on its own scale (Karras et al. 2020, equation 1). NaN where the denominator is 0.
+            on its own scale (Karras et al. 2020, equation 1). NaN if the denominator is 0.
         diversity: Mean distance between two generated images over that between two training images, in pixels.
-        g_gradient, d_gradient: Euclidean norm of each net's last gradient.
+        g_gradient, d_gradient: Euclidean norm of the net's last gradient.
     """
 
     pairs_right: float
@@ -50,7 +50,7 @@ class TrainingHealth:
 
 
 class Probe:
-    """The fixed images and noise that a run is looked at with."""
+    """The fixed images and noise that a run is examined with."""
 
     def __init__(self, state: State, dataset: Dataset) -> None:
         self.state = state
@@ -62,12 +62,12 @@ class Probe:
         self.real_distance = _mean_distance(self.train)
 
     def every(self, steps: int) -> int:
-        """Steps between two looks, a multiple of `steps`: more for small mini-batches, whose steps cost less."""
+        """Steps between two looks: a multiple of `steps`, larger for small mini-batches, whose steps cost less."""
         return steps * math.ceil(PROBE_ROWS / self.state.options.batch_size)
 
     @torch.no_grad()
     def look(self) -> TrainingHealth:
-        """The figures at this moment."""
+        """Measure the present health."""
         generator, discriminator = self.state.generator, self.state.discriminator
         modes = [(module, module.training) for net in (generator, discriminator) for module in net.modules()]
         generator.eval()
@@ -91,11 +91,11 @@ class Probe:
 
 @dataclass(frozen=True)
 class Condition:
-    """What is wrong, by the figures of one look, and for how many images (D's real ones) it may last."""
+    """Something that is wrong by the numbers of one look, and for how many images (D's real ones) it may last."""
 
     name: str
     patience_images: int
-    holds: Callable[[TrainingHealth, float], bool]  # the figures, and the highest diversity so far
+    holds: Callable[[TrainingHealth, float], bool]  # of the health and the highest diversity so far
     words: Callable[[TrainingHealth], str]
 
 
@@ -109,7 +109,7 @@ CONDITIONS = (
             "and knows the training images by heart: more data, a smaller D or fewer steps"
         ),
     ),
-    # G's first images are all alike, and stay so for 130,000 images of a healthy run while D is far ahead.
+    # In a healthy run G's images may be all alike for the first 130,000 images, with D far ahead.
     Condition(
         "out of step",
         300_000,
@@ -133,7 +133,7 @@ CONDITIONS = (
 
 @dataclass(frozen=True)
 class Alarm:
-    """A condition that has lasted: `stop` where its patience is at an end, a warning from half of that."""
+    """A condition that has lasted for half its patience, which is a warning, or for all of it: `stop`."""
 
     name: str
     images: int
@@ -150,7 +150,7 @@ class Alarm:
 
 
 class HealthError(RuntimeError):
-    """The run was stopped by an alarm; the message says which, why, and what is left."""
+    """An alarm stopped the run. The message says which, why, and which checkpoint is left."""
 
 
 class HealthMonitor:
@@ -158,24 +158,24 @@ class HealthMonitor:
 
     Args:
         images_per_step: Real images that D sees in one step.
-        rows: Rows of stats.jsonl from before; those without the figures are passed over.
+        rows: Earlier rows of stats.jsonl; those without health are skipped.
     """
 
     def __init__(self, images_per_step: int, rows: Iterable[Mapping[str, Any]] = ()) -> None:
         self.images_per_step = images_per_step
-        self.good_step = 0  # of the last look at which no condition held
+        self.good_step = 0  # the last look at which no condition held
         self._best_diversity = 0.0
         self._held: dict[str, list[int]] = {condition.name: [] for condition in CONDITIONS}  # steps of the looks
         for row in rows:
             if "pairs_right" in row:
-                # A figure that was no number is null in the file.
-                figures = {
+                # NaN is null in the file.
+                numbers = {
                     name: math.nan if row[name] is None else row[name] for name in TrainingHealth.__annotations__
                 }
-                self.see(int(row["step"]), TrainingHealth(**figures))
+                self.see(int(row["step"]), TrainingHealth(**numbers))
 
     def see(self, step: int, now: TrainingHealth) -> list[Alarm]:
-        """Take in one look; returns the alarms that it raises, the gravest first."""
+        """Take in one look and return the alarms that it raises, those that stop the run first."""
         self._best_diversity = max(self._best_diversity, now.diversity)
         alarms = []
         for condition in CONDITIONS:
@@ -193,19 +193,19 @@ class HealthMonitor:
 
 
 def row_of(now: TrainingHealth) -> dict[str, float | None]:
-    """The figures for stats.jsonl, whose readers know no NaN."""
+    """The health for stats.jsonl, with null for NaN, which is not JSON."""
     return {name: value if math.isfinite(value) else None for name, value in asdict(now).items()}
 
 
 def _some(split: Split, state: State) -> tuple[Tensor, Tensor | None]:
-    """As many images as the probe has rows, evenly spread, and their labels where the nets take any."""
+    """As many images as the probe has rows, evenly spaced, and their labels if the nets take labels."""
     rows = np.linspace(0, len(split.images) - 1, min(PROBE_ROWS, len(split.images))).astype(int)
     labels = None if not state.classes or split.labels is None else torch.from_numpy(split.labels[rows])
     return to_pixels(split.images[rows], state.device), None if labels is None else labels.to(state.device)
 
 
 def _share_above(these: Tensor, those: Tensor) -> float:
-    """Share of pairs in which the first is greater: the area under the ROC curve."""
+    """Share of pairs in which the first is greater, the area under the ROC curve."""
     difference = these[:, None] - those[None]
     return ((difference > 0).double().mean() + (difference == 0).double().mean() / 2).item()
 

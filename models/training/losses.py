@@ -1,7 +1,7 @@
-"""Pure functions from logits, and D's gradients, to scalars, the papers' equations beside each.
+"""The losses: pure functions from logits, and D's gradients, to scalars, each with its equation.
 
 D(x) = σ(logit), so −log D(x) = softplus(−logit) and −log(1 − D(x)) = softplus(logit): computed from the logit, neither
-overflows nor loses its gradient where the sigmoid has rounded to 0 or 1.
+overflows nor loses its gradient when the sigmoid rounds to 0 or 1.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,12 @@ from torch.nn import functional as F
 
 
 def discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """−(1/m) Σ [log D(x) + log(1 − D(G(z)))]: what Algorithm 1 ascends, negated. Logits are (m,). ln 4 where D = ½."""
+    """−(1/m) Σ [log D(x) + log(1 − D(G(z)))]: what Algorithm 1 ascends, negated. Logits are (m,). ln 4 at D = ½."""
     return F.softplus(-real_logits).mean() + F.softplus(fake_logits).mean()
 
 
 def nonsaturating_generator_loss(fake_logits: Tensor) -> Tensor:
-    """−(1/m) Σ log D(G(z)): the paper's advice for early training (§3), with strong gradients where D is sure."""
+    """−(1/m) Σ log D(G(z)): the paper's advice for early training (§3), with strong gradients while D is sure."""
     return F.softplus(-fake_logits).mean()
 
 
@@ -38,22 +38,22 @@ def hinge_generator_loss(fake_logits: Tensor) -> Tensor:
 
 
 def relativistic_discriminator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(1/m) Σ softplus(−(d(x) − d(G(z)))) over pairs: −log of the chance that the real one of two is known.
+    """(1/m) Σ softplus(−(d(x) − d(G(z)))) over pairs: −log of the chance that D finds the real one of two.
 
-    Jolicoeur-Martineau 2019, eq. 8; Huang et al. 2024 (R3GAN), eq. 2. Row i of both is a pair. ln 2 where D can't tell.
+    Jolicoeur-Martineau 2019, eq. 8; Huang et al. 2024 (R3GAN), eq. 2. Row i of both is a pair. ln 2 if D can't tell.
     """
     return F.softplus(fake_logits - real_logits).mean()
 
 
 def relativistic_generator_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """(1/m) Σ softplus(−(d(G(z)) − d(x))): D's relativistic loss with the two changed round."""
+    """(1/m) Σ softplus(−(d(G(z)) − d(x))): D's relativistic loss with its arguments swapped."""
     return F.softplus(real_logits - fake_logits).mean()
 
 
 def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
-    """½·(1/m) Σ ‖∇_x d(x)‖²: R1 where `images` are real, R2 where they are generated (Mescheder et al. 2018, §4.1).
+    """½·(1/m) Σ ‖∇_x d(x)‖²: R1 for real `images`, R2 for generated ones (Mescheder et al. 2018, §4.1).
 
-    `logits` (m,) come from `images` (m, c, h, w), which require a gradient; each row from its own image alone. The
+    `logits` (m,) are computed from `images` (m, c, h, w), which require a gradient, each from its own image alone. The
     result can be differentiated by D's weights.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
@@ -65,7 +65,7 @@ class Loss(NamedTuple):
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
     generator: Callable[[Tensor, Tensor], Tensor]
-    paired: bool = False  # G's loss looks at the real logits too
+    paired: bool = False  # whether G's loss depends on the real logits
 
 
 LOSSES: dict[str, Loss] = {

@@ -1,4 +1,4 @@
-"""What a person sees of a run: the progress bar and the tables. The record of a run is rundir's."""
+"""What a person sees while a command runs: the progress bar, the tables of scores, and a status line."""
 
 import sys
 from collections.abc import Sequence
@@ -8,16 +8,16 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from models.evaluation.metric_suite import Figure
+from models.evaluation.metric_suite import SuiteScore
 from models.evaluation.parzen import ParzenScore
 from models.training.health import Alarm
 from models.training.trainer import Best, Report, Selection
 
-PLAIN_EVERY = 20  # reports between two lines where there is no terminal to redraw
+PLAIN_EVERY = 20  # without a terminal, one report in so many gets a line
 
 
-class TrainingDisplay:
-    """A progress bar with losses, D's means, images/s and time left; a plain line now and then without a terminal."""
+class TrainingProgress:
+    """A progress bar with losses, D's means, images/s and time left; without a terminal, a plain line now and then."""
 
     def __init__(self, steps: int, done: int) -> None:
         self._console = Console(file=sys.stderr)
@@ -47,7 +47,7 @@ class TrainingDisplay:
         self._progress.stop()
 
     def show(self, report: Report, best: Best, selection: Selection, alarms: Sequence[Alarm] = ()) -> None:
-        """Bring the bar up to date; tell of an alarm once, when it is raised, and keep its name in the bar."""
+        """Update the bar. An alarm is printed once, when it is raised; its name stays in the bar."""
         figures = (
             f"D loss {report.d_loss:.3f}  G loss {report.g_loss:.3f}  D(x) {report.d_real:.2f}  "
             f"D(G(z)) {report.d_fake:.2f}  {report.images_per_s:,.0f} images/s"
@@ -69,8 +69,8 @@ class TrainingDisplay:
             print(f"step {report.step}/{total:.0f}  {figures}  {left:.0f} s left", file=sys.stderr, flush=True)
 
 
-def show_scores(name: str, row: ParzenScore, *, heading: bool) -> None:
-    """Print one row of the Parzen table, as soon as it is known."""
+def show_parzen(name: str, row: ParzenScore, *, heading: bool) -> None:
+    """Print one row of the Parzen table."""
     if heading:
         print(f"Parzen-window log-likelihood of {row.test_rows:,} test images, in nats, from {row.samples:,} samples")
         print(f"{'samples':<22}{'paper grid':>18}{'σ':>8}{'fine grid':>18}{'σ':>8}")
@@ -81,21 +81,21 @@ def show_scores(name: str, row: ParzenScore, *, heading: bool) -> None:
 BETTER = {"higher": "↑", "lower": "↓", "0": "→ 0", "½": "→ ½", "floor": "→ floor"}
 
 
-def show_figures(figures: list[Figure], *, heading: bool) -> None:
-    """Print some rows of the suite's table, as soon as they are known."""
+def show_scores(scores: list[SuiteScore], *, heading: bool) -> None:
+    """Print some rows of the metric suite's table."""
     if heading:
-        print(f"{'figure':<26}{'better':>8}{'generated':>22}{'floor':>12}{'real':>12}")
-    for figure in figures:
-        value = f"{figure.value:.4g}"
-        if figure.standard_error is not None:
-            value += f" ± {figure.standard_error:.2g}"
-        floor, real = ("–" if number is None else f"{number:.4g}" for number in (figure.floor, figure.real))
-        note = f"  ({figure.note})" if figure.note else ""
-        print(f"{figure.name:<26}{BETTER[figure.better]:>8}{value:>22}{floor:>12}{real:>12}{note}", flush=True)
+        print(f"{'score':<26}{'better':>8}{'generated':>22}{'floor':>12}{'real':>12}")
+    for score in scores:
+        value = f"{score.value:.4g}"
+        if score.standard_error is not None:
+            value += f" ± {score.standard_error:.2g}"
+        floor, real = ("–" if number is None else f"{number:.4g}" for number in (score.floor, score.real))
+        note = f"  ({score.note})" if score.note else ""
+        print(f"{score.name:<26}{BETTER[score.better]:>8}{value:>22}{floor:>12}{real:>12}{note}", flush=True)
 
 
 class Status:
-    """One line on stderr that says what is being computed; each phase once where there is no terminal."""
+    """A line on stderr that says what is being computed; without a terminal, one line for each phase."""
 
     def __init__(self) -> None:
         self._console = Console(file=sys.stderr)
@@ -113,7 +113,7 @@ class Status:
         self._status.stop()
 
     def show(self, phase: str, done: int = 0, of: int = 0) -> None:
-        """Say the phase, and how far it is where that is known."""
+        """Say which phase it is, and how far along if that is known."""
         if self._console.is_terminal:
             self._status.update(f"{phase} {done}/{of}" if of else phase)
         elif phase != self._phase:

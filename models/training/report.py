@@ -1,6 +1,6 @@
 """A run on one page: report.html, made from the run's folder alone, with nothing to load from elsewhere.
 
-Charts are inline SVG, sample grids inline WebP; the page follows the reader's light or dark theme and needs no network.
+Charts are SVG by matplotlib, sample grids WebP, both inline; the page follows the reader's light or dark theme.
 """
 
 import json
@@ -20,11 +20,8 @@ from models.training.run_folder import RunDir
 
 MAX_FRAMES = 40  # grids in the animation, evenly spread over the run
 MAX_FRAME_PIXELS = 448  # a side
-MAX_POINTS = 400  # in a line: twice what a screen shows
+MAX_POINTS = 400  # in a line: as many as a chart has pixels
 FLOOR = "_floor"  # `x_floor` in stats.jsonl is what real images score where samples score `x`
-
-WIDTH, HEIGHT = 560, 240
-LEFT, RIGHT, TOP, BOTTOM = 70, 16, 10, 40
 
 
 @dataclass(frozen=True)
@@ -59,8 +56,11 @@ HEALTH = (
     Chart("Overfitting of D", "r_v", {"r_v": "r_v"}),
     Chart("Gradients", "norm", {"d_gradient": "D", "g_gradient": "G"}, logarithmic=True),
 )
-SCORE_NAMES = {"validation_log_likelihood": ("Parzen log-likelihood of validation images", "nats")}
-NO_SCORES = {"step", "seconds", "sigma"}
+SCORE_NAMES = {
+    "validation_log_likelihood": ("Parzen log-likelihood of validation images", "nats"),
+    "validation_frechet": ("Fréchet distance to validation images", ""),
+}
+NO_SCORES = {"step", "seconds", "validation_sigma", "validation_rows", "validation_samples"}
 
 T = TypeVar("T")
 
@@ -89,7 +89,7 @@ def page(run: RunDir) -> str:
         _charts("Scores", scores, rows),
         _charts("Health", HEALTH, rows),
         _picture(run.path / "neighbours.png", "Samples and their nearest training images"),
-        _evaluation(run.bundle),
+        _table("Scores of the bundle", _manifest(run.bundle).get("evaluation", {})),
         _table("Options", record.get("options", {})),
         _table("Data", record.get("data", {})),
         _table("Environment", {key: value for key, value in record.items() if key not in {"options", "data"}}),
@@ -110,19 +110,19 @@ def _summary(run: RunDir, record: Mapping[str, Any], rows: Sequence[Mapping[str,
     step, seconds = (rows[-1]["step"], rows[-1]["seconds"]) if rows else (0, 0.0)
     steps = options.get("steps", step)
     manifest = _manifest(run.bundle)
-    facts = {
+    tiles = {
         "preset": options.get("preset", "?"),
         "data": record.get("data", {}).get("name", "?"),
         "step": f"{step:,} of {steps:,}",
         "time": _duration(seconds),
         "bundle": manifest.get("name", "not yet") if step >= steps else "not yet",
     }
-    tiles = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in facts.items())
-    return f"<dl class=tiles>{tiles}</dl>"
+    drawn = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in tiles.items())
+    return f"<dl class=tiles>{drawn}</dl>"
 
 
 def _alarms(rows: Iterable[Mapping[str, Any]]) -> str:
-    """Each alarm where it was last raised: its words say for how long it had lasted."""
+    """Each alarm once, at the step where it was last raised: by then its text says how long it has lasted."""
     last = {text.partition(":")[0]: (row["step"], text) for row in rows for text in row.get("alarms", ())}
     items = "".join(f"<li><b>Step {step:,}</b> {escape(text)}</li>" for step, text in last.values())
     return f"<section class=alarms><h2>Alarms</h2><ul>{items}</ul></section>" if items else ""
@@ -155,11 +155,6 @@ def _charts(title: str, charts: Iterable[Chart], rows: Sequence[Mapping[str, Any
     return f"<section><h2>{title}</h2><div class=charts>{drawn}</div></section>" if drawn else ""
 
 
-def _evaluation(bundle: Path) -> str:
-    manifest = _manifest(bundle)
-    return _table("Scores of the bundle", manifest.get("evaluation", {}))
-
-
 def _table(title: str, values: Mapping[str, Any]) -> str:
     cells = "".join(f"<tr><th>{escape(key)}</th><td>{escape(_shown(value))}</td></tr>" for key, value in _flat(values))
     return f"<details><summary>{title}</summary><table>{cells}</table></details>" if cells else ""
@@ -169,7 +164,7 @@ def _table(title: str, values: Mapping[str, Any]) -> str:
 
 
 def _score_names(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Numbers in stats.jsonl that no other chart shows, in the order in which they first came."""
+    """The numbers in stats.jsonl that no other chart shows, in the order in which they first appear."""
     known = NO_SCORES.union(*(chart.lines for chart in (*TRAINING, *HEALTH)))
     found = {
         name: None
@@ -186,91 +181,45 @@ def _score_chart(name: str) -> Chart:
 
 
 def _chart(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> str:
-    """An SVG with axes, ticks and one line a column, and a legend with the latest values; nothing without numbers."""
-    series = {}
-    for name in chart.lines:
+    """One line for each column, with its latest value in the legend; nothing where there are no numbers."""
+    from matplotlib import rc_context  # noqa: PLC0415 — an extra that `inspect` does without
+    from matplotlib.figure import Figure  # noqa: PLC0415
+
+    figure = Figure(figsize=(5.6, 2.8))
+    axes = figure.add_axes((0.12, 0.17, 0.86, 0.7))
+    for name, words in chart.lines.items():
         points = [(row["step"], row[name]) for row in rows if _drawable(row.get(name), chart)]
         if points:
-            series[name] = _spread(points, MAX_POINTS)
-    if not series:
+            steps, values = zip(*_spread(points, MAX_POINTS), strict=True)
+            style = "--" if name.endswith(FLOOR) else "-"
+            marker = "." if len(points) < 3 else None  # a line of one point is invisible
+            axes.plot(steps, values, style, marker=marker, label=f"{words} {values[-1]:.4g}")
+    if not axes.lines:
         return ""
-    values = [value for points in series.values() for _, value in points]
-    steps = [step for points in series.values() for step, _ in points]
-    y_ticks = _log_ticks(values) if chart.logarithmic else _ticks(min(values), max(values))
-    x_ticks = [tick for tick in _ticks(0, max(steps), 6) if tick <= max(steps) * 1.02]
-    low, high = min(y_ticks[0], *values), max(y_ticks[-1], *values)
-    scale = math.log10 if chart.logarithmic else float
-    span = (scale(high) - scale(low)) or 1.0
-
-    def x(step: float) -> float:
-        return LEFT + (WIDTH - LEFT - RIGHT) * step / (max(steps) or 1)
-
-    def y(value: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (scale(value) - scale(low)) / span
-
-    parts = [
-        f"<line class=grid x1={LEFT} x2={WIDTH - RIGHT} y1={y(tick):.1f} y2={y(tick):.1f} />"
-        f"<text x={LEFT - 7} y={y(tick) + 4:.1f} text-anchor=end>{_number(tick)}</text>"
-        for tick in y_ticks
-    ]
-    parts += [
-        f"<text x={x(tick):.1f} y={HEIGHT - BOTTOM + 18} text-anchor=middle>{_number(tick)}</text>" for tick in x_ticks
-    ]
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f"<text x={(LEFT + WIDTH - RIGHT) / 2} y={HEIGHT - 5} text-anchor=middle>step</text>")
-    parts.append(f'<text transform="translate(12 {middle}) rotate(-90)" text-anchor=middle>{escape(chart.unit)}</text>')
-    legend = []
-    for number, (name, points) in enumerate(series.items(), start=1):
-        kind = f"line{number}" + (" floor" if name.endswith(FLOOR) else "")
-        path = " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in points)
-        parts.append(f'<polyline class="{kind}" points="{path}" />')
-        if len(points) <= 2:  # a line of one point is invisible
-            parts += [f'<circle class="{kind}" cx={x(s):.1f} cy={y(v):.1f} r=3 />' for s, v in points]
-        words = f"{escape(chart.lines[name])} <b>{_number(points[-1][1])}</b>"
-        legend.append(f'<span><i class="{kind}"></i>{words}</span>')
-    label = escape(f"{chart.title} against steps")
-    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role=img aria-label="{label}">{"".join(parts)}</svg>'
-    note = f"<p>{escape(chart.note)}</p>" if chart.note else ""
-    return f"<figure><h3>{escape(chart.title)}</h3><div class=legend>{''.join(legend)}</div>{svg}{note}</figure>"
+    axes.set(xlabel="step", ylabel=chart.unit, xlim=(0, None), yscale="log" if chart.logarithmic else "linear")
+    axes.grid(axis="y", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(axes.lines), frameon=False, borderpad=0)
+    picture = BytesIO()
+    with rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):  # equal runs give equal bytes
+        figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})
+    source = f"data:image/svg+xml;base64,{b64encode(picture.getvalue()).decode()}"
+    title, note = escape(chart.title), f"<p>{escape(chart.note)}</p>" if chart.note else ""
+    return f'<figure><h3>{title}</h3><img alt="{title} against steps" src="{source}">{note}</figure>'
 
 
 def _drawable(value: object, chart: Chart) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and (value > 0 or not chart.logarithmic)
 
 
-def _ticks(low: float, high: float, most: int = 5) -> list[float]:
-    """Round numbers from at or under `low` to at or over `high`."""
-    if high <= low:
-        low, high = low - (abs(low) or 1) / 2, high + (abs(high) or 1) / 2
-    rough = (high - low) / most
-    power = 10 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= rough)
-    first, last = math.floor(low / step), math.ceil(high / step)
-    return [number * step for number in range(first, last + 1)]
-
-
-def _log_ticks(values: Sequence[float]) -> list[float]:
-    first, last = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    every = -(-(last - first + 1) // 6)
-    return [10.0**power for power in range(first, last + every, every)]
-
-
 # --- Words and numbers -------------------------------------------------------------------------------------------
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:
-    """At most so many of the items, evenly spread, with the first and the last."""
+    """At most `most` of the items, evenly spaced, always with the first and the last."""
     if len(items) <= most:
         return list(items)
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
-
-
-def _number(value: float) -> str:
-    if value and not 1e-3 <= abs(value) < 1e6:
-        text = f"{value:.2g}"
-    else:
-        text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-    return text.replace("-", "−")
 
 
 def _duration(seconds: float) -> str:
@@ -294,7 +243,7 @@ def _shown(value: object) -> str:
 
 
 def _manifest(bundle: Path) -> dict[str, Any]:
-    """What the bundle says of itself; nothing where there is none yet."""
+    """The bundle's manifest; empty where there is no bundle yet."""
     try:
         found = json.loads((bundle / "manifest.json").read_bytes())
     except (OSError, ValueError):
@@ -323,9 +272,9 @@ at.oninput=()=>{pause();show()};show();
 
 STYLE = """
 :root{color-scheme:light dark;--page:#f6f6f4;--card:#fff;--ink:#1a1a19;--soft:#63625d;--rule:#e2e1dc;
---line1:#2a6fc9;--line2:#d1561f;--bad:#b3261e}
+--bad:#b3261e}
 @media(prefers-color-scheme:dark){:root{--page:#161615;--card:#1f1f1e;--ink:#ececea;--soft:#a3a29c;--rule:#383835;
---line1:#6aa6f0;--line2:#f08a55;--bad:#f2857c}}
+--bad:#f2857c}}
 *{box-sizing:border-box}
 body{margin:0 auto;max-width:1240px;padding:24px 20px 60px;background:var(--page);color:var(--ink);
 font:15px/1.5 system-ui,sans-serif}
@@ -341,14 +290,8 @@ figure{margin:0;padding:14px 16px;background:var(--card);border:1px solid var(--
 image-rendering:pixelated}.wide{max-width:100%}
 figcaption{display:flex;gap:12px;align-items:center;margin-top:10px}figcaption input{flex:1}
 output{min-width:7em;text-align:right;font-variant-numeric:tabular-nums}
-svg{display:block;width:100%;height:auto}svg text{fill:var(--soft);font-size:12px;font-variant-numeric:tabular-nums}
-.grid{stroke:var(--rule);stroke-width:1}polyline{fill:none;stroke-width:2;stroke-linejoin:round}
-.line1{stroke:var(--line1)}.line2{stroke:var(--line2)}circle.line1{fill:var(--line1)}circle.line2{fill:var(--line2)}
-polyline.floor{stroke-dasharray:6 5}
-.legend{display:flex;flex-wrap:wrap;gap:2px 18px;color:var(--soft);font-size:13px;margin-bottom:6px}
-.legend b{color:var(--ink)}.legend i{display:inline-block;width:18px;height:0;border-top:3px solid;margin:0 6px 4px 0}
-.legend .line1{border-color:var(--line1)}.legend .line2{border-color:var(--line2)}
-.legend .floor{border-top-style:dashed}
+.charts img{display:block;width:100%}
+@media(prefers-color-scheme:dark){.charts img{filter:invert(1) hue-rotate(180deg)}}
 details{margin-top:10px;background:var(--card);border:1px solid var(--rule);border-radius:8px;padding:8px 14px}
 summary{cursor:pointer;font-weight:600}table{border-collapse:collapse;margin-top:8px;width:100%;font-size:13px}
 th,td{text-align:left;padding:3px 12px 3px 0;border-top:1px solid var(--rule);overflow-wrap:anywhere;vertical-align:top}

@@ -1,4 +1,4 @@
-"""The figures and samples of a run for TensorBoard, beside stats.jsonl: needs the tensorboard extra."""
+"""The numbers of stats.jsonl and the samples, written for TensorBoard too; needs the tensorboard extra."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +9,7 @@ from models.inference.sampler import UInt8, grid
 
 
 class TensorBoard:
-    """Event files in a folder. After a resume, what a kill had left beyond the checkpoint is hidden.
+    """Event files in a folder. TensorBoard hides events after step `done`, which a killed run may have left behind.
 
     Raises:
         ModuleNotFoundError: The extra is not installed.
@@ -29,13 +29,13 @@ class TensorBoard:
         self._writer.close()
 
     def add_row(self, row: Mapping[str, Any]) -> None:
-        """The numbers of one line of stats.jsonl, under their names there."""
+        """Write the numbers of one row of stats.jsonl under their names."""
         for name, value in row.items():
             if name != "step" and isinstance(value, int | float):
                 self._writer.add_scalar(name, value, row["step"])
 
     def add_samples(self, step: int, images: UInt8) -> None:
-        """Images (n, h, w, c) as one square picture."""
+        """Write images (n, h, w, c) as one square picture."""
         picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
         self._writer.add_image("samples", picture, step, dataformats="HWC")
         self._writer.flush()

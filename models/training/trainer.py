@@ -1,15 +1,15 @@
-"""One training step, whole, in the order of the maths; an explicit state that saves and resumes; the loop around them.
+"""One training step, in the order of the maths; the state that it moves, which saves and resumes; the loop around it.
 
-Every random number of a run is a function of (seed, step): at the start of a step its generator is seeded anew, the
-order of the images is a permutation for each (seed, epoch), and scoring draws from the sampler's own streams. So a
-checkpoint needs no generator's state, and a resumed run goes on where an uninterrupted one would be.
+Every random number of a run is a function of (seed, step): each step seeds its generator anew, the order of the images
+is a permutation for each (seed, epoch), and scoring has random streams of its own. So a checkpoint needs no generator's
+state, and a resumed run computes the same bits as an uninterrupted one.
 
-The two updates differ as the paper and its published code do:
+The two kinds of updates differ as the paper and its published code do:
 
-- `alternating`, Algorithm 1: k times, m noise and m data samples, a step down D's loss; then m fresh noise samples and
-  a step down G's loss, through the D that has just moved.
-- `simultaneous`, the published code: one mini-batch of noise and data, one forward pass with one set of dropout masks,
-  both gradients from it, then both nets move at once. G's gradient sees D before its update and the same noise.
+- `alternating`, Algorithm 1: k times, m noise samples, m images and a step down D's loss; then m fresh noise samples
+  and a step down G's loss, through the D that has just moved.
+- `simultaneous`, the published code: one mini-batch of noise and images, one forward pass with one set of dropout
+  masks, both gradients from it, then both nets move at once. G's gradient sees D before its update and the same noise.
 """
 
 import hashlib
@@ -27,8 +27,9 @@ from torch.nn import functional as F
 
 from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
+from models.evaluation.calibration import fit_calibration
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
-from models.evaluation.parzen import PAPER_SAMPLES, fit_calibration, validation_log_likelihood
+from models.evaluation.parzen import PAPER_SAMPLES, validation_log_likelihood
 from models.inference.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
@@ -38,7 +39,7 @@ Optimiser = torch.optim.SGD | torch.optim.Adam
 
 
 class TrainingError(RuntimeError):
-    """The run cannot go on; the message says why, and the last checkpoint is still good."""
+    """The run cannot go on, and the message says why. The last checkpoint is still good."""
 
 
 class DivergedError(TrainingError):
@@ -47,9 +48,9 @@ class DivergedError(TrainingError):
 
 @dataclass
 class Report:
-    """Means over the steps since the last report. D's means are of σ(logit), dropout on, as trained.
+    """Means over the steps since the last report. `d_real` and `d_fake` are of σ(logit), with dropout as in training.
 
-    `seconds` is the whole run's, scoring and saving included; `images_per_s` is real images while training.
+    `seconds` is the time of the whole run, with scoring and saving; `images_per_s` counts real images while training.
     """
 
     step: int
@@ -63,19 +64,19 @@ class Report:
 
 @dataclass(frozen=True)
 class Selection:
-    """A rule by which a run chooses the weights that it publishes; validation images only."""
+    """A rule by which a run chooses the weights that it publishes. It looks at validation images only."""
 
     rule: str
     short: str  # format of the score in one line
     higher_is_better: bool
 
     def prefers(self, new: float, old: float) -> bool:
-        """Whether a score beats another. One that is not a number beats nothing."""
+        """Whether a new score is better than an old one. NaN never is."""
         return new > old if self.higher_is_better else new < old
 
     @property
     def worst(self) -> float:
-        """What every score beats."""
+        """A score that every other one beats."""
         return -math.inf if self.higher_is_better else math.inf
 
 
@@ -89,32 +90,32 @@ SELECTIONS = {
 
 @dataclass(frozen=True)
 class Score:
-    """What the shown generator's samples are worth by the run's rule; `facts` is what the manifest says of it."""
+    """The score of the EMA generator's samples by the run's rule, with the metadata that the manifest records."""
 
     value: float
-    facts: dict[str, float | int | str]
+    metadata: dict[str, float | int | str]
 
     def stats(self) -> dict[str, float | int]:
-        """For stats.jsonl: the numbers among the facts, `validation_` before their names."""
-        return {f"validation_{key}": value for key, value in self.facts.items() if not isinstance(value, str)}
+        """The numbers in the metadata for stats.jsonl, with `validation_` before their names."""
+        return {f"validation_{key}": value for key, value in self.metadata.items() if not isinstance(value, str)}
 
 
 @dataclass
 class Best:
-    """The weights that scored best on the validation images so far: what the bundle will hold."""
+    """The weights with the best score on the validation images so far, which the bundle will hold."""
 
     step: int = 0
     score: float = math.nan
-    facts: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
     generator: dict[str, Tensor] = field(default_factory=dict)
     discriminator: dict[str, Tensor] = field(default_factory=dict)
 
 
 class State:
-    """All that a run has computed so far: both nets, the average of G, both optimisers, the step, and the best.
+    """All that a run has computed so far: both nets, G's average, both optimisers, the step, and the best weights.
 
     Raises:
-        TrainingError: The data has no labels, or too few images, for the options; or the nets can't make such images.
+        TrainingError: The options need labels or more images than the data has, or the nets can't make such images.
     """
 
     def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device) -> None:
@@ -124,7 +125,7 @@ class State:
         self.seconds = 0.0
         self.selection = SELECTIONS[options.selection]
         self.best = Best(score=self.selection.worst)
-        self.frechet: FrechetOnValidation | None = None  # made at the first score that needs it
+        self.frechet: FrechetOnValidation | None = None  # built at the first score
         self.data = DeviceDataset(dataset, options, device)
         self.image = image_spec(dataset)
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
@@ -144,7 +145,7 @@ class State:
         self.d_optimiser = _optimiser(self.discriminator, options.discriminator_optimiser)
 
     def empty_nets(self) -> tuple[Generator, Discriminator]:
-        """Both nets of the options and data, with unspecified weights."""
+        """Both nets for the options and data, with uninitialised weights."""
         try:
             nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
         except ValueError as error:
@@ -155,23 +156,23 @@ class State:
 
     @property
     def ema_generator(self) -> Generator:
-        """The generator whose images count: the average where one is kept."""
+        """The generator that is scored and published: the moving average, if one is kept."""
         return self.generator if self.average is None else self.average
 
     def sample_labels(self, count: int) -> Tensor | None:
-        """Labels of images 0 … count − 1 of seed 0, at the training data's frequencies; None for nets without."""
+        """Labels of images 0 … count − 1 of seed 0, as frequent as in the training data; None for nets without."""
         frequencies = self.data.label_frequencies(self.classes)
         return None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
 
     def is_finite(self) -> bool:
-        """Whether every weight of both nets is a finite number: the last loss says nothing of the last update."""
-        # The extremes are numbers where all are: one pass over the weights, and no copy of them as isfinite() makes.
+        """Whether every weight of both nets is finite. The last loss cannot tell, as the last update came after it."""
+        # If one weight is not finite, an extreme is not either; isfinite() on all weights would copy them.
         nets = self.generator, self.discriminator
         extremes = [extreme for net in nets for p in net.parameters() for extreme in torch.aminmax(p.detach())]
         return bool(torch.stack(extremes).isfinite().all())
 
     def tensors(self) -> dict[str, Tensor]:
-        """Every tensor of the state under one flat set of names."""
+        """Every tensor of the state, by a flat name."""
         named = {
             **_prefixed("generator", self.generator.state_dict()),
             **_prefixed("discriminator", self.discriminator.state_dict()),
@@ -186,25 +187,25 @@ class State:
                 named |= _prefixed(name, tensors)
         return named
 
-    def facts(self) -> dict[str, Any]:
+    def metadata(self) -> dict[str, Any]:
         """The state's numbers that are not tensors."""
         best = self.best
         return {"step": self.step, "seconds": self.seconds, "best_step": best.step, "best_score": best.score,
-                "best_facts": best.facts}  # fmt: skip
+                "best_facts": best.metadata}  # fmt: skip
 
-    def load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
-        """Become the state that was saved. Nets and kinds of optimisers must be those of the saved run.
+    def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+        """Restore a saved state.
 
         Raises:
-            TrainingError: They are others.
+            TrainingError: The nets or the kinds of optimisers are not those of the saved run.
         """
         try:
-            self._load(tensors, facts)
+            self._load(tensors, metadata)
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise TrainingError(f"the checkpoint does not fit these options: {reason[:300]}") from None
 
-    def _load(self, tensors: dict[str, Tensor], facts: dict[str, Any]) -> None:
+    def _load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
         self.generator.load_state_dict(_under("generator", tensors))
         self.discriminator.load_state_dict(_under("discriminator", tensors))
@@ -218,19 +219,19 @@ class State:
             if any(("exp_avg" in found) != isinstance(optimiser, torch.optim.Adam) for found in slots.values()):
                 raise KeyError(f"{name} is of another kind")
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
-        self.step = int(facts["step"])
-        self.seconds = facts["seconds"]
+        self.step = int(metadata["step"])
+        self.seconds = metadata["seconds"]
         self.best = Best(
-            int(facts["best_step"]),
-            facts["best_score"],
-            facts["best_facts"],
+            int(metadata["best_step"]),
+            metadata["best_score"],
+            metadata["best_facts"],
             _under("best.generator", tensors),
             _under("best.discriminator", tensors),
         )
 
 
 class DeviceDataset:
-    """The training images on the device as uint8, and the order in which a run takes them."""
+    """The training images on the device, as uint8, and the order in which a run takes them."""
 
     def __init__(self, dataset: Dataset, options: TrainingOptions, device: torch.device) -> None:
         self.images = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
@@ -259,7 +260,7 @@ class DeviceDataset:
         return tuple(count / len(self.labels) for count in counts)
 
     def take(self, start: int, count: int) -> tuple[Tensor, Tensor | None]:
-        """Images and labels at places start … start + count − 1 of the endless shuffled sequence of epochs."""
+        """Images and labels start … start + count − 1 of the endless sequence of shuffled epochs."""
         n = len(self.images)
         places = torch.arange(start, start + count)
         epochs = range(start // n, (start + count - 1) // n + 1)
@@ -283,10 +284,10 @@ def image_spec(dataset: Dataset) -> ImageSpec:
 
 
 def initialise(generator: Generator, discriminator: Discriminator, options: TrainingOptions, mean: Tensor) -> None:
-    """Fill both nets: the perceptrons' weights uniform in ±init, the convolutions' as Fixup has them, biases 0.
+    """Initialise both nets: perceptrons with weights uniform in ±init, convolutions by Fixup, biases 0.
 
-    With a last bias of logit(mean pixel), G's first images have the data's mean brightness at every pixel, or in every
-    channel.
+    With `output_bias_from_data`, G's last bias is the logit of the mean pixel, so that its first images are as bright
+    as the data, at every pixel or in every channel.
     """
     rng = torch.Generator().manual_seed(_derived_seed(options.seed, "initialise", 0))
     if isinstance(generator, MLPGenerator):
@@ -319,7 +320,7 @@ def train_step(state: State) -> Tensor:
                     fake = generator(_noise(state, rng), labels)
                 images.requires_grad_(gamma > 0)
                 fake = fake.float().requires_grad_(gamma > 0)
-                real_logits, class_loss = _judge_real(state, images, labels, rng)
+                real_logits, class_loss = _real_logits(state, images, labels, rng)
                 fake_logits = discriminator(fake, labels, rng).float()
                 d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
                 total = d_loss + class_loss
@@ -337,7 +338,7 @@ def train_step(state: State) -> Tensor:
     else:
         images, labels = data.take(state.step * m, m)
         with low:
-            real_logits, class_loss = _judge_real(state, images, labels, rng)
+            real_logits, class_loss = _real_logits(state, images, labels, rng)
             fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
             d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
             g_loss = loss.generator(real_logits, fake_logits)
@@ -358,7 +359,7 @@ def train_step(state: State) -> Tensor:
 def train(
     state: State, steps: int, *, report_every: Sequence[int] = (50,), stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Report]:
-    """Step until `steps` generator updates are done or `stopped()`, with a report whenever there is something to do.
+    """Step until `steps` generator updates are done or `stopped()`, and yield a report whenever the caller has work.
 
     That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end.
 
@@ -422,14 +423,14 @@ def _score_frechet(state: State, dataset: Dataset) -> Score:
             "frechet_floor": judge.floor,
             "samples": count,
             "rows": len(dataset.validation.images),
-            "features": judge.judge.kind,
-            "features_sha256": judge.judge.checksum,
+            "features": judge.extractor.kind,
+            "features_sha256": judge.extractor.checksum,
         },
     )
 
 
 def keep_if_best(state: State, new: Score) -> bool:
-    """Keep the present weights as the best if they scored best so far."""
+    """Keep the present weights as the best, if their score is the best so far."""
     if not state.selection.prefers(new.value, state.best.score):
         return False
     state.best = present(state, new)
@@ -437,11 +438,11 @@ def keep_if_best(state: State, new: Score) -> bool:
 
 
 def present(state: State, scored: Score) -> Best:
-    """A copy of the weights as they are now, with what they scored."""
+    """A copy of the present weights with their score."""
     return Best(
         state.step,
         scored.value,
-        scored.facts,
+        scored.metadata,
         {name: tensor.clone() for name, tensor in state.ema_generator.state_dict().items()},
         {name: tensor.clone() for name, tensor in state.discriminator.state_dict().items()},
     )
@@ -484,7 +485,7 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
             "seed": options.seed,
             "selection": {"rule": state.selection.rule if rule == "best" else "last step", "step": best.step},
         },
-        "evaluation": {f"validation_{options.selection}": best.facts},
+        "evaluation": {f"validation_{options.selection}": best.metadata},
     }
     return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
 
@@ -532,10 +533,10 @@ def _chunks(count: int) -> list[slice]:
     return [slice(start, start + 1_000) for start in range(0, count, 1_000)]
 
 
-def _judge_real(
+def _real_logits(
     state: State, images: Tensor, labels: Tensor | None, rng: torch.Generator
 ) -> tuple[Tensor, Tensor | float]:
-    """D's logits of real images, and what its class head's cross-entropy adds to its loss; nothing without classes."""
+    """D's logits of real images, and the weighted cross-entropy of its class head; 0 without classes."""
     if labels is None:
         return state.discriminator(images, None, rng).float(), 0.0
     weight = state.options.class_loss
@@ -544,7 +545,7 @@ def _judge_real(
 
 
 def penalty_weight(state: State, update: int) -> float:
-    """What the gradient penalties weigh in this update of D; 0 where they are left out."""
+    """The weight of the gradient penalties in this update of D; 0 if they are left out."""
     penalty = state.options.penalty
     if penalty is None or update % penalty.every:
         return 0.0
@@ -562,7 +563,7 @@ def _moved(state: State, start: float, final: float | None) -> float:
 
 
 def _noise(state: State, rng: torch.Generator) -> Tensor:
-    """(m, dim) numbers of mean 0 and variance 1 from the run's latent distribution."""
+    """(m, dim) latents of mean 0 and variance 1."""
     shape = (state.options.batch_size, state.options.latent.dim)
     if state.options.latent.distribution == "normal":
         return torch.randn(shape, generator=rng, device=state.device)
@@ -587,7 +588,7 @@ def _optimiser(net: nn.Module, spec: SGDSpec | AdamSpec) -> Optimiser:
 
 
 def _schedule(optimiser: Optimiser, spec: SGDSpec | AdamSpec, state: State) -> None:
-    """Set the rate and momentum, or the rate and betas, for the step to come."""
+    """Set the rate and momentum, or the rate and betas, for the next step."""
     group = optimiser.param_groups[0]
     if isinstance(spec, AdamSpec):
         group["lr"] = _moved(state, spec.lr, spec.final_lr)

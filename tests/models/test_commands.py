@@ -4,11 +4,12 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from models.spec import (
     TrainingOptions,
 )
 from models.training import trainer
-from models.training.progress import PLAIN_EVERY, TrainingDisplay
+from models.training.progress import PLAIN_EVERY, TrainingProgress
 from models.training.run_folder import RunDir
 from models.training.trainer import SELECTIONS, Best, Report, State
 
@@ -62,6 +63,19 @@ QUICK = TrainingOptions(
     score_every=25,
 )
 
+# Its checkpoints are larger than a run's report.
+WIDE = TrainingOptions.model_validate(
+    {
+        **dict(QUICK),
+        "preset": "wide",
+        "network": MLPSpec(
+            family="mlp",
+            generator=MLPGeneratorSpec(hidden=(256,)),
+            discriminator=MaxoutDiscriminatorSpec(units=(8,), pieces=2),
+        ),
+    }
+)
+
 # The same commands in a process of their own, with the quick preset beside the real ones.
 PROGRAM = f"""
 import sys, torch
@@ -70,21 +84,33 @@ from models.__main__ import main
 torch.set_num_threads(1)
 PRESETS["quick"] = TrainingOptions.model_validate_json({QUICK.model_dump_json()!r})
 PRESETS["classes"] = PRESETS["quick"].model_copy(update={{"preset": "classes", "conditional": True}})
+PRESETS["wide"] = TrainingOptions.model_validate_json({WIDE.model_dump_json()!r})
 """
 
 
 @pytest.fixture(autouse=True)
 def _quick_presets(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PRESETS, "quick", QUICK)
+    monkeypatch.setitem(PRESETS, "wide", WIDE)
     monkeypatch.setitem(PRESETS, "classes", QUICK.model_copy(update={"preset": "classes", "conditional": True}))
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Feature nets are kept for the next test, and not in the home of whoever runs it."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        yield
+@pytest.fixture(autouse=True)
+def _quick_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here it does not matter how good the features are."""
+    monkeypatch.setattr("models.evaluation.features.LEAST_UPDATES", 5)
+
+
+@pytest.fixture
+def real_report() -> None:
+    """For tests that are about the report."""
+
+
+@pytest.fixture(autouse=True)
+def _blank_reports(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> None:
+    """Most runs here take less time than the charts of their report, which has tests of its own."""
+    if "real_report" not in request.fixturenames:
+        monkeypatch.setattr("models.training.report.page", lambda _: "")
 
 
 @pytest.fixture(scope="module")
@@ -96,6 +122,21 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     images = random.integers(0, 100, (80, 10, 6, 3)) + 50 * labels[:, None, None, None]
     np.savez(path, images=images.astype(np.uint8), labels=labels)
     return path
+
+
+@pytest.fixture(scope="module")
+def _recorded(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("recorded") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(PRESETS, "quick", QUICK)
+        assert train(data, out, "--steps", "3") == 0
+    return out
+
+
+@pytest.fixture
+def short_run(_recorded: Path, tmp_path: Path) -> Path:
+    """A copy of a finished run of three steps."""
+    return Path(shutil.copytree(_recorded, tmp_path / "short"))
 
 
 def train(data: Path | str, out: Path, *more: str, preset: str = "quick") -> int:
@@ -129,6 +170,7 @@ def only_error(capsys: pytest.CaptureFixture[str]) -> str:
 # --- The whole way -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("real_report")
 def test_training_leaves_the_whole_record_of_a_run(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -157,6 +199,7 @@ def test_training_leaves_the_whole_record_of_a_run(
     assert f"{bundle.name}@{bundle.version}" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_the_paper_preset_trains_on_the_digits_that_ship_with_scikit_learn(tmp_path: Path) -> None:
     """A first try without a download, in a process of its own: 8 × 8 grey digits through the paper's nets."""
     command = [sys.executable, "-m", "models", "train", "--preset", "mlp-paper", "--data", "digits", "--steps", "2"]
@@ -189,6 +232,7 @@ def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_tensorboard_has_the_numbers_of_the_stats(data: Path, tmp_path: Path) -> None:
     """Every scalar at its step and the grids, read back by TensorBoard; after a resume too, and no weight differs."""
     event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
@@ -411,6 +455,7 @@ def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") ->
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
 def test_a_signal_saves_the_work_and_resume_finishes_it(data: Path, tmp_path: Path, number: signal.Signals) -> None:
     """Exit code 130 and a checkpoint of the very step; resumed, the run gives the bits of one that nobody stopped."""
@@ -436,6 +481,7 @@ def test_a_signal_saves_the_work_and_resume_finishes_it(data: Path, tmp_path: Pa
     assert seen[-1] == at + 60
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_train_in_one_folder(data: Path, tmp_path: Path) -> None:
     """The second is told so in one line and harms nothing; the lock of one that was killed is gone with it."""
     arguments = ["train", "--preset", "quick", "--unconditional", "--data", str(data), "--device", "cpu", "--resume"]
@@ -497,6 +543,7 @@ assert kills >= 3, kills
 """
 
 
+@pytest.mark.slow
 def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_path: Path) -> None:
     """Killed again and again, a run's newest checkpoint always reads whole, and its end is the uninterrupted one's."""
     done = subprocess.run(
@@ -513,6 +560,7 @@ def test_kills_at_random_moments_lose_nothing_that_was_saved(data: Path, tmp_pat
     assert seen == sorted(set(seen))
 
 
+@pytest.mark.slow
 def test_a_convolutional_run_survives_kills_at_random_steps(tmp_path: Path) -> None:
     """By the command itself, killed three times: every tensor of both bundles and every figure is as without kills."""
     labels = np.arange(60) % 3
@@ -558,18 +606,19 @@ def test_a_convolutional_run_survives_kills_at_random_steps(tmp_path: Path) -> N
 FULL_DISK = """
 import resource, signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write beyond the limit fails, as on a full disk: a report fits
-resource.setrlimit(resource.RLIMIT_FSIZE, (49152, resource.RLIM_INFINITY))
+resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, resource.RLIM_INFINITY))
 sys.exit(main())
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="there are no such limits")
 def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> None:
     """The file that could not be written is named in one line, and the run goes on from before once there is room."""
     out = tmp_path / "run"
-    assert train(data, out, "--steps", "20") == 0
+    assert train(data, out, "--steps", "20", preset="wide") == 0
     saved = (out / "checkpoints" / "step-000020.safetensors").read_bytes()
-    arguments = ["train", "--preset", "quick", "--data", str(data), "--out", str(out), "--resume", "--steps", "40"]
+    arguments = ["train", "--preset", "wide", "--data", str(data), "--out", str(out), "--resume", "--steps", "40"]
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + FULL_DISK, *arguments], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -579,8 +628,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> No
     assert "File too large" in done.stderr
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000020.safetensors"]
     assert (out / "checkpoints" / "step-000020.safetensors").read_bytes() == saved
-    assert train(data, out, "--resume", "--steps", "40") == 0
-    assert train(data, tmp_path / "straight", "--steps", "40") == 0
+    assert train(data, out, "--resume", "--steps", "40", preset="wide") == 0
     seen = steps_of(out)
     assert seen == sorted(set(seen))
 
@@ -681,6 +729,7 @@ def test_a_run_without_a_readable_checkpoint_is_left_alone(
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+@pytest.mark.usefixtures("real_report")
 def test_an_error_of_the_system_without_a_number_is_told_too(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -702,30 +751,28 @@ def test_an_error_of_the_system_without_a_number_is_told_too(
     ids=["seed", "noise", "loss"],
 )
 def test_resuming_with_other_options_is_refused(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: list[str], named: str
+    data: Path, short_run: Path, capsys: pytest.CaptureFixture[str], change: list[str], named: str
 ) -> None:
     """A run is what its options file says: every difference is named, and nothing is touched."""
-    assert train(data, tmp_path, "--steps", "3") == 0
     capsys.readouterr()
-    before = (tmp_path / "options.json").read_bytes()
-    assert train(data, tmp_path, "--resume", "--steps", "9", *change) == 1
+    before = (short_run / "options.json").read_bytes()
+    assert train(data, short_run, "--resume", "--steps", "9", *change) == 1
     assert named in only_error(capsys)
-    assert (tmp_path / "options.json").read_bytes() == before
+    assert (short_run / "options.json").read_bytes() == before
 
 
-def test_an_override_goes_on_and_is_recorded(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_goes_on_and_is_recorded(data: Path, short_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """From the step where it was given, with old and new value, in the run's record and in the bundle's manifest."""
-    assert train(data, tmp_path, "--steps", "3") == 0
     other = ["--generator-loss", "hinge", "--batch-size", "4"]
-    assert train(data, tmp_path, "--resume", "--override", "--steps", "9", *other) == 0
+    assert train(data, short_run, "--resume", "--override", "--steps", "9", *other) == 0
     expected = [{"step": 3, "changes": {"batch_size": [8, 4], "generator_loss": ["nonsaturating", "hinge"]}}]
-    assert json.loads((tmp_path / "options.json").read_text())["overrides"] == expected
-    assert read_bundle(tmp_path / "bundle").manifest.training["overrides"] == expected
+    assert json.loads((short_run / "options.json").read_text())["overrides"] == expected
+    assert read_bundle(short_run / "bundle").manifest.training["overrides"] == expected
     # They are the run's options now: going on needs no override, and going back does.
-    assert train(data, tmp_path, "--resume", "--steps", "12", *other) == 0
-    assert read_bundle(tmp_path / "bundle").manifest.training["overrides"] == expected
+    assert train(data, short_run, "--resume", "--steps", "12", *other) == 0
+    assert read_bundle(short_run / "bundle").manifest.training["overrides"] == expected
     capsys.readouterr()
-    assert train(data, tmp_path, "--resume", "--steps", "15") == 1
+    assert train(data, short_run, "--resume", "--steps", "15") == 1
     assert "batch_size was 4 and is 8; generator_loss was hinge and is nonsaturating" in only_error(capsys)
 
 
@@ -746,41 +793,38 @@ def test_a_resumed_run_keeps_its_name(data: Path, tmp_path: Path, capsys: pytest
     assert train(data, tmp_path, "--steps", "9", "--resume", "--name", "other") == 0
 
 
-def test_an_override_cannot_change_the_nets(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_override_cannot_change_the_nets(data: Path, short_run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A checkpoint's tensors fit one shape of nets: another is one clear line, and the run is as it was."""
-    assert train(data, tmp_path, "--steps", "3") == 0
-    before = (tmp_path / "options.json").read_bytes()
+    before = (short_run / "options.json").read_bytes()
     capsys.readouterr()
-    assert train(data, tmp_path, "--resume", "--override", "--steps", "9", "--conditional") == 1
+    assert train(data, short_run, "--resume", "--override", "--steps", "9", "--conditional") == 1
     assert "the checkpoint does not fit these options" in only_error(capsys)
-    assert (tmp_path / "options.json").read_bytes() == before
-    assert train(data, tmp_path / "new", "--override") == 1
+    assert (short_run / "options.json").read_bytes() == before
+    assert train(data, short_run / "new", "--override") == 1
     assert "--override goes with --resume" in only_error(capsys)
 
 
 @pytest.mark.parametrize("fact", ["torch", "instruction_set", "device"])
-def test_another_machine_is_refused(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], fact: str) -> None:
+def test_another_machine_is_refused(data: Path, short_run: Path, capsys: pytest.CaptureFixture[str], fact: str) -> None:
     """What changes the last bits of a sum is named; whoever can live with other bits says so."""
-    assert train(data, tmp_path, "--steps", "3") == 0
-    record = json.loads((tmp_path / "options.json").read_text())
+    record = json.loads((short_run / "options.json").read_text())
     now, record[fact] = record[fact], "older"
-    (tmp_path / "options.json").write_text(json.dumps(record))
+    (short_run / "options.json").write_text(json.dumps(record))
     capsys.readouterr()
-    assert train(data, tmp_path, "--resume", "--steps", "9") == 1
+    assert train(data, short_run, "--resume", "--steps", "9") == 1
     assert f"{fact} was older and is {now}" in only_error(capsys)
-    assert train(data, tmp_path, "--resume", "--steps", "9", "--override") == 0
-    assert read_bundle(tmp_path / "bundle").manifest.training["overrides"] == [
+    assert train(data, short_run, "--resume", "--steps", "9", "--override") == 0
+    assert read_bundle(short_run / "bundle").manifest.training["overrides"] == [
         {"step": 3, "changes": {fact: ["older", now]}}
     ]
 
 
 def test_a_resumed_run_has_the_threads_it_was_begun_with(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, short_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Restored, and said, since a sum's last bits depend on them."""
-    assert train(data, tmp_path, "--steps", "3") == 0
     torch.set_num_threads(2)
-    assert train(data, tmp_path, "--resume", "--steps", "9") == 0
+    assert train(data, short_run, "--resume", "--steps", "9") == 0
     assert torch.get_num_threads() == 1
     assert "Computing on 1 threads, as the run was begun." in capsys.readouterr().out
 
@@ -901,11 +945,10 @@ def test_a_class_without_a_training_image_is_named(tmp_path: Path, capsys: pytes
 
 
 def test_evaluate_and_inspect_refuse_what_they_cannot_use(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Path, tmp_path: Path, short_run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Data of another shape, a bundle that is not there or damaged, a seed below zero: one line each."""
-    assert train(data, tmp_path / "run", "--steps", "3") == 0
-    folder = tmp_path / "run" / "bundle"
+    folder = short_run / "bundle"
     capsys.readouterr()
     assert main(["evaluate", str(folder), "--data", "digits"]) == 1
     assert "digits has images (1, 8, 8), colours-small-quick makes (3, 10, 6)" in only_error(capsys)
@@ -933,7 +976,7 @@ def test_a_missing_extra_is_named(
 @pytest.mark.parametrize(
     ("package", "module", "command", "extra"),
     [
-        ("matplotlib.axes", "toyplot", ["toy"], "train"),
+        ("matplotlib.axes", "experiments.toy_plot", ["toy"], "train"),
         ("onnx", "export", ["export", str(ROOT / "bundles" / "mnist-mlp"), "--format", "onnx"], "export"),
         ("onnxruntime", "export", ["export", str(ROOT / "bundles" / "mnist-mlp"), "--format", "onnx"], "export"),
     ],
@@ -1004,10 +1047,10 @@ REPORT = Report(step=0, seconds=2.0, d_loss=1.25, g_loss=0.75, d_real=0.6, d_fak
 
 def test_without_a_terminal_a_plain_line_comes_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     """A log file gets every twentieth report: losses, D's means, speed, the best and the time left."""
-    with TrainingDisplay(100, 0) as display:
+    with TrainingProgress(100, 0) as progress:
         for step in range(1, 2 * PLAIN_EVERY + 2):
             REPORT.step = step
-            display.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
+            progress.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
     lines = capsys.readouterr().err.splitlines()
     assert [line.split("  ")[0] for line in lines] == [f"step {PLAIN_EVERY}/100", f"step {2 * PLAIN_EVERY}/100"]
     for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "nats at 10"):
@@ -1020,9 +1063,9 @@ def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with TrainingDisplay(100, 0) as display:
+    with TrainingProgress(100, 0) as progress:
         REPORT.step = 40
-        display.show(REPORT, Best(), SELECTIONS["parzen"])
+        progress.show(REPORT, Best(), SELECTIONS["parzen"])
     shown = capsys.readouterr().err
     assert "1,234 images/s" in shown
     assert "40/100" in shown

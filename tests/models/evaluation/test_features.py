@@ -1,4 +1,4 @@
-"""The feature net: it learns real digits, is the same every time, is kept, and works on any images."""
+"""The feature extractor: it learns real digits, is the same every time, is kept, and works on any images."""
 
 from pathlib import Path
 
@@ -24,6 +24,7 @@ def dataset(*shape: int, labels: bool = True, count: int = 90) -> Dataset:
     )
 
 
+@pytest.mark.slow
 def test_the_net_learns_real_digits(tmp_path: Path) -> None:
     """60 batches of 1,600 digits are enough to name more than nine of ten others."""
     with np.load(Path(__file__).parents[2] / "data" / "mnist-2000.npz") as sample:
@@ -32,10 +33,10 @@ def test_the_net_learns_real_digits(tmp_path: Path) -> None:
         Split(images[cut], labels[cut]) for cut in (slice(0, 1600), slice(1600, 1800), slice(1800, None))
     )
     digits = Dataset("digits", train, validation, test, tuple("0123456789"), "some digits")
-    judge = load_features(digits, cache=tmp_path, updates=60)
-    assert judge.accuracy is not None
-    assert judge.accuracy > 0.9
-    named = judge.embed(digits.test.images).logits.argmax(dim=1).numpy()
+    extractor = load_features(digits, cache=tmp_path, updates=60)
+    assert extractor.accuracy is not None
+    assert extractor.accuracy > 0.9
+    named = extractor.embed(digits.test.images).logits.argmax(dim=1).numpy()
     assert (named == digits.test.labels).mean() > 0.9
 
 
@@ -43,13 +44,13 @@ def test_the_net_learns_real_digits(tmp_path: Path) -> None:
 def test_any_size_and_both_kinds_of_channels_work(shape: tuple[int, ...], tmp_path: Path) -> None:
     """128 features that are finite and not negative, and a logit a class; each row's own, whatever stands beside it."""
     data = dataset(*shape, count=30)
-    judge = load_features(data, cache=tmp_path, updates=2)
-    features, logits = judge.embed(data.train.images)
+    extractor = load_features(data, cache=tmp_path, updates=2)
+    features, logits = extractor.embed(data.train.images)
     assert features.shape == (10, 128)
     assert logits.shape == (10, 3)
     assert bool(features.isfinite().all())
     assert features.min() >= 0
-    alone = judge.embed(data.train.images[3:4])
+    alone = extractor.embed(data.train.images[3:4])
     torch.testing.assert_close(alone.features, features[3:4], rtol=1e-4, atol=1e-5)
 
 
@@ -89,7 +90,7 @@ def test_a_second_time_needs_no_training(tmp_path: Path) -> None:
 
 
 def test_other_data_get_another_net(tmp_path: Path) -> None:
-    """The cache is asked by the data's checksum, so no net ever judges data that it was not trained on."""
+    """The cache is asked by the data's checksum, so no net is ever used on data that it was not trained on."""
     load_features(dataset(8, 8, 1), cache=tmp_path, updates=1)
     load_features(dataset(8, 8, 3), cache=tmp_path, updates=1)
     assert len(list(tmp_path.iterdir())) == 2
@@ -114,9 +115,9 @@ def test_the_cache_lies_where_the_system_keeps_such_files(tmp_path: Path, monkey
 
 def test_without_labels_the_net_is_untrained(tmp_path: Path) -> None:
     """It says so, claims no accuracy, and leaves nothing in the cache."""
-    judge = load_features(dataset(8, 8, 1, labels=False), cache=tmp_path)
-    assert (judge.kind, judge.accuracy) == ("untrained", None)
-    assert judge.checksum == untrained_features(dataset(8, 8, 1, labels=False)).checksum
+    extractor = load_features(dataset(8, 8, 1, labels=False), cache=tmp_path)
+    assert (extractor.kind, extractor.accuracy) == ("untrained", None)
+    assert extractor.checksum == untrained_features(dataset(8, 8, 1, labels=False)).checksum
     assert not list(tmp_path.iterdir())
 
 

@@ -1,4 +1,4 @@
-"""The suite on real digits: a dropped class, blur and copies each move the right figures the right way."""
+"""The metric suite on real digits: a dropped class, blur and copies each move the right scores the right way."""
 
 from pathlib import Path
 
@@ -10,12 +10,12 @@ from PIL import Image, ImageFilter
 from models.data.load import Dataset, Split
 from models.evaluation import features
 from models.evaluation.features import FeatureExtractor, load_features, untrained_features
-from models.evaluation.metric_suite import Figure, FrechetOnValidation, MetricSuite, TooFewError, rows_wanted
+from models.evaluation.metric_suite import FrechetOnValidation, MetricSuite, SuiteScore, TooFewError, rows_wanted
 from models.inference.sampler import UInt8
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-Figures = dict[str, Figure]
+Scores = dict[str, SuiteScore]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def digits(everything: Split) -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def judges(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureExtractor, FeatureExtractor]:
+def extractors(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> tuple[FeatureExtractor, FeatureExtractor]:
     return load_features(digits, cache=tmp_path_factory.mktemp("cache"), updates=80), untrained_features(digits)
 
 
@@ -53,23 +53,24 @@ def fresh(everything: Split) -> Split:
 
 def scored(
     digits: Dataset,
-    judges: tuple[FeatureExtractor, FeatureExtractor],
+    extractors: tuple[FeatureExtractor, FeatureExtractor],
     images: UInt8,
     labels: torch.Tensor | None = None,
-) -> Figures:
-    """Every figure by its name."""
-    suite = MetricSuite(digits, images, labels, *judges)
-    return {figure.name: figure for _, compute in suite.groups() for figure in compute()}
+) -> Scores:
+    """Every score by its name."""
+    suite = MetricSuite(digits, images, labels, *extractors)
+    return {score.name: score for _, compute in suite.groups() for score in compute()}
 
 
 @pytest.fixture(scope="module")
-def perfect(digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split) -> Figures:
+def perfect(digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split) -> Scores:
     assert fresh.labels is not None
-    return scored(digits, judges, fresh.images[:240], torch.from_numpy(fresh.labels[:240]))
+    return scored(digits, extractors, fresh.images[:240], torch.from_numpy(fresh.labels[:240]))
 
 
-def test_real_images_score_like_the_floor(perfect: Figures) -> None:
-    """A perfect generator: near its floor in every figure, in the control's too."""
+@pytest.mark.slow
+def test_real_images_score_like_the_floor(perfect: Scores) -> None:
+    """A perfect generator: near its floor in every score, in the control's too."""
     for name in ("precision", "recall", "coverage", "precision_control", "recall_control", "coverage_control"):
         assert perfect[name].value == pytest.approx(perfect[name].floor, abs=0.1), name
     for name in ("frechet", "frechet_control"):
@@ -81,14 +82,15 @@ def test_real_images_score_like_the_floor(perfect: Figures) -> None:
     assert perfect["accuracy_worst_class"].note in set("0123456789")
 
 
+@pytest.mark.slow
 def test_a_dropped_class_lowers_recall_and_coverage(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Figures
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Scores
 ) -> None:
     """No zeros, ones and twos among otherwise perfect samples: precision stays, and the histogram tells."""
     assert fresh.labels is not None
     kept = fresh.images[fresh.labels > 2]
     assert len(kept) >= 240
-    found = scored(digits, judges, kept[:240])
+    found = scored(digits, extractors, kept[:240])
     assert found["recall"].value < perfect["recall"].value - 0.05
     assert found["coverage"].value < perfect["coverage"].value - 0.1
     assert found["coverage_control"].value < perfect["coverage_control"].value - 0.05
@@ -98,14 +100,15 @@ def test_a_dropped_class_lowers_recall_and_coverage(
     assert "accuracy" not in found  # nothing was asked of a generator without classes
 
 
+@pytest.mark.slow
 def test_blur_worsens_the_distances_recall_and_coverage(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Figures
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Scores
 ) -> None:
     """Soft digits are off the data by both nets; precision alone would praise them, and density gives that away."""
     blurred = [
         np.asarray(Image.fromarray(image[..., 0]).filter(ImageFilter.GaussianBlur(1.5))) for image in fresh.images[:240]
     ]
-    found = scored(digits, judges, np.stack(blurred)[..., None])
+    found = scored(digits, extractors, np.stack(blurred)[..., None])
     for name in ("frechet", "frechet_control", "kernel", "kernel_control", "frechet_infinity"):
         assert found[name].value > perfect[name].value + 2 * (perfect[name].standard_error or 0), name
     for name in ("recall", "recall_control", "coverage"):
@@ -114,11 +117,12 @@ def test_blur_worsens_the_distances_recall_and_coverage(
     assert found["two_sample_accuracy"].value > 0.6
 
 
+@pytest.mark.slow
 def test_digits_that_are_two_at_once_lower_precision_and_density(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Figures
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split, perfect: Scores
 ) -> None:
     """Strokes as sharp as real ones in shapes that no digit has: fewer lie in the real ones' balls, by both nets."""
-    found = scored(digits, judges, np.maximum(fresh.images[:240], fresh.images[220:]))
+    found = scored(digits, extractors, np.maximum(fresh.images[:240], fresh.images[220:]))
     for name in ("density", "density_control"):
         assert found[name].value < perfect[name].value - 0.15, name
     assert found["precision"].value < perfect["precision"].value - 0.03
@@ -126,11 +130,12 @@ def test_digits_that_are_two_at_once_lower_precision_and_density(
     assert found["frechet_control"].value > 1.5 * perfect["frechet_control"].value
 
 
+@pytest.mark.slow
 def test_copied_training_images_are_called_copies(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], perfect: Figures
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], perfect: Scores
 ) -> None:
-    """They are as good as real by every other figure; only authenticity and C_T say what they are."""
-    found = scored(digits, judges, digits.train.images[:240])
+    """They are as good as real by every other score; only authenticity and C_T say what they are."""
+    found = scored(digits, extractors, digits.train.images[:240])
     for name in ("precision", "recall", "coverage"):
         assert found[name].value > perfect[name].value - 0.1, name
     assert found["copying"].value < -3
@@ -140,57 +145,59 @@ def test_copied_training_images_are_called_copies(
     assert perfect["authenticity_pixels"].value > 0.3
 
 
+@pytest.mark.slow
 def test_wrong_labels_show_in_the_worst_class(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], fresh: Split
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], fresh: Split
 ) -> None:
     """A generator that makes sevens when asked for ones is right elsewhere."""
     assert fresh.labels is not None
     labels = torch.from_numpy(fresh.labels[:240].copy())
     ones = float((labels == 1).sum() / ((labels == 1) | (labels == 7)).sum())
     labels[labels == 7] = 1
-    found = scored(digits, judges, fresh.images[:240], labels)
+    found = scored(digits, extractors, fresh.images[:240], labels)
     assert found["accuracy_worst_class"].note == "1"
     assert found["accuracy_worst_class"].value <= ones  # a seven that is taken for a one would lie above
     assert found["accuracy"].value > 0.75
 
 
+@pytest.mark.slow
 def test_the_picture_finds_the_training_image_itself(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor]
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor]
 ) -> None:
     """A copied training image stands beside itself twice: by pixels and by features."""
-    picture = MetricSuite(digits, digits.train.images[:240], None, *judges).nearest_pictures(2)
+    picture = MetricSuite(digits, digits.train.images[:240], None, *extractors).nearest_pictures(2)
     expected = np.concatenate([np.concatenate([image] * 3, axis=1) for image in digits.train.images[:2]])
     np.testing.assert_array_equal(picture, expected)
 
 
-def test_the_same_suite_gives_the_same_figures(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], perfect: Figures, fresh: Split
+@pytest.mark.slow
+def test_the_same_suite_gives_the_same_scores(
+    digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor], perfect: Scores, fresh: Split
 ) -> None:
-    """Every draw is from the suite's seed, which its facts name, with rows, reference and both nets' checksums."""
-    suite = MetricSuite(digits, fresh.images[:240], None, judges[0], None)
+    """Every draw is from the suite's seed, which its metadata name, with rows, reference and both nets' checksums."""
+    suite = MetricSuite(digits, fresh.images[:240], None, extractors[0], None)
     (_, distances), *_ = suite.groups()
-    assert [figure.facts() for figure in distances()] == [
-        perfect[name].facts() for name in ("frechet", "frechet_infinity", "kernel")
+    assert [score.record() for score in distances()] == [
+        perfect[name].record() for name in ("frechet", "frechet_infinity", "kernel")
     ]
-    facts = suite.facts()
-    assert (facts["seed"], facts["generated_rows"]) == (0, 240)
-    assert facts["reference"] == {"split": "test", "rows": 240}
-    assert facts["features"] == {
-        "recipe": "cnn-128/1", "kind": "trained", "sha256": judges[0].checksum, "accuracy": judges[0].accuracy
+    metadata = suite.metadata()
+    assert (metadata["seed"], metadata["generated_rows"]) == (0, 240)
+    assert metadata["reference"] == {"split": "test", "rows": 240}
+    assert metadata["features"] == {
+        "recipe": "cnn-128/1", "kind": "trained", "sha256": extractors[0].checksum, "accuracy": extractors[0].accuracy
     }  # fmt: skip
 
 
-def test_other_numbers_of_rows_are_refused(
-    digits: Dataset, judges: tuple[FeatureExtractor, FeatureExtractor], everything: Split
-) -> None:
-    """Figures at other numbers don't compare; and a tiny set has none."""
+def test_other_numbers_of_rows_are_refused(digits: Dataset, everything: Split) -> None:
+    """Scores at other numbers don't compare; and a tiny set has none."""
+    extractor = untrained_features(digits)
     assert rows_wanted(digits) == 240
     with pytest.raises(ValueError, match="240 generated images are wanted, got 10"):
-        MetricSuite(digits, digits.train.images[:10], None, *judges)
+        MetricSuite(digits, digits.train.images[:10], None, extractor, None)
     train, validation, test = (part(everything, rows) for rows in (slice(0, 16), slice(16, 18), slice(18, 20)))
     tiny = Dataset("tiny", train, validation, test, None, "x")
     with pytest.raises(TooFewError, match="tiny has 2 and 16"):
-        MetricSuite(tiny, tiny.train.images[:3], None, *judges)
+        MetricSuite(tiny, tiny.train.images[:3], None, extractor, None)
 
 
 def test_selection_looks_at_the_validation_images_alone(
@@ -198,14 +205,14 @@ def test_selection_looks_at_the_validation_images_alone(
 ) -> None:
     """Other test images change nothing; blur is worse than real images, and those are near the floor."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(features, "LEAST_UPDATES", 40)  # in seconds, not in half a minute
+    monkeypatch.setattr(features, "LEAST_UPDATES", 20)  # in a second, not in half a minute
     monkeypatch.setattr(features, "EPOCHS", 0)
     small = Dataset("small", part(digits.train, slice(0, 200)), digits.validation, digits.test, digits.label_names, "y")
     inverted = Split(255 - digits.test.images, digits.test.labels)
     other = Dataset("small", small.train, small.validation, inverted, small.label_names, "y")
-    judges = [FrechetOnValidation(dataset, "cpu") for dataset in (small, other)]
-    assert judges[0].judge.checksum == judges[1].judge.checksum
-    images = everything.images[1540 : 1540 + judges[0].count]
-    assert judges[0].score(images) == judges[1].score(images)
-    assert judges[0].score(images) < 2 * judges[0].floor
-    assert judges[0].score(images // 2) > 1.2 * judges[0].score(images)
+    one, same = (FrechetOnValidation(dataset, "cpu") for dataset in (small, other))
+    assert one.extractor.checksum == same.extractor.checksum
+    images = everything.images[1540 : 1540 + one.count]
+    assert one.score(images) == same.score(images)
+    assert one.score(images) < 2 * one.floor
+    assert one.score(images // 2) > 1.2 * one.score(images)

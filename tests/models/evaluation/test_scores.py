@@ -1,4 +1,4 @@
-"""Every figure against a library or its definition, and at the values that theory gives."""
+"""Every score against a library or its definition, and at the values that theory gives."""
 
 import math
 from itertools import pairwise
@@ -71,7 +71,7 @@ def test_singular_covariances_have_a_distance() -> None:
 
 
 def test_the_extrapolation_takes_away_the_bias_of_few_rows() -> None:
-    """Equal distributions: the plain figure at 1,000 rows is far from 0, the extrapolated one close to it."""
+    """Equal distributions: the plain distance at 1,000 rows is far from 0, the extrapolated one close to it."""
     a, b = cloud(1_000, 20), cloud(1_000, 20, seed=1)
     plain, extrapolated = scores.frechet(a, b), scores.frechet_at_infinity(a, b)
     assert abs(extrapolated.value) < 0.35 * plain.value
@@ -80,7 +80,7 @@ def test_the_extrapolation_takes_away_the_bias_of_few_rows() -> None:
 
 
 def test_the_jackknife_error_is_that_of_repeated_draws() -> None:
-    """Its size agrees with the spread of the figure over fresh rows, within a factor of two."""
+    """Its size agrees with the spread of the distance over fresh rows, within a factor of two."""
     found = [scores.frechet(cloud(500, seed=2 * i), cloud(500, seed=2 * i + 1, shift=0.5)) for i in range(20)]
     spread = np.std([estimate.value for estimate in found])
     claimed = np.mean([estimate.standard_error or 0 for estimate in found])
@@ -151,7 +151,7 @@ def test_equal_clouds_overlap_as_theory_says() -> None:
     assert [estimate.value for estimate in far] == [0, 0, 0, 0]
 
 
-def test_two_few_rows_have_no_overlap() -> None:
+def test_too_few_rows_have_no_overlap() -> None:
     """The fifth neighbour needs six rows."""
     with pytest.raises(ValueError, match="at least 6 rows are needed, got 5"):
         scores.overlap(cloud(9), cloud(5))
@@ -218,7 +218,7 @@ def test_the_mann_whitney_score_is_scipys(a: list[int], b: list[int]) -> None:
 
 
 def test_copies_are_told_from_fresh_rows() -> None:
-    """Fresh rows, noisy copies and far rows: each figure moves to its side."""
+    """Fresh rows, noisy copies and far rows: each score moves to its side."""
     train, fresh, held_out = cloud(3_000), cloud(500, seed=1), cloud(500, seed=2)
     noisy = train[:500] + 0.01 * torch.randn(500, 6, generator=torch.Generator().manual_seed(0))
     far = fresh * 1.8

@@ -11,6 +11,8 @@ from models.bundle import Bundle
 from models.experiments.figures import interpolation, nearest, neighbours
 from models.inference.sampler import draw_latents, grid
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 
 @pytest.mark.parametrize("method", ["linear", "spherical"])
 @pytest.mark.parametrize(("name", "label"), [("tiny", None), ("rgb", None), ("cond", None), ("cond", "owl")])

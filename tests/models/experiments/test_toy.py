@@ -38,6 +38,7 @@ def result() -> ToyResult:
     return play(QUICK)
 
 
+@pytest.mark.slow
 def test_trained_on_d_becomes_the_ratio_of_densities(result: ToyResult) -> None:
     """With G frozen at three stages, D's largest gap to p_data / (p_data + p_g) falls under 0.05 (proposition 1)."""
     assert [stage.step for stage in result.stages] == [0, 37, 1_500]
@@ -49,6 +50,7 @@ def test_trained_on_d_becomes_the_ratio_of_densities(result: ToyResult) -> None:
     assert result.stages[1].gaps[0][1] > 0.05
 
 
+@pytest.mark.slow
 def test_the_game_goes_from_far_off_to_its_optimum(result: ToyResult) -> None:
     """C(G) is at least −1.2 at first and within 2 % of −log 4 at last, and falls in between (theorem 1)."""
     start, middle, end = (stage.value for stage in result.stages)
@@ -58,6 +60,7 @@ def test_the_game_goes_from_far_off_to_its_optimum(result: ToyResult) -> None:
     assert [stage.jsd for stage in result.stages] == pytest.approx([(v + np.log(4)) / 2 for v in (start, middle, end)])
 
 
+@pytest.mark.slow
 def test_a_fresh_d_confirms_the_end(result: ToyResult) -> None:
     """A D that never saw the game finds the same value, and ½ within 0.05 wherever there is anything to see."""
     assert result.fresh.value == pytest.approx(result.stages[-1].value, rel=0.02)
@@ -66,6 +69,7 @@ def test_a_fresh_d_confirms_the_end(result: ToyResult) -> None:
     assert all(result.claims().values())
 
 
+@pytest.mark.slow
 def test_the_panels_are_the_papers(result: ToyResult) -> None:
     """(a) D is off, (b) the same G with D = D*, (c) G nearer to the data, (d) both densities one and D = ½."""
     a, b, c, d = result.panels
@@ -115,21 +119,19 @@ def test_the_density_of_the_first_g_is_the_logistic_one() -> None:
     assert p_g.sum() * GRID_STEP == pytest.approx(1, abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_seed_fixes_everything_and_the_command_leaves_it_all(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two runs of a seed write the same numbers; a game too short to keep its promises exits with 1 and says why."""
-    for name, seed in (("one", 5), ("again", 5)):
-        command = ["toy", "--out", str(tmp_path / name), "--seed", str(seed), "--steps", "2", "--d-updates", "9"]
-        assert main(command) == 1
-        told = capsys.readouterr()
-        assert "not so: C(G) is within 2 % of −log 4 at the end" in told.err
-        assert told.out.count("largest gap to p_data/(p_data+p_g)") == 4
-        assert sorted(path.name for path in (tmp_path / name).iterdir()) == ["toy.gif", "toy.json", "toy.png"]
-    one, again = (json.loads((tmp_path / name / "toy.json").read_text()) for name in ("one", "again"))
-    assert one == again
-    assert one["options"]["steps"] == 2
-    assert set(one) == {"options", "optimum", "stages", "fresh_discriminator", "claims"}
+    """The command writes the numbers of its seed; a game too short to keep its promises exits with 1 and says why."""
+    assert main(["toy", "--out", str(tmp_path), "--seed", "5", "--steps", "2", "--d-updates", "9"]) == 1
+    told = capsys.readouterr()
+    assert "not so: C(G) is within 2 % of −log 4 at the end" in told.err
+    assert told.out.count("largest gap to p_data/(p_data+p_g)") == 4
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["toy.gif", "toy.json", "toy.png"]
+    again = play(ToyOptions(seed=5, steps=2, d_updates=9)).record()
+    assert json.loads((tmp_path / "toy.json").read_text()) == json.loads(json.dumps(again))
+    assert set(again) == {"options", "optimum", "stages", "fresh_discriminator", "claims"}
 
 
 def test_a_folder_that_cannot_be_is_refused_before_the_game(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -140,6 +142,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_game(tmp_path: Path, caps
     assert (told.out, told.err) == ("", f"error: {tmp_path / 'file'}: File exists\n")
 
 
+@pytest.mark.slow
 def test_the_pictures_show_four_panels_and_the_whole_game(result: ToyResult) -> None:
     """A wide picture with the three colours of the curves in it, and a film that ends where the game does."""
     with Image.open(io.BytesIO(panels(result))) as picture:

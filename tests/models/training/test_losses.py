@@ -23,6 +23,8 @@ from models.training.losses import (
     saturating_generator_loss,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LN2, LN3, LN4 = 0.6931471805599453, 1.0986122886681098, 1.3862943611198906
 logits = st.lists(st.floats(-15, 15), min_size=1, max_size=20).map(lambda row: torch.tensor(row, dtype=torch.float64))
 

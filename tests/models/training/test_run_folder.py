@@ -43,7 +43,7 @@ def test_checkpoints_fall_back_to_the_newest_whole_one(tmp_path: Path, capsys: p
     assert newest_step() is None
 
 
-@pytest.mark.parametrize("place", [b"1234567", b"\0\0\0@"], ids=["the facts", "a tensor"])
+@pytest.mark.parametrize("place", [b"1234567", b"\0\0\0@"], ids=["the metadata", "a tensor"])
 def test_a_checkpoint_whose_bits_flipped_is_passed_over(tmp_path: Path, place: bytes) -> None:
     """Of the right length and well formed, but other numbers: only its checksum tells."""
     folder = RunDir(tmp_path)
@@ -179,6 +179,6 @@ def test_a_folder_is_used_as_soon_as_anything_lies_there(tmp_path: Path) -> None
 
 def test_the_environment_says_what_figures_depend_on() -> None:
     """Device, instruction set, threads and versions, as JSON."""
-    facts = environment(torch.device("cpu"))
-    assert set(facts) == {"device", "instruction_set", "threads", "torch", "python", "source_commit"}
-    assert json.loads(json.dumps(facts)) == facts
+    found = environment(torch.device("cpu"))
+    assert set(found) == {"device", "instruction_set", "threads", "torch", "python", "source_commit"}
+    assert json.loads(json.dumps(found)) == found

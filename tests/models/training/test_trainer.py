@@ -97,7 +97,7 @@ def assert_same(one: State, other: State) -> None:
     assert one.tensors().keys() == tensors.keys()
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, tensors[name]), name
-    assert repr(one.facts() | {"seconds": 0}) == repr(other.facts() | {"seconds": 0})  # as text: NaN equals NaN
+    assert repr(one.metadata() | {"seconds": 0}) == repr(other.metadata() | {"seconds": 0})  # as text: NaN equals NaN
 
 
 # --- One step, by hand -------------------------------------------------------------------------------------------
@@ -464,7 +464,7 @@ def test_only_a_higher_score_is_kept() -> None:
     train_step(state)
     assert not trainer.keep_if_best(state, Score(-5.0, {"sigma": 0.3}))
     assert torch.equal(state.best.generator["output.weight"], kept)
-    assert (state.best.step, state.best.facts) == (0, {"sigma": 0.2})
+    assert (state.best.step, state.best.metadata) == (0, {"sigma": 0.2})
     assert trainer.keep_if_best(state, Score(-4.0, {"sigma": 0.3}))
     assert (state.best.step, state.best.score) == (1, -4.0)
     assert not torch.equal(state.best.generator["output.weight"], kept)
@@ -521,7 +521,7 @@ CONV_RUNS = {
 
 
 @pytest.mark.parametrize("name", CONV_RUNS)
-@pytest.mark.parametrize("cut", [3, 6])
+@pytest.mark.parametrize("cut", [pytest.param(3, marks=pytest.mark.slow), 6])
 def test_a_resumed_convolutional_run_is_the_uninterrupted_one(tmp_path: Path, name: str, cut: int) -> None:
     """Penalties, moving rates and bfloat16 included: to the last bit, through a file."""
     dataset = images(50, 16, 16, 1, labels=3)
@@ -530,7 +530,7 @@ def test_a_resumed_convolutional_run_is_the_uninterrupted_one(tmp_path: Path, na
     go_on(first, dataset, cut)
     folder = RunDir(tmp_path)
     folder.begin({})
-    folder.save_checkpoint(first.step, first.tensors(), first.facts())
+    folder.save_checkpoint(first.step, first.tensors(), first.metadata())
     found = folder.newest_checkpoint()
     assert found is not None
     second.load(*found)
@@ -589,7 +589,7 @@ def go_on(state: State, dataset: Dataset, steps: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("cut", [1, 10, 17])
+@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 10, pytest.param(17, marks=pytest.mark.slow)])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path: Path, run: str, cut: int) -> None:
     """Weights, averages, moments, the best and its score: through a file, into a state that knew nothing."""
     dataset = images(labels=3)
@@ -600,7 +600,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path: Path, 
     go_on(first, dataset, cut)
     folder = RunDir(tmp_path)
     folder.begin({})
-    folder.save_checkpoint(first.step, first.tensors(), first.facts())
+    folder.save_checkpoint(first.step, first.tensors(), first.metadata())
     found = folder.newest_checkpoint()
     assert found is not None
     second = State(RUNS[run], dataset, CPU)
@@ -638,6 +638,7 @@ def test_a_conditional_run_in_colour_becomes_a_bundle(tmp_path: Path) -> None:
     torch.testing.assert_close(trainer.draw(bundle, 5, 2)[1:], trainer.draw(bundle, 4, 3))
 
 
+@pytest.mark.slow
 def test_training_on_real_digits_beats_the_untrained_generator_by_far() -> None:
     """Half a minute on 1,600 real digits makes others, never seen, likelier by far than the untrained nets do.
 
