@@ -10,13 +10,17 @@ RUN ?= runs/mnist
 
 PEERS := mosec triton litserve bentoml ray
 
-.PHONY: serve test install check train docs bench bench-training clean
+.PHONY: serve test test-fast install check train docs bench bench-training clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
 
 test: check
 	$(BIN)/python -m pytest
+
+# For the moment between two edits.
+test-fast: $(VENV)/everything
+	$(BIN)/python -m pytest -m "not slow"
 
 install: $(VENV)/everything
 

@@ -22,7 +22,7 @@ from models.inference.sampler import UInt8
 from service.engine import model_manager as serving
 from service.server import server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 NEVER_S = 1e6
 IMAGES, MOST = 10_000, 4096  # of the seed that everyone asks for; in one request

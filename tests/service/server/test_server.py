@@ -451,6 +451,7 @@ class Process:
         self.process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path: Path) -> None:
     """Start beside a bad bundle, serve, take up a new one on SIGHUP, drain, end with 0; all of it in the log."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
@@ -497,6 +498,7 @@ def test_signals_are_handled_before_anything_that_takes_time(command: tuple[str,
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a signal is handled")
+@pytest.mark.slow
 def test_sighup_while_it_is_being_imported_changes_nothing(tiny_bundles: dict[str, Bundle]) -> None:
     """The bundles are about to be read anyway."""
     with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--default-bundle", "tiny") as service:
@@ -513,6 +515,7 @@ def wait_until_caught(service: Process, number: signal.Signals) -> None:
         caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status.read_text())[0], 16)
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
     """It listens at once, and can be stopped at any time."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -562,6 +565,7 @@ def lines_lost(url: str) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
     workers: int, tiny_bundles: dict[str, Bundle]
 ) -> None:
@@ -573,6 +577,7 @@ def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) -> None:
     """Where the gap is, once somebody reads it again; no line but those is missing."""
     with unread(tiny_bundles["tiny"].folder.parent) as (process, url):
@@ -584,6 +589,7 @@ def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) ->
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_can_tell_nobody_why_it_ends_ends_all_the_same(tmp_path: Path) -> None:
     """Its stderr is full from the first byte on: the exit code is left to say that the bundles can't be loaded."""
     exit_, entry = os.pipe()
@@ -612,6 +618,7 @@ run_process(int, "x")
     assert "invalid literal" in json.loads(done.stderr)["traceback"]
 
 
+@pytest.mark.slow
 def test_the_reason_for_the_end_is_the_last_that_is_logged(tmp_path: Path) -> None:
     """Also where the process ends at once."""
     command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--bundles", str(tmp_path)]

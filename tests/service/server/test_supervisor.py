@@ -26,6 +26,7 @@ from service.server.worker_link import WorkerLink
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="connections can't be passed to processes here"),
 ]
 
