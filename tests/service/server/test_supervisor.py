@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -23,7 +24,7 @@ from benchmarks.tools.process import ROOT, Service, running
 from models.bundle import Bundle
 from service.cpu import shares
 from service.server.channel import Channel
-from service.server.supervisor import DEAD_S, UNRESPONSIVE_S, Worker, ask_all, hand_out, kill_the_dead
+from service.server.supervisor import DEAD_S, Worker, ask_all, hand_out, kill_the_dead
 from service.server.worker_link import WorkerLink
 
 pytestmark = [
@@ -235,18 +236,19 @@ async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(fold
             [refused] = done
             assert refused.result().status == 503
             awake = connections[replies.index(refused)]
-            give_up = time.monotonic() + 10 + UNRESPONSIVE_S
-            while (reply := await awake.ask(ready)).status == 200:
-                assert time.monotonic() < give_up
+            async with asyncio.timeout(60):
+                while (reply := await awake.ask(ready)).status == 200:
+                    pass
             assert "does not answer" in json.loads(reply.body)["detail"]
-            async with asyncio.timeout(20):  # new connections go to the other, who answers at least
+            async with asyncio.timeout(60):  # new connections go to the other, who answers at least
                 for connection in [await Connection.open(service.port) for _ in range(4)]:
                     assert (await connection.ask(ready)).status == 503
                     connection.close()
         finally:
             os.kill(halted, signal.SIGCONT)
-        while (await awake.ask(ready)).status != 200:  # it was not lost
-            assert time.monotonic() < give_up + 10
+        async with asyncio.timeout(60):
+            while (await awake.ask(ready)).status != 200:  # it was not dead
+                pass
         await asyncio.wait(replies)
 
 
@@ -516,23 +518,16 @@ async def test_nobody_waits_for_a_worker_longer_than_it_wants() -> None:
         worker.answers(0, "too late")
 
 
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing here tells when somebody else's child ends")
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
     """Even where it had no time to say so: nobody could reach them any more."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
-        pids = workers_of(service)
+        ends = [os.pidfd_open(pid) for pid in workers_of(service)]
         service.send(signal.SIGKILL)
-        give_up = time.monotonic() + 30
-        while any(is_running(pid) for pid in pids):
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, zombies apart."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        for end in ends:
+            readable, _, _ = await asyncio.to_thread(select.select, [end], [], [], 60)
+            assert readable
+            os.close(end)
 
 
 def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
