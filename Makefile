@@ -1,6 +1,7 @@
 # What a person runs is what CI runs. Two environments in one: `make serve` installs what serving needs, the rest adds
-# the training and test extras; with another Python, make test-fast PYTHON=python3.13 VENV=.venv-3.13. TORCH_INDEX chooses where torch comes from; unset is the default index, whose Linux build
-# brings CUDA (gigabytes). The small build: make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# the training and test extras. With another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13. TORCH_INDEX chooses
+# where torch comes from; unset is the default index, whose Linux build brings CUDA (gigabytes). The small build:
+# make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV ?= .venv
