@@ -1,22 +1,33 @@
 # What a person runs is what CI runs. Two environments in one: `make serve` installs what serving needs, the rest adds
-# the training and test extras. TORCH_INDEX chooses where torch comes from; unset is the default index, whose Linux build
-# brings CUDA (gigabytes). The small build: make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# the training and test extras. With another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13. TORCH_INDEX chooses
+# where torch comes from; unset is the default index, whose Linux build brings CUDA (gigabytes). The small build:
+# make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
 PYTHON ?= python3
 TORCH_INDEX ?=
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 RUN ?= runs/mnist
 
 PEERS := mosec triton litserve bentoml ray
 
-.PHONY: serve test install check train docs bench bench-training clean
+.PHONY: serve test test-fast test-lowest install check train docs bench bench-training clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
 
 test: check
 	$(BIN)/python -m pytest
+
+# For the moment between two edits.
+test-fast: $(VENV)/everything
+	$(BIN)/python -m pytest -m "not slow"
+
+# Serving on the lowest versions of its ranges in pyproject.toml: its tests, and those of what it takes from models/.
+test-lowest:
+	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
+	.venv-lowest/bin/python -m pytest tests/service tests/models/inference tests/models/test_bundle.py \
+		tests/models/test_networks.py
 
 install: $(VENV)/everything
 
@@ -41,7 +52,7 @@ bench-training: $(VENV)/everything .bench/lightning/installed
 	$(BIN)/python -m benchmarks.training.step
 
 clean:
-	rm -rf $(VENV) .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 $(VENV)/created:
@@ -55,6 +66,13 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 
 $(VENV)/everything: $(VENV)/serving
 	$(PIP) --editable ".[train,export,tensorboard,test]"
+	touch $@
+
+# The pinned versions first, then serving's go down to their lower bounds; what they need themselves follows.
+$(VENV)/lowest: $(VENV)/serving
+	$(PIP) --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		$$(sed -n '/^dependencies = /,/^]/s/^ *"\([^>]*\)>=\([^",; ]*\).*/\1==\2/p' pyproject.toml)
 	touch $@
 
 # A peer that can't be installed must not stop the bench: its table says that it is not there.

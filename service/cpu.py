@@ -1,4 +1,4 @@
-"""The processors that the service may use, and what of them is each worker's."""
+"""The processors that the service may use, and each worker's share of them."""
 
 import contextlib
 import math
@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Processors that this process may keep busy: its affinity, or the container's quota where that is less."""
+    """How many processors this process may use: by its affinity, or by the container's quota if that is less."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2
@@ -23,9 +23,9 @@ def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 
 
 def shares(workers: int) -> list[set[int]] | None:
-    """Processors for each worker to keep to; None where they are not the service's own, or cannot be divided evenly.
+    """Each worker's processors; None where they can't be divided evenly or are not the service's alone.
 
-    Where a quota allows it the time of a few of many, it should run on whichever of these is free.
+    Under a quota, which grants the time of a few out of many processors, workers should run on whichever are free.
     """
     if not hasattr(os, "sched_getaffinity"):
         return None
@@ -37,8 +37,8 @@ def shares(workers: int) -> list[set[int]] | None:
 
 
 def set_affinity(processors: set[int], pid: int) -> None:
-    """Have all threads of a process, and those that they start, run on these processors only."""
+    """Bind all threads of a process, and those that they start later, to these processors."""
     with contextlib.suppress(OSError):  # it has ended
         for thread in list(Path(f"/proc/{pid}/task").iterdir()):
-            with contextlib.suppress(OSError):  # this one has, or we may not: then it runs where it likes
+            with contextlib.suppress(OSError):  # this one has ended, or we may not: then it runs anywhere
                 os.sched_setaffinity(int(thread.name), processors)

@@ -262,6 +262,7 @@ class LiveServer(Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say when the bundles are there."""
+        self.loop = asyncio.get_running_loop()  # in its thread
         await super().startup(sockets)
         self.app.state.starting.add_done_callback(lambda _: self.is_ready.set())
 
@@ -285,7 +286,7 @@ class LiveServer(Server):
             threads = self.app.state.manager.engine.threads
             await asyncio.gather(*(thread.run(gate.wait) for thread in threads))
 
-        held = asyncio.run_coroutine_threadsafe(hold(), self._loop)
+        held = asyncio.run_coroutine_threadsafe(hold(), self.loop)
         try:
             yield
         finally:

@@ -265,7 +265,7 @@ def exported() -> dict[str, set[str]]:
     suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""], "info": ["_info"]}
     return {
         family.name + suffix: labels.get(family.name, set()) | ({"le"} if suffix == "_bucket" else set())
-        for family in metrics.registry.collect()
+        for family in Metrics(CollectorRegistry()).registry.collect()
         for suffix in suffixes[family.type]
     } | {"up": set()}
 

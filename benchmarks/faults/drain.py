@@ -108,10 +108,18 @@ async def stop_under_load(bundles: Path) -> Stop:
     return Stop(load.exchanges, logged, code, seconds)
 
 
-async def roll(bundles: Path, rolls: int) -> tuple[list[Exchange], list[int]]:
-    """Two services behind a proxy, replaced one after the other under load: the exchanges, and the exit codes."""
-    codes = []
-    start = partial(Service, bundles=bundles, drain_delay_s=DRAIN_DELAY_S)
+class Rolled(NamedTuple):
+    """What became of clients and processes while services were replaced."""
+
+    exchanges: list[Exchange]
+    exit_codes: list[int]
+    left_s: list[float]  # from each signal until nobody was connected; past the drain delay, requests may be lost
+
+
+async def roll(bundles: Path, rolls: int, drain_delay_s: float = DRAIN_DELAY_S) -> Rolled:
+    """Replace services behind a proxy, one after the other, while clients ask."""
+    codes, left_s = [], []
+    start = partial(Service, bundles=bundles, drain_delay_s=drain_delay_s)
     services = deque(await asyncio.gather(asyncio.to_thread(start), asyncio.to_thread(start)))
     try:
         async with Proxy() as proxy, Client(proxy.port) as client, asyncio.TaskGroup() as group:
@@ -126,6 +134,9 @@ async def roll(bundles: Path, rolls: int) -> tuple[list[Exchange], list[int]]:
                 await asyncio.sleep(BEFORE_ROLL_S)  # all three at work
                 old = services.popleft()
                 old.send(signal.SIGTERM)
+                told = time.monotonic()
+                await proxy.left(old.port)
+                left_s.append(time.monotonic() - told)
                 codes.append(await asyncio.to_thread(old.wait))
                 proxy.remove(old.port)
                 old.stop()
@@ -133,7 +144,7 @@ async def roll(bundles: Path, rolls: int) -> tuple[list[Exchange], list[int]]:
     finally:
         for service in services:
             service.stop()
-    return load.exchanges, codes
+    return Rolled(load.exchanges, codes, left_s)
 
 
 async def measure(arguments: argparse.Namespace) -> int:
@@ -156,17 +167,17 @@ async def measure(arguments: argparse.Namespace) -> int:
         exchange.outcome == UNANSWERED for stop in stops for exchange in stop.lost()
     )
     codes = [stop.exit_code for stop in stops]
-    rolled, roll_codes = await roll(arguments.bundles, arguments.rolls)
-    failed = [exchange for exchange in rolled if exchange.outcome != OK]
+    rolled = await roll(arguments.bundles, arguments.rolls)
+    failed = [exchange for exchange in rolled.exchanges if exchange.outcome != OK]
     checks = [
         Check(f"{len(stops)} stops: no accepted request lost", f"{lost} of {len(everything)}", not lost),
         Check("exit codes 0", str(codes), not any(codes)),
         Check(
-            f"{len(roll_codes)} restarts behind a proxy: no request fails",
-            f"{len(failed)} of {len(rolled)}",
+            f"{len(rolled.exit_codes)} restarts behind a proxy: no request fails",
+            f"{len(failed)} of {len(rolled.exchanges)}",
             not failed,
         ),
-        Check("exit codes 0", str(roll_codes), not any(roll_codes)),
+        Check("exit codes 0", str(rolled.exit_codes), not any(rolled.exit_codes)),
     ]
     facts = {
         "stops": len(stops),
@@ -174,9 +185,10 @@ async def measure(arguments: argparse.Namespace) -> int:
         "lost": lost,
         "closed_unseen": unseen,
         "stop_s": percentiles(stop.seconds for stop in stops),
-        "restarts": len(roll_codes),
-        "rolling_outcomes": outcomes(rolled),
-        "rolling_latency": percentiles(e.latency_s for e in rolled),
+        "restarts": len(rolled.exit_codes),
+        "left_s": percentiles(rolled.left_s),
+        "rolling_outcomes": outcomes(rolled.exchanges),
+        "rolling_latency": percentiles(e.latency_s for e in rolled.exchanges),
     }
     return finish("drain", facts, checks)
 

@@ -6,6 +6,7 @@ process wants no more of them.
 
 import asyncio
 import contextlib
+from collections import Counter
 from types import TracebackType
 from typing import Self
 
@@ -21,6 +22,7 @@ class Proxy:
     def __init__(self) -> None:
         self.port = 0
         self._ready: dict[int, bool] = {}  # by the port of each process behind it
+        self._open = Counter[int]()  # connections, by the port that they lead to
         self._turn = 0
         self._connections: set[asyncio.Task[None]] = set()
 
@@ -46,6 +48,11 @@ class Proxy:
         """A process that is gone."""
         del self._ready[port]
 
+    async def left(self, port: int) -> None:
+        """Return once a process has no connection and gets none any more."""
+        while self._ready[port] or self._open[port]:  # noqa: ASYNC110 - what it waits for is polled anyway
+            await asyncio.sleep(CHECK_EVERY_S)
+
     async def _check(self) -> None:
         while True:
             for port in list(self._ready):
@@ -70,8 +77,16 @@ class Proxy:
         if not ready:
             return
         self._turn += 1
+        port = ready[self._turn % len(ready)]
+        self._open[port] += 1
         try:
-            their_reader, their_writer = await asyncio.open_connection(HOST, ready[self._turn % len(ready)])
+            await self._connect(port, reader, writer)
+        finally:
+            self._open[port] -= 1
+
+    async def _connect(self, port: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            their_reader, their_writer = await asyncio.open_connection(HOST, port)
         except OSError:
             return
         ways = [asyncio.create_task(_copy(reader, their_writer)), asyncio.create_task(_copy(their_reader, writer))]

@@ -1,4 +1,4 @@
-"""What the process keeps of the system's memory, and what the garbage collector looks at."""
+"""How much memory the process keeps, and which objects the garbage collector looks at."""
 
 import asyncio
 import contextlib
@@ -6,15 +6,15 @@ import ctypes
 import gc
 import sys
 
-GARBAGE = 10_000, 10, 10  # new objects, young and middle collections before the collector looks
+GARBAGE = 10_000, 10, 10  # the thresholds of the three generations
 GIVE_BACK_EVERY_S = 30.0
 _M_ARENA_MAX = -8  # malloc.h
 
 
 def share_one_heap() -> None:
-    """Let all threads take memory from one heap, so that what one has freed serves the next: 10 MB less.
+    """Let all threads allocate from one heap, so that what one frees another can use: 10 MB less.
 
-    Otherwise GNU's C library gives each a heap of its own, and keeps what is free there.
+    By default GNU's C library gives threads heaps of their own, and keeps free memory in each.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
@@ -22,24 +22,24 @@ def share_one_heap() -> None:
 
 
 def settle() -> None:
-    """Take all that start-up built, torch's hundred thousands of objects, out of the garbage collector's sight.
+    """Keep the garbage collector from looking at what start-up built: hundreds of thousands of objects, mostly torch's.
 
-    It would look at them again and again for as long as the process lives: a quarter of a small request's time. What
-    requests leave behind is freed by its counts; the collector needs to look only now and then.
+    Looking at them again and again took a quarter of a small request's time. What requests leave behind is freed by
+    reference counts, so the collector needs to run only now and then.
     """
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GARBAGE)
     gc.enable()
-    give_back()  # what warming up took and freed: 50 MB
+    give_back()  # 50 MB, which the warm-up took and freed
 
 
 def give_back() -> None:
-    """Give what is free in the heap back to the system.
+    """Give free memory of the heap back to the system.
 
-    The C library does so for the heap's end alone. Whatever else was ever taken at once, by the worst coincidence of
-    requests so far, would stay with the process, and its resident memory would creep up for days with nothing lost.
-    It takes a millisecond for ten megabytes, in which no thread gets memory; so it may as well be the event loop's.
+    By itself the C library gives back only the end of the heap. The rest of the largest amount that requests ever
+    needed at once would stay with the process, and its resident memory would creep up for days without any leak.
+    It takes a millisecond for ten megabytes. No thread can allocate meanwhile, so the event loop may as well do it.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library than GNU's
@@ -47,7 +47,7 @@ def give_back() -> None:
 
 
 async def keep_giving_back() -> None:
-    """`give_back` now and then, until cancelled."""
+    """Call `give_back` now and then, until cancelled."""
     while True:
         await asyncio.sleep(GIVE_BACK_EVERY_S)
         give_back()

@@ -1,4 +1,4 @@
-"""What signals mean before there is a server that listens to them. Needs nothing that takes time to import."""
+"""Handles signals while there is no server that does. Imports nothing that takes time."""
 
 import os
 import signal
@@ -6,9 +6,9 @@ import sys
 
 
 def take_first(code: int = 0) -> None:
-    """There is nothing to drain yet, or no more, and nothing to reload: the process ends with this code.
+    """End the process with this code on SIGTERM and SIGINT, and ignore SIGHUP: there is nothing to drain or to reload.
 
-    The first process of a container is deaf to a signal that it does not handle, and another one dies of it.
+    Without handlers, the first process of a container would ignore signals to stop, and any other would die of them.
     """
     if sighup_reloads():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -17,5 +17,5 @@ def take_first(code: int = 0) -> None:
 
 
 def sighup_reloads() -> bool:
-    """Whether that is what SIGHUP means here; where we have a terminal it means that it has gone."""
+    """Whether SIGHUP means to reload. Where there is a terminal, it means that the terminal has gone."""
     return hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty())

@@ -1,6 +1,6 @@
-"""`python -m service.server.worker MESSAGES DOOR …`: one of several workers. Only the supervisor starts it.
+"""`python -m service.server.worker MESSAGES CONNECTIONS …`: one of several workers. Only the supervisor starts it.
 
-MESSAGES and DOOR are the numbers of open sockets; the rest is the service's own command line.
+MESSAGES and CONNECTIONS are the numbers of open sockets; the rest is the service's own command line.
 """
 
 from service.server.signals import take_first
@@ -18,11 +18,11 @@ from service.server.worker_link import WorkerLink
 
 def start(arguments: Sequence[str]) -> int:
     """Serve what the supervisor hands over until told to stop; returns the exit code."""
-    messages, door, *rest = arguments
+    messages, connections, *rest = arguments
     prepared = prepare(rest)
     if isinstance(prepared, int):
         return prepared
-    worker_group = WorkerLink(socket.socket(fileno=int(messages)), socket.socket(fileno=int(door)))
+    worker_group = WorkerLink(socket.socket(fileno=int(messages)), socket.socket(fileno=int(connections)))
     settings, keys, _ = prepared  # the supervisor has told the warnings
     return serve(settings, keys, [], worker_group)
 

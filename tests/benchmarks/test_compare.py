@@ -210,6 +210,7 @@ def test_every_contender_is_asked_with_a_new_seed_each_time(bundle: Bundle, uplo
             assert request.body.count(SEED.encode()) == (not kind.startswith("judge")), (contender.name, kind)
 
 
+@pytest.mark.slow
 def test_a_peer_that_cannot_start_is_in_the_table_and_stops_nobody(bundle: Bundle, uploads: Uploads) -> None:
     """One has no environment, one ends at once, one gives wrong pixels; the last is measured as if nothing had been."""
     *_, plain, _ = contenders(uploads, bundle.folder.parent, bundle.name)
@@ -231,6 +232,7 @@ def test_a_peer_that_cannot_start_is_in_the_table_and_stops_nobody(bundle: Bundl
     assert "| broken: failed |" in page_text(made, PNG_64, {}, "")
 
 
+@pytest.mark.slow
 def test_a_peer_whose_start_fails_once_is_measured_all_the_same(
     bundle: Bundle, uploads: Uploads, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -252,6 +254,7 @@ def test_a_peer_whose_start_fails_once_is_measured_all_the_same(
     assert not made.absent
 
 
+@pytest.mark.slow
 def test_a_peer_does_the_service_s_work(bundle: Bundle, uploads: Uploads) -> None:
     """Every kind of request to a real peer, that for which nothing has to be installed; then all its processes end."""
     *_, plain, _ = contenders(uploads, bundle.folder.parent, bundle.name)

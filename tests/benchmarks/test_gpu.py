@@ -12,6 +12,7 @@ from models.bundle import read_bundle
 BUNDLES = Path(__file__).parents[2] / "bundles"
 
 
+@pytest.mark.slow
 def test_every_way_of_a_device_has_a_rate_and_what_it_could_be() -> None:
     """Images are counted that came back, noise and all."""
     bundle = read_bundle(BUNDLES / gpu.BUNDLE)
@@ -29,6 +30,7 @@ def test_the_service_is_put_beside_itself_without_an_engine() -> None:
     assert all(rate > 1 for seen in rates.values() for rate in seen)
 
 
+@pytest.mark.slow
 def test_requests_are_asked_twice_and_memory_is_read_after_each() -> None:
     """Where there is no device memory, none is added."""
     assert asyncio.run(gpu.memory_growth("cpu", str(BUNDLES), requests=8)) == {"allocated": 0, "reserved": 0}

@@ -57,6 +57,7 @@ def test_the_plain_loop_reads_its_losses_now_and_then() -> None:
     assert [line.split()[1] for line in lines] == ["50", "100"]
 
 
+@pytest.mark.slow
 def test_a_small_bench_says_how_each_loop_did(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -65,6 +65,7 @@ def test_a_device_that_is_not_there_is_an_error(tiny_settings: Callable[..., Set
         create_app(tiny_settings(device="cuda:99"))
 
 
+@pytest.mark.slow
 def test_importing_does_nothing() -> None:
     """No environment is read, no metric registered, no thread started by an import."""
     program = (

@@ -22,7 +22,7 @@ from models.inference.sampler import UInt8
 from service.engine import health
 from service.server import server
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 NEVER_S = 1e6
 IMAGES, MOST = 10_000, 4096  # of the seed that everyone asks for; in one request
@@ -151,9 +151,12 @@ async def test_a_stop_under_load_loses_nothing(bundles: Path) -> None:
 
 async def test_a_restart_behind_a_proxy_is_not_noticed(bundles: Path) -> None:
     """Two processes, one replaced under load by a third: clients with open connections see not one failure."""
-    exchanges, codes = await drain.roll(bundles, 1)
-    assert codes == [0]
-    assert {exchange.outcome for exchange in exchanges} == {200}
+    for delay_s in (drain.DRAIN_DELAY_S, 30.0):  # on a busy machine the proxy and the clients need longer to notice
+        rolled = await drain.roll(bundles, 1, delay_s)
+        if max(rolled.left_s) < delay_s:
+            break
+    assert rolled.exit_codes == [0]
+    assert {exchange.outcome for exchange in rolled.exchanges} == {200}
 
 
 async def test_bundles_are_swapped_under_load(bundles: Path, tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ async def test_where_there_is_no_way_one_is_closed_and_the_others_wait_a_moment(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     """The loop does not run hot meanwhile; then they are tried again."""
-    monkeypatch.setattr(listening, "BREATH_S", 0.0)
+    monkeypatch.setattr(listening, "PAUSE_S", 0.0)
     async with accepting() as (listener, acceptor, taken):
         taken.refuses = 1
         with clients(listener, 3):
@@ -109,7 +109,7 @@ async def test_no_file_number_left_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     """It is said, and once there are some again whoever waited is taken."""
-    monkeypatch.setattr(listening, "BREATH_S", 0.0)
+    monkeypatch.setattr(listening, "PAUSE_S", 0.0)
     async with accepting() as (listener, acceptor, taken):
         with clients(listener, 3):
             soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -127,7 +127,7 @@ async def test_one_that_stopped_while_it_waited_a_moment_stays_so(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
     """The moment's end does not start it again."""
-    monkeypatch.setattr(listening, "BREATH_S", 0.0)
+    monkeypatch.setattr(listening, "PAUSE_S", 0.0)
     async with accepting() as (listener, acceptor, taken):
         taken.refuses, taken.has_refused = 1, acceptor.stop
         with clients(listener, 3):

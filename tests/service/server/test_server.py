@@ -141,16 +141,14 @@ def test_a_reply_that_is_not_taken_in_time_is_cut_off(
     assert not errors[0].exc_info
 
 
-def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def refuses_connections(port: int) -> bool:
+    """Whether nobody listens there any more."""
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
     """Also when the work is done and only somebody who sends slowly is left, and the exit code is the signal's."""
-    only_clients_are_left = threading.Event()
-    wait_for_clients = uvicorn.Server._wait_tasks_to_complete  # noqa: SLF001 - nothing else says that it waits
-
-    async def say_so(server: uvicorn.Server) -> None:
-        only_clients_are_left.set()
-        await wait_for_clients(server)
-
-    monkeypatch.setattr(uvicorn.Server, "_wait_tasks_to_complete", say_so)
     with (
         one_waiting(drain_timeout_s=600, deadline_s=120) as (server, waiting, let_go),
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow,
@@ -160,7 +158,7 @@ def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any, monkeypatch:
         server.handle_exit(signal.SIGTERM, None)
         let_go()
         assert waiting.result(60).status_code == 200
-        assert only_clients_are_left.wait(60)
+        server.wait_for(lambda: refuses_connections(server.port))  # only clients are left
         server.handle_exit(signal.SIGTERM, None)
         assert slow.makefile("rb").readline().startswith(b"HTTP/1.1 503 ")
         server.thread.join(30)
@@ -209,7 +207,7 @@ def test_a_connection_that_is_being_taken_at_the_end_is_ended_like_all_others(
                 server.take(theirs)
                 await server.shutdown([])
 
-        asyncio.run_coroutine_threadsafe(end(), server._loop).result(60)  # noqa: SLF001 - where it runs
+        asyncio.run_coroutine_threadsafe(end(), server.loop).result(60)
     assert known == [1]
 
 
@@ -236,7 +234,7 @@ def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
     server = live_server(tiny_settings(bundles=tmp_path))
     with server.running():
         monkeypatch.setattr(Engine, "load", noted)
-        serving, loop = server.app.state.manager, server._loop  # noqa: SLF001 - where it runs
+        serving, loop = server.app.state.manager, server.loop
         loop.call_soon_threadsafe(server.has_to_reload.set)
         assert reached.wait(60)
         waiting = asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop)
@@ -265,7 +263,7 @@ def test_a_signal_during_the_start_is_heeded_after_it(
     def late(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
         if not (tmp_path / "rgb").exists():
             shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
-            server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - where it runs
+            server.loop.call_soon_threadsafe(server.has_to_reload.set)
         return load(engine, folder, known)
 
     monkeypatch.setattr(Engine, "load", late)
@@ -291,10 +289,10 @@ def test_a_reload_that_fails_is_not_the_last(
     with server.running():
         with monkeypatch.context() as patch:
             patch.setattr("service.engine.model_manager.find_bundles", fail)
-            server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - where it runs
+            server.loop.call_soon_threadsafe(server.has_to_reload.set)
             server.wait_for(lambda: "nobody knows" in caplog.text)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
-        server._loop.call_soon_threadsafe(server.has_to_reload.set)  # noqa: SLF001 - as above
+        server.loop.call_soon_threadsafe(server.has_to_reload.set)
         server.wait_for(lambda: server.app.state.manager.version("rgb") is not None)
 
 
@@ -451,6 +449,7 @@ class Process:
         self.process.stderr.close()
 
 
+@pytest.mark.slow
 def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path: Path) -> None:
     """Start beside a bad bundle, serve, take up a new one on SIGHUP, drain, end with 0; all of it in the log."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
@@ -497,6 +496,7 @@ def test_signals_are_handled_before_anything_that_takes_time(command: tuple[str,
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a signal is handled")
+@pytest.mark.slow
 def test_sighup_while_it_is_being_imported_changes_nothing(tiny_bundles: dict[str, Bundle]) -> None:
     """The bundles are about to be read anyway."""
     with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--default-bundle", "tiny") as service:
@@ -513,6 +513,7 @@ def wait_until_caught(service: Process, number: signal.Signals) -> None:
         caught = int(re.findall(r"SigCgt:\s*([0-9a-f]+)", status.read_text())[0], 16)
 
 
+@pytest.mark.slow
 def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
     """It listens at once, and can be stopped at any time."""
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -562,6 +563,7 @@ def lines_lost(url: str) -> float:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.slow
 def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
     workers: int, tiny_bundles: dict[str, Bundle]
 ) -> None:
@@ -573,6 +575,7 @@ def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) -> None:
     """Where the gap is, once somebody reads it again; no line but those is missing."""
     with unread(tiny_bundles["tiny"].folder.parent) as (process, url):
@@ -584,6 +587,7 @@ def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) ->
         assert process.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_a_process_that_can_tell_nobody_why_it_ends_ends_all_the_same(tmp_path: Path) -> None:
     """Its stderr is full from the first byte on: the exit code is left to say that the bundles can't be loaded."""
     exit_, entry = os.pipe()
@@ -612,6 +616,7 @@ run_process(int, "x")
     assert "invalid literal" in json.loads(done.stderr)["traceback"]
 
 
+@pytest.mark.slow
 def test_the_reason_for_the_end_is_the_last_that_is_logged(tmp_path: Path) -> None:
     """Also where the process ends at once."""
     command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--bundles", str(tmp_path)]

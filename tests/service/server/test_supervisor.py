@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import resource
+import select
 import shutil
 import signal
 import socket
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,11 +23,13 @@ from benchmarks.tools.client import UNANSWERED, Client, Connection, NoReply, Rep
 from benchmarks.tools.process import ROOT, Service, running
 from models.bundle import Bundle
 from service.cpu import shares
-from service.server.supervisor import MUTE_S, Message, Supervisor, Worker
+from service.server.channel import Channel
+from service.server.supervisor import DEAD_S, Worker, ask_all, hand_out, kill_the_dead
 from service.server.worker_link import WorkerLink
 
 pytestmark = [
     pytest.mark.anyio,
+    pytest.mark.slow,
     pytest.mark.skipif(not hasattr(socket, "send_fds"), reason="connections can't be passed to processes here"),
 ]
 
@@ -232,18 +236,19 @@ async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(fold
             [refused] = done
             assert refused.result().status == 503
             awake = connections[replies.index(refused)]
-            give_up = time.monotonic() + 10 + MUTE_S
-            while (reply := await awake.ask(ready)).status == 200:
-                assert time.monotonic() < give_up
+            async with asyncio.timeout(60):
+                while (reply := await awake.ask(ready)).status == 200:
+                    pass
             assert "does not answer" in json.loads(reply.body)["detail"]
-            async with asyncio.timeout(20):  # new connections go to the other, who answers at least
+            async with asyncio.timeout(60):  # new connections go to the other, who answers at least
                 for connection in [await Connection.open(service.port) for _ in range(4)]:
                     assert (await connection.ask(ready)).status == 503
                     connection.close()
         finally:
             os.kill(halted, signal.SIGCONT)
-        while (await awake.ask(ready)).status != 200:  # it was not lost
-            assert time.monotonic() < give_up + 10
+        async with asyncio.timeout(60):
+            while (await awake.ask(ready)).status != 200:  # it was not dead
+                pass
         await asyncio.wait(replies)
 
 
@@ -373,60 +378,83 @@ async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(
             connection.close()
 
 
-class Halted:
-    """A process that notes signals and does nothing else."""
+class Process:
+    """Notes the signals that it is sent."""
 
     def __init__(self) -> None:
-        self.killed = asyncio.Event()
+        self.signals: list[signal.Signals] = []
 
-    def send_signal(self, number: signal.Signals) -> None:  # noqa: D102
-        assert number == signal.SIGKILL
-        self.killed.set()
+    def send_signal(self, number: signal.Signals) -> None:
+        """See the class."""
+        self.signals.append(number)
 
 
-async def test_a_suspended_service_blames_no_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After `docker pause`, say, the supervisor may be the first to move; whoever stays mute then is ended."""
-    monkeypatch.setattr("service.server.supervisor.BEAT_S", 0.01)
-    monkeypatch.setattr("service.server.supervisor.LOST_S", 0.3)
-    door, its_door = socket.socketpair()
-    with socket.create_server(("127.0.0.1", 0)) as listener, door, its_door:
-        supervisor = Supervisor(listener, "", [], 1)
-        process = Halted()
-        worker = Worker(1, process, door)  # type: ignore[arg-type]
-        worker.beat = time.monotonic()
-        supervisor._workers.append(worker)  # noqa: SLF001
-        monkeypatch.setattr(supervisor, "_tell_others", lambda: None)
-        watch = asyncio.create_task(supervisor._watch())  # noqa: SLF001
-        await asyncio.sleep(0)
-        time.sleep(0.6)  # noqa: ASYNC251 - this is the suspension
-        for _ in range(5):
-            await asyncio.sleep(0)
-        assert not process.killed.is_set()
-        await asyncio.wait_for(process.killed.wait(), 60)
-        watch.cancel()
+@contextlib.asynccontextmanager
+async def idle_workers(count: int) -> AsyncIterator[list[Worker]]:
+    """The supervisor's side of workers whose own side never reads."""
+    with contextlib.ExitStack() as stack:
+        workers = []
+        for number in range(1, count + 1):
+            (connections, its_connections), (messages, its_messages) = socket.socketpair(), socket.socketpair()
+            for end in (connections, its_connections, messages, its_messages):
+                stack.enter_context(end)
+            process: Any = Process()
+            workers.append(Worker(number, process, connections, await Channel.open(messages)))
+            workers[-1].last_heartbeat = time.monotonic()
+            stack.callback(workers[-1].channel.close)
+        yield workers
+
+
+def signals_to(worker: Worker) -> list[signal.Signals]:
+    """What its process was sent."""
+    process: Any = worker.process
+    return list(process.signals)
+
+
+async def test_a_worker_that_is_silent_for_too_long_is_killed() -> None:
+    """The others are not."""
+    async with idle_workers(2) as (dead, alive):
+        dead.last_heartbeat = time.monotonic() - DEAD_S - 1
+        kill_the_dead([dead, alive])
+        assert signals_to(dead) == [signal.SIGKILL]
+        assert signals_to(alive) == []
+
+
+async def test_a_suspended_service_blames_no_worker() -> None:
+    """After `docker pause`, say, the supervisor may be the first to run; whoever stays silent then is killed."""
+    async with idle_workers(1) as (worker,):
+        heartbeat = worker.last_heartbeat = time.monotonic() - 2 * DEAD_S
+        worker.excuse(2 * DEAD_S)
+        assert not worker.is_unresponsive
+        kill_the_dead([worker])
+        assert signals_to(worker) == []
+        worker.last_heartbeat = heartbeat
+        worker.excuse(0.01)
+        assert worker.is_unresponsive
+        kill_the_dead([worker])
+        assert signals_to(worker) == [signal.SIGKILL]
+
+
+async def test_no_excuse_makes_a_heartbeat_come_in_the_future() -> None:
+    """A worker that was heard just after a suspension does not get the time of it as an advance."""
+    async with idle_workers(1) as (worker,):
+        worker.excuse(1000)
+        assert worker.silent_s >= 0
 
 
 async def test_connections_go_to_workers_that_are_ready() -> None:
     """While another one still loads; and where none is ready, to all alike, for each can say so."""
-    doors, its_doors = zip(*(socket.socketpair() for _ in "ab"), strict=True)
-    with contextlib.ExitStack() as stack, socket.create_server(("127.0.0.1", 0)) as listener:
-        for door in (*doors, *its_doors):
-            stack.enter_context(door)
-        supervisor = Supervisor(listener, "", [], 2)
-        for number, door in enumerate(doors, 1):
-            worker = Worker(number, Halted(), door)  # type: ignore[arg-type]
-            worker.beat = time.monotonic() + 60
-            supervisor._workers.append(worker)  # noqa: SLF001
+    async with idle_workers(2) as workers:
 
         def shared(connections: int) -> list[int]:
             """How many each of the workers has, once so many more have been handed out."""
             for _ in range(connections):
                 connection = socket.socket()
-                supervisor._hand_out(connection)  # noqa: SLF001
+                hand_out(connection, workers)
                 assert connection.fileno() == -1
-            return [worker.connections for worker in supervisor._workers]  # noqa: SLF001
+            return [worker.connections for worker in workers]
 
-        first, second = supervisor._workers  # noqa: SLF001
+        first, second = workers
         assert shared(4) == [2, 2]
         second.reasons = dict.fromkeys(second.reasons, None)
         assert shared(4) == [2, 6]
@@ -456,49 +484,50 @@ class LonelyServer:
 
 async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
     """Half a message is none; and one that has not joined yet can be told to stop, too."""
-    (messages, its_messages), (door, its_door) = socket.socketpair(), socket.socketpair()
-    with door, its_door:
-        member = WorkerLink(messages, door)
-        await member.leave()
+    (messages, its_messages), (connections, its_connections) = socket.socketpair(), socket.socketpair()
+    with connections, its_connections:
+        others = asyncio.all_tasks()
+        link = WorkerLink(messages, connections)
+        await link.leave()
         server = LonelyServer()
-        await member.join(server)
+        await link.join(server)
         its_messages.sendall(b'{"others": {"rea')
         its_messages.close()
         await asyncio.wait_for(server.is_alone.wait(), 60)
-        for task in member._tasks:  # noqa: SLF001
+        for task in asyncio.all_tasks() - others:
             task.cancel()
-        asyncio.get_running_loop().remove_reader(door)
+        asyncio.get_running_loop().remove_reader(connections)
 
 
-async def test_a_worker_that_has_not_been_started_gives_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever asks first hears that one is missing, instead of nothing for ever or the sum of those that are there."""
-    with socket.create_server(("127.0.0.1", 0)) as listener, socket.socket() as door:
-        supervisor = Supervisor(listener, "", [], 3)
-        asker = Worker(1, Halted(), door)  # type: ignore[arg-type]
-        supervisor._workers.append(asker)  # noqa: SLF001
-        sent: list[Message] = []
-        monkeypatch.setattr(asker, "send", sent.append)
-        await supervisor._relay(asker, 7, {"name": "metrics"}, 60)  # noqa: SLF001
-        assert sent == [{"answer": 7, "value": [None, None]}]
+async def test_who_asks_before_all_workers_exist_hears_that_one_is_missing() -> None:
+    """Instead of nothing for ever, or the sum of those that are there; one that ends meanwhile is missing, too."""
+    async with idle_workers(2) as (answering, ending):
+        answers = asyncio.create_task(ask_all([answering, ending], 3, {"name": "metrics"}, within_s=60))
+        await asyncio.sleep(0)  # it has asked
+        answering.answers(0, "42")
+        ending.end()
+        assert await answers == ["42", None, None]
+        assert await ask_all([ending], 1, {"name": "metrics"}, within_s=60) == [None]
+        assert await ask_all([], 2, {"name": "metrics"}, within_s=60) == [None, None]
 
 
+async def test_nobody_waits_for_a_worker_longer_than_it_wants() -> None:
+    """Its answer is missing then, and comes too late afterwards."""
+    async with idle_workers(1) as (worker,):
+        assert await ask_all([worker], 1, {"name": "metrics"}, within_s=0) == [None]
+        worker.answers(0, "too late")
+
+
+@pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing here tells when somebody else's child ends")
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
     """Even where it had no time to say so: nobody could reach them any more."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
-        pids = workers_of(service)
+        ends = [os.pidfd_open(pid) for pid in workers_of(service)]
         service.send(signal.SIGKILL)
-        give_up = time.monotonic() + 30
-        while any(is_running(pid) for pid in pids):
-            assert time.monotonic() < give_up
-            await asyncio.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    """Whether there is such a process, zombies apart."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        for end in ends:
+            readable, _, _ = await asyncio.to_thread(select.select, [end], [], [], 60)
+            assert readable
+            os.close(end)
 
 
 def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
