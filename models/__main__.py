@@ -27,7 +27,8 @@ from models.evaluation import parzen as evaluation
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.experiments import figures
-from models.inference.sampler import UInt8, draw_labels, grid, to_pixels, to_uint8
+from models.inference.noise import draw_labels
+from models.inference.pixels import UInt8, grid, to_pixels, to_uint8
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer
 from models.training.cost import measure_step

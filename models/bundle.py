@@ -33,8 +33,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from models.inference.noise import Float32, Int64, draw_labels, draw_latents
+from models.inference.pixels import UInt8, to_uint8
 from models.inference.prepacked import packed
-from models.inference.sampler import REFERENCE_TILE, Float32, Int64, Tiles, UInt8, draw_labels, draw_latents, to_uint8
+from models.inference.tiles import REFERENCE_TILE, Tiles
 from models.networks import Discriminator, Generator, build_networks
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from models.bundle import Bundle, replace_file
-from models.inference.sampler import draw_latents, to_pixels, to_uint8
+from models.inference.noise import draw_latents
+from models.inference.pixels import to_pixels, to_uint8
 
 Net = Literal["generator", "discriminator"]
 CHECKED_ROWS = 256

@@ -42,7 +42,7 @@ Sampler = Literal["philox4x64-10/1"]
 class LatentSpec(Spec):
     """The noise z that G turns into an image: `dim` independent numbers of mean 0 and variance 1.
 
-    `sampler` names the algorithm from (seed, index) to these numbers; see inference/sampler.py. A changed algorithm
+    `sampler` names the algorithm from (seed, index) to these numbers; see inference/noise.py. A changed algorithm
     gets a new name, so that a bundle's seeds mean the same images for ever. `label_frequencies` are the training
     data's, in the order of the labels: what a conditional net's labels are drawn from where a request names none.
     """

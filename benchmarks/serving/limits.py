@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from benchmarks.serving.contenders import CORES, GRID
 from benchmarks.tools.report import parser
 from models.bundle import Bundle, read_bundle
+from models.inference.noise import draw_latents
+from models.inference.pixels import to_pixels, to_uint8
 from models.inference.prepacked import packed
-from models.inference.sampler import draw_latents, to_pixels, to_uint8
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 
 BATCHES = (64, 128, 256, 512)

@@ -27,7 +27,9 @@ from pydantic import TypeAdapter
 
 from benchmarks.tools.report import machine, parser, table
 from models.bundle import read_bundle
-from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
+from models.inference.noise import draw_latents
+from models.inference.pixels import UInt8, grey_levels, grid, to_uint8
+from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 from service.engine.engine import _Images
 from service.engine.jit import traced

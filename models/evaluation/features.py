@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from models.bundle import replace_file
 from models.data.load import Dataset, Split
-from models.inference.sampler import UInt8, to_pixels
+from models.inference.pixels import UInt8, to_pixels
 
 FEATURES = 128
 # Part of the cache's key: another net or another way to train it is another recipe.

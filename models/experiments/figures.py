@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image
 
 from models.bundle import Bundle
-from models.inference.sampler import Int64, UInt8, draw_labels, draw_latents, grid, latent_path
+from models.inference.noise import Int64, draw_labels, draw_latents, latent_path
+from models.inference.pixels import UInt8, grid
 
 Method = Literal["linear", "spherical"]
 _GAP = 2  # white pixels around the column of nearest images

@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from models.inference.sampler import REFERENCE_TILE
+from models.inference.tiles import REFERENCE_TILE
 from models.networks import Maxout
 
 Net = TypeVar("Net", bound=nn.Module)

@@ -31,7 +31,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from models.bundle import replace_file
-from models.inference.sampler import UInt8, grid
+from models.inference.pixels import UInt8, grid
 
 if sys.platform != "win32":
     import fcntl

@@ -29,7 +29,8 @@ from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.evaluation.parzen import PAPER_SAMPLES, fit_calibration, validation_log_likelihood
-from models.inference.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
+from models.inference.noise import draw_labels, draw_latents
+from models.inference.pixels import UInt8, grid, to_pixels, to_uint8
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 from models.training.losses import LOSSES, gradient_penalty

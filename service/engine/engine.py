@@ -28,22 +28,9 @@ import torch
 from torch import nn
 
 from models.bundle import Bundle, BundleError, read_bundle
-from models.inference.sampler import (
-    LARGE_TILE,
-    REFERENCE_TILE,
-    Float32,
-    Int64,
-    LatentRange,
-    Noise,
-    Tiles,
-    UInt8,
-    draw_latent_ranges,
-    draw_latents,
-    grey_levels,
-    spare_rows,
-    tile_sizes,
-    unit_levels,
-)
+from models.inference.noise import Float32, Int64, LatentRange, Noise, draw_latent_ranges, draw_latents
+from models.inference.pixels import UInt8, grey_levels, unit_levels
+from models.inference.tiles import LARGE_TILE, REFERENCE_TILE, Tiles, spare_rows, tile_sizes
 from models.spec import LatentSpec
 from service.cpu import cpu_limit
 from service.engine.batcher import DeviceFailed, OutOfMemory, Part, Rows

@@ -13,7 +13,8 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
-from models.inference.sampler import Float32, UInt8, draw_labels
+from models.inference.noise import Float32, draw_labels
+from models.inference.pixels import UInt8
 from service.engine.batcher import EAGER, SHARING, Batcher, DeviceFailed, Lane, Part, Rows
 from service.engine.engine import (
     UNKNOWN_LABEL,

@@ -27,7 +27,7 @@ from models.evaluation.parzen import (
     score_parzen,
     validation_log_likelihood,
 )
-from models.inference.sampler import to_pixels
+from models.inference.pixels import to_pixels
 
 FULL_SETS = Path(os.environ.get("GAN_DATA_DIR", ""))
 needs_full_mnist = pytest.mark.skipif(

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 
 from models.bundle import Bundle, read_bundle
+from models.inference.noise import draw_latents
 from models.inference.prepacked import HalfLayer, PackedLinear, PackedMaxout, packed
-from models.inference.sampler import draw_latents
 from models.networks import Maxout
 
 EMBEDDED = Path(__file__).parents[3] / "bundles"

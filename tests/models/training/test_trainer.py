@@ -15,7 +15,7 @@ from torch import Tensor
 from models.bundle import read_bundle
 from models.data.load import Dataset, Split, load_dataset
 from models.evaluation.parzen import validation_log_likelihood
-from models.inference.sampler import to_pixels
+from models.inference.pixels import to_pixels
 from models.spec import (
     PRESETS,
     AdamSpec,

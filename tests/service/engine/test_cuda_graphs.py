@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.bundle import Bundle, write_bundle
-from models.inference.sampler import Tiles
+from models.inference.tiles import Tiles
 from models.networks import build_networks
 from models.spec import PRESETS, ImageSpec
 from service.engine.batcher import Part

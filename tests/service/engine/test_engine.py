@@ -15,7 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
-from models.inference.sampler import REFERENCE_TILE, TILE_SIZES, Tiles, to_pixels
+from models.inference.pixels import to_pixels
+from models.inference.tiles import REFERENCE_TILE, TILE_SIZES, Tiles
 from models.networks import build_networks
 from models.spec import PRESETS, ImageSpec, LatentSpec
 from service.engine.batcher import DeviceFailed, OutOfMemory, Part, Rows
@@ -227,7 +228,7 @@ def test_an_engine_that_draws_other_noise_leaves_it_to_the_cpu(
 ) -> None:
     """Its libraries' functions are tried before they are relied on, and the log says so."""
     monkeypatch.setattr(
-        "models.inference.sampler.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
+        "models.inference.noise.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
     )
     free = Engine("cpu", exact=False)
     free.draws_noise = True

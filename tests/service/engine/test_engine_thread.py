@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from models.inference.sampler import Tiles
+from models.inference.tiles import Tiles
 from models.spec import LatentSpec
 from service.engine.batcher import DeviceFailed, OutOfMemory, Part
 from service.engine.engine import SampleLane, SamplePayload

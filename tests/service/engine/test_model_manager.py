@@ -27,7 +27,9 @@ from models.bundle import (
     record_evaluation,
     write_bundle,
 )
-from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
+from models.inference.noise import draw_labels, draw_latents
+from models.inference.pixels import UInt8, to_pixels, to_uint8
+from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.engine.engine import Engine, Loaded
 from service.engine.model_manager import DEAD_AFTER_S, NOT_READY_AFTER_S, ModelManager
 from service.errors import DeadlinePassed, Draining, NotReady, QueueFull, UnknownBundle

@@ -1,4 +1,4 @@
-"""(seed, index) → latents and labels; padded, tiled inference to uint8: the one place that decides an image's bytes.
+"""(seed, index) → latents and labels: the random numbers of every image, and ways between two latents.
 
 Random numbers, `philox4x64-10/1`. Philox (Salmon et al. 2011) is a block function: key and counter in, four 64-bit
 words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels. Image `index` owns b = ⌈dim/4⌉
@@ -8,43 +8,24 @@ u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³, which float64 rounds into (0, 1]. Uniform l
 pairs: √(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to
 float32, so that other libraries' last bits hardly ever show. `Noise` draws the same words where the nets are, for GPUs
 that need not agree with CPUs in those bits.
-
-Bytes. The float result of a row of a matrix product may depend on how many rows there are: kernels differ in the order
-of their sums, and some treat the rows of one batch differently. So rows are computed in tiles: always one of few
-sizes, padded with zeros, and `Tiles.proven` admits a size only where it gives the reference tile's bits, at every place
-in the tile. A pixel is then a function of its latent alone, on one kind of device.
 """
 
 import math
 import threading
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from models.spec import LatentSpec
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
-UInt8 = NDArray[np.uint8]
 
 LATENT_STREAM, LABEL_STREAM = 0, 1
-REFERENCE_TILE = 64
-TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-LARGE_TILE, MOST_NUMBERS = 512, 2**22  # larger tiles are for images that have no more numbers together
-# A CPU hardly gains by one of 128: a row of the paper's nets takes a twentieth less than in two of 64. Each would have
-# to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has those that many
-# requests need, one for lone images among them, and D fewer.
-CPU_TILE_SIZES, CPU_TILE_SIZES_OF_D = (2, 4, 8, 16, 32, 64, 256), (4, 16, 64, 256)
-# Padding that costs less than another tile: a CPU would read all the weights for that, a GPU hardly notices padding.
-SPARE_ROWS, SPARE_ROWS_OF_GPU = 8, 256
-LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
-WORTH_IT = 1.25  # a row's time over its time in the reference tile
 _WORD, _HALF_WORD, _MANTISSA = 2**64 - 1, 2**32 - 1, 2**53 - 1
 _MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # philox4x64-10's, for words 0 and 2 of a block
 _KEY_STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
@@ -186,163 +167,6 @@ def _product(a: Tensor, b: Tensor | int, b_low: Tensor | int, b_high: Tensor | i
     middle = (a_low * b_low >> 32 & _HALF_WORD) + (first & _HALF_WORD) + (second & _HALF_WORD)
     upper = a_high * b_high + (first >> 32 & _HALF_WORD) + (second >> 32 & _HALF_WORD) + (middle >> 32)
     return upper, a * b
-
-
-class Tiles:
-    """Run a net on any number of rows through batches of few, proven sizes.
-
-    Args:
-        run: float32 (n, *row) tensor and (n,) int64 labels or None → (n, *out) tensor, for n in `sizes`.
-        sizes: Batch sizes that may be run, rising. Each must give a row the same bits; `proven` finds them.
-        most_padding: Zeros that are rather run than another tile.
-    """
-
-    def __init__(
-        self, run: Callable[[Tensor, Tensor | None], Tensor], sizes: Sequence[int], most_padding: int = SPARE_ROWS
-    ) -> None:
-        self.run = run
-        self.sizes = tuple(sizes)
-        self.most_padding = most_padding
-
-    @classmethod
-    def proven(
-        cls,
-        run: Callable[[Tensor, Tensor | None], Tensor],
-        example: Tensor,
-        labels: Tensor | None,
-        candidates: Sequence[int] | None = None,
-        expected: Tensor | None = None,
-    ) -> "Tiles":
-        """Tiles of those candidates that give every example row the reference tile's bits, wherever it stands.
-
-        Sums run in an order that depends on a batch's size and a row's place in it and never on the numbers, so what
-        agrees on thousands of random numbers agrees. `example` fills one reference tile, and `expected` is what that
-        tile gives for it, where that is known. Every row is run in every size, and where a tile holds them all, two
-        tiles are: so two rows or more are seen at each place, the reference tile's own rows among them. None stands
-        where it stood there, which proves the reference's places to be alike. Where no candidate passes, rows are run
-        one at a time.
-
-        `candidates` rise; without them they are the device's for G. On a CPU they end where larger tiles gain nothing:
-        below the reference where that takes long, because several smaller ones then take as long and less memory; and
-        where a row takes clearly longer than in the reference, because so many no longer fit the caches. On a GPU they
-        end where its memory does, unless that is below `LARGE_TILE`.
-        """
-        if expected is None:
-            expected = cls(run, [REFERENCE_TILE])(example, labels)
-        agrees, reference_s = _compare(run, REFERENCE_TILE, example, labels, expected)
-        if not agrees:
-            return cls(run, [1])
-        sizes, has_caches = [], example.device.type == "cpu"
-        for size in candidates or tile_sizes(example.device):
-            if has_caches and size > LARGEST_OF_LONG and reference_s > LONG_S:
-                break
-            if size != REFERENCE_TILE:
-                try:
-                    agrees, took_s = _compare(run, size, example, labels, expected)
-                except torch.OutOfMemoryError:
-                    if size <= LARGE_TILE:
-                        raise
-                    break
-                is_slow = size > REFERENCE_TILE and took_s / size > WORTH_IT * reference_s / REFERENCE_TILE
-                if has_caches and is_slow:
-                    break
-            if agrees or size == REFERENCE_TILE:
-                sizes.append(size)
-        return cls(run, sizes or [1], spare_rows(example.device))
-
-    def padded(self, rows: int) -> int:
-        """Rows that are really computed for this many."""
-        largest = self.sizes[-1]
-        rest = rows % largest
-        computed = rows - rest
-        while rest > 0:
-            size = self._size(rest)
-            computed += size
-            rest -= size
-        return computed
-
-    @torch.inference_mode()
-    def __call__(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
-        """(n, *row) → (n, *out), n ≥ 1, in order."""
-        n = len(rows)
-        out, start = [], 0
-        while start < n:
-            size = self._size(n - start)
-            stop = min(start + size, n)
-            result = self.run(_pad(rows[start:stop], size), None if labels is None else _pad(labels[start:stop], size))
-            out.append(result[: stop - start])
-            start = stop
-        return torch.cat(out) if len(out) > 1 else out[0]
-
-    def _size(self, rest: int) -> int:
-        """The next tile's: the smallest that holds the rest, if it is nearly full; else the largest that is full."""
-        filled = max((size for size in self.sizes if size <= rest), default=self.sizes[0])
-        return next((size for size in self.sizes if rest <= size <= rest + self.most_padding), filled)
-
-
-def tile_sizes(device: torch.device, numbers: int = 1, *, of_d: bool = False) -> tuple[int, ...]:
-    """Sizes of G's tiles, or D's, that may be worth their proof there for images of so many numbers, rising."""
-    if device.type != "cpu":
-        return tuple(size for size in TILE_SIZES if size <= max(LARGE_TILE, MOST_NUMBERS // numbers))
-    return CPU_TILE_SIZES_OF_D if of_d else CPU_TILE_SIZES
-
-
-def spare_rows(device: torch.device) -> int:
-    """Rows of padding that cost less there than another tile."""
-    return SPARE_ROWS if device.type == "cpu" else SPARE_ROWS_OF_GPU
-
-
-@torch.inference_mode()
-def _compare(
-    run: Callable[[Tensor, Tensor | None], Tensor], size: int, example: Tensor, labels: Tensor | None, expected: Tensor
-) -> tuple[bool, float]:
-    """Whether tiles of a size give every row its expected bits at other places, and the seconds that the fastest took.
-
-    Seconds of this thread, on a CPU the one that computes: nothing that runs beside it makes a size look slow.
-    """
-    agrees, took_s = True, math.inf
-    for start in range(0, REFERENCE_TILE if size <= REFERENCE_TILE else 2 * size, size):
-        place = torch.arange(start, start + size, device=example.device)
-        asked = (place + 1 + place // REFERENCE_TILE) % REFERENCE_TILE  # each round of the rows is shifted by one more
-        given = example[asked], None if labels is None else labels[asked]
-        started = time.thread_time()
-        agrees &= torch.equal(run(*given), expected[asked])
-        took_s = min(took_s, time.thread_time() - started)
-    return agrees, took_s
-
-
-def _pad(rows: Tensor, size: int) -> Tensor:
-    missing = size - len(rows)
-    return F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, missing]) if missing else rows
-
-
-def to_uint8(pixels: Tensor) -> UInt8:
-    """Pixels (n, c, h, w) in [0, 1] on any device → uint8 (n, h, w, c) as an array."""
-    return grey_levels(pixels).cpu().numpy()
-
-
-def grey_levels(pixels: Tensor) -> Tensor:
-    """Pixels (n, c, h, w) in [0, 1] → uint8 (n, h, w, c) on the same device: 255·x, rounded half to even."""
-    return (pixels * 255).round_().to(torch.uint8).permute(0, 2, 3, 1).contiguous()
-
-
-def grid(images: UInt8, columns: int) -> UInt8:
-    """Images (n, h, w, c), in reading order, as one picture (rows·h, columns·w, c); what is left over is black."""
-    n, h, w, c = images.shape
-    rows = math.ceil(n / columns)
-    cells = np.zeros((rows * columns, h, w, c), dtype=np.uint8)
-    cells[:n] = images
-    return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
-
-
-def to_pixels(images: UInt8, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the device."""
-    return unit_levels(torch.tensor(images, device=device))  # torch shares no array that can't be written, as decoders'
-
-
-def unit_levels(levels: Tensor) -> Tensor:
-    """uint8 (n, h, w, c) → float32 (n, c, h, w) in [0, 1] on the same device: what `grey_levels` undoes."""
-    return levels.permute(0, 3, 1, 2).to(torch.float32).div_(255).contiguous()
 
 
 def latent_path(start: Float32, stop: Float32, steps: int, method: Literal["linear", "spherical"]) -> Float32:
