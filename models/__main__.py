@@ -27,8 +27,8 @@ from models.evaluation import parzen as evaluation
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.experiments import figures
-from models.inference.noise import draw_labels
-from models.inference.pixels import UInt8, grid, to_pixels, to_uint8
+from models.inference.noise import sampled_labels
+from models.inference.pixels import UInt8, grid, to_pixels
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer
 from models.training.cost import measure_step
@@ -331,9 +331,12 @@ def _record(
     """What the run's folder and manifest will say of it, and what is otherwise than the folder says by now."""
     before = run.record() or {}
     threads = before.get("threads", torch.get_num_threads())
-    if device.type == "cpu" and threads != torch.get_num_threads():
-        torch.set_num_threads(threads)  # a sum's last bits depend on how it is divided
-        print(f"Computing on {threads} threads, as the run was begun.", flush=True)
+    if device.type == "cpu":
+        if threads != torch.get_num_threads():
+            print(f"Computing on {threads} threads, as the run was begun.", flush=True)
+        # A sum's last bits depend on how it is divided. The number is set even where it stays the same: drawing sets it
+        # at every score, and MKL, which may use fewer threads until then, has to divide alike before and after.
+        torch.set_num_threads(threads)
     name = arguments.name or before.get("name") or _default_name(dataset.name, options.preset)
     record = {
         "name": name,
@@ -387,7 +390,6 @@ def _steps(
     from models.training.progress import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     options = state.options
-    labels = state.sample_labels(GRID_IMAGES)
     stop = _StopOnSignal()
     probe, watch = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
     with stop, TrainingDisplay(options.steps, state.step) as display:
@@ -405,7 +407,7 @@ def _steps(
                 scored = trainer.score(state, dataset)
                 trainer.keep_if_best(state, scored)
                 row |= scored.stats()
-                images = to_uint8(trainer.generate(state.ema_generator, options.latent, GRID_IMAGES, labels))
+                images = trainer.draw(state, GRID_IMAGES)
                 run.save_samples(state.step, images)
                 if board is not None:
                     board.add_samples(state.step, images)
@@ -527,7 +529,11 @@ def _parzen(
 ) -> tuple[dict[str, Any], list[str]]:
     """The rows of the Parzen table, as far as the time goes, and what is missing."""
     splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
-    table = evaluation.parzen_table(lambda n, first: trainer.draw(bundle, n, first), *splits, seed=0)
+
+    def draw(count: int, first_index: int) -> torch.Tensor:
+        return to_pixels(bundle.draw(count, first_index=first_index), next(bundle.generator.parameters()).device)
+
+    table = evaluation.parzen_table(draw, *splits, seed=0)
     rows: dict[str, Any] = {}
     while time.monotonic() <= deadline:
         say("scoring: Parzen windows")
@@ -541,9 +547,8 @@ def _parzen(
 
 def _drawn(bundle: Bundle, count: int) -> tuple[UInt8, torch.Tensor | None]:
     """The bundle's first images of seed 0, as a viewer gets them, and the labels that they were asked for."""
-    frequencies = bundle.manifest.latent.label_frequencies
-    labels = None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
-    return to_uint8(trainer.draw(bundle, count, 0)), labels
+    labels = sampled_labels(bundle.manifest.latent, 0, 0, count)
+    return bundle.draw(count), None if labels is None else torch.from_numpy(labels)
 
 
 def _load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:

@@ -33,10 +33,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from models.inference.noise import Float32, Int64, draw_labels, draw_latents
-from models.inference.pixels import UInt8, to_uint8
+from models.inference.drawing import draw_images, images_of
+from models.inference.noise import Float32, Int64
+from models.inference.pixels import UInt8
 from models.inference.prepacked import packed
-from models.inference.tiles import REFERENCE_TILE, Tiles
 from models.networks import Discriminator, Generator, build_networks
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
@@ -154,29 +154,13 @@ class Bundle:
         """
         if count < 1 or not (0 <= seed < 2**53 and 0 <= first_index < 2**53):
             raise ValueError(f"no images: count {count}, seed {seed}, first_index {first_index}")
-        latents = draw_latents(self.manifest.latent, seed, first_index, count)
-        frequencies = self.manifest.latent.label_frequencies
-        if frequencies is not None and labels is None:
-            return self.images(latents, draw_labels(frequencies, seed, first_index, count))
-        return self.images(latents, None if labels is None else self._label_numbers(labels, count))
+        numbers = None if labels is None else self._label_numbers(labels, count)
+        latent = self.manifest.latent
+        return draw_images(self.generator, latent, count, seed=seed, first_index=first_index, labels=numbers)
 
     def images(self, latents: Float32, labels: Int64 | None = None) -> UInt8:
-        """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c).
-
-        One tile at a time and, on a CPU, on one thread, so that a latent's bytes are the same alone or among others,
-        and the service's: sums that threads divide among themselves differ in their last bits.
-        """
-        device = next(self.generator.parameters()).device
-        numbers = None if labels is None else torch.from_numpy(labels).to(device)
-        threads, has_tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-        torch.set_num_threads(1)
-        torch.backends.cudnn.allow_tf32 = False  # as the service does
-        try:
-            generator = packed(self.generator)
-            return to_uint8(Tiles(generator, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), numbers))
-        finally:
-            torch.set_num_threads(threads)
-            torch.backends.cudnn.allow_tf32 = has_tf32
+        """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c)."""
+        return images_of(self.generator, latents, labels)
 
     def packed(self, *, half: bool = False) -> "Bundle":
         """The same, with nets as this device runs them fastest; `images` has their bits, unless they are `half`.

@@ -75,6 +75,12 @@ def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count
     return np.searchsorted(edges[:-1], u, side="right").astype(np.int64)
 
 
+def sampled_labels(latent: LatentSpec, seed: int, first_index: int, count: int) -> Int64 | None:
+    """Labels that the seed draws at the latent's frequencies: int64 (count,). None where there are no labels."""
+    frequencies = latent.label_frequencies
+    return None if frequencies is None else draw_labels(frequencies, seed, first_index, count)
+
+
 def _uniforms(draws: Sequence[tuple[int, int, int, int]]) -> NDArray[np.float64]:
     """Numbers in (0, 1], one after the other for each (seed, stream, first block, words): from consecutive blocks."""
     bits = np.empty(sum([words for *_, words in draws]), np.uint64)

@@ -29,8 +29,9 @@ from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.evaluation.parzen import PAPER_SAMPLES, fit_calibration, validation_log_likelihood
-from models.inference.noise import draw_labels, draw_latents
-from models.inference.pixels import UInt8, grid, to_pixels, to_uint8
+from models.inference.drawing import draw_images, logits_of
+from models.inference.noise import sampled_labels
+from models.inference.pixels import UInt8, grid, to_pixels
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 from models.training.losses import LOSSES, gradient_penalty
@@ -155,14 +156,20 @@ class State:
         return nets
 
     @property
+    def latent(self) -> LatentSpec:
+        """The options' latent, with the training data's label frequencies where the nets see labels."""
+        frequencies = self.data.label_frequencies(self.classes)
+        return self.options.latent.model_copy(update={"label_frequencies": frequencies})
+
+    @property
     def ema_generator(self) -> Generator:
         """The generator whose images count: the average where one is kept."""
         return self.generator if self.average is None else self.average
 
     def sample_labels(self, count: int) -> Tensor | None:
         """Labels of images 0 … count − 1 of seed 0, at the training data's frequencies; None for nets without."""
-        frequencies = self.data.label_frequencies(self.classes)
-        return None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
+        labels = sampled_labels(self.latent, 0, 0, count)
+        return None if labels is None else torch.from_numpy(labels)
 
     def is_finite(self) -> bool:
         """Whether every weight of both nets is a finite number: the last loss says nothing of the last update."""
@@ -400,8 +407,8 @@ def score(state: State, dataset: Dataset) -> Score:
     if state.options.selection == "frechet":
         return _score_frechet(state, dataset)
     count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
-    samples = generate(state.ema_generator, state.options.latent, count, state.sample_labels(count))
-    choice = validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
+    drawn, real = draw(state, count), dataset.validation.images
+    choice = validation_log_likelihood(to_pixels(drawn, state.device), to_pixels(real, state.device))
     facts: dict[str, float | int | str] = {
         "log_likelihood": choice.log_likelihood,
         "sigma": choice.sigma,
@@ -414,8 +421,7 @@ def _score_frechet(state: State, dataset: Dataset) -> Score:
     if state.frechet is None:
         state.frechet = FrechetOnValidation(dataset, state.device)
     judge, count = state.frechet, state.frechet.count
-    images = to_uint8(generate(state.ema_generator, state.options.latent, count, state.sample_labels(count)))
-    value = judge.score(images)
+    value = judge.score(draw(state, count))
     return Score(
         value,
         {
@@ -461,14 +467,14 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
     generator, discriminator = state.empty_nets()
     generator.load_state_dict(best.generator)
     discriminator.load_state_dict(best.discriminator)
-    latent = options.latent.model_copy(update={"label_frequencies": state.data.label_frequencies(state.classes)})
-    count = len(dataset.validation.images)
-    labels = state.sample_labels(count)
-    images = to_uint8(generate(generator, latent, count, labels))
-    real_labels = None if labels is None else torch.from_numpy(dataset.validation.labels).to(state.device)
-    calibration = fit_calibration(
-        _logits(discriminator, dataset.validation.images, real_labels), _logits(discriminator, images, labels)
+    latent, real = state.latent, dataset.validation
+    count = len(real.images)
+    images = _drawn(generator, latent, count)
+    logits = (
+        logits_of(discriminator, real.images, real.labels if options.conditional else None),
+        logits_of(discriminator, images, sampled_labels(latent, 0, 0, count)),
     )
+    calibration = fit_calibration(*map(torch.from_numpy, logits))
     facts = {
         "name": name,
         "created": datetime.now(UTC),
@@ -490,47 +496,20 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
     return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
 
 
-def draw(bundle: Bundle, count: int, first_index: int) -> Tensor:
-    """Images first_index … of a bundle's seed 0 as float pixels (count, c, h, w): what its scores are about."""
-    manifest = bundle.manifest
-    frequencies = manifest.latent.label_frequencies
-    labels = None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, first_index, count))
-    return generate(bundle.generator, manifest.latent, count, labels, first_index)
-
-
-@torch.inference_mode()
-def _logits(discriminator: Discriminator, images: UInt8, labels: Tensor | None) -> Tensor:
-    device = next(discriminator.parameters()).device
-    labels = None if labels is None else labels.to(device)
-    return torch.cat(
-        [
-            discriminator(to_pixels(images[rows], device), None if labels is None else labels[rows])
-            for rows in _chunks(len(images))
-        ]
-    )
-
-
-@torch.inference_mode()
-def generate(
-    generator: Generator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
-) -> Tensor:
-    """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device.
+def draw(state: State, count: int) -> UInt8:
+    """Images 0 … count − 1 of seed 0 by the generator whose images count: uint8 (count, h, w, c), as clients get them.
 
     Raises:
         TrainingError: Weights so large that pixels are not all numbers.
     """
-    device = next(generator.parameters()).device
-    latents = torch.from_numpy(draw_latents(latent, 0, first_index, count)).to(device)
-    labels = None if labels is None else labels.to(device)
-    pixels = torch.cat([generator(latents[rows], None if labels is None else labels[rows]) for rows in _chunks(count)])
-    if not pixels.isfinite().all():
-        raise TrainingError("the generator has diverged: some of its pixels are not numbers")
-    return pixels
+    return _drawn(state.ema_generator, state.latent, count)
 
 
-def _chunks(count: int) -> list[slice]:
-    """Rows a thousand at a time, so that a net's working memory is bounded."""
-    return [slice(start, start + 1_000) for start in range(0, count, 1_000)]
+def _drawn(generator: Generator, latent: LatentSpec, count: int) -> UInt8:
+    try:
+        return draw_images(generator, latent, count)
+    except FloatingPointError:
+        raise TrainingError("the generator has diverged: some of its pixels are not numbers") from None
 
 
 def _judge_real(
