@@ -20,22 +20,23 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 
-from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation, replace_file
+from models.bundle import NAME_PATTERN, Bundle, BundleError, read_bundle, record_evaluation
 from models.data.dataset import listed
 from models.data.load import DataError, Dataset, load_dataset
 from models.evaluation import parzen as evaluation
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.experiments import figures
+from models.files import replace_file
 from models.inference.noise import sampled_labels
-from models.inference.pixels import UInt8, grid, to_pixels
+from models.inference.pixels import UInt8, encode_png, grid, to_pixels
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer
 from models.training.cost import measure_step
 from models.training.health import Alarm, HealthError, HealthMonitor, Probe, row_of
 from models.training.losses import LOSSES
 from models.training.report import write_report
-from models.training.run_folder import RunDir, RunError, environment, save_picture
+from models.training.run_folder import RunDir, RunError, environment
 from models.training.tensorboard import TensorBoard
 
 if TYPE_CHECKING:
@@ -508,8 +509,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
                 scored |= {figure.name: figure.facts() for figure in found}
             scores["suite"] = {**suite.facts(), "figures": scored}
             if arguments.neighbours is not None:
-                arguments.neighbours.parent.mkdir(parents=True, exist_ok=True)
-                save_picture(arguments.neighbours, suite.nearest_pictures())
+                replace_file(arguments.neighbours, encode_png(suite.nearest_pictures()))
         scores["parzen"], rest = _parzen(bundle, dataset, deadline, status.show, show_scores)
     scores["skipped"] = skipped + rest
     for reason in scores["skipped"]:
@@ -664,7 +664,6 @@ def _require_png(path: Path) -> None:
 
 def _write_picture(path: Path, content: bytes) -> None:
     _require_png(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
 
 

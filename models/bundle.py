@@ -7,15 +7,10 @@ takes every byte once: what was hashed is what is used.
 """
 
 import contextlib
-import ctypes
 import hashlib
-import io
 import json
 import os
-import shutil
 import stat
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +20,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import to_json
 from safetensors import SafetensorError
@@ -33,9 +27,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
+from models.files import replace_file, replaced_folder, write_synced
 from models.inference.drawing import draw_images, images_of
 from models.inference.noise import Float32, Int64
-from models.inference.pixels import UInt8
+from models.inference.pixels import UInt8, encode_png
 from models.inference.prepacked import packed
 from models.networks import Discriminator, Generator, build_networks
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
@@ -88,7 +83,7 @@ class FileRecord(Spec):
 class Manifest(Spec):
     """Everything about a bundle but the numbers themselves.
 
-    `training` and `evaluation` are facts for people and dashboards; nothing is rebuilt from them, so they may grow.
+    `training` and `evaluation` are for people and dashboards; nothing is rebuilt from them, so they may grow.
     """
 
     format: Literal[1]
@@ -320,7 +315,7 @@ def _fill(net: nn.Module, content: bytes, path: Path) -> None:
 
 def write_bundle(
     folder: Path,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     generator: Mapping[str, Tensor],
     discriminator: Mapping[str, Tensor],
     samples: UInt8,
@@ -329,35 +324,26 @@ def write_bundle(
 
     Args:
         folder: Where the bundle will be; its parent is made.
-        facts: The manifest's fields but `format` and `files`.
-        generator, discriminator: State dictionaries of the nets that the facts describe, float32.
+        metadata: The manifest's fields but `format` and `files`.
+        generator, discriminator: State dictionaries of the nets that the metadata describe, float32.
         samples: A picture of what G makes, uint8 (h, w, c).
 
     Raises:
         BundleError: What was handed in would be refused by a reader. Nothing has changed at `folder`.
         OSError: The disk. Nothing has changed at `folder`.
     """
-    picture = io.BytesIO()
-    Image.fromarray(samples.squeeze(2) if samples.shape[2] == 1 else samples).save(picture, "png", optimize=True)
     contents = {
         GENERATOR: _tensor_bytes(generator),
         DISCRIMINATOR: _tensor_bytes(discriminator),
-        SAMPLES: picture.getvalue(),
+        SAMPLES: encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
-    _, manifest = _parse_manifest(to_json({**facts, "format": FORMAT, "files": files}), folder / MANIFEST)
+    _, manifest = _parse_manifest(to_json({**metadata, "format": FORMAT, "files": files}), folder / MANIFEST)
     contents[MANIFEST] = _manifest_bytes(manifest.model_dump(mode="json"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replaced_folder(folder) as temporary:
         for name, content in contents.items():
             write_synced(temporary / name, content)
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out the server's user
-        sync_folder(temporary)
         read_bundle(temporary)
-        _put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return read_bundle(folder)
 
 
@@ -379,57 +365,3 @@ def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save_tensors({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    try:
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = os.fspath(path)  # a full disk doesn't say whose write it refused
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, even after a crash, finds the old content or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_synced(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename a folder onto its place; one that is there already ends up under the temporary name."""
-    if folder.exists():
-        if not _exchange(temporary, folder):
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.replace(aside)
-            temporary.replace(folder)
-            aside.replace(temporary)
-    else:
-        temporary.replace(folder)
-    sync_folder(folder.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, where the system can: Linux' renameat2 with RENAME_EXCHANGE."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    return renameat2 is not None and renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0

@@ -14,7 +14,8 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from models.bundle import Bundle, replace_file
+from models.bundle import Bundle
+from models.files import replace_file
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8
 
@@ -63,7 +64,6 @@ def export_onnx(bundle: Bundle, path: Path, net: Net = "generator") -> Parity:
             f"{path}: not written: onnxruntime differs from torch by {parity.largest_difference:.3g} {parity.unit} "
             f"(allowed: {parity.allowed:g})"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
     return parity
 

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # are its leaves.
 LEAVES = {
     "service": ("__init__", "settings", "errors", "logs", "metrics", "cpu", "worker_group"),
-    "models": ("__init__", "spec", "files"),
+    "models": ("__init__", "spec", "files", "schedules"),
 }
 ROOMS = {
     # serving: server → http → engine → codecs → http → server

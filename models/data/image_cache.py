@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,14 +24,10 @@ import PIL
 from PIL import Image, ImageOps
 
 from models.data.dataset import Dataset, Images, Labels, Split, checksum_of
+from models.files import cache_folder, replaced_folder
 
 _FORMAT = 1  # of an entry, or of what decoding does: another number makes every entry anew
 _ABANDONED_S = 24 * 3600  # no build takes a day; an unfinished entry as old as this is what a kill left
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-service"
 
 
 def cached(
@@ -55,22 +50,13 @@ def cached(
     found = _read_entry(place)
     if found is not None:
         return found
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=".", ignore_cleanup_errors=True) as beside:
-        entry = Path(beside) / "entry"
-        entry.mkdir()
-        try:
+    try:
+        with replaced_folder(place) as entry:
             build(entry)
-        except OSError as error:
-            if error.filename is None:  # a write, as on a full disk: the source's name would lead to the wrong one
-                raise OSError(error.errno, error.strerror, str(home)) from error
-            raise
-        shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been read
-        try:
-            entry.rename(place)
-        except OSError:
-            if not place.is_dir():  # else another process was faster
-                raise
+    except OSError as error:
+        if error.filename is None:  # a write, as on a full disk: the source's name would lead to the wrong one
+            raise OSError(error.errno, error.strerror, str(home)) from error
+        raise
     _drop_others(home, place)
     made = _read_entry(place)
     if made is None:

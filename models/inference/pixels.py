@@ -1,10 +1,12 @@
 """Pixels as nets have them, numbers in [0, 1], and as pictures have them, 256 levels; and several images as one."""
 
+import io
 import math
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 
 UInt8 = NDArray[np.uint8]
@@ -27,6 +29,13 @@ def grid(images: UInt8, columns: int) -> UInt8:
     cells = np.zeros((rows * columns, h, w, c), dtype=np.uint8)
     cells[:n] = images
     return cells.reshape(rows, columns, h, w, c).swapaxes(1, 2).reshape(rows * h, columns * w, c)
+
+
+def encode_png(picture: UInt8) -> bytes:
+    """A picture (h, w, c) as a PNG, as small as Pillow makes it."""
+    file = io.BytesIO()
+    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(file, "png", optimize=True)
+    return file.getvalue()
 
 
 def to_pixels(images: UInt8, device: torch.device | str = "cpu") -> Tensor:

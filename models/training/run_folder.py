@@ -11,27 +11,24 @@ A checkpoint is written beside its place, synced and renamed, with a checksum of
 newest one that reads whole is where the run goes on.
 """  # noqa: D400, D415
 
-import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.bundle import replace_file
-from models.inference.pixels import UInt8, grid
+from models.files import checksum_of, replace_file
+from models.inference.pixels import UInt8, encode_png, grid
 
 if sys.platform != "win32":
     import fcntl
@@ -134,7 +131,7 @@ class RunDir:
     def save_samples(self, step: int, images: UInt8) -> None:
         """Write images (n, h, w, c) as one square picture."""
         picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
-        save_picture(self._samples / f"step-{step:06d}.png", picture)
+        replace_file(self._samples / f"step-{step:06d}.png", encode_png(picture))
 
     def save_checkpoint(
         self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], good_step: int | None = None
@@ -146,7 +143,7 @@ class RunDir:
         """
         named = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
         written = json.dumps(facts)
-        metadata = {"facts": written, "sha256": _checksum(named, written)}
+        metadata = {"facts": written, "sha256": checksum_of(named, written)}  # finds bits that flip on a disk
         replace_file(self._path_of(step), save_tensors(named, metadata=metadata))
         good = [path for path in self._newest_first() if good_step is not None and _step_in(path) <= good_step]
         for old in self._newest_first()[KEPT_CHECKPOINTS:]:
@@ -192,13 +189,6 @@ class RunDir:
         return sorted(found, key=_step_in, reverse=True)
 
 
-def save_picture(path: Path, picture: UInt8) -> None:
-    """Write (h, w, c) as a PNG, atomically."""
-    content = BytesIO()
-    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(content, "PNG")
-    replace_file(path, content.getvalue())
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """What the figures of a run depend on beside its options."""
     return {
@@ -226,18 +216,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
-    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata["facts"]):
+    if "sha256" in metadata and metadata["sha256"] != checksum_of(tensors, metadata["facts"]):
         raise ValueError("its checksum differs")
     return tensors, json.loads(metadata["facts"])
-
-
-def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
-    """sha256, in hex, over the facts and every tensor: bits that flip on a disk are in no other check."""
-    digest = hashlib.sha256(facts.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _step_in(path: Path) -> int:

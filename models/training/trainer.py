@@ -33,6 +33,7 @@ from models.inference.drawing import draw_images, logits_of
 from models.inference.noise import sampled_labels
 from models.inference.pixels import UInt8, grid, to_pixels
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
+from models.schedules import half_cosine
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 from models.training.losses import LOSSES, gradient_penalty
 
@@ -538,7 +539,7 @@ def _moved(state: State, start: float, final: float | None) -> float:
     options = state.options
     seen = state.step * options.d_steps * options.batch_size
     share = min(seen / options.burn_in_images, 1.0) if options.burn_in_images else 1.0
-    return final + (start - final) * (1 + math.cos(math.pi * share)) / 2
+    return final + (start - final) * half_cosine(share)
 
 
 def _noise(state: State, rng: torch.Generator) -> Tensor:
