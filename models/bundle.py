@@ -31,7 +31,7 @@ from models.files import replace_file, replaced_folder, write_synced
 from models.inference.drawing import draw_images, images_of
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, encode_png
-from models.inference.prepacked import packed
+from models.inference.prepacked import prepacked
 from models.networks import Discriminator, Generator, build_networks
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
@@ -157,12 +157,12 @@ class Bundle:
         """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c)."""
         return images_of(self.generator, latents, labels)
 
-    def packed(self, *, half: bool = False) -> "Bundle":
+    def prepacked(self, *, half: bool = False) -> "Bundle":
         """The same, with nets as this device runs them fastest; `images` has their bits, unless they are `half`.
 
         With `half` their layers are in bfloat16.
         """
-        generator, discriminator = packed(self.generator, half=half), packed(self.discriminator, half=half)
+        generator, discriminator = prepacked(self.generator, half=half), prepacked(self.discriminator, half=half)
         return replace(self, generator=generator, discriminator=discriminator)
 
     def _label_numbers(self, labels: int | str | Sequence[int | str], count: int) -> Int64:

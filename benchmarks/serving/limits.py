@@ -5,7 +5,7 @@
 On one thread, in processor time: one image of G at the batch at which it is cheapest, and one PNG. On all processors,
 by the clock: images of G, images of G as PNG grids of 64, and verdicts of D. Either each processor has a thread with
 batches of its own, or one thread has torch divide every batch among all; the nets are taken as they are, and with
-packed weights, as the service runs them. What is fastest counts. Noise is drawn before, and pixels are turned into
+prepacked weights, as the service runs them. What is fastest counts. Noise is drawn before, and pixels are turned into
 bytes only where they are encoded: the limit is the net's.
 """
 
@@ -24,7 +24,7 @@ from benchmarks.tools.report import parser
 from models.bundle import Bundle, read_bundle
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8
-from models.inference.prepacked import packed
+from models.inference.prepacked import prepacked
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 
 BATCHES = (64, 128, 256, 512)
@@ -80,7 +80,7 @@ def _passes(net: nn.Module, rows: Tensor) -> list[Work]:
 
         return work
 
-    return [once(either, rows[:size]) for either in (net, packed(net)) for size in BATCHES]
+    return [once(either, rows[:size]) for either in (net, prepacked(net)) for size in BATCHES]
 
 
 def _grids(generator: nn.Module, latents: Tensor) -> list[Work]:
@@ -95,7 +95,7 @@ def _grids(generator: nn.Module, latents: Tensor) -> list[Work]:
 
         return work
 
-    return [once(net, latents[:size]) for net in (generator, packed(generator)) for size in BATCHES_OF_GRIDS]
+    return [once(net, latents[:size]) for net in (generator, prepacked(generator)) for size in BATCHES_OF_GRIDS]
 
 
 def _cpu_s(work: Work, seconds: float) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from models.inference.noise import Float32, Int64, draw_latents, sampled_labels
 from models.inference.pixels import UInt8, grey_levels, unit_levels
-from models.inference.prepacked import packed
+from models.inference.prepacked import prepacked
 from models.inference.tiles import REFERENCE_TILE, Tiles
 from models.networks import Discriminator, Generator
 from models.spec import LatentSpec
@@ -45,10 +45,10 @@ def images_of(generator: Generator, latents: Float32, labels: Int64 | None = Non
         FloatingPointError: Some of the pixels are not numbers.
     """
     device = next(generator.parameters()).device
-    prepacked, finite = packed(generator), []
+    fast, finite = prepacked(generator), []
 
     def levels(rows: Tensor, labels: Tensor | None) -> Tensor:
-        pixels = prepacked(rows, labels)
+        pixels = fast(rows, labels)
         finite.append(pixels.isfinite().all())
         return grey_levels(pixels)
 
@@ -63,10 +63,10 @@ def images_of(generator: Generator, latents: Float32, labels: Int64 | None = Non
 def logits_of(discriminator: Discriminator, images: UInt8, labels: Int64 | None = None) -> Float32:
     """D's logits (n,) of uint8 images (n, h, w, c), n ≥ 1, with (n,) labels where the net has classes."""
     device = next(discriminator.parameters()).device
-    prepacked = packed(discriminator)
+    fast = prepacked(discriminator)
 
     def logits(levels: Tensor, labels: Tensor | None) -> Tensor:
-        found: Tensor = prepacked(unit_levels(levels), labels)
+        found: Tensor = fast(unit_levels(levels), labels)
         return found
 
     with _as_served():

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
@@ -358,8 +359,8 @@ def train_step(state: State) -> Tensor:
     state.step += 1
     if state.average is not None:
         keep = 0.5 ** (m / options.ema_half_life_images)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(state.average.parameters()), list(generator.parameters()), 1 - keep)
+        average = get_ema_multi_avg_fn(keep)  # type: ignore[no-untyped-call]
+        average(list(state.average.parameters()), list(generator.parameters()), state.step)
     with torch.no_grad():
         return torch.stack([d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()])
 

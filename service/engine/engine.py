@@ -329,7 +329,7 @@ class Engine:
             return bundle
         latent, names = bundle.manifest.latent, bundle.manifest.labels
         facts, plain = bundle.manifest, bundle
-        bundle = plain.packed(half=self.precision == "bfloat16")
+        bundle = plain.prepacked(half=self.precision == "bfloat16")
         architecture = f"{facts.network!r} {facts.image!r} {latent.dim} {len(names or ())} {self.precision}"
         # One reference tile: what each net gives for it is what every other size of tile has to give.
         latents = torch.from_numpy(draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE)).to(self.device)

@@ -321,7 +321,7 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
     """What callers get, many at a time, is what the nets give for their latents and images alone."""
     async with started(tiny_settings()) as serving:
         for name, plain in tiny_bundles.items():
-            bundle = plain.packed()
+            bundle = plain.prepacked()
             classes = None if bundle.manifest.labels is None else [2, 0, 1, 1, 0]
             labels = None if classes is None else torch.tensor(classes)
             options = {"labels": classes, "truncation": 0.5, "first_index": 3}
