@@ -28,6 +28,7 @@ import torch
 from torch import nn
 
 from models.bundle import Bundle, BundleError, read_bundle
+from models.inference.devices import find_device
 from models.inference.noise import Float32, Int64, LatentRange, Noise, draw_latent_ranges, draw_latents
 from models.inference.pixels import UInt8, grey_levels, unit_levels
 from models.inference.tiles import LARGE_TILE, REFERENCE_TILE, Tiles, spare_rows, tile_sizes
@@ -287,7 +288,7 @@ class Engine:
     def __init__(
         self, device: str, *, exact: bool, workers: int = 1, precision: Precision = "float32", cuda_graphs: bool = False
     ) -> None:
-        self.device = _find_device(device)
+        self.device = find_device(device)
         self.name = str(self.device)
         self.exact = exact
         self.precision = precision
@@ -463,14 +464,3 @@ def _choose_precision(precision: Precision) -> None:
         warnings.simplefilter("ignore")
         torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = precision == "tf32"
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
-
-
-def _find_device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "cpu")
-    if name == "cpu":
-        return torch.device("cpu")
-    device = torch.device(name if ":" in name else f"{name}:0")
-    if not torch.cuda.is_available() or torch.cuda.device_count() <= (device.index or 0):
-        raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} CUDA devices)")
-    return device
