@@ -6,13 +6,14 @@ from collections.abc import Sequence
 
 from models.bundle import BundleError
 from models.commands import evaluate, export, inspect, interpolate, neighbours, toy, train
+from models.commands.train import INTERRUPTED
 from models.data.load import DataError
 from models.training.health import HealthError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
 COMMANDS = (train, evaluate, inspect, export, toy, interpolate, neighbours)
-FAILED, ALARMED, INTERRUPTED = 1, 4, 130
+FAILED, ALARMED = 1, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -3,7 +3,7 @@
 A bundle is a folder: `manifest.json`, `generator.safetensors`, `discriminator.safetensors`, `samples.png`. Data only:
 no pickle, no class paths. It is written beside its place, synced and renamed, so that a reader finds the old one or
 the new one and never a mixture (where a system can't swap two folders in one step, for a moment neither). A reader
-takes every byte once: what was hashed is what is used.
+reads each file once, so that the bytes that it uses are those whose checksum it verified.
 """
 
 import contextlib
@@ -50,13 +50,13 @@ class BundleError(ValueError):
 
     Args:
         path: The file, or the folder.
-        reason: Why. It names no place of this machine, for clients read it.
+        reason: Why, without paths of this machine, because clients read it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
-        # A damaged file has a say in some reasons: their length stays out of the logs.
+        # Some reasons quote a damaged file, whose words may be of any length.
         self.reason = shorten(_printable(reason), 400, placeholder=" …")
 
     def __str__(self) -> str:
@@ -64,7 +64,7 @@ class BundleError(ValueError):
         return f"{_printable(str(self.path))}: {self.reason}"
 
     def relative_to(self, root: Path) -> str:
-        """The message for those who need not know where the bundles lie: its path begins below `root`."""
+        """The message with a path relative to `root`, for readers who need not know where the bundles lie."""
         place = self.path.relative_to(root)
         return f"{_printable(place.as_posix())}: {self.reason}" if place.parts else self.reason
 
@@ -136,7 +136,7 @@ class Bundle:
     ) -> UInt8:
         """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c).
 
-        They are the service's, where that computes in float32.
+        They are those that the service gives in float32.
 
         Args:
             count: Images.
@@ -145,7 +145,7 @@ class Bundle:
                 at the frequencies of its training data, where none are given.
 
         Raises:
-            ValueError: A number out of range, labels of which the bundle knows nothing, or another number of them.
+            ValueError: A number out of range, unknown labels, or not one for each image.
         """
         if count < 1 or not (0 <= seed < 2**53 and 0 <= first_index < 2**53):
             raise ValueError(f"no images: count {count}, seed {seed}, first_index {first_index}")
@@ -158,9 +158,9 @@ class Bundle:
         return images_of(self.generator, latents, labels)
 
     def prepacked(self, *, half: bool = False) -> "Bundle":
-        """The same, with nets as this device runs them fastest; `images` has their bits, unless they are `half`.
+        """The same bundle with prepacked nets: the fastest on this device, and with the bits of `images`.
 
-        With `half` their layers are in bfloat16.
+        With `half` their layers are in bfloat16, and the bits are others.
         """
         generator, discriminator = prepacked(self.generator, half=half), prepacked(self.discriminator, half=half)
         return replace(self, generator=generator, discriminator=discriminator)
@@ -178,7 +178,7 @@ class Bundle:
 
 
 def version_of(manifest: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the sha256 over the canonical JSON of all that decides what a bundle computes.
+    """First 12 hex digits of the sha256 over the canonical JSON of everything that decides what a bundle computes.
 
     `manifest` is the parsed JSON. Covered are `format`, `network`, `image`, `latent`, `labels`, `calibration`, and
     `weights`: the sha256 of both weight files by name. Keys sorted, no spaces, ASCII.
@@ -194,8 +194,8 @@ def read_bundle(
 ) -> Bundle:
     """Verify a folder and rebuild its nets on the device.
 
-    Where it holds what was read from it before, one of those `known` by name, no nets are built: that is what it
-    returns, with the manifest as it is now, if that says other things of the same version.
+    If one of those `known` by name was read from this folder and has the same version, no nets are built: that bundle
+    is returned, with the manifest as it is now.
 
     Raises:
         BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
@@ -218,7 +218,7 @@ def read_bundle(
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
     with _opened(path) as (file, _):
-        content = file.read(MAX_MANIFEST_BYTES + 1) or b""  # None where a file of /proc has nothing to say yet
+        content = file.read(MAX_MANIFEST_BYTES + 1) or b""  # None from a file of /proc without content
     return _parse_manifest(content, path)
 
 
@@ -245,7 +245,7 @@ def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifes
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused where a key comes twice: readers differ in which of the two they take."""
+    """A JSON object. A key that comes twice is refused, because readers differ in which of the two they take."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key comes twice in one object")
@@ -257,7 +257,7 @@ def _manifest_bytes(raw: Mapping[str, Any]) -> bytes:
 
 
 def _read_verified(path: Path, record: FileRecord) -> bytes:
-    """The file's bytes, once its size and checksum are those of the manifest."""
+    """The file's bytes, whose size and checksum are those of the manifest."""
     with _opened(path) as (file, size):
         if size != record.bytes:  # before reading: a wrong file may be of any size
             raise BundleError(path, f"{size} bytes, the manifest says {record.bytes}")
@@ -270,14 +270,14 @@ def _read_verified(path: Path, record: FileRecord) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file to read, and its bytes. All else is refused: a pipe lets its reader wait, a device never ends.
+    """A regular file to read, and its size. A pipe would let us wait, and a device might never end.
 
     Raises:
-        BundleError: It is none, or it can't be opened or read.
+        BundleError: It is not a regular file, or it can't be opened or read.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())  # of what is open: by now the name may be another file's
+            found = os.fstat(file.fileno())  # of the open file: the name may belong to another one by now
             if not stat.S_ISREG(found.st_mode):
                 raise BundleError(path, "not a regular file")
             yield file, found.st_size
@@ -286,12 +286,12 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for anybody, nor taking a terminal for our own."""
+    """Open without waiting for a pipe's writer, and without making a terminal our own."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def _fill(net: nn.Module, content: bytes, path: Path) -> None:
-    """Give a net on the meta device the file's tensors, after checking each."""
+    """Check the file's tensors, and give them to a net that is on the meta device."""
     try:
         tensors = load_tensors(content)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -348,7 +348,7 @@ def write_bundle(
 
 
 def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
-    """Put scores into the manifest at the bundle's folder, beside those that are there. The version stays.
+    """Add scores to the manifest in the bundle's folder. The version stays.
 
     Raises:
         BundleError: The folder holds another version by now, or a reader would refuse the scores. Nothing has changed.

@@ -89,7 +89,7 @@ def read_idx(path: Path) -> Images:
 
     Raises:
         DataError: Unreadable, not IDX, truncated, or longer than its header says. Memory stays within a small multiple
-            of the file's true content, whatever the header claims.
+            of the file's content, whatever the header claims.
     """
     return _idx_array(_idx_content(_read_bytes(path), str(path)))
 

@@ -36,8 +36,8 @@ class ImageFolder:
         path: The folder.
         files: Relative to it.
         labels: For each file an index into `label_names`; None where the images lie directly in the folder.
-        fingerprint: Of the names, the sub-folders' times, and the times and sizes of the files: of at most some ten
-            thousand of them, evenly spread, because a start must not ask a network disk about millions.
+        fingerprint: Of the names, the sub-folders' times, and the times and sizes of the files. Of many files only some
+            ten thousand are asked, evenly spread, because a network disk answers slowly.
     """
 
     path: Path
@@ -77,13 +77,13 @@ def find_images(path: Path) -> ImageFolder:
 
 
 def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
-    # Hidden names are no pictures of the user's: macOS archives hold a "._cat.jpg" of metadata beside "cat.jpg".
+    # Hidden files are not the user's pictures: macOS archives hold a "._cat.jpg" of metadata beside "cat.jpg".
     times.append(f"{prefix} {folder.stat().st_mtime_ns}")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            # A link to a class's folder is followed, one further down could lead round in a circle.
+            # A link to a class's folder is followed. One further down could lead round in a circle.
             if entry.is_dir(follow_symlinks=not prefix):
                 yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", times)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():  # noqa: PTH122
@@ -93,8 +93,8 @@ def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
 def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, seed: int, skip_bad: bool) -> None:
     """Decode every file once and write the divided whole as a cached entry.
 
-    Decoded rows go to a file in the order of their names, and from there to their places: how many channels the set
-    has, and which files are left out, is known only at the end.
+    Decoded images first go to a temporary file, in the order of their names, because the number of channels and the
+    files to leave out are known only at the end.
 
     Raises:
         DataError: A file cannot be read (all are named) unless `skip_bad`; sizes differ, and none is asked for; too few

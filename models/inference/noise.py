@@ -1,13 +1,13 @@
 """(seed, index) → latents and labels: the random numbers of every image, and ways between two latents.
 
 Random numbers, `philox4x64-10/1`. Philox (Salmon et al. 2011) is a block function: key and counter in, four 64-bit
-words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels. Image `index` owns b = ⌈dim/4⌉
-blocks, whose counters are index·b … index·b + b − 1, so any range of images is one contiguous draw, and an image's
-noise depends on nothing else. A label takes the first word of block `index` of its stream. A word w becomes
+words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels. Image `index` has b = ⌈dim/4⌉
+blocks, whose counters are index·b … index·b + b − 1. So any range of images is one contiguous draw, and an image's
+noise depends on its seed and index alone. A label takes the first word of block `index` of its stream. A word w becomes
 u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³, which float64 rounds into (0, 1]. Uniform latents are √3·(2u − 1). Normal ones are Box-Muller
 pairs: √(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to
-float32, so that other libraries' last bits hardly ever show. `Noise` draws the same words where the nets are, for GPUs
-that need not agree with CPUs in those bits.
+float32, which hides nearly all differences between libraries in the last bits. `Noise` draws the same words on the
+nets' own device, for GPUs that need not agree with CPUs in the last bits.
 """
 
 import math
@@ -46,7 +46,7 @@ def draw_latents(latent: LatentSpec, seed: int, first_index: int, count: int) ->
 
 
 def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Float32:
-    """Noise of several ranges, one after the other as one array: what `draw_latents` gives, sooner than one by one."""
+    """Noise of several ranges, one after the other in one array: as by `draw_latents`, but faster than one by one."""
     blocks = math.ceil(latent.dim / 4)
     words = 4 * blocks
     u = _uniforms([(seed, LATENT_STREAM, first * blocks, count * words) for seed, first, count in ranges])
@@ -55,14 +55,14 @@ def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Flo
     if latent.distribution == "uniform":
         z[:] = math.sqrt(3) * (2 * u - 1)
     else:
-        # Contiguous, because NumPy takes another path, with other last bits, through strided numbers. In place, because
-        # new memory costs as much as a few of these functions.
+        # Contiguous, because NumPy computes strided numbers in another way, with other last bits. In place, because
+        # new memory costs as much as several of these functions.
         radius, angle = np.ascontiguousarray(u[:, 0::2]), np.ascontiguousarray(u[:, 1::2])
         np.log(radius, out=radius)
         radius *= -2
         np.sqrt(radius, out=radius)
         angle *= 2 * math.pi
-        angles = torch.from_numpy(angle)  # torch takes less than half of NumPy's time for these two
+        angles = torch.from_numpy(angle)  # torch's sine and cosine take less than half of the time of NumPy's
         z[:, 0::2] = radius * angles.cos().numpy()
         z[:, 1::2] = radius * angles.sin().numpy()
     return np.ascontiguousarray(z[:, : latent.dim])
@@ -82,16 +82,16 @@ def sampled_labels(latent: LatentSpec, seed: int, first_index: int, count: int) 
 
 
 def _uniforms(draws: Sequence[tuple[int, int, int, int]]) -> NDArray[np.float64]:
-    """Numbers in (0, 1], one after the other for each (seed, stream, first block, words): from consecutive blocks."""
+    """Numbers in (0, 1] for each (seed, stream, first block, words), one after the other, from consecutive blocks."""
     bits = np.empty(sum([words for *_, words in draws]), np.uint64)
     philox, state = _generator()
     stop = 0
     for seed, stream, first_block, words in draws:
-        # NumPy steps the counter before its first block; blocks here count from 0, hence 2²⁵⁶ − 1 before block 0.
+        # NumPy counts up before each block, the first one too: for block 0 the counter is set to 2²⁵⁶ − 1.
         before = (first_block - 1) % 2**256
         state["state"]["counter"] = before & _WORD, before >> 64 & _WORD, before >> 128 & _WORD, before >> 192
         state["state"]["key"] = seed, stream
-        philox.state = state  # all of it: nothing is left of what was drawn before
+        philox.state = state  # the whole state, with the buffer: nothing is left of an earlier draw
         start, stop = stop, stop + words
         bits[start:stop] = philox.random_raw(words)
     bits >>= np.uint64(11)
@@ -102,19 +102,19 @@ def _uniforms(draws: Sequence[tuple[int, int, int, int]]) -> NDArray[np.float64]
 
 
 def _generator() -> tuple[np.random.Philox, Any]:
-    """The thread's own, and the state of a new one: to make one takes longer than to draw a few images' noise."""
+    """The thread's generator, and the state of a new one. To make one takes longer than to draw a few images."""
     if not hasattr(_own, "philox"):
         _own.philox = np.random.Philox(0)
         _own.state = _own.philox.state
-        # NumPy reads them one by one, which takes longer from its own arrays.
+        # NumPy reads these numbers one by one, which is faster from a tuple than from an array.
         _own.state["buffer"] = tuple(_own.state["buffer"].tolist())
     return _own.philox, _own.state
 
 
 class Noise(nn.Module):
-    """`draw_latents` by torch, on the device of its buffers, one image a row.
+    """`draw_latents` in torch, on the device of the buffers; each image has a seed and an index of its own.
 
-    torch has no unsigned words of 64 bits, but the signed ones' sums and low products have the same bits.
+    torch has no unsigned integers of 64 bits, but sums and low words of products of signed ones have the same bits.
     """
 
     multipliers: Tensor  # (2, 1, 1), as are the others
@@ -150,7 +150,7 @@ class Noise(nn.Module):
         block = torch.arange(blocks, device=indices.device)
         carried, start = _product(indices[:, None], blocks, blocks, 0)
         low = start + block
-        # A counter of two words: it overflows the lower one where that is now, without a sign, less than before.
+        # The counter has two words. The lower one has overflowed where it is, as an unsigned number, less than before.
         carried = carried + ((low ^ _signed(2**63)) < (start ^ _signed(2**63))).long()
         even, odd = torch.stack([low, torch.zeros_like(low)]), torch.stack([carried, torch.zeros_like(low)])
         key = torch.stack([seeds, torch.full_like(seeds, LATENT_STREAM)])[:, :, None]
@@ -162,12 +162,12 @@ class Noise(nn.Module):
 
 
 def _signed(word: int) -> int:
-    """The signed number of 64 bits that looks like this word."""
+    """The signed number of 64 bits that has the bits of this word."""
     return word - 2**64 if word >= 2**63 else word
 
 
 def _product(a: Tensor, b: Tensor | int, b_low: Tensor | int, b_high: Tensor | int) -> tuple[Tensor, Tensor]:
-    """Upper and lower words of the products of words; of b's the halves are given too."""
+    """Upper and lower words of the products a·b, where b's halves are known."""
     a_low, a_high = a & _HALF_WORD, a >> 32 & _HALF_WORD
     first, second = a_low * b_high, a_high * b_low
     middle = (a_low * b_low >> 32 & _HALF_WORD) + (first & _HALF_WORD) + (second & _HALF_WORD)
@@ -176,12 +176,12 @@ def _product(a: Tensor, b: Tensor | int, b_low: Tensor | int, b_high: Tensor | i
 
 
 def latent_path(start: Float32, stop: Float32, steps: int, method: Literal["linear", "spherical"]) -> Float32:
-    """Latents on the way between two (dim,): float32 (steps, dim), whose ends are start and stop, bit for bit.
+    """Latents from one (dim,) to another: float32 (steps, dim), which begin and end with these two, bit for bit.
 
-    `linear` is the paper's Figure 3: (1 − t)·start + t·stop. The middle of that way lies nearer to 0 than normal noise
-    ever does in many dimensions. `spherical` keeps the length: (sin((1 − t)Ω)·start + sin(tΩ)·stop) / sin Ω, Ω being
-    the angle between the two (Shoemake 1985; White 2016, arXiv 1609.04468). Where that angle decides nothing, at
-    latents of one line through 0, the way is the linear one.
+    `linear` is the paper's Figure 3: (1 − t)·start + t·stop. In many dimensions the middle of this path is nearer to 0
+    than normal noise ever is. `spherical` keeps the length: (sin((1 − t)Ω)·start + sin(tΩ)·stop) / sin Ω, where Ω is
+    the angle between the two (Shoemake 1985; White 2016, arXiv 1609.04468). Two latents on one line through 0 have no
+    such path, and get the linear one.
 
     Raises:
         ValueError: Fewer than two steps.

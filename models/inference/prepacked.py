@@ -2,10 +2,10 @@
 
 torch's own linear layer hands its weights to a library that copies them into such a layout for every batch anew. With
 few rows that copy is much of the work: a batch of four of the paper's digits takes 1.8 times as long with it, one of
-64 1.2 times (benchmarks/serving/pieces.py). What is computed is the same sum in another order: last bits differ.
+64 1.2 times (benchmarks/serving/pieces.py). The sums are the same in another order, so the last bits differ.
 
 In bfloat16 a layer's weights take half the memory, and its inputs, weights and outputs have 8 significant bits instead
-of 24; sums are float32. All that is between the layers stays float32.
+of 24. Sums, and everything between the layers, stay float32.
 """
 
 import copy
@@ -22,7 +22,7 @@ from models.networks import Maxout
 
 Net = TypeVar("Net", bound=nn.Module)
 
-# Scripted, because a tracer can't see through the list of no numbers.
+# Scripted, because a tracer can't record the empty list.
 _SOURCE = """
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
@@ -77,7 +77,7 @@ class PrepackedLinear(nn.Module):
 
 
 class HalfLayer(nn.Module):
-    """A layer in bfloat16 among others in float32: its inputs are rounded, and its outputs float32 again."""
+    """A layer in bfloat16 between others in float32: it rounds its inputs, and its outputs are float32 again."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -92,9 +92,9 @@ class HalfLayer(nn.Module):
 
 
 class PrepackedMaxout(nn.Module):
-    """A maxout layer whose linear functions stand in another order: the k-th of every unit, then the next of each.
+    """A maxout layer with its linear functions in another order: the first of every unit, the second of every unit, ….
 
-    So the largest are found for many units at once, in a sixth of the time.
+    The maxima of many units are then found at once, in a sixth of the time.
     """
 
     def __init__(self, layer: Maxout, *, half: bool) -> None:
@@ -115,8 +115,8 @@ class PrepackedMaxout(nn.Module):
 def prepacked(net: Net, *, half: bool = False) -> Net:
     """The net with prepacked layers, linear ones where it is on a CPU whose torch can do so.
 
-    With `half` its linear layers and its convolutions are in bfloat16. What is not replaced is shared with the net that
-    was given, which stays as it was.
+    With `half` linear layers and convolutions are in bfloat16. The given net stays as it was, and what is not replaced
+    is shared with it.
     """
     shared = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
     twin = copy.deepcopy(net, shared)

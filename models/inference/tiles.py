@@ -1,9 +1,9 @@
-"""Any number of rows through a net in batches of few, proven sizes, so that a row's bits never depend on the others.
+"""Any number of rows through a net in batches of a few proven sizes, so that a row's bits never depend on the others.
 
-The float result of a row of a matrix product may depend on how many rows there are: kernels differ in the order
-of their sums, and some treat the rows of one batch differently. So rows are computed in tiles: always one of few
-sizes, padded with zeros, and `Tiles.proven` admits a size only where it gives the reference tile's bits, at every place
-in the tile. A pixel is then a function of its latent alone, on one kind of device.
+The result of a row of a matrix product may depend on how many rows there are: kernels differ in the order of their
+sums, and some treat the rows of one batch differently. So rows are computed in tiles, which are batches of a few sizes,
+padded with zeros. `Tiles.proven` admits a size only if it gives the reference tile's bits at every place in the tile.
+A pixel is then a function of its latent alone, on one kind of device.
 """
 
 import math
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 
 REFERENCE_TILE = 64
 TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-LARGE_TILE, MOST_NUMBERS = 512, 2**22  # larger tiles are for images that have no more numbers together
-# A CPU hardly gains by one of 128: a row of the paper's nets takes a twentieth less than in two of 64. Each would have
-# to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has those that many
-# requests need, one for lone images among them, and D fewer.
+LARGE_TILE, MOST_NUMBERS = 512, 2**22  # in a larger tile all images together have at most so many numbers
+# A CPU gains little by a tile of 128: a row of the paper's nets takes a twentieth less time than in two of 64. Each
+# size has to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has the sizes
+# that many requests need, one for single images among them, and D has fewer.
 CPU_TILE_SIZES, CPU_TILE_SIZES_OF_D = (2, 4, 8, 16, 32, 64, 256), (4, 16, 64, 256)
-# Padding that costs less than another tile: a CPU would read all the weights for that, a GPU hardly notices padding.
+# Padding that costs less than another tile, for which a CPU would read all weights again; a GPU hardly notices it.
 SPARE_ROWS, SPARE_ROWS_OF_GPU = 8, 256
 LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
 WORTH_IT = 1.25  # a row's time over its time in the reference tile
@@ -33,7 +33,7 @@ class Tiles:
     Args:
         run: float32 (n, *row) tensor and (n,) int64 labels or None → (n, *out) tensor, for n in `sizes`.
         sizes: Batch sizes that may be run, rising. Each must give a row the same bits; `proven` finds them.
-        most_padding: Zeros that are rather run than another tile.
+        most_padding: Rows of zeros that are cheaper than another tile.
     """
 
     def __init__(
@@ -54,17 +54,16 @@ class Tiles:
     ) -> "Tiles":
         """Tiles of those candidates that give every example row the reference tile's bits, wherever it stands.
 
-        Sums run in an order that depends on a batch's size and a row's place in it and never on the numbers, so what
-        agrees on thousands of random numbers agrees. `example` fills one reference tile, and `expected` is what that
-        tile gives for it, where that is known. Every row is run in every size, and where a tile holds them all, two
-        tiles are: so two rows or more are seen at each place, the reference tile's own rows among them. None stands
-        where it stood there, which proves the reference's places to be alike. Where no candidate passes, rows are run
-        one at a time.
+        The order of a sum depends on the batch's size and on a row's place in it, never on the numbers: two orders that
+        agree on thousands of random numbers are the same. `example` fills one reference tile, and `expected` is what
+        that tile gives for it, where that is known. Every example row is run in every size, in two tiles where one
+        holds them all. No row stands where it stood in the reference tile, which proves that the places there are alike
+        too. If no candidate passes, rows are run one at a time.
 
-        `candidates` rise; without them they are the device's for G. On a CPU they end where larger tiles gain nothing:
-        below the reference where that takes long, because several smaller ones then take as long and less memory; and
-        where a row takes clearly longer than in the reference, because so many no longer fit the caches. On a GPU they
-        end where its memory does, unless that is below `LARGE_TILE`.
+        `candidates` rise; the default are the device's for G. On a CPU they end where larger tiles gain nothing. If the
+        reference tile takes long, that is below it: several small tiles take no longer, and less memory. Otherwise it
+        is where a row takes clearly longer than in the reference tile, because so many rows no longer fit the caches.
+        On a GPU they end where its memory does, unless that is below `LARGE_TILE`.
         """
         if expected is None:
             expected = cls(run, [REFERENCE_TILE])(example, labels)
@@ -90,7 +89,7 @@ class Tiles:
         return cls(run, sizes or [1], spare_rows(example.device))
 
     def padded(self, rows: int) -> int:
-        """Rows that are really computed for this many."""
+        """Rows that are computed for so many, padding included."""
         largest = self.sizes[-1]
         rest = rows % largest
         computed = rows - rest
@@ -114,20 +113,20 @@ class Tiles:
         return torch.cat(out) if len(out) > 1 else out[0]
 
     def _size(self, rest: int) -> int:
-        """The next tile's: the smallest that holds the rest, if it is nearly full; else the largest that is full."""
+        """Size of the next tile: the smallest that holds the rest if it is nearly full, else the largest full one."""
         filled = max((size for size in self.sizes if size <= rest), default=self.sizes[0])
         return next((size for size in self.sizes if rest <= size <= rest + self.most_padding), filled)
 
 
 def tile_sizes(device: torch.device, numbers: int = 1, *, of_d: bool = False) -> tuple[int, ...]:
-    """Sizes of G's tiles, or D's, that may be worth their proof there for images of so many numbers, rising."""
+    """Sizes of G's tiles, or D's, that may pay on this device for images of so many numbers, rising."""
     if device.type != "cpu":
         return tuple(size for size in TILE_SIZES if size <= max(LARGE_TILE, MOST_NUMBERS // numbers))
     return CPU_TILE_SIZES_OF_D if of_d else CPU_TILE_SIZES
 
 
 def spare_rows(device: torch.device) -> int:
-    """Rows of padding that cost less there than another tile."""
+    """Rows of padding that cost less on this device than another tile."""
     return SPARE_ROWS if device.type == "cpu" else SPARE_ROWS_OF_GPU
 
 
@@ -137,7 +136,7 @@ def _compare(
 ) -> tuple[bool, float]:
     """Whether tiles of a size give every row its expected bits at other places, and the seconds that the fastest took.
 
-    Seconds of this thread, on a CPU the one that computes: nothing that runs beside it makes a size look slow.
+    The seconds are this thread's processor time, so that other programs don't make a size look slow.
     """
     agrees, took_s = True, math.inf
     for start in range(0, REFERENCE_TILE if size <= REFERENCE_TILE else 2 * size, size):

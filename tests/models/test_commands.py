@@ -866,7 +866,7 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argument
     assert caught.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "error: " in said
-    assert "_whole" not in said  # no name of a function
+    assert "invalid whole" not in said  # no name of a function
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(
