@@ -35,7 +35,7 @@ from models.inference.noise import sampled_labels
 from models.inference.pixels import UInt8, grid, to_pixels
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.schedules import half_cosine
-from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+from models.spec import AdamSpec, Calibration, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 from models.training.losses import LOSSES, gradient_penalty
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
@@ -93,7 +93,7 @@ SELECTIONS = {
 
 @dataclass(frozen=True)
 class Score:
-    """What the shown generator's samples are worth by the run's rule; `facts` is what the manifest says of it."""
+    """A score of the images of `ema_generator` by the run's rule; `facts` is what the manifest says of it."""
 
     value: float
     facts: dict[str, float | int | str]
@@ -398,10 +398,10 @@ def train(
 
 
 def score(state: State, dataset: Dataset) -> Score:
-    """Score what the shown generator makes against the validation images, by the rule of the options.
+    """Score the images of `ema_generator` against the validation images, by the rule of the options.
 
-    The samples are from the sampler's seed 0 and the feature net has generators of its own: nothing of the training is
-    touched, and two scores of a run differ by the weights alone.
+    They are images of seed 0, as clients would get them, and the feature net has random numbers of its own. So training
+    goes on as if there had been no score, and two scores of a run differ by the weights alone.
 
     Raises:
         TrainingError: The generator's pixels are not all numbers.
@@ -457,7 +457,7 @@ def present(state: State, scored: Score) -> Best:
 
 
 def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], *, rule: str) -> Bundle:
-    """Write weights as a bundle, with D's logit calibrated on images that it never saw.
+    """Write weights as a bundle, calibrated on images that D never saw, as clients get them.
 
     Args:
         rule: `best`, the weights that scored best so far, or `last`, the present ones.
@@ -469,22 +469,15 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
     generator, discriminator = state.empty_nets()
     generator.load_state_dict(best.generator)
     discriminator.load_state_dict(best.discriminator)
-    latent, real = state.latent, dataset.validation
-    count = len(real.images)
-    images = _drawn(generator, latent, count)
-    logits = (
-        logits_of(discriminator, real.images, real.labels if options.conditional else None),
-        logits_of(discriminator, images, sampled_labels(latent, 0, 0, count)),
-    )
-    calibration = fit_calibration(*map(torch.from_numpy, logits))
-    facts = {
+    images = _drawn(generator, state.latent, len(dataset.validation.images))
+    metadata = {
         "name": name,
         "created": datetime.now(UTC),
         "network": options.network,
         "image": state.image,
-        "latent": latent,
+        "latent": state.latent,
         "labels": dataset.label_names if options.conditional else None,
-        "calibration": calibration,
+        "calibration": _calibrate(discriminator, state, dataset, images),
         "training": record
         | {
             "steps": state.step,
@@ -495,7 +488,17 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
         },
         "evaluation": {f"validation_{options.selection}": best.facts},
     }
-    return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
+    return write_bundle(folder, metadata, best.generator, best.discriminator, grid(images[:64], columns=8))
+
+
+def _calibrate(discriminator: Discriminator, state: State, dataset: Dataset, images: UInt8) -> Calibration | None:
+    """Fitted to what the service says of the validation images, and of as many first images of seed 0."""
+    real, asked = dataset.validation, sampled_labels(state.latent, 0, 0, len(images))
+    logits = (
+        logits_of(discriminator, real.images, None if asked is None else real.labels),
+        logits_of(discriminator, images, asked),
+    )
+    return fit_calibration(*map(torch.from_numpy, logits))
 
 
 def draw(state: State, count: int) -> UInt8:
