@@ -56,7 +56,7 @@ def reading(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
-    """The data set, divided by the seed of the command line or else the bundle's: its test images were never seen."""
+    """The data set, divided by the command line's seed or else the bundle's: so training never saw the test images."""
     training: dict[str, Any] = bundle.manifest.training
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:

@@ -6,7 +6,7 @@ from types import FrameType
 
 
 class StopOnSignal:
-    """Turns the first SIGINT or SIGTERM into a flag, so that a step is never cut; the second acts as usual."""
+    """Turns the first SIGINT or SIGTERM into a flag, so that no step is cut short. The second one acts as usual."""
 
     def __init__(self) -> None:
         self._event = threading.Event()

@@ -102,7 +102,7 @@ def _run_folder(arguments: argparse.Namespace) -> RunDir:
 def _record(
     arguments: argparse.Namespace, run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
-    """What the run's folder and manifest will say of it, and what is otherwise than the folder says by now."""
+    """What the run's folder and manifest will say of the run, and what has changed since it was begun."""
     before = run.record() or {}
     threads = before.get("threads", torch.get_num_threads())
     if device.type == "cpu":
@@ -125,7 +125,7 @@ def _record(
 
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
-    said = arguments.conditional is not None or arguments.dry_run  # whose output is for programs, too
+    said = arguments.conditional is not None or arguments.dry_run  # programs read a dry run's output too
     if dataset.label_names and not options.conditional and not said:
         print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
               flush=True)  # fmt: skip
@@ -160,21 +160,21 @@ def train_watched(
     alarms: str,
     board: TensorBoard | None,
 ) -> None:
-    """Train to the end, to the first signal or to an alarm; score, watch, show and save on the way."""
+    """Train to the end, to the first signal or to an alarm; score, monitor, show and save on the way."""
     from models.training.progress import TrainingDisplay  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     options = state.options
     stop = StopOnSignal()
-    probe, watch = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
-    with stop, TrainingDisplay(options.steps, state.step) as display:
+    probe, monitor = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
+    with stop, TrainingDisplay(options.steps, state.step) as progress:
         every = (REPORT_EVERY, checkpoint_every)
         for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
             row = asdict(report)
             raised: list[Alarm] = []
             if alarms != "off" and state.step % probe.every(REPORT_EVERY) == 0:
-                vitals = probe.look()
-                raised = watch.see(state.step, vitals)
-                row |= row_of(vitals) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
+                health = probe.look()
+                raised = monitor.see(state.step, health)
+                row |= row_of(health) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
             done = state.step == options.steps
             is_scored = done or state.step % options.score_every == 0
             if is_scored:
@@ -188,13 +188,13 @@ def train_watched(
             run.append_stats(row)
             if board is not None:
                 board.add_row(row)
-            display.show(report, state.best, state.selection, raised)
+            progress.show(report, state.best, state.selection, raised)
             if alarms == "stop" and raised and raised[0].stop:
-                kept = run.go_back(watch.good_step)
+                kept = run.go_back(monitor.good_step)
                 write_report(run)
                 raise HealthError(_stopped(state.step, raised[0], kept))
             if done or stop.is_set() or state.step % checkpoint_every == 0:
-                run.save_checkpoint(state.step, state.tensors(), state.facts(), watch.good_step)
+                run.save_checkpoint(state.step, state.tensors(), state.facts(), monitor.good_step)
             if is_scored:
                 write_report(run)
 
@@ -207,7 +207,7 @@ def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
 
 
 def _is_published(run: RunDir, name: str, step: int) -> bool:
-    """Whether the run's bundle is there, whole, and of this step: a kill may have come between the two writes."""
+    """Whether the run's bundle is whole and of this step: a kill may have come between checkpoint and bundle."""
     try:
         bundle = read_bundle(run.bundle)
         return (bundle.name, bundle.manifest.training.get("steps")) == (name, step)
@@ -216,7 +216,7 @@ def _is_published(run: RunDir, name: str, step: int) -> bool:
 
 
 def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """What a resumed run would do otherwise than before, as [old, new]: name, options, data, what alters sums."""
+    """What differs from the run before, as [old, new]: name, options, data, and what decides the last bits of sums."""
     if not before:
         return {}
     old, new = (

@@ -202,7 +202,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _source_commit() -> str | None:
-    """The commit of this source tree, with `+` where files differ from it; None outside a repository."""
+    """The commit of this source tree, with `+` if files differ from it; None outside a repository."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", os.fspath(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
