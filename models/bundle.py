@@ -3,19 +3,14 @@
 A bundle is a folder: `manifest.json`, `generator.safetensors`, `discriminator.safetensors`, `samples.png`. Data only:
 no pickle, no class paths. It is written beside its place, synced and renamed, so that a reader finds the old one or
 the new one and never a mixture (where a system can't swap two folders in one step, for a moment neither). A reader
-takes every byte once: what was hashed is what is used.
+reads each file once, so that the bytes that it uses are those whose checksum it verified.
 """
 
 import contextlib
-import ctypes
 import hashlib
-import io
 import json
 import os
-import shutil
 import stat
-import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +20,6 @@ from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import torch
-from PIL import Image
 from pydantic import AwareDatetime, Field, JsonValue, ValidationError, model_validator
 from pydantic_core import to_json
 from safetensors import SafetensorError
@@ -33,8 +27,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from models.inference.prepacked import packed
-from models.inference.sampler import REFERENCE_TILE, Float32, Int64, Tiles, UInt8, draw_labels, draw_latents, to_uint8
+from models.files import replace_file, replaced_folder, write_synced
+from models.inference.drawing import draw_images, images_of
+from models.inference.noise import Float32, Int64
+from models.inference.pixels import UInt8, encode_png
+from models.inference.prepacked import prepacked
 from models.networks import Discriminator, Generator, build_networks
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
@@ -53,13 +50,13 @@ class BundleError(ValueError):
 
     Args:
         path: The file, or the folder.
-        reason: Why. It names no place of this machine, for clients read it.
+        reason: Why, without paths of this machine, because clients read it.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
         super().__init__(path, reason)
         self.path = path
-        # A damaged file has a say in some reasons: their length stays out of the logs.
+        # Some reasons quote a damaged file, whose words may be of any length.
         self.reason = shorten(_printable(reason), 400, placeholder=" …")
 
     def __str__(self) -> str:
@@ -67,7 +64,7 @@ class BundleError(ValueError):
         return f"{_printable(str(self.path))}: {self.reason}"
 
     def relative_to(self, root: Path) -> str:
-        """The message for those who need not know where the bundles lie: its path begins below `root`."""
+        """The message with a path relative to `root`, for readers who need not know where the bundles lie."""
         place = self.path.relative_to(root)
         return f"{_printable(place.as_posix())}: {self.reason}" if place.parts else self.reason
 
@@ -86,7 +83,7 @@ class FileRecord(Spec):
 class Manifest(Spec):
     """Everything about a bundle but the numbers themselves.
 
-    `training` and `evaluation` are facts for people and dashboards; nothing is rebuilt from them, so they may grow.
+    `training` and `evaluation` are for people and dashboards; nothing is rebuilt from them, so they may grow.
     """
 
     format: Literal[1]
@@ -139,7 +136,7 @@ class Bundle:
     ) -> UInt8:
         """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c).
 
-        They are the service's, where that computes in float32.
+        They are those that the service gives in float32.
 
         Args:
             count: Images.
@@ -148,40 +145,24 @@ class Bundle:
                 at the frequencies of its training data, where none are given.
 
         Raises:
-            ValueError: A number out of range, labels of which the bundle knows nothing, or another number of them.
+            ValueError: A number out of range, unknown labels, or not one for each image.
         """
         if count < 1 or not (0 <= seed < 2**53 and 0 <= first_index < 2**53):
             raise ValueError(f"no images: count {count}, seed {seed}, first_index {first_index}")
-        latents = draw_latents(self.manifest.latent, seed, first_index, count)
-        frequencies = self.manifest.latent.label_frequencies
-        if frequencies is not None and labels is None:
-            return self.images(latents, draw_labels(frequencies, seed, first_index, count))
-        return self.images(latents, None if labels is None else self._label_numbers(labels, count))
+        numbers = None if labels is None else self._label_numbers(labels, count)
+        latent = self.manifest.latent
+        return draw_images(self.generator, latent, count, seed=seed, first_index=first_index, labels=numbers)
 
     def images(self, latents: Float32, labels: Int64 | None = None) -> UInt8:
-        """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c).
+        """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c)."""
+        return images_of(self.generator, latents, labels)
 
-        One tile at a time and, on a CPU, on one thread, so that a latent's bytes are the same alone or among others,
-        and the service's: sums that threads divide among themselves differ in their last bits.
+    def prepacked(self, *, half: bool = False) -> "Bundle":
+        """The same bundle with prepacked nets: the fastest on this device, and with the bits of `images`.
+
+        With `half` their layers are in bfloat16, and the bits are others.
         """
-        device = next(self.generator.parameters()).device
-        numbers = None if labels is None else torch.from_numpy(labels).to(device)
-        threads, has_tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-        torch.set_num_threads(1)
-        torch.backends.cudnn.allow_tf32 = False  # as the service does
-        try:
-            generator = packed(self.generator)
-            return to_uint8(Tiles(generator, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), numbers))
-        finally:
-            torch.set_num_threads(threads)
-            torch.backends.cudnn.allow_tf32 = has_tf32
-
-    def packed(self, *, half: bool = False) -> "Bundle":
-        """The same, with nets as this device runs them fastest; `images` has their bits, unless they are `half`.
-
-        With `half` their layers are in bfloat16.
-        """
-        generator, discriminator = packed(self.generator, half=half), packed(self.discriminator, half=half)
+        generator, discriminator = prepacked(self.generator, half=half), prepacked(self.discriminator, half=half)
         return replace(self, generator=generator, discriminator=discriminator)
 
     def _label_numbers(self, labels: int | str | Sequence[int | str], count: int) -> Int64:
@@ -197,7 +178,7 @@ class Bundle:
 
 
 def version_of(manifest: Mapping[str, Any]) -> str:
-    """First 12 hex digits of the sha256 over the canonical JSON of all that decides what a bundle computes.
+    """First 12 hex digits of the sha256 over the canonical JSON of everything that decides what a bundle computes.
 
     `manifest` is the parsed JSON. Covered are `format`, `network`, `image`, `latent`, `labels`, `calibration`, and
     `weights`: the sha256 of both weight files by name. Keys sorted, no spaces, ASCII.
@@ -213,8 +194,8 @@ def read_bundle(
 ) -> Bundle:
     """Verify a folder and rebuild its nets on the device.
 
-    Where it holds what was read from it before, one of those `known` by name, no nets are built: that is what it
-    returns, with the manifest as it is now, if that says other things of the same version.
+    If one of those `known` by name was read from this folder and has the same version, no nets are built: that bundle
+    is returned, with the manifest as it is now.
 
     Raises:
         BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
@@ -237,7 +218,7 @@ def read_bundle(
 
 def _read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
     with _opened(path) as (file, _):
-        content = file.read(MAX_MANIFEST_BYTES + 1) or b""  # None where a file of /proc has nothing to say yet
+        content = file.read(MAX_MANIFEST_BYTES + 1) or b""  # None from a file of /proc without content
     return _parse_manifest(content, path)
 
 
@@ -264,7 +245,7 @@ def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifes
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, refused where a key comes twice: readers differ in which of the two they take."""
+    """A JSON object. A key that comes twice is refused, because readers differ in which of the two they take."""
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key comes twice in one object")
@@ -276,7 +257,7 @@ def _manifest_bytes(raw: Mapping[str, Any]) -> bytes:
 
 
 def _read_verified(path: Path, record: FileRecord) -> bytes:
-    """The file's bytes, once its size and checksum are those of the manifest."""
+    """The file's bytes, whose size and checksum are those of the manifest."""
     with _opened(path) as (file, size):
         if size != record.bytes:  # before reading: a wrong file may be of any size
             raise BundleError(path, f"{size} bytes, the manifest says {record.bytes}")
@@ -289,14 +270,14 @@ def _read_verified(path: Path, record: FileRecord) -> bytes:
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
-    """A regular file to read, and its bytes. All else is refused: a pipe lets its reader wait, a device never ends.
+    """A regular file to read, and its size. A pipe would let us wait, and a device might never end.
 
     Raises:
-        BundleError: It is none, or it can't be opened or read.
+        BundleError: It is not a regular file, or it can't be opened or read.
     """
     try:
         with open(path, "rb", opener=_open_at_once) as file:
-            found = os.fstat(file.fileno())  # of what is open: by now the name may be another file's
+            found = os.fstat(file.fileno())  # of the open file: the name may belong to another one by now
             if not stat.S_ISREG(found.st_mode):
                 raise BundleError(path, "not a regular file")
             yield file, found.st_size
@@ -305,12 +286,12 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
 
 
 def _open_at_once(path: str, flags: int) -> int:
-    """Open without waiting for anybody, nor taking a terminal for our own."""
+    """Open without waiting for a pipe's writer, and without making a terminal our own."""
     return os.open(path, flags | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOCTTY", 0))
 
 
 def _fill(net: nn.Module, content: bytes, path: Path) -> None:
-    """Give a net on the meta device the file's tensors, after checking each."""
+    """Check the file's tensors, and give them to a net that is on the meta device."""
     try:
         tensors = load_tensors(content)
     except (SafetensorError, ValueError, KeyError) as error:
@@ -334,7 +315,7 @@ def _fill(net: nn.Module, content: bytes, path: Path) -> None:
 
 def write_bundle(
     folder: Path,
-    facts: Mapping[str, Any],
+    metadata: Mapping[str, Any],
     generator: Mapping[str, Tensor],
     discriminator: Mapping[str, Tensor],
     samples: UInt8,
@@ -343,40 +324,31 @@ def write_bundle(
 
     Args:
         folder: Where the bundle will be; its parent is made.
-        facts: The manifest's fields but `format` and `files`.
-        generator, discriminator: State dictionaries of the nets that the facts describe, float32.
+        metadata: The manifest's fields but `format` and `files`.
+        generator, discriminator: State dictionaries of the nets that the metadata describe, float32.
         samples: A picture of what G makes, uint8 (h, w, c).
 
     Raises:
         BundleError: What was handed in would be refused by a reader. Nothing has changed at `folder`.
         OSError: The disk. Nothing has changed at `folder`.
     """
-    picture = io.BytesIO()
-    Image.fromarray(samples.squeeze(2) if samples.shape[2] == 1 else samples).save(picture, "png", optimize=True)
     contents = {
         GENERATOR: _tensor_bytes(generator),
         DISCRIMINATOR: _tensor_bytes(discriminator),
-        SAMPLES: picture.getvalue(),
+        SAMPLES: encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
-    _, manifest = _parse_manifest(to_json({**facts, "format": FORMAT, "files": files}), folder / MANIFEST)
+    _, manifest = _parse_manifest(to_json({**metadata, "format": FORMAT, "files": files}), folder / MANIFEST)
     contents[MANIFEST] = _manifest_bytes(manifest.model_dump(mode="json"))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    try:
+    with replaced_folder(folder) as temporary:
         for name, content in contents.items():
             write_synced(temporary / name, content)
-        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out the server's user
-        sync_folder(temporary)
         read_bundle(temporary)
-        _put_in_place(temporary, folder)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return read_bundle(folder)
 
 
 def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
-    """Put scores into the manifest at the bundle's folder, beside those that are there. The version stays.
+    """Add scores to the manifest in the bundle's folder. The version stays.
 
     Raises:
         BundleError: The folder holds another version by now, or a reader would refuse the scores. Nothing has changed.
@@ -393,57 +365,3 @@ def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:
     return save_tensors({name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)})
-
-
-def write_synced(path: Path, content: bytes) -> None:
-    """Write a file and wait until the disk has it."""
-    try:
-        with path.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        error.filename = os.fspath(path)  # a full disk doesn't say whose write it refused
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Wait until the disk has the folder's names."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file so that a reader, even after a crash, finds the old content or the new, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_synced(temporary, content)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def _put_in_place(temporary: Path, folder: Path) -> None:
-    """Rename a folder onto its place; one that is there already ends up under the temporary name."""
-    if folder.exists():
-        if not _exchange(temporary, folder):
-            aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.replace(aside)
-            temporary.replace(folder)
-            aside.replace(temporary)
-    else:
-        temporary.replace(folder)
-    sync_folder(folder.parent)
-
-
-def _exchange(one: Path, other: Path) -> bool:
-    """Swap two names in one step, where the system can: Linux' renameat2 with RENAME_EXCHANGE."""
-    if sys.platform != "linux":
-        return False
-    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
-    at_cwd, exchange = -100, 2
-    return renameat2 is not None and renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0

@@ -1,4 +1,4 @@
-"""A bundle's net as an ONNX file, which leaves here only after onnxruntime has computed what torch computes."""
+"""A bundle's net as an ONNX file, written only if onnxruntime computes with it what torch computes."""
 
 import json
 import logging
@@ -14,8 +14,10 @@ import onnxruntime
 import torch
 from torch import Tensor, nn
 
-from models.bundle import Bundle, replace_file
-from models.inference.sampler import draw_latents, to_pixels, to_uint8
+from models.bundle import Bundle
+from models.files import replace_file
+from models.inference.noise import draw_latents
+from models.inference.pixels import to_pixels, to_uint8
 
 Net = Literal["generator", "discriminator"]
 CHECKED_ROWS = 256
@@ -26,7 +28,7 @@ _OUTPUTS: dict[Net, str] = {"generator": "pixels", "discriminator": "logits"}
 
 
 class ExportError(RuntimeError):
-    """The net could not be exported, or the exported one computes something else; the message is one line."""
+    """The net could not be exported, or the exported net computes something else; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ class Parity:
 def export_onnx(bundle: Bundle, path: Path, net: Net = "generator") -> Parity:
     """Write one net of a bundle (on the CPU) as an ONNX file, once it is proven.
 
-    G maps `latents` (n, dim) to `pixels` (n, c, h, w) in [0, 1], D maps `pixels` to `logits` (n,); nets of bundles with
-    labels take `labels` (n,), int64, beside. n is free. Name, version, the latent's facts and the labels are in the
-    file's metadata. The file is checked in memory and renamed into place, so no unproven file is ever there.
+    G maps `latents` (n, dim) to `pixels` (n, c, h, w) in [0, 1], D maps `pixels` to `logits` (n,). Nets of bundles with
+    labels also take `labels` (n,), int64. n is free. The file's metadata hold the name, the version, the latent's
+    specification and the labels. The file is checked in memory before it is written.
 
     Raises:
         ExportError: torch can't express the net in ONNX, or the check fails. Nothing is at `path` but what was before.
@@ -62,16 +64,15 @@ def export_onnx(bundle: Bundle, path: Path, net: Net = "generator") -> Parity:
             f"{path}: not written: onnxruntime differs from torch by {parity.largest_difference:.3g} {parity.unit} "
             f"(allowed: {parity.allowed:g})"
         )
-    path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, content)
     return parity
 
 
 def check_onnx(content: bytes, bundle: Bundle, net: Net = "generator") -> Parity:
-    """Run an exported net beside the bundle's: all rows at once and one alone, every label in turn.
+    """Compare an exported net with the bundle's: on many rows at once and on a single one, with every label in turn.
 
-    G's inputs are latents of seed 0, D's the images that G makes of them. G is compared in uint8 images, as they are
-    served; D in its logits.
+    G's inputs are latents of seed 0, D's are the images that G makes of them. What is compared are G's uint8 images, as
+    they are served, and D's logits.
 
     Raises:
         ExportError: onnxruntime can't run it.
@@ -112,15 +113,15 @@ def _examples(bundle: Bundle, rows: int) -> tuple[Tensor, Tensor | None]:
 
 
 def _convert(bundle: Bundle, net: Net) -> onnx.ModelProto:
-    latents, labels = _examples(bundle, 2)  # a size of 1 would be taken for a constant
+    latents, labels = _examples(bundle, 2)  # the exporter takes a size of 1 for a constant
     pixels = torch.zeros(2, *bundle.manifest.image.shape)
     module: Callable[..., Tensor] = bundle.generator if net == "generator" else bundle.discriminator
     inputs = (latents if net == "generator" else pixels, *([] if labels is None else [labels]))
     names = [_INPUTS[net], "labels"][: len(inputs)]
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # optional packages that it would like to have
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of optional packages
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter's own, about its own parts
+            warnings.simplefilter("ignore")  # the exporter warns of its own parts
             program = torch.onnx.export(
                 _Positional(module).eval(),
                 inputs,
@@ -133,7 +134,7 @@ def _convert(bundle: Bundle, net: Net) -> onnx.ModelProto:
             )
     except ModuleNotFoundError:
         raise
-    except Exception as error:  # noqa: BLE001 - whatever a net's operations make it raise
+    except Exception as error:  # noqa: BLE001 - the exporter's errors have no common class
         raise ExportError(f"torch can't export the {net}: {_first_line(error.__cause__ or error)}") from None
     if program is None:
         raise ExportError("torch gave no program")  # only its older exporter, dynamo=False, may
@@ -141,7 +142,7 @@ def _convert(bundle: Bundle, net: Net) -> onnx.ModelProto:
 
 
 class _Positional(nn.Module):
-    """A net of either kind behind a signature of images or latents, and labels where there are some."""
+    """A net of either kind with positional inputs: latents or images, and labels where there are some."""
 
     def __init__(self, net: Callable[..., Tensor]) -> None:
         super().__init__()
@@ -153,7 +154,7 @@ class _Positional(nn.Module):
 
 def _with_metadata(model: onnx.ModelProto, bundle: Bundle, net: Net) -> bytes:
     manifest = bundle.manifest
-    facts = {
+    metadata = {
         "bundle": bundle.name,
         "version": bundle.version,
         "net": net,
@@ -161,7 +162,7 @@ def _with_metadata(model: onnx.ModelProto, bundle: Bundle, net: Net) -> bytes:
         "labels": json.dumps(manifest.labels),
         "calibration": "null" if manifest.calibration is None else manifest.calibration.model_dump_json(),
     }
-    onnx.helper.set_model_props(model, facts)
+    onnx.helper.set_model_props(model, metadata)
     content: bytes = model.SerializeToString(deterministic=True)
     return content
 

@@ -2,8 +2,8 @@
 
 Every generator maps (latents (n, dim), labels (n,) or None) to pixels (n, c, h, w) in [0, 1]. Every discriminator maps
 (pixels, labels or None) to logits (n,), before any sigmoid: D(x) = σ(logit). One with classes has a class head too,
-whose scores come from the image alone. Nothing depends on a row's neighbours (no batch normalisation, no buffers), and
-nothing is drawn at random unless a generator of random numbers is handed in, so there is no training mode to forget.
+whose scores come from the image alone. No result depends on other rows of the batch (there is no batch normalisation),
+and dropout happens only where a generator of random numbers is handed in, so there is no training mode to forget.
 """
 
 import math
@@ -45,7 +45,7 @@ class MLPGenerator(nn.Module):
         """(n, dim) noise and (n,) labels → (n, c, h, w) pixels in [0, 1]."""
         x = _beside(latents, labels, self.classes)
         for layer in self.layers:
-            x = F.relu_(layer(x))  # in place, as below: half the memory, and nothing here needs what was there
+            x = F.relu_(layer(x))  # in place, as the sigmoid below: half the memory
         return torch.sigmoid_(self.output(x)).view(-1, *self.image_shape)
 
 
@@ -86,7 +86,7 @@ class MaxoutDiscriminator(nn.Module):
     def judge(
         self, images: Tensor, labels: Tensor, dropout: torch.Generator | None = None, *, detach: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """As `ConvDiscriminator.judge`. The class head looks at the last hidden layer with no label's place set."""
+        """As `ConvDiscriminator.judge`. The class head reads the last hidden layer of a pass without a label."""
         x = F.pad(images.flatten(1), (0, self.classes))
         for layer in self.layers:
             x = layer(x)
@@ -116,7 +116,7 @@ def _leaky(x: Tensor) -> Tensor:
 
 
 class ConvGenerator(nn.Module):
-    """G of residual stages: the noise and the class's embedding fill the smallest; bilinear steps lead to the next."""
+    """G of residual stages. The first, smallest one is a linear map of noise and class; bilinear steps enlarge."""
 
     def __init__(self, spec: ConvGeneratorSpec, image: ImageSpec, latent_dim: int, classes: int) -> None:
         super().__init__()
@@ -144,7 +144,7 @@ class ConvGenerator(nn.Module):
 
 
 class ConvDiscriminator(nn.Module):
-    """D of residual stages: means of 2×2 lead to the next smaller one, and the last becomes `width` features h.
+    """D of residual stages. Means of 2×2 pixels lead from one to the next; the last becomes `width` features h.
 
     The logit is w·h + b, and with classes w·h + b + e_y·h: the projection of Miyato & Koyama 2018 (eq. 3). The class
     head is linear in h.
@@ -175,9 +175,9 @@ class ConvDiscriminator(nn.Module):
     def judge(
         self, images: Tensor, labels: Tensor, dropout: torch.Generator | None = None, *, detach: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """All that D says of images, where it has classes; a label of −1 is unknown, and the likeliest stands in.
+        """All that D says of images, where it has classes. An unknown label, −1, becomes the likeliest one.
 
-        With `detach` the gradient of the scores ends at the class head: the layers below don't learn from it.
+        With `detach` the scores' gradient ends at the class head, so that the layers below don't learn from it.
 
         Returns:
             Logits (n,); the labels that they are for (n,); the class head's scores (n, classes), before any softmax,
@@ -213,7 +213,7 @@ def drop(x: Tensor, keep: float, rng: torch.Generator) -> Tensor:
 def build_networks(
     network: MLPSpec | ConvSpec, image: ImageSpec, latent: LatentSpec, classes: int = 0
 ) -> tuple[Generator, Discriminator]:
-    """The two nets that the specs describe, on the meta device: shapes only, the caller brings the numbers.
+    """The two nets that the specs describe, on the meta device: they have shapes, and the caller's numbers later.
 
     `classes` is the number of labels, 0 for nets without.
 
@@ -234,7 +234,7 @@ def build_networks(
 
 
 def fill_uniform(net: nn.Module, bound: float, rng: torch.Generator) -> None:
-    """Weights uniform in ±bound, biases zero: how the paper's nets start."""
+    """Draw weights uniform in ±bound, with biases of zero, as the paper's nets start."""
     for parameter in net.parameters():
         numbers = torch.zeros(parameter.shape)
         if parameter.dim() > 1:
@@ -243,10 +243,10 @@ def fill_uniform(net: nn.Module, bound: float, rng: torch.Generator) -> None:
 
 
 def fill_fixup(net: nn.Module, rng: torch.Generator) -> None:
-    """Weights that let residual nets without normalisation start well (Zhang et al. 2019, Fixup; as in R3GAN).
+    """Draw weights that let residual nets without normalisation start well (Zhang et al. 2019, Fixup; as in R3GAN).
 
-    Weights are normal and keep a signal's variance; a block's last convolution is zero, so that the block starts as
-    the identity, and its other two are L^(−1/4) as large, L the number of blocks. Biases are zero.
+    Weights are normal and keep a signal's variance. A block's last convolution is zero, so that the block starts as
+    the identity. Its other two are scaled by L^(−1/4), where L is the number of blocks. Biases are zero.
     """
     blocks = [module for module in net.modules() if isinstance(module, ResidualBlock)]
     scale = {id(layer): len(blocks) ** -0.25 for block in blocks for layer in (block.widen, block.mix)}
@@ -264,13 +264,13 @@ def fill_fixup(net: nn.Module, rng: torch.Generator) -> None:
 
 
 def _embedding(classes: int, width: int) -> nn.Embedding:
-    # Its own constructor fills it, and to fill a tensor on the meta device torch imports 800 modules: a second, 75 MB.
+    # Embedding's constructor fills its weights. On the meta device torch imports 800 modules for that: a second, 75 MB.
     made: nn.Embedding = nn.Embedding.from_pretrained(torch.empty(classes, width), freeze=False)  # type: ignore[no-untyped-call]
     return made
 
 
 def _channels_last(x: Tensor) -> Tensor:
-    """The layout in which convolutions are fastest; the layers after it keep it."""
+    """In the layout in which convolutions are fastest. Later layers keep it."""
     return x.contiguous(memory_format=torch.channels_last)
 
 

@@ -1,6 +1,6 @@
 """Describes a network and a training run: frozen, checked data that a manifest or an options file can hold.
 
-Nothing here computes. A network is rebuilt from its `NetworkSpec` and image, latent and label facts alone;
+Nothing here computes. A network is rebuilt from its `NetworkSpec`, its image and latent and the number of labels alone;
 a training run is repeated from its `TrainingOptions`. Presets are rows of a table at the end.
 """
 
@@ -15,7 +15,7 @@ class Spec(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
-Width = Annotated[int, Field(ge=1, le=65536)]  # numbers in one layer; bounded, so that no manifest overflows a shape
+Width = Annotated[int, Field(ge=1, le=65536)]  # numbers in a layer; bounded, so that no manifest's shapes overflow
 
 
 class ImageSpec(Spec):
@@ -42,8 +42,8 @@ Sampler = Literal["philox4x64-10/1"]
 class LatentSpec(Spec):
     """The noise z that G turns into an image: `dim` independent numbers of mean 0 and variance 1.
 
-    `sampler` names the algorithm from (seed, index) to these numbers; see inference/sampler.py. A changed algorithm
-    gets a new name, so that a bundle's seeds mean the same images for ever. `label_frequencies` are the training
+    `sampler` names the algorithm from (seed, index) to these numbers; see inference/noise.py. A changed algorithm
+    gets a new name, so that a bundle's seeds go on meaning the same images. `label_frequencies` are the training
     data's, in the order of the labels: what a conditional net's labels are drawn from where a request names none.
     """
 
@@ -218,8 +218,8 @@ class TrainingOptions(Spec):
             both with the logistic loss of D; `hinge`; `relativistic`. See models/training/losses.py.
         d_loss_scale: Factor on D's loss; the published code has 0.5, the paper 1.
         penalty: Gradient penalties on D; alternating updates only.
-        class_loss: Factor on the class head's cross-entropy on real images, which D's features learn from too;
-            0 trains the head alone, and the features never hear of it. Without labels there is no head.
+        class_loss: Factor on the class head's cross-entropy on real images, from which D's features learn too.
+            With 0 only the head learns from it. Without labels there is no head.
         precision: Of the convolutions and matrix products in training; weights, losses and scores are float32.
         batch_size: Algorithm 1's m: as many noise samples and as many images in every mini-batch.
         generator_init, discriminator_init: The perceptrons' weights start uniform in ±this.
@@ -227,7 +227,7 @@ class TrainingOptions(Spec):
             each channel's for convolutional nets.
         burn_in_images: Real images over which rates, betas and gammas move to their finals, along half a cosine.
         ema_half_life_images: Generated images after which a weight's share in the average of G's weights has
-            halved; 0 keeps no average. The bundle gets the average where there is one.
+            halved; 0 keeps no average. If there is one, the bundle gets it.
         score_every: Steps between two scores on the validation images; the bundle gets the weights that scored best.
         selection: What that score is: `parzen`, the log-likelihood of the Parzen window, or `frechet`, the Fréchet
             distance in the features of a classifier of the data's labels (untrained where there are none).

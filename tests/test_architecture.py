@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[1]
 # are its leaves.
 LEAVES = {
     "service": ("__init__", "settings", "errors", "logs", "metrics", "cpu", "worker_group"),
-    "models": ("__init__", "spec", "files"),
+    "models": ("__init__", "spec", "files", "schedules"),
 }
 ROOMS = {
     # serving: server → http → engine → codecs → http → server
@@ -43,10 +43,11 @@ ROOMS = {
         *("models.data", "models.inference", "models.evaluation"),
     },
     "models.experiments": {"models", "models.bundle", "models.inference", "models.training"},
-    "models.__main__": {  # the commands
+    "models.commands": {  # what people call: everything else, and nothing else knows them
         *("models", "models.networks", "models.bundle", "models.export", "models.data", "models.inference"),
         *("models.evaluation", "models.training", "models.experiments"),
     },
+    "models.__main__": {"models.commands", "models.bundle", "models.data", "models.training"},  # errors to exit codes
 }
 # Where the two packages meet, and so all of `models` that serving brings along.
 MEETING = ("models.bundle", "models.inference", "models.networks", "models.spec")

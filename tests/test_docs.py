@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from models.__main__ import _parser, main
+from models.__main__ import command_parser, main
 from service.__main__ import shown
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
@@ -105,13 +105,13 @@ def commands() -> list[list[str]]:
 @pytest.mark.parametrize("arguments", commands(), ids=" ".join)
 def test_every_documented_command_can_be_given(arguments: list[str]) -> None:
     """Commands and flags of the pages are those of the code."""
-    assert callable(_parser().parse_args(arguments).run)
+    assert callable(command_parser().parse_args(arguments).run)
 
 
 def test_every_command_is_documented() -> None:
     """Each has its line on a page."""
     with pytest.raises(SystemExit), contextlib.redirect_stdout(io.StringIO()) as told:
-        _parser().parse_args(["--help"])
+        command_parser().parse_args(["--help"])
     offered = set(re.findall(r"^    (\w+)(?: |$)", told.getvalue(), flags=re.MULTILINE))
     assert len(offered) >= 7
     assert offered == {arguments[0] for arguments in commands()}

@@ -21,7 +21,8 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import read_bundle
-from models.inference.sampler import LatentRange, UInt8, draw_latent_ranges, grid, to_pixels, to_uint8
+from models.inference.noise import LatentRange, draw_latent_ranges
+from models.inference.pixels import UInt8, grid, to_pixels, to_uint8
 
 HOST = "127.0.0.1"
 MAX_REQUESTS = 64  # in a batch

@@ -24,7 +24,7 @@ def resident_bytes() -> int:
 def warm(folder: str) -> None:
     """Read a bundle, make images and judge them."""
     from models.bundle import read_bundle  # noqa: PLC0415 - not among what is imported for its memory
-    from models.inference.sampler import draw_latents  # noqa: PLC0415
+    from models.inference.noise import draw_latents  # noqa: PLC0415
 
     bundle = read_bundle(folder)
     labels = None if bundle.manifest.labels is None else torch.zeros(ROWS, dtype=torch.int64)

@@ -68,7 +68,7 @@ from benchmarks.tools.client import MAX_CONNECTIONS, Client, Exchange, Request, 
 from benchmarks.tools.process import ROOT, allow_connections
 from benchmarks.tools.report import finish, machine, parser, table
 from models.bundle import Bundle, read_bundle
-from models.inference.sampler import to_pixels
+from models.inference.pixels import to_pixels
 
 PAGE = ROOT / "docs" / "performance.md"
 CHECKED_SEED, UPLOADED_SEED = 7, 8

@@ -30,7 +30,7 @@ from benchmarks.tools.client import Client, Request
 from benchmarks.tools.process import running
 from benchmarks.tools.report import Check, finish, parser, table
 from models.bundle import Bundle, read_bundle
-from models.inference.sampler import draw_latents
+from models.inference.noise import draw_latents
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import Precision
 from service.engine.engine import Engine, Loaded

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from benchmarks.serving.contenders import CORES, GRID
 from benchmarks.tools.report import parser
 from models.bundle import Bundle, read_bundle
-from models.inference.prepacked import packed
-from models.inference.sampler import draw_latents, to_pixels, to_uint8
+from models.inference.noise import draw_latents
+from models.inference.pixels import to_pixels, to_uint8
+from models.inference.prepacked import prepacked
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 
 BATCHES = (64, 128, 256, 512)
@@ -79,7 +80,7 @@ def _passes(net: nn.Module, rows: Tensor) -> list[Work]:
 
         return work
 
-    return [once(either, rows[:size]) for either in (net, packed(net)) for size in BATCHES]
+    return [once(either, rows[:size]) for either in (net, prepacked(net)) for size in BATCHES]
 
 
 def _grids(generator: nn.Module, latents: Tensor) -> list[Work]:
@@ -94,7 +95,7 @@ def _grids(generator: nn.Module, latents: Tensor) -> list[Work]:
 
         return work
 
-    return [once(net, latents[:size]) for net in (generator, packed(generator)) for size in BATCHES_OF_GRIDS]
+    return [once(net, latents[:size]) for net in (generator, prepacked(generator)) for size in BATCHES_OF_GRIDS]
 
 
 def _cpu_s(work: Work, seconds: float) -> float:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from service.__main__ import serve
 from service.engine.batching.batch import BatchSlice, count_rows
 from service.engine.engine import Engine

@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,9 @@ from pydantic import TypeAdapter
 
 from benchmarks.tools.report import machine, parser, table
 from models.bundle import read_bundle
-from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_latents, grey_levels, grid, to_uint8
+from models.inference.noise import draw_latents
+from models.inference.pixels import UInt8, grey_levels, grid, to_uint8
+from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 from service.engine.jit import traced
 from service.engine.nets import Finished
@@ -117,8 +120,8 @@ def halves(bundles: Path) -> Iterator[tuple[str, Work, Work]]:
         noise, names = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, LARGE)), bundle.manifest.labels
         labels = None if names is None else torch.arange(LARGE) % len(names)
         example = noise[:REFERENCE_TILE], None if labels is None else labels[:REFERENCE_TILE]
-        exact = Tiles.proven(bundle.packed().generator, *example)
-        half = Tiles.proven(bundle.packed(half=True).generator, *example)
+        exact = Tiles.proven(bundle.prepacked().generator, *example)
+        half = Tiles.proven(bundle.prepacked(half=True).generator, *example)
         for n in (1, *ROWS[1:]):
             given = noise[:n], None if labels is None else labels[:n]
             yield (
@@ -133,7 +136,7 @@ def measure(bundles: Path) -> list[dict[str, object]]:
     """Every piece: microseconds the plain way, ours, and how many times less that is."""
     torch.set_num_threads(1)
     paper = read_bundle(bundles / "mnist-mlp")
-    fast = paper.packed().generator
+    fast = paper.prepacked().generator
     latents = torch.from_numpy(draw_latents(paper.manifest.latent, 0, 0, LARGE))
     rows: list[dict[str, object]] = []
 
@@ -146,17 +149,18 @@ def measure(bundles: Path) -> list[dict[str, object]]:
         add(*piece)
     for n in ROWS:
         few = latents[:n].contiguous()
-        add(f"G of mnist-mlp, {n} rows: linear layers, packed", lambda x=few: paper.generator(x), lambda x=few: fast(x))  # type: ignore[misc]
+        plain, ours = partial(paper.generator, few), partial(fast, few)
+        add(f"G of mnist-mlp, {n} rows: linear layers, prepacked", plain, ours)
     few = latents[:32].contiguous()
     images = Finished(fast, grey_levels)
     call = traced(images, few, None, [len(few)], "pieces")
     with busy_interpreter():
         add(
-            "the same packed, 32 rows, beside a busy thread: by layer, traced",
+            "the same prepacked, 32 rows, beside a busy thread: by layer, traced",
             lambda: grey_levels(fast(few)),
             lambda: call(few, None),
         )
-    conv = read_bundle(bundles / "mnist").packed()
+    conv = read_bundle(bundles / "mnist").prepacked()
     noise = torch.from_numpy(draw_latents(conv.manifest.latent, 0, 0, LARGE))
     labels = torch.arange(LARGE) % len(conv.manifest.labels or ())
     largest, fitting = Tiles(conv.generator, [LARGE]), Tiles.proven(conv.generator, noise, labels)

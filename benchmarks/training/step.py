@@ -30,7 +30,7 @@ from benchmarks.serving.contenders import ENVIRONMENTS
 from benchmarks.tools.process import ROOT
 from benchmarks.tools.report import Check, finish, table
 from benchmarks.training.eager import TINY, Eager, tiny_images
-from models.__main__ import REPORT_EVERY, _steps
+from models.commands.train import REPORT_EVERY, train_watched
 from models.data.load import Dataset, load_dataset
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer
@@ -116,7 +116,7 @@ def in_turns(
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(trainer, "train", stepping_aside):
         run = RunDir(Path(folder))
         run.begin({})
-        _steps(state, dataset, run, NEVER, "warn", None)
+        train_watched(state, dataset, run, NEVER, "warn", None)
     return {name: rows[1:] for name, rows in taken.items()}
 
 

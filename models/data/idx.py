@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import http.client
 import math
-import os
 import re
 import sys
 import urllib.request
@@ -16,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from models.data.dataset import DataError, Dataset, Images, Split, assembled, divide, take
+from models.files import replace_file
 
 DOWNLOAD_TIMEOUT_S = 20.0
 MAX_DOWNLOAD_BYTES = 64 * 2**20  # the largest published file has 26 MB
@@ -89,7 +89,7 @@ def read_idx(path: Path) -> Images:
 
     Raises:
         DataError: Unreadable, not IDX, truncated, or longer than its header says. Memory stays within a small multiple
-            of the file's true content, whatever the header claims.
+            of the file's content, whatever the header claims.
     """
     return _idx_array(_idx_content(_read_bytes(path), str(path)))
 
@@ -251,7 +251,7 @@ def _download(published: PublishedSet, file: str, target: Path) -> list[str]:
         except DataError as error:  # names the URL itself
             reasons.append(str(error))
         else:
-            _write_whole(target, raw)
+            replace_file(target, raw)
             return []
     return reasons
 
@@ -261,17 +261,3 @@ def _fetch(url: str, sha256: str) -> bytes:
         raw: bytes = response.read(MAX_DOWNLOAD_BYTES)
     _require_sha256(_idx_content(raw, url), sha256, url)
     return raw
-
-
-def _write_whole(target: Path, raw: bytes) -> None:
-    """Appear under the final name only when whole: whoever stops us leaves no half file there."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    partial_path = target.with_name(f".{target.name}.{os.getpid()}.part")
-    try:
-        with partial_path.open("wb") as file:
-            file.write(raw)
-            file.flush()
-            os.fsync(file.fileno())
-        partial_path.replace(target)
-    finally:
-        partial_path.unlink(missing_ok=True)

@@ -3,10 +3,10 @@
     <cache>/gan-service/images/<source and options>/<fingerprint>/
         images.npy    uint8 (n, h, w, c): train, validation and test one after the other
         labels.npy    int64 (n,), where there are labels
-        facts.json    name, label names, sizes of the three parts, checksum, notes for the user
+        metadata.json name, label names, sizes of the three parts, checksum, notes for the user
 
-`<cache>` is XDG_CACHE_HOME, or ~/.cache. An entry is written beside its place and renamed, so it is whole or not there;
-the one it replaces goes. All of it may be deleted at any time: the next start decodes again.
+`<cache>` is XDG_CACHE_HOME, or ~/.cache. An entry is whole or not there, and replaces the source's earlier one. All of
+it may be deleted at any time: the next start decodes again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -25,24 +24,20 @@ import PIL
 from PIL import Image, ImageOps
 
 from models.data.dataset import Dataset, Images, Labels, Split, checksum_of
+from models.files import cache_folder, replaced_folder
 
 _FORMAT = 1  # of an entry, or of what decoding does: another number makes every entry anew
-_ABANDONED_S = 24 * 3600  # no build takes a day; an unfinished entry as old as this is what a kill left
-
-
-def cache_folder() -> Path:
-    """Where this package keeps what it can make again."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-service"
+_ABANDONED_S = 24 * 3600  # no build takes a day: an unfinished entry of this age was left by a kill
 
 
 def cached(
     source: str, options: Mapping[str, object], fingerprint: str, build: Callable[[Path], None]
 ) -> tuple[Dataset, list[str]]:
-    """The entry of a source, and what its user should be told at every start. `build` writes it where it is missing.
+    """The entry of a source, written by `build` where it is missing, and notes for its user at every start.
 
     Args:
         source: What was read, such as a path.
-        options: All else that decides the pixels and their order; JSON.
+        options: Everything else that decides the pixels and their order; JSON.
         fingerprint: Differs as soon as the source has changed. One entry is kept for a source with its options.
         build: Writes an entry by `write_entry`.
 
@@ -55,22 +50,13 @@ def cached(
     found = _read_entry(place)
     if found is not None:
         return found
-    home.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home, prefix=".", ignore_cleanup_errors=True) as beside:
-        entry = Path(beside) / "entry"
-        entry.mkdir()
-        try:
+    try:
+        with replaced_folder(place) as entry:
             build(entry)
-        except OSError as error:
-            if error.filename is None:  # a write, as on a full disk: the source's name would lead to the wrong one
-                raise OSError(error.errno, error.strerror, str(home)) from error
-            raise
-        shutil.rmtree(place, ignore_errors=True)  # damaged, or it would have been read
-        try:
-            entry.rename(place)
-        except OSError:
-            if not place.is_dir():  # else another process was faster
-                raise
+    except OSError as error:
+        if error.filename is None:  # a write, as on a full disk: the source's name would lead to the wrong one
+            raise OSError(error.errno, error.strerror, str(home)) from error
+        raise
     _drop_others(home, place)
     made = _read_entry(place)
     if made is None:
@@ -98,9 +84,9 @@ def write_entry(
         os.fsync(file.fileno())
     if labels is not None:
         np.save(folder / "labels.npy", labels)
-    facts = {"name": name, "label_names": label_names, "parts": parts, "notes": list(notes)}
+    metadata = {"name": name, "label_names": label_names, "parts": parts, "notes": list(notes)}
     checksum = checksum_of(*_parts_of(folder, parts))
-    (folder / "facts.json").write_text(json.dumps({**facts, "checksum": checksum}), "utf-8")
+    (folder / "metadata.json").write_text(json.dumps({**metadata, "checksum": checksum}), "utf-8")
 
 
 def fit(image: Image.Image, image_size: int | None) -> Images:
@@ -128,13 +114,13 @@ def write_resized(folder: Path, dataset: Dataset, image_size: int) -> None:
 def _read_entry(place: Path) -> tuple[Dataset, list[str]] | None:
     """What lies there, or None where that is nothing, or not whole."""
     try:
-        facts = json.loads((place / "facts.json").read_bytes())
-        train, validation, test = _parts_of(place, facts["parts"])
+        metadata = json.loads((place / "metadata.json").read_bytes())
+        train, validation, test = _parts_of(place, metadata["parts"])
     except (OSError, EOFError, ValueError, KeyError):
         return None
-    names = facts["label_names"]
+    names = metadata["label_names"]
     label_names = None if names is None else tuple(names)
-    return Dataset(facts["name"], train, validation, test, label_names, facts["checksum"]), facts["notes"]
+    return Dataset(metadata["name"], train, validation, test, label_names, metadata["checksum"]), metadata["notes"]
 
 
 def _parts_of(folder: Path, parts: Sequence[int]) -> list[Split]:
@@ -143,13 +129,13 @@ def _parts_of(folder: Path, parts: Sequence[int]) -> list[Split]:
     labels = np.load(folder / "labels.npy") if (folder / "labels.npy").exists() else None
     ends = np.cumsum(parts)
     if len(images) != ends[-1]:
-        raise ValueError("facts and images differ")
+        raise ValueError("metadata and images differ")
     cuts = [slice(end - count, end) for end, count in zip(ends, parts, strict=True)]
     return [Split(images[cut], None if labels is None else labels[cut]) for cut in cuts]
 
 
 def _drop_others(home: Path, place: Path) -> None:
-    """Forget what the source was before, and what a kill left unfinished. Who has an entry mapped keeps its pages."""
+    """Delete the source's earlier entry, and what a kill left. A process that has it mapped keeps its pages."""
     for other in home.iterdir():
         unfinished = other.name.startswith(".")
         if other != place and not (unfinished and time.time() - other.stat().st_mtime < _ABANDONED_S):

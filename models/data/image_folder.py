@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +25,8 @@ IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".
 DECODED_AT_ONCE = 256  # images in memory while a folder is read
 STATED_FILES = 10_000  # files whose time and size are looked at for a fingerprint
 
+Shape = tuple[int, int, int]  # height, width, channels
+
 
 @dataclass(frozen=True)
 class ImageFolder:
@@ -32,8 +36,8 @@ class ImageFolder:
         path: The folder.
         files: Relative to it.
         labels: For each file an index into `label_names`; None where the images lie directly in the folder.
-        fingerprint: Of the names, the sub-folders' times, and the times and sizes of the files: of at most some ten
-            thousand of them, evenly spread, because a start must not ask a network disk about millions.
+        fingerprint: Of the names, the sub-folders' times, and the times and sizes of the files. Of many files only some
+            ten thousand are asked, evenly spread, because a network disk answers slowly.
     """
 
     path: Path
@@ -73,13 +77,13 @@ def find_images(path: Path) -> ImageFolder:
 
 
 def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
-    # Hidden names are no pictures of the user's: macOS archives hold a "._cat.jpg" of metadata beside "cat.jpg".
+    # Hidden files are not the user's pictures: macOS archives hold a "._cat.jpg" of metadata beside "cat.jpg".
     times.append(f"{prefix} {folder.stat().st_mtime_ns}")
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith("."):
                 continue
-            # A link to a class's folder is followed, one further down could lead round in a circle.
+            # A link to a class's folder is followed. One further down could lead round in a circle.
             if entry.is_dir(follow_symlinks=not prefix):
                 yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", times)
             elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():  # noqa: PTH122
@@ -89,62 +93,39 @@ def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
 def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, seed: int, skip_bad: bool) -> None:
     """Decode every file once and write the divided whole as a cached entry.
 
-    Decoded rows go to a file in the order of their names, and from there to their places: how many channels the set
-    has, and which files are left out, is known only at the end.
+    Decoded images first go to a temporary file, in the order of their names, because the number of channels and the
+    files to leave out are known only at the end.
 
     Raises:
         DataError: A file cannot be read (all are named) unless `skip_bad`; sizes differ, and none is asked for; too few
             are left; or the folder changed meanwhile.
         OSError: The disk.
     """
-    spool = entry.with_name("rows")
-    shapes, faults = _decode_all(source, spool, image_size)
-    if faults and not skip_bad:
-        raise DataError(
-            f"{source.path}: {len(faults)} of {len(source.files)} images cannot be read "
-            f"(--skip-bad leaves them out): {listed(faults, '; ')}"
-        )
-    kept = np.array([index for index, shape in enumerate(shapes) if shape is not None], np.intp)
-    good = [shape for shape in shapes if shape is not None]
-    sizes = Counter((width, height) for height, width, _ in good)
-    if len(sizes) > 1:
-        found = listed([f"{width}x{height} ({count})" for (width, height), count in sizes.most_common()])
-        raise DataError(f"{source.path}: images of {len(sizes)} sizes: {found}: make them one size with --image-size")
-    parts = division(source.path.name, len(kept), seed)
-    order = np.concatenate(parts)
-    channels = max(shape[2] for shape in good)
-    ends = np.cumsum([np.prod(shape) for shape in good])
-    flat = np.memmap(spool, np.uint8, "r")
-
-    def rows() -> Iterator[Images]:
-        for place in order:
-            height, width, depth = good[place]
-            row = flat[ends[place] - height * width * depth : ends[place]].reshape(good[place])
-            yield np.broadcast_to(row, (height, width, channels))  # grey in an RGB set is repeated over the channels
-
-    notes = [f"Left out {len(faults)} of {len(source.files)} images: {listed(faults, '; ')}"] if faults else []
-    coloured = [source.files[index] for index, shape in zip(kept, good, strict=True) if shape[2] == 3]
-    if len(coloured) < len(good) / 2 and coloured:  # a stray file triples the work, and nobody would see why
-        notes.append(f"All images become RGB because of {len(coloured)} among {len(good)}: {listed(coloured)}")
-    labels, names = None, None
-    if source.labels is not None and source.label_names is not None:
-        used, labels = np.unique(source.labels[kept[order]], return_inverse=True)
-        names = [source.label_names[label] for label in used]  # a class may have lost all its images
-    train, validation, test = map(len, parts)
     name = source.path.resolve().name
-    write_entry(entry, name, rows(), (train, validation, test), labels, names, notes)
+    with tempfile.TemporaryFile(dir=entry) as spool:
+        found, faults = _decode_all(source, spool, image_size)
+        if faults and not skip_bad:
+            raise DataError(
+                f"{source.path}: {len(faults)} of {len(source.files)} images cannot be read "
+                f"(--skip-bad leaves them out): {listed(faults, '; ')}"
+            )
+        shapes = list(found.values())
+        _require_one_size(source.path, shapes)
+        train, validation, test = division(source.path.name, len(shapes), seed)
+        order = np.concatenate([train, validation, test])
+        labels, names = _labels_of(source, np.array(list(found), np.intp)[order])
+        parts = len(train), len(validation), len(test)
+        write_entry(entry, name, _in_order(spool, shapes, order), parts, labels, names, _notes(source, found, faults))
     if find_images(source.path).fingerprint != source.fingerprint:
         raise DataError(f"{source.path}: changed while it was read: try again")
 
 
-def _decode_all(
-    source: ImageFolder, spool: Path, image_size: int | None
-) -> tuple[list[tuple[int, int, int] | None], list[str]]:
-    """Append each image to `spool`. Returns their shapes, None for one that cannot be read, and why not."""
-    shapes: list[tuple[int, int, int] | None] = []
+def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -> tuple[dict[int, Shape], list[str]]:
+    """Append each image to `spool`. Returns the shapes by place among the files, and why the others can't be read."""
+    shapes: dict[int, Shape] = {}
     faults = []
     Image.init()  # registers every format now: done lazily in the threads, it can race and miss one
-    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool, spool.open("wb") as file:
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # Pillow warns of odd metadata, which is no reason to stop; but between its limit and twice that it only warns
         # of a decompression bomb. The filters hold for all threads.
         warnings.simplefilter("ignore")
@@ -153,14 +134,50 @@ def _decode_all(
             some = source.files[start : start + DECODED_AT_ONCE]
             # Pillow decodes outside the interpreter's lock.
             decoded = pool.map(partial(_decode, source.path, image_size=image_size), some)
-            for name, row in zip(some, decoded, strict=True):
+            for place, (name, row) in enumerate(zip(some, decoded, strict=True), start):
                 if isinstance(row, str):
                     faults.append(f"{name}: {row}")
-                    shapes.append(None)
                 else:
-                    file.write(np.ascontiguousarray(row).data)
-                    shapes.append(row.shape)
+                    spool.write(np.ascontiguousarray(row).data)
+                    shapes[place] = row.shape
+    spool.flush()
     return shapes, faults
+
+
+def _require_one_size(path: Path, shapes: Sequence[Shape]) -> None:
+    sizes = Counter((width, height) for height, width, _ in shapes)
+    if len(sizes) > 1:
+        found = listed([f"{width}x{height} ({count})" for (width, height), count in sizes.most_common()])
+        raise DataError(f"{path}: images of {len(sizes)} sizes: {found}: make them one size with --image-size")
+
+
+def _in_order(spool: IO[bytes], shapes: Sequence[Shape], order: npt.NDArray[np.intp]) -> Iterator[Images]:
+    """The images of the spool in this order, all with the channels of the one that has most."""
+    flat, ends = np.memmap(spool, np.uint8, "r"), np.cumsum([np.prod(shape) for shape in shapes])
+    channels = max(shape[2] for shape in shapes)
+    for place in order:
+        height, width, depth = shapes[place]
+        row = flat[ends[place] - height * width * depth : ends[place]].reshape(shapes[place])
+        yield np.broadcast_to(row, (height, width, channels))  # grey in an RGB set is repeated over the channels
+
+
+def _labels_of(
+    source: ImageFolder, places: npt.NDArray[np.intp]
+) -> tuple[npt.NDArray[np.int64] | None, list[str] | None]:
+    """Labels of these files, and the names of the classes that are left: one may have lost all its images."""
+    if source.labels is None or source.label_names is None:
+        return None, None
+    used, labels = np.unique(source.labels[places], return_inverse=True)
+    return labels, [source.label_names[label] for label in used]
+
+
+def _notes(source: ImageFolder, shapes: Mapping[int, Shape], faults: Sequence[str]) -> list[str]:
+    """What the user should be told of such a folder."""
+    notes = [f"Left out {len(faults)} of {len(source.files)} images: {listed(faults, '; ')}"] if faults else []
+    coloured = [source.files[place] for place, shape in shapes.items() if shape[2] == 3]
+    if coloured and len(coloured) < len(shapes) / 2:  # a stray file triples the work, and nobody would see why
+        notes.append(f"All images become RGB because of {len(coloured)} among {len(shapes)}: {listed(coloured)}")
+    return notes
 
 
 def _decode(folder: Path, name: str, *, image_size: int | None) -> Images | str:

@@ -101,7 +101,7 @@ def _load_folder(path: Path, seed: int, image_size: int | None, *, skip_bad: boo
 
 
 def _resized(source: str, fingerprint: str, read: Callable[[], Dataset], image_size: int | None, seed: int) -> Dataset:
-    """The data set that `read` gives; resized, it is kept, and not read again while its fingerprint is the same."""
+    """The data set that `read` gives. A resized one is cached, and read again only when its fingerprint changes."""
     if image_size is None:
         return read()
     options = {"image_size": image_size, "seed": seed}

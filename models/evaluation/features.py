@@ -10,7 +10,6 @@ Images come in as uint8 (n, h, w, c): scores are about the pixels that a viewer 
 
 import hashlib
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -24,9 +23,11 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.bundle import replace_file
 from models.data.load import Dataset, Split
-from models.inference.sampler import UInt8, to_pixels
+from models.files import cache_folder, replace_file
+from models.files import checksum_of as checksum_of_tensors
+from models.inference.pixels import UInt8, to_pixels
+from models.schedules import half_cosine
 
 FEATURES = 128
 # Part of the cache's key: another net or another way to train it is another recipe.
@@ -99,11 +100,6 @@ class FeatureExtractor:
         return Embedding(torch.cat(features), torch.cat(logits))
 
 
-def default_cache() -> Path:
-    """The folder for feature nets: `gan-service` in XDG_CACHE_HOME, else in ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-service"
-
-
 def load_features(
     dataset: Dataset,
     device: torch.device | str = "cpu",
@@ -123,7 +119,7 @@ def load_features(
         seed: Decides the first weights and the order of the images.
         updates: How often the net is updated; None is 40 epochs, but 200 to 1,200 batches of 128 (three epochs of
             MNIST).
-        cache: Folder; None is `default_cache()`. If it can't be written, the net is trained every time.
+        cache: Folder; None is `cache_folder()`. If it can't be written, the net is trained every time.
         progress: Called after each update with (done, of).
     """
     labels = dataset.train.labels
@@ -133,7 +129,7 @@ def load_features(
     if updates is None:
         updates = min(max(EPOCHS * len(labels) // BATCH, LEAST_UPDATES), MOST_UPDATES)
     key = hashlib.sha256(f"{RECIPE}/{dataset.checksum}/{seed}/{updates}".encode()).hexdigest()[:16]
-    path = (cache or default_cache()) / f"features-{key}.safetensors"
+    path = (cache or cache_folder()) / f"features-{key}.safetensors"
     if not _read(net, path, device):
         _fit(net.to_empty(device=device), dataset.train, seed, updates, progress)
         _write(net, path)
@@ -152,12 +148,8 @@ def untrained_features(dataset: Dataset, device: torch.device | str = "cpu", *, 
 
 
 def checksum_of(net: nn.Module) -> str:
-    """sha256, in hex, over the name, shape and numbers of every tensor, sorted by name."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(net.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+    """sha256, in hex, over names, shapes and numbers of every tensor, in the order of the names."""
+    return checksum_of_tensors(net.state_dict())
 
 
 def _empty(dataset: Dataset, classes: int) -> FeatureNet:
@@ -196,9 +188,7 @@ def _fit(net: FeatureNet, split: Split, seed: int, updates: int, progress: Calla
         rows, order = order[:batch], order[batch:]
         # Linearly up, then down to 0 along half a cosine.
         share = (update + 1) / updates
-        optimiser.param_groups[0]["lr"] = PEAK_LR * (
-            share / 0.2 if share < 0.2 else 0.5 + 0.5 * math.cos(math.pi * (share - 0.2) / 0.8)
-        )
+        optimiser.param_groups[0]["lr"] = PEAK_LR * (share / 0.2 if share < 0.2 else half_cosine((share - 0.2) / 0.8))
         _, logits = net(to_pixels(split.images[rows.numpy()], device))
         loss = F.cross_entropy(logits, labels[rows].to(device))
         for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
@@ -220,7 +210,6 @@ def _read(net: FeatureNet, path: Path, device: torch.device | str) -> bool:
 
 def _write(net: FeatureNet, path: Path) -> None:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.cpu().contiguous() for name, tensor in sorted(net.state_dict().items())}
         replace_file(path, save_tensors(tensors))
     except OSError:

@@ -25,7 +25,7 @@ from models.data.load import Dataset
 from models.evaluation import scores
 from models.evaluation.features import RECIPE, Embedding, FeatureExtractor, load_features
 from models.evaluation.scores import Estimate
-from models.inference.sampler import UInt8, grid, to_pixels
+from models.inference.pixels import UInt8, grid, to_pixels
 
 GENERATED = 10_000
 PIXEL_ROWS = 2_000  # for scores in pixel space, where a row costs six times as much

@@ -1,15 +1,14 @@
 """The paper's pictures of a bundle: ways between latents (Figure 3), samples and their nearest images (Figure 2)."""
 
-import io
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Literal
 
 import numpy as np
-from PIL import Image
 
 from models.bundle import Bundle
-from models.inference.sampler import Int64, UInt8, draw_labels, draw_latents, grid, latent_path
+from models.inference.noise import Int64, draw_labels, draw_latents, latent_path
+from models.inference.pixels import UInt8, encode_png, grid
 
 Method = Literal["linear", "spherical"]
 _GAP = 2  # white pixels before the column of nearest images
@@ -93,6 +92,4 @@ def nearest(image: UInt8, images: UInt8) -> tuple[int, float]:
 def png(picture: UInt8, scale: int = 1) -> bytes:
     """A picture (h, w, c) as a PNG, enlarged by a whole factor."""
     large = picture.repeat(scale, axis=0).repeat(scale, axis=1)
-    file = io.BytesIO()
-    Image.fromarray(large.squeeze(2) if large.shape[2] == 1 else large).save(file, "png", optimize=True)
-    return file.getvalue()
+    return encode_png(large)

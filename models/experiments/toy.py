@@ -21,6 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from models.schedules import half_cosine
 from models.training.losses import discriminator_loss, saturating_generator_loss
 
 Float64s = NDArray[np.float64]
@@ -356,7 +357,7 @@ def _adam(net: nn.Module, beta1: float) -> torch.optim.Adam:
 
 def _set_rate(optimiser: torch.optim.Adam, rate: float, progress: float) -> None:
     """Lower the rate to 0 along half a cosine, so that the noise of single batches averages out."""
-    optimiser.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * progress)) / 2
+    optimiser.param_groups[0]["lr"] = rate * half_cosine(progress)
 
 
 def _descend(loss: Tensor, net: nn.Module, optimiser: torch.optim.Adam) -> None:

@@ -1,56 +1,83 @@
-"""A net as a device runs it fastest: layers laid out as kernels read them, and layers in bfloat16.
+"""A net as a device runs it fastest: prepacked, that is with weights laid out as kernels read them, or in bfloat16.
 
 torch's own linear layer hands its weights to a library that copies them into such a layout for every batch anew. With
 few rows that copy is much of the work: a batch of four of the paper's digits takes 1.8 times as long with it, one of
-64 1.2 times (benchmarks/serving/pieces.py). What is computed is the same sum in another order: last bits differ.
+64 1.2 times (benchmarks/serving/pieces.py). The sums are the same in another order, so the last bits differ.
 
 In bfloat16 a layer's weights take half the memory, and its inputs, weights and outputs have 8 significant bits instead
-of 24; sums are float32. All that is between the layers stays float32.
+of 24. Sums, and everything between the layers, stay float32.
 """
 
 import copy
 from collections.abc import Callable
 from functools import cache
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from models.inference.sampler import REFERENCE_TILE
+from models.inference.tiles import REFERENCE_TILE
 from models.networks import Maxout
 
 Net = TypeVar("Net", bound=nn.Module)
 
-# Scripted, because a tracer can't see through the list of no numbers.
+# Scripted, because a tracer can't record the empty list.
 _SOURCE = """
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], None)
 """
 
 
+class Kernels(NamedTuple):
+    """What oneDNN has for a linear layer: `prepack` lays weights out for batches of so many rows, for `_linear`."""
+
+    prepack: Callable[[Tensor, int], Tensor]
+    have_bfloat16: bool
+
+
 @cache
-def _linear() -> Callable[..., Tensor]:
-    linear: Callable[..., Tensor] = torch.jit.CompilationUnit(_SOURCE).linear
+def _linear() -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    linear: Callable[[Tensor, Tensor, Tensor | None], Tensor] = torch.jit.CompilationUnit(_SOURCE).linear
     return linear
 
 
-class PackedLinear(nn.Module):
+@cache
+def find_kernels() -> Kernels | None:
+    """The kernels, for which torch has private names only; None where it has others by now, or none on this machine.
+
+    Then torch's own linear layer serves. They are tried once, for the names might come to mean something else.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    try:
+        ops = torch.ops.mkldnn
+        prepack, _ = ops._reorder_linear_weight, ops._linear_pointwise  # noqa: SLF001 - see above
+        kernels = Kernels(prepack, bool(ops._is_mkldnn_bf16_supported()))  # noqa: SLF001 - see above
+        weight, rows = (torch.arange(4.0 * n, device="cpu").view(n, 4) for n in (3, 2))
+        with torch.autocast("cpu", enabled=False):
+            same = torch.equal(_linear()(rows, prepack(weight, 2), None), F.linear(rows, weight))  # of whole numbers
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return kernels if same else None
+
+
+class PrepackedLinear(nn.Module):
     """x·Wᵀ + b of a linear layer, by oneDNN. Takes over the layer's bias and a copy of its weights."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: nn.Linear, kernels: Kernels) -> None:
         super().__init__()
         self.bias = layer.bias
-        weight = torch.ops.mkldnn._reorder_linear_weight(layer.weight.detach(), REFERENCE_TILE)  # noqa: SLF001 - torch has no public way to it
-        self.register_buffer("weight", weight, persistent=False)
+        self.weight: Tensor
+        self.register_buffer("weight", kernels.prepack(layer.weight.detach(), REFERENCE_TILE), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, inputs) → (n, outputs)."""
-        out: Tensor = _linear()(x, self.weight, self.bias)
-        return out
+        return _linear()(x, self.weight, self.bias)
 
 
 class HalfLayer(nn.Module):
-    """A layer in bfloat16 among others in float32: its inputs are rounded, and its outputs float32 again."""
+    """A layer in bfloat16 between others in float32: it rounds its inputs, and its outputs are float32 again."""
 
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
@@ -64,10 +91,10 @@ class HalfLayer(nn.Module):
         return out.to(x.dtype)
 
 
-class PackedMaxout(nn.Module):
-    """A maxout layer whose linear functions stand in another order: the k-th of every unit, then the next of each.
+class PrepackedMaxout(nn.Module):
+    """A maxout layer with its linear functions in another order: the first of every unit, the second of every unit, ….
 
-    So the largest are found for many units at once, in a sixth of the time.
+    The maxima of many units are then found at once, in a sixth of the time.
     """
 
     def __init__(self, layer: Maxout, *, half: bool) -> None:
@@ -85,11 +112,11 @@ class PackedMaxout(nn.Module):
         return pieces.view(-1, self.pieces, self.units).amax(dim=1)
 
 
-def packed(net: Net, *, half: bool = False) -> Net:
-    """The net with packed layers, linear ones where it is on a CPU whose torch can do so.
+def prepacked(net: Net, *, half: bool = False) -> Net:
+    """The net with prepacked layers, linear ones where it is on a CPU whose torch can do so.
 
-    With `half` its linear layers and its convolutions are in bfloat16. What is not replaced is shared with the net that
-    was given, which stays as it was.
+    With `half` linear layers and convolutions are in bfloat16. The given net stays as it was, and what is not replaced
+    is shared with it.
     """
     shared = {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())}
     twin = copy.deepcopy(net, shared)
@@ -101,7 +128,7 @@ def _replace_layers(module: nn.Module, *, half: bool) -> None:
     for name, child in module.named_children():
         fastest = _fastest(child, half=half)
         setattr(module, name, fastest)
-        if fastest is child and not isinstance(child, HalfLayer | PackedMaxout):
+        if fastest is child and not isinstance(child, HalfLayer | PrepackedMaxout):
             _replace_layers(child, half=half)
 
 
@@ -109,17 +136,16 @@ def _fastest(layer: nn.Module, *, half: bool) -> nn.Module:
     """What takes a layer's place; itself where nothing does."""
     match layer:
         case Maxout():
-            return PackedMaxout(layer, half=half)
+            return PrepackedMaxout(layer, half=half)
         case nn.Linear() | nn.Conv2d() if half:
             return HalfLayer(layer)
-        case nn.Linear() if _can_be_packed(layer.weight):
-            return PackedLinear(layer)
+        case nn.Linear() if (kernels := _kernels_for(layer.weight)) is not None:
+            return PrepackedLinear(layer, kernels)
     return layer
 
 
-def _can_be_packed(weight: Tensor) -> bool:
-    has_kernels: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    if not has_kernels or weight.device.type != "cpu":
-        return False
-    has_half: bool = torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - as above
-    return weight.dtype == torch.float32 or (weight.dtype == torch.bfloat16 and has_half)
+def _kernels_for(weight: Tensor) -> Kernels | None:
+    kernels = find_kernels() if weight.device.type == "cpu" else None
+    if kernels is None or weight.dtype == torch.float32:
+        return kernels
+    return kernels if weight.dtype == torch.bfloat16 and kernels.have_bfloat16 else None

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor, nn
 
 from models.data.dataset import Dataset, Split
-from models.inference.sampler import draw_latents, to_pixels
+from models.inference.noise import draw_latents
+from models.inference.pixels import to_pixels
 from models.training.trainer import State
 
 PROBE_ROWS = 100

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from models.bundle import replace_file
+from models.files import replace_file
 from models.training.run_folder import RunDir
 
 MAX_FRAMES = 40  # grids in the animation, evenly spread over the run

@@ -3,35 +3,32 @@
     options.json              what was asked for: name, options, data set and its checksum, environment
     stats.jsonl               one JSON object a line, with at least `step` and `seconds`
     samples/step-000500.png   images from the same noise every time
-    checkpoints/step-000500.safetensors    the whole state, one file; the newest two are kept
+    checkpoints/step-000500.safetensors    the whole state in one file; the newest two are kept
     bundle/                   the end product: the weights that scored best
     last/bundle/              the last step's weights, where a server on this folder doesn't look
 
-A checkpoint is written beside its place, synced and renamed, with a checksum of its own: after a kill at any moment the
-newest one that reads whole is where the run goes on.
+A checkpoint is written whole or not at all, and has a checksum of its own. After a kill at any moment the run goes on
+from the newest one that can be read.
 """  # noqa: D400, D415
 
-import hashlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.bundle import replace_file
-from models.inference.sampler import UInt8, grid
+from models.files import checksum_of, replace_file
+from models.inference.pixels import UInt8, encode_png, grid
 
 if sys.platform != "win32":
     import fcntl
@@ -44,7 +41,7 @@ class RunError(ValueError):
 
 
 class RunDir:
-    """One run's folder. Nothing is created before the first write."""
+    """One run's folder. It is made by the first write."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -61,7 +58,7 @@ class RunDir:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """No other process holds this run while the block lasts. The lock ends with the process, however that ends.
+        """Keep other processes from this run while the block lasts. The lock ends with the process, however that ends.
 
         Raises:
             RunError: Another process has it.
@@ -77,14 +74,14 @@ class RunDir:
             os.close(folder)
             raise RunError(f"{self.path}: another process is at work on this run") from None
         except OSError:
-            pass  # some network file systems know no such locks, and their users must do without
+            pass  # some network file systems have no such locks: there nothing keeps two processes apart
         try:
             yield
         finally:
             os.close(folder)
 
     def begin(self, record: dict[str, Any]) -> None:
-        """Write options.json, atomically, and sweep out what a kill left half written."""
+        """Write options.json, and remove the temporary files of a run that was killed."""
         for folder in (self._checkpoints, self._samples):
             folder.mkdir(parents=True, exist_ok=True)
         pages = (self._options, self._stats, self.path / "report.html")
@@ -118,14 +115,14 @@ class RunDir:
             file.write(json.dumps(row) + "\n")
 
     def stats(self) -> list[dict[str, Any]]:
-        """The rows of stats.jsonl so far; a line that a crash cut off is left out."""
+        """The rows of stats.jsonl so far, without a last line that a crash cut off."""
         if not self._stats.exists():
             return []
         lines = self._stats.read_text("utf-8").splitlines()
         return [json.loads(line) for line in lines if _step_of(line) < float("inf")]
 
     def truncate_stats(self, step: int) -> None:
-        """Forget the lines after a step: what came after the checkpoint will be computed again."""
+        """Remove the lines after a step: a run that goes on from a checkpoint computes them again."""
         if not self._stats.exists():
             return
         kept = [line for line in self._stats.read_text("utf-8").splitlines() if _step_of(line) <= step]
@@ -134,27 +131,27 @@ class RunDir:
     def save_samples(self, step: int, images: UInt8) -> None:
         """Write images (n, h, w, c) as one square picture."""
         picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
-        save_picture(self._samples / f"step-{step:06d}.png", picture)
+        replace_file(self._samples / f"step-{step:06d}.png", encode_png(picture))
 
     def save_checkpoint(
-        self, step: int, tensors: dict[str, Tensor], facts: dict[str, Any], good_step: int | None = None
+        self, step: int, tensors: dict[str, Tensor], metadata: dict[str, Any], good_step: int | None = None
     ) -> None:
-        """Write a checkpoint, then drop all but the newest two, and the newest up to `good_step` where that is given.
+        """Write a checkpoint, then delete older ones, but for the newest two and the newest of `good_step` or before.
 
         Raises:
             OSError: The disk. Earlier checkpoints are untouched.
         """
         named = {name: tensors[name].detach().cpu().contiguous() for name in sorted(tensors)}
-        written = json.dumps(facts)
-        metadata = {"facts": written, "sha256": _checksum(named, written)}
-        replace_file(self._path_of(step), save_tensors(named, metadata=metadata))
+        written = json.dumps(metadata)
+        beside = {"facts": written, "sha256": checksum_of(named, written)}  # finds bits that flip on a disk
+        replace_file(self._path_of(step), save_tensors(named, metadata=beside))
         good = [path for path in self._newest_first() if good_step is not None and _step_in(path) <= good_step]
         for old in self._newest_first()[KEPT_CHECKPOINTS:]:
             if old not in good[:1]:
                 old.unlink()
 
     def go_back(self, good_step: int) -> int | None:
-        """Drop the checkpoints after a step, if there is one up to it; returns the step of the newest that is left."""
+        """Delete the checkpoints after a step, unless none would be left; returns the step of the newest then."""
         found = self._newest_first()
         good = [path for path in found if _step_in(path) <= good_step]
         for path in found if good else []:
@@ -163,12 +160,12 @@ class RunDir:
         return _step_in((good or found)[0]) if found else None
 
     def newest_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Tensors and facts of the newest checkpoint that reads whole, or None where there is none yet.
+        """Tensors and metadata of the newest checkpoint that reads whole, or None where there is none yet.
 
-        One that is damaged is named on stderr, and the one before it taken.
+        A damaged one is named on stderr, and the one before it is read.
 
         Raises:
-            RunError: There are some, and none can be read: beginning anew would bury what is left of the run.
+            RunError: None of them can be read. To begin anew would overwrite what is left of the run.
         """
         faults = []
         for path in self._newest_first():
@@ -192,15 +189,8 @@ class RunDir:
         return sorted(found, key=_step_in, reverse=True)
 
 
-def save_picture(path: Path, picture: UInt8) -> None:
-    """Write (h, w, c) as a PNG, atomically."""
-    content = BytesIO()
-    Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture).save(content, "PNG")
-    replace_file(path, content.getvalue())
-
-
 def environment(device: torch.device) -> dict[str, Any]:
-    """What the figures of a run depend on beside its options."""
+    """The machine and the software, on which a run's figures depend as well."""
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})",
         "instruction_set": torch.backends.cpu.get_cpu_capability(),
@@ -212,7 +202,7 @@ def environment(device: torch.device) -> dict[str, Any]:
 
 
 def _source_commit() -> str | None:
-    """The commit of this source tree, with `+` where files differ from it; None outside a repository."""
+    """The commit of this source tree, with `+` if files differ from it; None outside a repository."""
     here = Path(__file__).resolve().parent
     command = ["git", "-C", os.fspath(here), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
@@ -226,18 +216,9 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 — not a dict
-    if "sha256" in metadata and metadata["sha256"] != _checksum(tensors, metadata["facts"]):
+    if "sha256" in metadata and metadata["sha256"] != checksum_of(tensors, metadata["facts"]):
         raise ValueError("its checksum differs")
     return tensors, json.loads(metadata["facts"])
-
-
-def _checksum(tensors: Mapping[str, Tensor], facts: str) -> str:
-    """sha256, in hex, over the facts and every tensor: bits that flip on a disk are in no other check."""
-    digest = hashlib.sha256(facts.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name} {tuple(tensors[name].shape)}\n".encode())
-        digest.update(tensors[name].numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _step_in(path: Path) -> int:
@@ -246,7 +227,7 @@ def _step_in(path: Path) -> int:
 
 
 def _step_of(line: str) -> float:
-    """The line's step; a line cut off by a crash counts as later than any."""
+    """The line's step; infinite for a line that a crash cut off."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):

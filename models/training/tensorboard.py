@@ -5,7 +5,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from models.inference.sampler import UInt8, grid
+from models.inference.pixels import UInt8, grid
 
 
 class TensorBoard:

@@ -24,15 +24,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
 from models.evaluation.calibration import fit_calibration
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.evaluation.parzen import PAPER_SAMPLES, validation_log_likelihood
-from models.inference.sampler import UInt8, draw_labels, draw_latents, grid, to_pixels, to_uint8
+from models.inference.drawing import draw_images, logits_of
+from models.inference.noise import sampled_labels
+from models.inference.pixels import UInt8, grid, to_pixels
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
-from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+from models.schedules import half_cosine
+from models.spec import AdamSpec, Calibration, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 from models.training.losses import LOSSES, gradient_penalty
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
@@ -155,14 +159,20 @@ class State:
         return nets
 
     @property
+    def latent(self) -> LatentSpec:
+        """The options' latent, with the training data's label frequencies where the nets see labels."""
+        frequencies = self.data.label_frequencies(self.classes)
+        return self.options.latent.model_copy(update={"label_frequencies": frequencies})
+
+    @property
     def ema_generator(self) -> Generator:
         """The generator that is scored and published: the moving average, if one is kept."""
         return self.generator if self.average is None else self.average
 
     def sample_labels(self, count: int) -> Tensor | None:
         """Labels of images 0 … count − 1 of seed 0, as frequent as in the training data; None for nets without."""
-        frequencies = self.data.label_frequencies(self.classes)
-        return None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, 0, count))
+        labels = sampled_labels(self.latent, 0, 0, count)
+        return None if labels is None else torch.from_numpy(labels)
 
     def is_finite(self) -> bool:
         """Whether every weight of both nets is finite. The last loss cannot tell, as the last update came after it."""
@@ -350,8 +360,8 @@ def train_step(state: State) -> Tensor:
     state.step += 1
     if state.average is not None:
         keep = 0.5 ** (m / options.ema_half_life_images)
-        with torch.no_grad():
-            torch._foreach_lerp_(list(state.average.parameters()), list(generator.parameters()), 1 - keep)
+        average = get_ema_multi_avg_fn(keep)  # type: ignore[no-untyped-call]
+        average(list(state.average.parameters()), list(generator.parameters()), state.step)
     with torch.no_grad():
         return torch.stack([d_loss, g_loss, real_logits.sigmoid().mean(), fake_logits.sigmoid().mean()])
 
@@ -389,10 +399,10 @@ def train(
 
 
 def score(state: State, dataset: Dataset) -> Score:
-    """Score what the shown generator makes against the validation images, by the rule of the options.
+    """Score the images of `ema_generator` against the validation images, by the rule of the options.
 
-    The samples are from the sampler's seed 0 and the feature net has generators of its own: nothing of the training is
-    touched, and two scores of a run differ by the weights alone.
+    They are images of seed 0, as clients would get them, and the feature net has random numbers of its own. So training
+    goes on as if there had been no score, and two scores of a run differ by the weights alone.
 
     Raises:
         TrainingError: The generator's pixels are not all numbers.
@@ -400,8 +410,8 @@ def score(state: State, dataset: Dataset) -> Score:
     if state.options.selection == "frechet":
         return _score_frechet(state, dataset)
     count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
-    samples = generate(state.ema_generator, state.options.latent, count, state.sample_labels(count))
-    choice = validation_log_likelihood(samples, to_pixels(dataset.validation.images, state.device))
+    drawn, real = draw(state, count), dataset.validation.images
+    choice = validation_log_likelihood(to_pixels(drawn, state.device), to_pixels(real, state.device))
     facts: dict[str, float | int | str] = {
         "log_likelihood": choice.log_likelihood,
         "sigma": choice.sigma,
@@ -414,8 +424,7 @@ def _score_frechet(state: State, dataset: Dataset) -> Score:
     if state.frechet is None:
         state.frechet = FrechetOnValidation(dataset, state.device)
     judge, count = state.frechet, state.frechet.count
-    images = to_uint8(generate(state.ema_generator, state.options.latent, count, state.sample_labels(count)))
-    value = judge.score(images)
+    value = judge.score(draw(state, count))
     return Score(
         value,
         {
@@ -449,7 +458,7 @@ def present(state: State, scored: Score) -> Best:
 
 
 def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], *, rule: str) -> Bundle:
-    """Write weights as a bundle, with D's logit calibrated on images that it never saw.
+    """Write weights as a bundle, calibrated on images that D never saw, as clients get them.
 
     Args:
         rule: `best`, the weights that scored best so far, or `last`, the present ones.
@@ -461,22 +470,15 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
     generator, discriminator = state.empty_nets()
     generator.load_state_dict(best.generator)
     discriminator.load_state_dict(best.discriminator)
-    latent = options.latent.model_copy(update={"label_frequencies": state.data.label_frequencies(state.classes)})
-    count = len(dataset.validation.images)
-    labels = state.sample_labels(count)
-    images = to_uint8(generate(generator, latent, count, labels))
-    real_labels = None if labels is None else torch.from_numpy(dataset.validation.labels).to(state.device)
-    calibration = fit_calibration(
-        _logits(discriminator, dataset.validation.images, real_labels), _logits(discriminator, images, labels)
-    )
-    facts = {
+    images = _drawn(generator, state.latent, len(dataset.validation.images))
+    metadata = {
         "name": name,
         "created": datetime.now(UTC),
         "network": options.network,
         "image": state.image,
-        "latent": latent,
+        "latent": state.latent,
         "labels": dataset.label_names if options.conditional else None,
-        "calibration": calibration,
+        "calibration": _calibrate(discriminator, state, dataset, images),
         "training": record
         | {
             "steps": state.step,
@@ -487,50 +489,33 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
         },
         "evaluation": {f"validation_{options.selection}": best.metadata},
     }
-    return write_bundle(folder, facts, best.generator, best.discriminator, grid(images[:64], columns=8))
+    return write_bundle(folder, metadata, best.generator, best.discriminator, grid(images[:64], columns=8))
 
 
-def draw(bundle: Bundle, count: int, first_index: int) -> Tensor:
-    """Images first_index … of a bundle's seed 0 as float pixels (count, c, h, w): what its scores are about."""
-    manifest = bundle.manifest
-    frequencies = manifest.latent.label_frequencies
-    labels = None if frequencies is None else torch.from_numpy(draw_labels(frequencies, 0, first_index, count))
-    return generate(bundle.generator, manifest.latent, count, labels, first_index)
-
-
-@torch.inference_mode()
-def _logits(discriminator: Discriminator, images: UInt8, labels: Tensor | None) -> Tensor:
-    device = next(discriminator.parameters()).device
-    labels = None if labels is None else labels.to(device)
-    return torch.cat(
-        [
-            discriminator(to_pixels(images[rows], device), None if labels is None else labels[rows])
-            for rows in _chunks(len(images))
-        ]
+def _calibrate(discriminator: Discriminator, state: State, dataset: Dataset, images: UInt8) -> Calibration | None:
+    """Fitted to what the service says of the validation images, and of as many first images of seed 0."""
+    real, asked = dataset.validation, sampled_labels(state.latent, 0, 0, len(images))
+    logits = (
+        logits_of(discriminator, real.images, None if asked is None else real.labels),
+        logits_of(discriminator, images, asked),
     )
+    return fit_calibration(*map(torch.from_numpy, logits))
 
 
-@torch.inference_mode()
-def generate(
-    generator: Generator, latent: LatentSpec, count: int, labels: Tensor | None, first_index: int = 0
-) -> Tensor:
-    """Images first_index … of seed 0 as float pixels (count, c, h, w), on the generator's device.
+def draw(state: State, count: int) -> UInt8:
+    """Images 0 … count − 1 of seed 0 by the generator whose images count: uint8 (count, h, w, c), as clients get them.
 
     Raises:
         TrainingError: Weights so large that pixels are not all numbers.
     """
-    device = next(generator.parameters()).device
-    latents = torch.from_numpy(draw_latents(latent, 0, first_index, count)).to(device)
-    labels = None if labels is None else labels.to(device)
-    pixels = torch.cat([generator(latents[rows], None if labels is None else labels[rows]) for rows in _chunks(count)])
-    if not pixels.isfinite().all():
-        raise TrainingError("the generator has diverged: some of its pixels are not numbers")
-    return pixels
+    return _drawn(state.ema_generator, state.latent, count)
 
 
-def _chunks(count: int) -> list[slice]:
-    """Rows a thousand at a time, so that a net's working memory is bounded."""
-    return [slice(start, start + 1_000) for start in range(0, count, 1_000)]
+def _drawn(generator: Generator, latent: LatentSpec, count: int) -> UInt8:
+    try:
+        return draw_images(generator, latent, count)
+    except FloatingPointError:
+        raise TrainingError("the generator has diverged: some of its pixels are not numbers") from None
 
 
 def _real_logits(
@@ -559,7 +544,7 @@ def _moved(state: State, start: float, final: float | None) -> float:
     options = state.options
     seen = state.step * options.d_steps * options.batch_size
     share = min(seen / options.burn_in_images, 1.0) if options.burn_in_images else 1.0
-    return final + (start - final) * (1 + math.cos(math.pi * share)) / 2
+    return final + (start - final) * half_cosine(share)
 
 
 def _noise(state: State, rng: torch.Generator) -> Tensor:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from models.spec import ImageSpec
 from service.codecs.image_file import QUICK_PIXELS, ImageFile, walk
 from service.codecs.picture import Decoded, Shape, check_pixels, decode_picture

@@ -21,7 +21,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, feature
 from PIL import __version__ as pillow_version
 from zlib_ng import zlib_ng
 
-from models.inference.sampler import UInt8, grid
+from models.inference.pixels import UInt8, grid
 
 Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
 

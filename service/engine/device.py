@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import nn
 
-from models.inference.sampler import Float32, Int64, UInt8, draw_latent_ranges
+from models.inference.noise import Float32, Int64, draw_latent_ranges
+from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.cpu import cpu_limit
 from service.engine.batching.batch import DeviceFailed, OutOfMemory, Rows

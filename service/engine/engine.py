@@ -13,7 +13,9 @@ import numpy as np
 import torch
 
 from models.bundle import Bundle, BundleError, read_bundle
-from models.inference.sampler import LARGE_TILE, Tiles, grey_levels, spare_rows, tile_sizes
+from models.inference.devices import find_device
+from models.inference.pixels import grey_levels
+from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision
 from service.engine.engine_thread import EngineThread
@@ -86,7 +88,7 @@ class Engine:
         bundle = read_bundle(folder, self.device.torch_device, known)
         if isinstance(bundle, Loaded):
             return bundle
-        fast = bundle.packed(half=self.precision == "bfloat16")
+        fast = bundle.prepacked(half=self.precision == "bfloat16")
         with torch.inference_mode():
             reference = Reference.of(fast, self.device)
             for net in reference.nets_without_numbers():
@@ -179,11 +181,9 @@ def _set_up_torch(precision: Precision, *, exact: bool) -> None:
 
 
 def _find_device(name: str, *, exact: bool, workers: int, precision: Precision, cuda_graphs: bool) -> Device:
-    if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
+    device = find_device(name)
+    if device.type == "cpu":
         return Device(workers=workers, precision=precision)
-    device = torch.device({"auto": "cuda:0", "cuda": "cuda:0"}.get(name, name))
-    if not torch.cuda.is_available() or torch.cuda.device_count() <= (device.index or 0):
-        raise ValueError(f"there is no device {name} here ({torch.cuda.device_count()} CUDA devices)")
     from service.engine.gpu.device import GPU  # noqa: PLC0415 - nothing of it is needed elsewhere
 
     return GPU(device, exact=exact, precision=precision, cuda_graphs=cuda_graphs)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from models.inference.sampler import TILE_SIZES
+from models.inference.tiles import TILE_SIZES
 
 log = logging.getLogger(__name__)
 

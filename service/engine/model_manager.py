@@ -11,7 +11,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from models.bundle import MANIFEST, Bundle, BundleError
-from models.inference.sampler import Float32, UInt8, draw_labels
+from models.inference.noise import Float32, draw_labels
+from models.inference.pixels import UInt8
 from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
 from service.engine.batching.batcher import Batcher
 from service.engine.batching.policy import EAGER, SHARING

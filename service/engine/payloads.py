@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.inference.sampler import Float32, Int64, LatentRange, UInt8
+from models.inference.noise import Float32, Int64, LatentRange
+from models.inference.pixels import UInt8
 from service.engine.batching.batch import BatchSlice
 
 UNKNOWN_LABEL = -1  # for D's class head to name

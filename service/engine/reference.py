@@ -10,7 +10,8 @@ from functools import cached_property
 import torch
 
 from models.bundle import Bundle
-from models.inference.sampler import REFERENCE_TILE, draw_latents
+from models.inference.noise import draw_latents
+from models.inference.tiles import REFERENCE_TILE
 from service.engine.device import Device, Precision, Sampler
 from service.engine.nets import Verdicts
 from service.engine.payloads import UNKNOWN_LABEL

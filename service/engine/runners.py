@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 import torch
 
-from models.inference.sampler import Float32, Int64, Tiles, UInt8, unit_levels
+from models.inference.noise import Float32, Int64
+from models.inference.pixels import UInt8, unit_levels
+from models.inference.tiles import Tiles
 from service.engine.batching.batch import Rows
 from service.engine.device import MAX_BATCH_ROWS, Device, DeviceErrors
 from service.engine.payloads import DiscriminateSlices, SampleSlices, batch_images, batch_labels

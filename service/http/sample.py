@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import Bundle
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
 from service.codecs.time_slices import timed
 from service.errors import UnsupportedMediaType

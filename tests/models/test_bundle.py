@@ -22,7 +22,6 @@ from hypothesis import strategies as st
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from models import bundle as bundle_module
 from models.bundle import (
     DISCRIMINATOR,
     GENERATOR,
@@ -628,7 +627,7 @@ def test_a_new_bundle_takes_the_place_of_the_old(
 ) -> None:
     """In one step where the system can, in two where not; nothing is left over either way."""
     if not can_swap:
-        monkeypatch.setattr(bundle_module, "_exchange", lambda _one, _other: False)
+        monkeypatch.setattr("models.files.exchange", lambda _one, _other: False)
     old = write_again(tmp_path / "place", original)
     (tmp_path / "place" / "note.txt").write_text("goes with the old bundle")
     new = write_again(tmp_path / "place", original, calibration=None)
@@ -797,7 +796,7 @@ def test_reading_a_bundle_brings_no_compiler_along() -> None:
     program = f"""
 import sys
 from models.bundle import read_bundle
-read_bundle({str(ROOT / "bundles/mnist")!r}).packed()
+read_bundle({str(ROOT / "bundles/mnist")!r}).prepacked()
 print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

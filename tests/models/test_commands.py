@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import load_file
 
-from models import __main__ as commands
-from models.__main__ import main
+from models.__main__ import command_parser, main
 from models.bundle import NAME_PATTERN, read_bundle
+from models.commands.signals import StopOnSignal
+from models.commands.train_options import default_name, resolve
 from models.data.load import load_dataset
 from models.spec import (
     PRESETS,
@@ -708,8 +709,8 @@ def test_a_kill_before_the_bundle_is_made_good(data: Path, tmp_path: Path, monke
 def test_a_run_can_be_ended_early_by_fewer_steps(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped before its first score, a run still becomes a bundle when it is told that this was all."""
     with monkeypatch.context() as patch:
-        patch.setattr(commands._StopOnSignal, "is_set", lambda _: True, raising=False)  # noqa: SLF001
-        patch.setattr(commands._StopOnSignal, "__init__", lambda _: None)  # noqa: SLF001
+        patch.setattr(StopOnSignal, "is_set", lambda _: True, raising=False)
+        patch.setattr(StopOnSignal, "__init__", lambda _: None)
         assert train(data, tmp_path, "--steps", "60") == 130
     assert steps_of(tmp_path) == [1]
     assert train(data, tmp_path, "--resume", "--steps", "1") == 0
@@ -909,7 +910,7 @@ def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], argument
     assert caught.value.code == 2
     said = capsys.readouterr().err.splitlines()[-1]
     assert "error: " in said
-    assert "_whole" not in said  # no name of a function
+    assert "invalid whole" not in said  # no name of a function
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(
@@ -1004,8 +1005,8 @@ def test_an_experiment_names_the_extra_that_it_lacks(
 
 
 def options_of(*arguments: str) -> TrainingOptions:
-    parsed = commands._parser().parse_args(["train", "--data", "x", "--out", "y", *arguments])  # noqa: SLF001
-    return commands.resolve(parsed)
+    parsed = command_parser().parse_args(["train", "--data", "x", "--out", "y", *arguments])
+    return resolve(parsed)
 
 
 def test_algorithm_1_is_the_papers_and_the_preset_is_its_codes() -> None:
@@ -1037,7 +1038,7 @@ def test_every_flag_changes_its_option_alone() -> None:
 @given(text=st.text(max_size=120), preset=st.sampled_from(sorted(PRESETS)))
 def test_any_data_has_a_valid_default_name(text: str, preset: str) -> None:
     """Folders are called anything; a run must not fail at its very end over the bundle's name."""
-    assert re.search(NAME_PATTERN, commands._default_name(text, preset))  # noqa: SLF001
+    assert re.search(NAME_PATTERN, default_name(text, preset))
 
 
 # --- What a person sees ------------------------------------------------------------------------------------------
@@ -1075,6 +1076,6 @@ def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) ->
     """GAN_DATA_DIR where it says something; empty is not the current folder."""
     arguments = ["evaluate", "b", "--data", "mnist"]
     monkeypatch.setenv("GAN_DATA_DIR", "/srv/data")
-    assert commands._parser().parse_args(arguments).data_dir == Path("/srv/data")  # noqa: SLF001
+    assert command_parser().parse_args(arguments).data_dir == Path("/srv/data")
     monkeypatch.setenv("GAN_DATA_DIR", "")
-    assert commands._parser().parse_args(arguments).data_dir is None  # noqa: SLF001
+    assert command_parser().parse_args(arguments).data_dir is None

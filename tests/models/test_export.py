@@ -17,7 +17,8 @@ from models import export
 from models.__main__ import main
 from models.bundle import Bundle, read_bundle
 from models.export import ExportError, check_onnx, export_onnx
-from models.inference.sampler import draw_latents, to_pixels, to_uint8
+from models.inference.noise import draw_latents
+from models.inference.pixels import to_pixels, to_uint8
 
 EMBEDDED = Path(__file__).parents[2] / "bundles" / "mnist-mlp"
 

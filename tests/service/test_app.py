@@ -22,7 +22,7 @@ from starlette.types import Message
 
 import service
 from models.bundle import BundleError
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from service.app import create_app, work_routes
 from service.settings import Settings
 

@@ -18,7 +18,7 @@ from benchmarks.serving.growth import write_wide
 from benchmarks.tools.client import Client, Reply, Request
 from benchmarks.tools.process import Service, running
 from models.bundle import read_bundle
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from service.engine import health
 from service.server import server
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import nn
 
-from models.inference.sampler import Float32, Int64, UInt8
+from models.inference.noise import Float32, Int64
+from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.engine.batching.batch import Rows
 from service.engine.device import Call, Device, NoSuchPrecision, Precision, Sampler

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from models.inference.sampler import Int64, Noise
+from models.inference.noise import Int64, Noise
 from models.spec import LatentSpec
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import Sampler

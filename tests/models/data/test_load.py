@@ -892,7 +892,7 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
     assert not entries(cache)
 
 
-@pytest.mark.parametrize("name", ["images.npy", "facts.json"])
+@pytest.mark.parametrize("name", ["images.npy", "metadata.json"])
 @pytest.mark.parametrize("kept", [0, 100], ids=["emptied", "cut off"])
 def test_a_damaged_entry_is_made_again(cache: Path, tmp_path: Path, name: str, kept: int) -> None:
     """It can always be made again, so nobody is bothered with it."""

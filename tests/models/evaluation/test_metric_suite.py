@@ -11,7 +11,7 @@ from models.data.load import Dataset, Split
 from models.evaluation import features
 from models.evaluation.features import FeatureExtractor, load_features, untrained_features
 from models.evaluation.metric_suite import FrechetOnValidation, MetricSuite, SuiteScore, TooFewError, rows_wanted
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -24,7 +24,7 @@ from models.evaluation.parzen import (
     score_parzen,
     validation_log_likelihood,
 )
-from models.inference.sampler import to_pixels
+from models.inference.pixels import to_pixels
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -9,7 +9,8 @@ from PIL import Image
 from models.__main__ import main
 from models.bundle import Bundle
 from models.experiments.figures import interpolation, nearest, neighbours
-from models.inference.sampler import draw_latents, grid
+from models.inference.noise import draw_latents
+from models.inference.pixels import grid
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

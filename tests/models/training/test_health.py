@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from models import __main__ as commands
 from models.__main__ import main
 from models.data.dataset import Split
 from models.data.load import Dataset, load_dataset
@@ -64,7 +63,8 @@ def few_images(dataset: Dataset, path: Path) -> Path:
 
 
 def run_of(options: TrainingOptions, data: Path | str, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
-    monkeypatch.setattr(commands, "REPORT_EVERY", 10)  # large mini-batches and few steps take the least time
+    # Large mini-batches and few steps take the least time.
+    monkeypatch.setattr("models.commands.train.REPORT_EVERY", 10)
     sick = {"preset": "sick", "score_every": 10**6, "batch_size": 500}
     monkeypatch.setitem(PRESETS, "sick", options.model_copy(update=sick))
     command = ["train", "--preset", "sick", "--data", str(data), "--out", str(out), "--device", "cpu"]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from models import bundle
 from models.training.run_folder import RunDir, RunError, environment
 
 
@@ -80,7 +79,7 @@ def test_a_picture_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, mon
     def full(_: Path, __: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(bundle, "write_synced", full)
+    monkeypatch.setattr("models.files.write_synced", full)
     with pytest.raises(OSError, match="No space left"):
         folder.save_samples(5, np.ones((4, 8, 8, 3), np.uint8))
     assert [path.read_bytes() for path in (tmp_path / "samples").iterdir()] == [before]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from models.spec import ImageSpec
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.codecs.picture import Decoded, decode_picture

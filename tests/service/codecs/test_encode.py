@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.inference.sampler import UInt8
+from models.inference.pixels import UInt8
 from service.codecs.encode import MEDIA_TYPES, Format, RenderOptions, SampleMetadata, encode, picture_size
 from service.http.schemas import SampleReply
 

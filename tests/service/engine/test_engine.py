@@ -16,7 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
-from models.inference.sampler import REFERENCE_TILE, TILE_SIZES, Tiles, to_pixels
+from models.inference.pixels import to_pixels
+from models.inference.tiles import REFERENCE_TILE, TILE_SIZES, Tiles
 from models.networks import build_networks
 from models.spec import PRESETS, ImageSpec, LatentSpec
 from service.engine.batching.batch import BatchSlice, DeviceFailed, OutOfMemory, Rows

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from models.inference.sampler import REFERENCE_TILE
+from models.inference.tiles import REFERENCE_TILE
 from service.engine.jit import traced
 
 ROWS = torch.arange(float(REFERENCE_TILE))[:, None]

@@ -27,7 +27,9 @@ from models.bundle import (
     record_evaluation,
     write_bundle,
 )
-from models.inference.sampler import REFERENCE_TILE, Tiles, UInt8, draw_labels, draw_latents, to_pixels, to_uint8
+from models.inference.noise import draw_labels, draw_latents
+from models.inference.pixels import UInt8, to_pixels, to_uint8
+from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.engine.engine import Engine, Loaded
 from service.engine.health import DEAD_AFTER_S, NOT_READY_AFTER_S
 from service.engine.model_manager import ModelManager
@@ -320,7 +322,7 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
     """What callers get, many at a time, is what the nets give for their latents and images alone."""
     async with started(tiny_settings()) as manager:
         for name, plain in tiny_bundles.items():
-            bundle = plain.packed()
+            bundle = plain.prepacked()
             classes = None if bundle.manifest.labels is None else [2, 0, 1, 1, 0]
             labels = None if classes is None else torch.tensor(classes)
             options = {"labels": classes, "truncation": 0.5, "first_index": 3}

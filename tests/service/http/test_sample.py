@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.bundle import Bundle
-from models.inference.sampler import UInt8, draw_labels, draw_latents, to_uint8
+from models.inference.noise import draw_labels, draw_latents
+from models.inference.pixels import UInt8, to_uint8
 from service.app import create_app
 from service.codecs.encode import MEDIA_TYPES, encode
 from service.cpu import cpu_limit

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.bundle import Bundle
-from models.inference.sampler import Tiles
+from models.inference.tiles import Tiles
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import Device
 from service.engine.engine import Engine
@@ -291,7 +291,7 @@ def test_a_device_that_draws_other_noise_leaves_it_to_the_cpu(
 ) -> None:
     """Its libraries' functions are tried before they are relied on, and the log says so."""
     monkeypatch.setattr(
-        "models.inference.sampler.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
+        "models.inference.noise.Noise.forward", lambda noise, seeds, _: torch.zeros(len(seeds), noise.latent.dim)
     )
     folder = tiny_bundles["tiny"].folder
     one = imitated(exact=False, cuda_graphs=False).load(folder, {})

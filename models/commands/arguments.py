@@ -1,0 +1,91 @@
+"""What several commands understand in the same way: numbers, devices, data sets, names of pictures."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from models.bundle import Bundle
+from models.data.load import DataError, Dataset, load_dataset
+from models.files import replace_file
+from models.inference.devices import find_device
+from models.training import trainer
+from models.training.run_folder import RunError
+
+
+class Subparsers(Protocol):
+    """The commands of a command line, to which one more can be added."""
+
+    def add_parser(self, name: str, *, help: str) -> argparse.ArgumentParser:  # noqa: A002 - argparse's word
+        """A parser for what follows the command's name."""
+
+
+def positive(text: str) -> int:
+    """A number of things."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number of at least 1")
+    return int(text)
+
+
+def whole(text: str) -> int:
+    """A seed, as the service takes them."""
+    if not text.isdecimal() or int(text) >= 2**53:
+        raise argparse.ArgumentTypeError(f"{text} must be a whole number, 0 … 2⁵³ − 1")
+    return int(text)
+
+
+def add_data(parser: argparse.ArgumentParser) -> None:
+    """The options that say which data set is read, and how."""
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="mnist, fashion-mnist, digits, a folder of images, an .npz, or an IDX file of images",
+    )
+    parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR") or None,
+                        help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
+    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize images to S×S pixels")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out a folder's files that cannot be read")
+
+
+def reading(arguments: argparse.Namespace) -> dict[str, Any]:
+    """How `--data` is read, for `load_dataset`."""
+    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad}
+
+
+def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
+    """The data set, divided by the command line's seed or else the bundle's: so training never saw the test images."""
+    training: dict[str, Any] = bundle.manifest.training
+    seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
+    if not isinstance(seed, int) or seed < 0:
+        raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **reading(arguments))
+    image = trainer.image_spec(dataset)
+    if image != bundle.manifest.image:
+        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
+    if training.get("data", {}).get("checksum", dataset.checksum) != dataset.checksum:
+        print("warning: this is not the data that the bundle was trained on, or not divided as it was then: "
+              "test images may be among those that it learnt from", file=sys.stderr, flush=True)  # fmt: skip
+    return dataset
+
+
+def device_of(arguments: argparse.Namespace) -> torch.device:
+    """The device that `--device` names."""
+    try:
+        return find_device(arguments.device)
+    except ValueError as error:
+        raise RunError(f"device {arguments.device}: {error}") from None
+
+
+def require_png(path: Path) -> None:
+    """See that a picture's name says what it is."""
+    if path.suffix.lower() != ".png":
+        raise RunError(f"{path}: pictures are written as PNG, so the name must end in .png")
+
+
+def write_picture(path: Path, content: bytes) -> None:
+    """Write a PNG."""
+    require_png(path)
+    replace_file(path, content)

@@ -1,0 +1,123 @@
+"""Score a bundle against a data set."""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from models.bundle import Bundle, read_bundle, record_evaluation
+from models.commands.arguments import Subparsers, add_data, device_of, load_as_trained, require_png
+from models.data.load import Dataset
+from models.evaluation.features import load_features, untrained_features
+from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
+from models.evaluation.parzen import parzen_table
+from models.files import replace_file
+from models.inference.noise import sampled_labels
+from models.inference.pixels import encode_png, to_pixels
+
+Show = Callable[..., None]  # what is done at present, and how much of how much is done where that is known
+
+
+def add_to(commands: Subparsers) -> None:
+    """Name the command, and say what its line may hold."""
+    evaluate = commands.add_parser("evaluate", help="score a bundle against a data set")
+    evaluate.set_defaults(run=run)
+    evaluate.add_argument("bundle", type=Path)
+    add_data(evaluate)
+    evaluate.add_argument(
+        "--seed", type=int, help="of the division of sets without a published one (default: training's)"
+    )
+    evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
+    evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
+    evaluate.add_argument("--time-limit", type=float, metavar="S",
+                          help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
+    evaluate.add_argument("--neighbours", type=Path, metavar="PNG",
+                          help="write a picture of samples beside their nearest training images")  # fmt: skip
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Compute as much as the time limit allows, and say it as a table and as JSON."""
+    from models.training.progress import Status  # noqa: PLC0415 — rich is an extra that `inspect` does without
+
+    deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
+    if arguments.neighbours is not None:
+        require_png(arguments.neighbours)  # not after minutes of scoring
+    device = device_of(arguments)
+    bundle = read_bundle(arguments.bundle, device)
+    dataset = load_as_trained(arguments, bundle)
+    scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
+    with Status() as status:
+        suite, skipped = _suite(bundle, dataset, device, status.show)
+        if suite is not None:
+            scores["suite"], late = _figures(suite, deadline, status.show)
+            skipped += late
+            if arguments.neighbours is not None:
+                replace_file(arguments.neighbours, encode_png(suite.nearest_pictures()))
+        elif arguments.neighbours is not None:
+            skipped.append("neighbours: as the figures")
+        scores["parzen"], late = _parzen(bundle, dataset, deadline, status.show)
+    scores["skipped"] = skipped + late
+    for reason in scores["skipped"]:
+        print(f"not computed: {reason}")
+    if arguments.record:
+        record_evaluation(bundle, scores)
+    print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
+    return 0
+
+
+def _suite(bundle: Bundle, dataset: Dataset, device: torch.device, show: Show) -> tuple[MetricSuite | None, list[str]]:
+    """The metric suite on the bundle's images, if there are data enough for it, and what it leaves out."""
+    extractor = load_features(dataset, device, progress=lambda *at: show("training the feature net", *at))
+    show("drawing and embedding images")
+    control = untrained_features(dataset, device) if extractor.kind == "trained" else None
+    count, skipped = rows_wanted(dataset), []
+    labels = sampled_labels(bundle.manifest.latent, 0, 0, count)
+    asked = None if labels is None else torch.from_numpy(labels)
+    if asked is not None and bundle.manifest.labels != dataset.label_names:
+        asked = None
+        skipped.append(f"accuracy: the labels of {bundle.name} are not those of {dataset.name}")
+    try:
+        return MetricSuite(dataset, bundle.draw(count), asked, extractor, control), skipped
+    except TooFewError as error:
+        return None, [*skipped, f"figures: {error}"]
+
+
+def _figures(suite: MetricSuite, deadline: float, show: Show) -> tuple[dict[str, Any], list[str]]:
+    """The suite's figures, as far as the time goes, and what is missing."""
+    from models.training.progress import show_scores  # noqa: PLC0415 — as above
+
+    scored: dict[str, Any] = {}
+    skipped = []
+    for group, compute in suite.groups():
+        if time.monotonic() > deadline:
+            skipped.append(f"{group}: out of time")
+            continue
+        show(f"scoring: {group}")
+        found = compute()
+        show_scores(found, heading=not scored)
+        scored |= {score.name: score.record() for score in found}
+    return {**suite.metadata(), "figures": scored}, skipped
+
+
+def _parzen(bundle: Bundle, dataset: Dataset, deadline: float, show: Show) -> tuple[dict[str, Any], list[str]]:
+    """The rows of the Parzen table, as far as the time goes, and what is missing."""
+    from models.training.progress import show_parzen  # noqa: PLC0415 — as above
+
+    device = next(bundle.generator.parameters()).device
+    splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
+    table = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
+    rows: dict[str, Any] = {}
+    while time.monotonic() <= deadline:
+        show("scoring: Parzen windows")
+        found = next(table, None)
+        if found is None:
+            return rows, []
+        show_parzen(*found, heading=not rows)
+        rows[found[0]] = asdict(found[1])
+    return rows, [f"Parzen windows after {len(rows)} rows: out of time"]

@@ -1,0 +1,110 @@
+"""Writes files and folders whole: a reader, even after a crash, finds what was there before or what is there now."""
+
+import ctypes
+import hashlib
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from torch import Tensor
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file beside its place and rename it there; its folder is made where it is missing.
+
+    Raises:
+        OSError: The disk, with the name of the file. What was there is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_synced(temporary, content)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    _sync_folder(path.parent)
+
+
+@contextmanager
+def replaced_folder(folder: Path) -> Iterator[Path]:
+    """A new folder to be filled, which takes the place of `folder` at the end of the block, unless that raises.
+
+    Where a system can't swap two folders in one step, there is none for a moment. Files are synced by who writes them.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp's 0700 would lock out a server's user
+        _sync_folder(temporary)
+        _put_in_place(temporary, folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)  # by now it may be the old one
+
+
+def write_synced(path: Path, content: bytes) -> None:
+    """Write a file and wait until the disk has it.
+
+    Raises:
+        OSError: The disk, with the name of the file.
+    """
+    try:
+        with path.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        error.filename = os.fspath(path)  # a full disk doesn't say whose write it refused
+        raise
+
+
+def _sync_folder(folder: Path) -> None:
+    """Wait until the disk has the names in a folder."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename a folder onto its place; one that is there already ends up under the temporary name."""
+    if exchange(temporary, folder):
+        return
+    try:
+        temporary.replace(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        folder.replace(aside)
+        temporary.replace(folder)
+        aside.replace(temporary)
+
+
+def exchange(one: Path, other: Path) -> bool:
+    """Swap two names in one step, where the system can: Linux' renameat2 with RENAME_EXCHANGE."""
+    if sys.platform != "linux":
+        return False
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    at_cwd, exchange = -100, 2
+    return renameat2 is not None and renameat2(at_cwd, os.fsencode(one), at_cwd, os.fsencode(other), exchange) == 0
+
+
+def cache_folder() -> Path:
+    """Where everything lies that can be made again: `gan-service` in XDG_CACHE_HOME, else in ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gan-service"
+
+
+def checksum_of(tensors: Mapping[str, Tensor], beside: str = "") -> str:
+    """sha256, in hex, over a text and the names, shapes and numbers of tensors, in the order of the names."""
+    digest = hashlib.sha256(beside.encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,92 @@
+"""The one way to an image: rows through a net in reference tiles, prepacked and on one thread, as the service computes.
+
+`Bundle.draw`, a run's scores and calibration, and `evaluate` come here, so what is judged is what clients get.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from models.inference.noise import Float32, Int64, draw_latents, sampled_labels
+from models.inference.pixels import UInt8, grey_levels, unit_levels
+from models.inference.prepacked import prepacked
+from models.inference.tiles import REFERENCE_TILE, Tiles
+from models.networks import Discriminator, Generator
+from models.spec import LatentSpec
+
+
+def draw_images(
+    generator: Generator,
+    latent: LatentSpec,
+    count: int,
+    *,
+    seed: int = 0,
+    first_index: int = 0,
+    labels: Int64 | None = None,
+) -> UInt8:
+    """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c).
+
+    Labels that are not given are drawn from the seed where the latent has frequencies. Errors are those of `images_of`.
+    """
+    if labels is None:
+        labels = sampled_labels(latent, seed, first_index, count)
+    return images_of(generator, draw_latents(latent, seed, first_index, count), labels)
+
+
+def images_of(generator: Generator, latents: Float32, labels: Int64 | None = None) -> UInt8:
+    """(n, dim) latents, n ≥ 1, and (n,) labels where the net has classes → uint8 (n, h, w, c).
+
+    A latent's bytes are the same alone and among others, and the service's, which runs only batches of sizes that are
+    proven to give the reference tile's bits.
+
+    Raises:
+        FloatingPointError: Some of the pixels are not numbers.
+    """
+    device = next(generator.parameters()).device
+    fast, finite = prepacked(generator), []
+
+    def levels(rows: Tensor, labels: Tensor | None) -> Tensor:
+        pixels = fast(rows, labels)
+        finite.append(pixels.isfinite().all())
+        return grey_levels(pixels)
+
+    with _as_served():
+        images = Tiles(levels, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), _on(device, labels))
+        if not torch.stack(finite).all():
+            raise FloatingPointError("some of the generator's pixels are not numbers")
+        array: UInt8 = images.cpu().numpy()
+        return array
+
+
+def logits_of(discriminator: Discriminator, images: UInt8, labels: Int64 | None = None) -> Float32:
+    """D's logits (n,) of uint8 images (n, h, w, c), n ≥ 1, with (n,) labels where the net has classes."""
+    device = next(discriminator.parameters()).device
+    fast = prepacked(discriminator)
+
+    def logits(levels: Tensor, labels: Tensor | None) -> Tensor:
+        found: Tensor = fast(unit_levels(levels), labels)
+        return found
+
+    with _as_served():
+        tiles = Tiles(logits, [REFERENCE_TILE])
+        array: Float32 = tiles(torch.tensor(images, device=device), _on(device, labels)).cpu().numpy()
+        return array
+
+
+def _on(device: torch.device, labels: Int64 | None) -> Tensor | None:
+    return None if labels is None else torch.from_numpy(labels).to(device)
+
+
+@contextmanager
+def _as_served() -> Iterator[None]:
+    """One thread, and on a GPU no tf32: a sum that threads share, or of rounded numbers, has other last bits."""
+    threads, has_tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
+    torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+        torch.backends.cudnn.allow_tf32 = has_tf32

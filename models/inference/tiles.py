@@ -1,0 +1,154 @@
+"""Any number of rows through a net in batches of a few proven sizes, so that a row's bits never depend on the others.
+
+The result of a row of a matrix product may depend on how many rows there are: kernels differ in the order of their
+sums, and some treat the rows of one batch differently. So rows are computed in tiles, which are batches of a few sizes,
+padded with zeros. `Tiles.proven` admits a size only if it gives the reference tile's bits at every place in the tile.
+A pixel is then a function of its latent alone, on one kind of device.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+REFERENCE_TILE = 64
+TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+LARGE_TILE, MOST_NUMBERS = 512, 2**22  # in a larger tile all images together have at most so many numbers
+# A CPU gains little by a tile of 128: a row of the paper's nets takes a twentieth less time than in two of 64. Each
+# size has to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has the sizes
+# that many requests need, one for single images among them, and D has fewer.
+CPU_TILE_SIZES, CPU_TILE_SIZES_OF_D = (2, 4, 8, 16, 32, 64, 256), (4, 16, 64, 256)
+# Padding that costs less than another tile, for which a CPU would read all weights again; a GPU hardly notices it.
+SPARE_ROWS, SPARE_ROWS_OF_GPU = 8, 256
+LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
+WORTH_IT = 1.25  # a row's time over its time in the reference tile
+
+
+class Tiles:
+    """Run a net on any number of rows through batches of few, proven sizes.
+
+    Args:
+        run: float32 (n, *row) tensor and (n,) int64 labels or None → (n, *out) tensor, for n in `sizes`.
+        sizes: Batch sizes that may be run, rising. Each must give a row the same bits; `proven` finds them.
+        most_padding: Rows of zeros that are cheaper than another tile.
+    """
+
+    def __init__(
+        self, run: Callable[[Tensor, Tensor | None], Tensor], sizes: Sequence[int], most_padding: int = SPARE_ROWS
+    ) -> None:
+        self.run = run
+        self.sizes = tuple(sizes)
+        self.most_padding = most_padding
+
+    @classmethod
+    def proven(
+        cls,
+        run: Callable[[Tensor, Tensor | None], Tensor],
+        example: Tensor,
+        labels: Tensor | None,
+        candidates: Sequence[int] | None = None,
+        expected: Tensor | None = None,
+    ) -> "Tiles":
+        """Tiles of those candidates that give every example row the reference tile's bits, wherever it stands.
+
+        The order of a sum depends on the batch's size and on a row's place in it, never on the numbers: two orders that
+        agree on thousands of random numbers are the same. `example` fills one reference tile, and `expected` is what
+        that tile gives for it, where that is known. Every example row is run in every size, in two tiles where one
+        holds them all. No row stands where it stood in the reference tile, which proves that the places there are alike
+        too. If no candidate passes, rows are run one at a time.
+
+        `candidates` rise; the default are the device's for G. On a CPU they end where larger tiles gain nothing. If the
+        reference tile takes long, that is below it: several small tiles take no longer, and less memory. Otherwise it
+        is where a row takes clearly longer than in the reference tile, because so many rows no longer fit the caches.
+        On a GPU they end where its memory does, unless that is below `LARGE_TILE`.
+        """
+        if expected is None:
+            expected = cls(run, [REFERENCE_TILE])(example, labels)
+        agrees, reference_s = _compare(run, REFERENCE_TILE, example, labels, expected)
+        if not agrees:
+            return cls(run, [1])
+        sizes, has_caches = [], example.device.type == "cpu"
+        for size in candidates or tile_sizes(example.device):
+            if has_caches and size > LARGEST_OF_LONG and reference_s > LONG_S:
+                break
+            if size != REFERENCE_TILE:
+                try:
+                    agrees, took_s = _compare(run, size, example, labels, expected)
+                except torch.OutOfMemoryError:
+                    if size <= LARGE_TILE:
+                        raise
+                    break
+                is_slow = size > REFERENCE_TILE and took_s / size > WORTH_IT * reference_s / REFERENCE_TILE
+                if has_caches and is_slow:
+                    break
+            if agrees or size == REFERENCE_TILE:
+                sizes.append(size)
+        return cls(run, sizes or [1], spare_rows(example.device))
+
+    def padded(self, rows: int) -> int:
+        """Rows that are computed for so many, padding included."""
+        largest = self.sizes[-1]
+        rest = rows % largest
+        computed = rows - rest
+        while rest > 0:
+            size = self._size(rest)
+            computed += size
+            rest -= size
+        return computed
+
+    @torch.inference_mode()
+    def __call__(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(n, *row) → (n, *out), n ≥ 1, in order."""
+        n = len(rows)
+        out, start = [], 0
+        while start < n:
+            size = self._size(n - start)
+            stop = min(start + size, n)
+            result = self.run(_pad(rows[start:stop], size), None if labels is None else _pad(labels[start:stop], size))
+            out.append(result[: stop - start])
+            start = stop
+        return torch.cat(out) if len(out) > 1 else out[0]
+
+    def _size(self, rest: int) -> int:
+        """Size of the next tile: the smallest that holds the rest if it is nearly full, else the largest full one."""
+        filled = max((size for size in self.sizes if size <= rest), default=self.sizes[0])
+        return next((size for size in self.sizes if rest <= size <= rest + self.most_padding), filled)
+
+
+def tile_sizes(device: torch.device, numbers: int = 1, *, of_d: bool = False) -> tuple[int, ...]:
+    """Sizes of G's tiles, or D's, that may pay on this device for images of so many numbers, rising."""
+    if device.type != "cpu":
+        return tuple(size for size in TILE_SIZES if size <= max(LARGE_TILE, MOST_NUMBERS // numbers))
+    return CPU_TILE_SIZES_OF_D if of_d else CPU_TILE_SIZES
+
+
+def spare_rows(device: torch.device) -> int:
+    """Rows of padding that cost less on this device than another tile."""
+    return SPARE_ROWS if device.type == "cpu" else SPARE_ROWS_OF_GPU
+
+
+@torch.inference_mode()
+def _compare(
+    run: Callable[[Tensor, Tensor | None], Tensor], size: int, example: Tensor, labels: Tensor | None, expected: Tensor
+) -> tuple[bool, float]:
+    """Whether tiles of a size give every row its expected bits at other places, and the seconds that the fastest took.
+
+    The seconds are this thread's processor time, so that other programs don't make a size look slow.
+    """
+    agrees, took_s = True, math.inf
+    for start in range(0, REFERENCE_TILE if size <= REFERENCE_TILE else 2 * size, size):
+        place = torch.arange(start, start + size, device=example.device)
+        asked = (place + 1 + place // REFERENCE_TILE) % REFERENCE_TILE  # each round of the rows is shifted by one more
+        given = example[asked], None if labels is None else labels[asked]
+        started = time.thread_time()
+        agrees &= torch.equal(run(*given), expected[asked])
+        took_s = min(took_s, time.thread_time() - started)
+    return agrees, took_s
+
+
+def _pad(rows: Tensor, size: int) -> Tensor:
+    missing = size - len(rows)
+    return F.pad(rows, [0, 0] * (rows.dim() - 1) + [0, missing]) if missing else rows
