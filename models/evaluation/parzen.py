@@ -28,7 +28,7 @@ PAPER_SAMPLES = 10_000
 PAPER_VALIDATION_ROWS = 1_000
 
 # Only two buffers grow with rows x samples, and they stop at this size.
-_BUFFER_BYTES = 64 * 2**20
+BUFFER_BYTES = 64 * 2**20
 # exp(-80) is far below float32's resolution of the sum, but no subnormal: those cost the CPU thirty times as long.
 _NEGLIGIBLE_EXPONENT = -80.0
 
@@ -74,28 +74,31 @@ def parzen_log_likelihoods(samples: Tensor, data: Tensor, sigmas: Sequence[float
     samples, data = _flat(samples, "samples"), _flat(data, "data")
     m, pixels = samples.shape
     _refuse_other_length(data, samples)
-    # Distances don't depend on the origin, but |a|^2 + |b|^2 - 2ab loses fewer digits where norms are small.
+    # Distances don't depend on the origin, but |a|^2 + |b|^2 - 2ab loses fewer digits if the norms are small.
     centre = samples.mean(dim=0)
     samples = samples - centre
-    sample_norms = samples.square().sum(dim=1)
-    chunks = []
     with exact_float32(samples.device.type):
-        for chunk in torch.split(data, chunk_rows(samples)):
-            rows = chunk.to(samples) - centre
-            squared = torch.addmm(sample_norms, rows, samples.T, alpha=-2.0)
-            squared.add_(rows.square().sum(dim=1, keepdim=True)).clamp_min_(0.0)  # rounding leaves tiny negatives
-            nearest = squared.amin(dim=1, keepdim=True)
-            squared.sub_(nearest)
-            kernel = torch.empty_like(squared)
-            sums = torch.stack([_kernel_sums(squared, sigma, out=kernel) for sigma in sigmas])
-            chunks.append((nearest.squeeze(1).double().cpu().numpy(), sums.double().cpu().numpy()))
-
+        chunks = [
+            _nearest_and_sums(chunk.to(samples) - centre, samples, sigmas)
+            for chunk in torch.split(data, chunk_rows(samples))
+        ]
     nearest_squared = np.concatenate([nearest for nearest, _ in chunks])
     kernel_sums = np.concatenate([sums for _, sums in chunks], axis=1)
     variances = np.square(np.asarray(sigmas, dtype=np.float64))[:, None]
     normaliser = math.log(m) + 0.5 * pixels * np.log(2.0 * math.pi * variances)
     likelihoods: Float64s = np.log(kernel_sums) - nearest_squared / (2.0 * variances) - normaliser
     return likelihoods
+
+
+def _nearest_and_sums(rows: Tensor, samples: Tensor, sigmas: Sequence[float]) -> tuple[Float64s, Float64s]:
+    """Each row's squared distance to its nearest sample, and the sum of its kernels over the nearest's, by sigma."""
+    squared = torch.addmm(samples.square().sum(dim=1), rows, samples.T, alpha=-2.0)
+    squared.add_(rows.square().sum(dim=1, keepdim=True)).clamp_min_(0.0)  # rounding leaves tiny negatives
+    nearest = squared.amin(dim=1, keepdim=True)
+    squared.sub_(nearest)
+    kernel = torch.empty_like(squared)
+    sums = torch.stack([_kernel_sums(squared, sigma, out=kernel) for sigma in sigmas])
+    return nearest.squeeze(1).double().cpu().numpy(), sums.double().cpu().numpy()
 
 
 def validation_log_likelihood(
@@ -249,4 +252,4 @@ def _refuse_other_length(rows: Tensor, samples: Tensor) -> None:
 
 def chunk_rows(samples: Tensor) -> int:
     """Rows whose distances to every sample fill one buffer."""
-    return max(1, _BUFFER_BYTES // (samples.element_size() * len(samples)))
+    return max(1, BUFFER_BYTES // (samples.element_size() * len(samples)))

@@ -262,27 +262,17 @@ def play(options: ToyOptions, report: Callable[[Stage], None] = lambda _: None) 
         options: What to play.
         report: Called with each stage as soon as it is measured.
     """
-    game = Game(options)
-    checkpoints = sorted({0, *(options.d_updates * n // 100 for n in (1, 3, 10, 30, 100))})
-    panels: list[View] = []
-    frames: list[View] = []
-    stages: list[Stage] = []
+    game, stages = Game(options), list[Stage]()
 
-    def freeze(name: str, net: nn.Module) -> View:
-        """Train D on; its gaps become a stage, and the last state a view."""
-        p_g = game.density(options.samples)
-        value = game_value(p_g)
-        gaps = []
-        for update in game.train_on(net, checkpoints):
-            gaps.append((update, largest_gap(net, p_g)))
-            if game.step == 0:
-                frames.append(game.view(net, p_g))
-        stages.append(Stage(name, game.step, value, (value - OPTIMUM) / 2, gaps))
-        report(stages[-1])
-        return game.view(net, p_g)
+    def freeze(name: str, net: nn.Module) -> list[View]:
+        stage, views = _train_beside_frozen(game, name, net)
+        stages.append(stage)
+        report(stage)
+        return views
 
-    panels.extend(game.view() for _ in game.train_on(game.discriminator, [_WARM_UP]))
-    panels.append(freeze("start", game.discriminator))
+    panels = [game.view() for _ in game.train_on(game.discriminator, [_WARM_UP])]
+    frames = freeze("start", game.discriminator)
+    panels.append(frames[-1])
     middle = max(1, options.steps // 40)
     shown = {round(options.steps ** (n / 40)) for n in range(41)}
     for step in game.alternate():
@@ -291,8 +281,20 @@ def play(options: ToyOptions, report: Callable[[Stage], None] = lambda _: None) 
         if step == middle:
             panels.append(game.view())
             freeze("middle", copy.deepcopy(game.discriminator))
-    panels.append(freeze("end", copy.deepcopy(game.discriminator)))
+    panels.append(freeze("end", copy.deepcopy(game.discriminator))[-1])
     return ToyResult(options, stages, _fresh(game), panels, frames)
+
+
+def _train_beside_frozen(game: Game, name: str, net: nn.Module) -> tuple[Stage, list[View]]:
+    """Train a D while G stays; returns how its distance from D* shrinks, and the views on the way."""
+    checkpoints = sorted({game.options.d_updates * percent // 100 for percent in (0, 1, 3, 10, 30, 100)})
+    p_g = game.density(game.options.samples)
+    value = game_value(p_g)
+    gaps, views = [], []
+    for update in game.train_on(net, checkpoints):
+        gaps.append((update, largest_gap(net, p_g)))
+        views.append(game.view(net, p_g))
+    return Stage(name, game.step, value, (value - OPTIMUM) / 2, gaps), views
 
 
 def _fresh(game: Game) -> FreshDiscriminator:

@@ -49,7 +49,7 @@ HEALTH = (
     Chart(
         "Pairs that D ranks rightly",
         "share",
-        {"pairs_right": "image above sample", "train_over_validation": "training above validation image"},
+        {"pairs_right": "image over sample", "train_over_validation": "training over validation image"},
         note="The second belongs at ½; at ¾ and over D knows the training images by heart.",
     ),
     Chart("Diversity of samples", "of real images’", {"diversity": "mean distance of two"}),
@@ -199,7 +199,7 @@ def _chart(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> str:
     axes.set(xlabel="step", ylabel=chart.unit, xlim=(0, None), yscale="log" if chart.logarithmic else "linear")
     axes.grid(axis="y", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(axes.lines), frameon=False, borderpad=0)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, fontsize="small", frameon=False, borderpad=0)
     picture = BytesIO()
     with rc_context({"svg.hashsalt": "report", "svg.fonttype": "none"}):  # equal runs give equal bytes
         figure.savefig(picture, format="svg", transparent=True, metadata={"Date": None})

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.data.load import load_dataset
-from models.evaluation import parzen as evaluation
+from models.evaluation import parzen
 from models.evaluation.parzen import (
     FINE_SIGMAS,
     PAPER_SIGMAS,
@@ -111,7 +111,7 @@ def test_chunks_give_what_one_pass_gives(monkeypatch: pytest.MonkeyPatch, buffer
     """Memory is bounded by working through the data in chunks, down to a single row, at no change of the answer."""
     samples, data = rows(50, 1, 4, 4), rows(64, 1, 4, 4, seed=1)
     in_one_pass = parzen_log_likelihoods(samples, data, (0.1, 0.3))
-    monkeypatch.setattr(evaluation, "_BUFFER_BYTES", buffer_bytes)
+    monkeypatch.setattr(parzen, "BUFFER_BYTES", buffer_bytes)
     np.testing.assert_allclose(parzen_log_likelihoods(samples, data, (0.1, 0.3)), in_one_pass, atol=1e-3)
 
 
@@ -288,7 +288,7 @@ def test_the_table_is_fixed_by_its_seed() -> None:
     """The same seed gives the same table to the last digit; another seed draws other references."""
     train, validation, test = rows(300, 1, 3, 3), rows(50, 1, 3, 3, seed=1), rows(50, 1, 3, 3, seed=2)
 
-    def table(seed: int) -> dict[str, evaluation.ParzenScore]:
+    def table(seed: int) -> dict[str, parzen.ParzenScore]:
         return dict(parzen_table(lambda count, _: rows(count, 1, 3, 3, seed=9), train, validation, test, seed=seed))
 
     first, again, other = table(7), table(7), table(8)

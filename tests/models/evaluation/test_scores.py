@@ -15,8 +15,7 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.inception import InceptionScore
 from torchmetrics.image.kid import poly_mmd
 
-from models.evaluation import parzen as evaluation
-from models.evaluation import scores
+from models.evaluation import parzen, scores
 from models.evaluation.scores import frechet_distance, moments
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -108,7 +107,7 @@ def test_neighbours_are_scikit_learns(n: int, m: int, k: int, seed: int, chunk: 
     queries, points = cloud(n, seed=seed), cloud(m, seed=seed + 1)
     with pytest.MonkeyPatch.context() as patch:
         if chunk:
-            patch.setattr(evaluation, "_BUFFER_BYTES", 1)
+            patch.setattr(parzen, "BUFFER_BYTES", 1)
         found = scores.nearest(queries, points, k)
         others = scores.nearest(points, points, k, own=torch.arange(m))
     library = NearestNeighbors(algorithm="brute").fit(points.double().numpy())
