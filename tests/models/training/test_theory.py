@@ -15,7 +15,6 @@ def normal_density(x: Tensor, mean: float, deviation: float) -> Tensor:
     return torch.exp(-((x - mean) ** 2) / (2 * deviation**2)) / (deviation * math.sqrt(2 * math.pi))
 
 
-@pytest.mark.slow
 def test_a_trained_discriminator_approaches_the_density_ratio() -> None:
     """D of N(0, 1) against N(1, 1½²): a small net that sees rows of each ends at p_data / (p_data + p_g), equation 2.
 

@@ -521,7 +521,7 @@ CONV_RUNS = {
 
 
 @pytest.mark.parametrize("name", CONV_RUNS)
-@pytest.mark.parametrize("cut", [pytest.param(3, marks=pytest.mark.slow), 6])
+@pytest.mark.parametrize("cut", [3, 6])
 def test_a_resumed_convolutional_run_is_the_uninterrupted_one(tmp_path: Path, name: str, cut: int) -> None:
     """Penalties, moving rates and bfloat16 included: to the last bit, through a file."""
     dataset = images(50, 16, 16, 1, labels=3)
@@ -589,7 +589,7 @@ def go_on(state: State, dataset: Dataset, steps: int) -> None:
 
 
 @pytest.mark.parametrize("run", RUNS)
-@pytest.mark.parametrize("cut", [pytest.param(1, marks=pytest.mark.slow), 10, pytest.param(17, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cut", [1, 10, 17])
 def test_a_resumed_run_is_the_uninterrupted_one_to_the_last_bit(tmp_path: Path, run: str, cut: int) -> None:
     """Weights, averages, moments, the best and its score: through a file, into a state that knew nothing."""
     dataset = images(labels=3)
