@@ -202,10 +202,11 @@ def test_a_log_that_nobody_reads_stops_nobody(pipe: Pipe, monkeypatch: pytest.Mo
     dropped = lines_dropped()
     lines = [json.loads(line) for line in pipe.lines()]
     kept = [line["number"] for line in lines if line["message"] == "request"]
-    assert kept == list(range(written - dropped))
+    assert (kept, len(kept)) == (sorted(set(kept)), written - dropped)
     assert sum(map(len, map(str, lines))) < 3 * (room + PIPE_ROOM)
-    [notice] = [line for line in lines if line["message"] != "request"]
-    assert (notice["level"], notice["lines"]) == ("warning", dropped)
+    notices = [line for line in lines if line["message"] != "request"]  # one, or more where the writer was slow
+    assert {notice["level"] for notice in notices} == {"warning"}
+    assert sum(notice["lines"] for notice in notices) == dropped
     log.info("there is room again")
     log.info("x" * room)
     assert [json.loads(line).get("lines") for line in pipe.lines()] == [None, 1]
