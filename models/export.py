@@ -121,7 +121,9 @@ def _convert(bundle: Bundle, net: Net) -> onnx.ModelProto:
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of optional packages
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # the exporter warns of its own parts
+            warnings.simplefilter("ignore", UserWarning)  # the exporter warns of what it leaves out
+            # November 2026, torch 2.13: its exporter still asks in a way that torch itself has deprecated.
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
             program = torch.onnx.export(
                 _Positional(module).eval(),
                 inputs,

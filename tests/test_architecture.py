@@ -166,10 +166,10 @@ os._Environ.__getitem__ = read
 sys.addaudithook(spy)
 from prometheus_client import REGISTRY
 import threading
-before, threads = set(REGISTRY._names_to_collectors), threading.active_count()
+before, threads = {metric.name for metric in REGISTRY.collect()}, threading.active_count()
 for name in sys.argv[1:]:
     importlib.import_module(name)
-found += [f"somebody registers {name}" for name in set(REGISTRY._names_to_collectors) - before]
+found += [f"somebody registers {name}" for name in {metric.name for metric in REGISTRY.collect()} - before]
 found += [f"somebody starts {thread}" for thread in threading.enumerate()[threads:]]
 print(*found, sep="\\n", end="")
 """

@@ -128,7 +128,7 @@ def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # Pillow warns of odd metadata, which is no reason to stop; but between its limit and twice that it only warns
         # of a decompression bomb. The filters hold for all threads.
-        warnings.simplefilter("ignore")
+        warnings.simplefilter("ignore", UserWarning)
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for start in range(0, len(source.files), DECODED_AT_ONCE):
             some = source.files[start : start + DECODED_AT_ONCE]

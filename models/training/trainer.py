@@ -281,7 +281,7 @@ class DeviceDataset:
 
     def _order(self, epoch: int) -> Tensor:
         if epoch not in self._orders:
-            rng = torch.Generator().manual_seed(_derived_seed(self.seed, "order", epoch))
+            rng = torch.Generator().manual_seed(derived_seed(self.seed, "order", epoch))
             self._orders = {e: o for e, o in self._orders.items() if e == epoch - 1}
             self._orders[epoch] = torch.randperm(len(self.images), generator=rng)
         return self._orders[epoch]
@@ -299,7 +299,7 @@ def initialise(generator: Generator, discriminator: Discriminator, options: Trai
     With `output_bias_from_data`, G's last bias is the logit of the mean pixel, so that its first images are as bright
     as the data, at every pixel or in every channel.
     """
-    rng = torch.Generator().manual_seed(_derived_seed(options.seed, "initialise", 0))
+    rng = torch.Generator().manual_seed(derived_seed(options.seed, "initialise", 0))
     if isinstance(generator, MLPGenerator):
         fill_uniform(generator, options.generator_init, rng)
         fill_uniform(discriminator, options.discriminator_init, rng)
@@ -315,7 +315,7 @@ def train_step(state: State) -> Tensor:
     """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z)))."""
     options, data, m = state.options, state.data, state.options.batch_size
     generator, discriminator, loss = state.generator, state.discriminator, LOSSES[options.generator_loss]
-    rng = torch.Generator(state.device).manual_seed(_derived_seed(options.seed, "step", state.step))
+    rng = torch.Generator(state.device).manual_seed(derived_seed(options.seed, "step", state.step))
     low = torch.autocast(state.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     _schedule(state.g_optimiser, options.generator_optimiser, state)
     _schedule(state.d_optimiser, options.discriminator_optimiser, state)
@@ -585,7 +585,8 @@ def _schedule(optimiser: Optimiser, spec: SGDSpec | AdamSpec, state: State) -> N
     group["lr"] = max(spec.lr / spec.decay**state.step, spec.min_lr)
 
 
-def _derived_seed(seed: int, purpose: str, number: int) -> int:
+def derived_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed of 63 bits for one purpose of a run, other than all others of that run."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
 

@@ -13,7 +13,7 @@ from benchmarks.training import step as training
 from benchmarks.training.eager import LOG_EVERY, TINY, Eager, tiny_images
 from models.data.dataset import Dataset, Split, divide
 from models.spec import PRESETS
-from models.training.trainer import State, _derived_seed, train_step
+from models.training.trainer import State, derived_seed, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -35,7 +35,7 @@ def test_the_plain_loop_computes_the_very_weights_of_the_trainer(preset: str, im
     options = PRESETS[preset].model_copy(update={"batch_size": 8, "ema_half_life_images": 0})
     state, plain = State(options, images, CPU), Eager(options, images, CPU)
     for step in range(STEPS):
-        plain.rng.manual_seed(_derived_seed(options.seed, "step", step))
+        plain.rng.manual_seed(derived_seed(options.seed, "step", step))
         plain.step(*state.data.take(step * options.batch_size, options.batch_size))
         train_step(state)
     for ours, theirs in ((state.generator, plain.generator), (state.discriminator, plain.discriminator)):
