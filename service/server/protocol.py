@@ -176,7 +176,7 @@ class HttpRequest(RequestContext):
         if is_last and not self.is_answered:
             self.is_answered = True
             self._tell()
-            self._connection.request_answered()
+            self._connection.request_answered(self)
 
     def hang_up(self) -> None:
         """See the base."""
@@ -303,6 +303,7 @@ class HttpConnection(asyncio.Protocol):
         for request in self._requests:
             request.client_left()
             request.keeps_alive = False
+        self._incoming = None
         return bool(self._requests) and self._closing is None and self._transport.can_write_eof()
 
     def pause_writing(self) -> None:
@@ -463,9 +464,11 @@ class HttpConnection(asyncio.Protocol):
                 self.hang_up()
             request.forget()
 
-    def request_answered(self) -> None:
+    def request_answered(self, request: HttpRequest) -> None:
         """The first of the requests has its reply."""
-        request = self._requests.popleft()
+        if request not in self._requests:  # the connection was lost meanwhile
+            return
+        self._requests.popleft()
         self._state.total_requests += 1
         self._idle_since = self._loop.time()
         if not request.keeps_alive:

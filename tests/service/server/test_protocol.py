@@ -177,6 +177,26 @@ async def test_where_a_client_takes_nothing_the_application_waits(until: Any, si
         await until(lambda: not one.tasks)
 
 
+async def test_who_leaves_before_a_reply_is_taken_is_no_error(until: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """The last of the reply was written, and waits for a client that has gone."""
+
+    async def answer(_: Scope, __: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200})
+        await send({"type": "http.response.body", "body": bytes(2**24)})
+
+    loop = asyncio.get_running_loop()
+    ours, theirs = socket.socketpair()
+    with theirs:
+        ours.settimeout(0)
+        config, state = uvicorn.Config(answer, log_config=None, lifespan="off"), ServerState()
+        transport, one = await loop.create_connection(lambda: Connection(config, state), sock=ours)
+        theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        await until(lambda: one.taken is not None)
+        transport.abort()
+        await until(lambda: not one.tasks)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+
+
 async def test_while_draining_every_reply_closes_its_connection(service: FastAPI, until: Any) -> None:
     """So that its client asks the next one elsewhere."""
     service.state.manager.is_draining = True
