@@ -23,6 +23,7 @@ def test_every_way_of_a_device_has_a_rate_and_what_it_could_be() -> None:
 
 
 @pytest.mark.skipif(not wrk.is_there(), reason="wrk is not installed")
+@pytest.mark.slow
 def test_the_service_is_put_beside_itself_without_an_engine() -> None:
     """Both answer."""
     rates = gpu.http_rates("cpu", 1, 1, str(BUNDLES))

@@ -10,6 +10,7 @@ from benchmarks.tools import wrk
 
 
 @pytest.mark.skipif(not wrk.is_there(), reason="wrk is not installed")
+@pytest.mark.slow
 def test_a_wider_net_s_images_are_counted(tmp_path: Path) -> None:
     """A whole measurement, small: as many images a second as replies times their count."""
     with serve_alone(write_wide(tmp_path, 20), 1) as service:
