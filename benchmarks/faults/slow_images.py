@@ -25,7 +25,7 @@ from PIL import Image
 
 from benchmarks.tools.report import Check, finish, parser, table
 from service.codecs.decoders import Decoders
-from service.codecs.image_file import QUICK_BYTES, ImageFile, walk
+from service.codecs.image_file import QUICK_BYTES, ImageFile, parse_image_file
 from service.codecs.picture import Shape, decode_picture
 from service.errors import ServiceError
 from service.server.process_memory import GARBAGE
@@ -227,7 +227,7 @@ def mend(part: bytes, form: str) -> bytes:
 def measure(parts: Parts, decoders: Decoders) -> Found:
     """What a file takes."""
     file = b"".join(parts)
-    steps = walk(file)
+    steps = parse_image_file(file)
     began = last = time.thread_time()
     longest_s = 0.0
     image: ImageFile | None = None
