@@ -1,14 +1,14 @@
 """`python -m service`: reads the settings, then serves.
 
-Exit codes: 0 after SIGTERM or SIGINT and a drain; 1 where the port can't be had or we failed for good; 2 for a bad
-setting; 3 where the default bundle or every bundle can't be loaded; 128 + the signal's number where a second signal cut
+Exit codes: 0 after SIGTERM or SIGINT and a drain; 1 if the port is not available or the service failed for good; 2 for
+a bad setting; 3 if the default bundle or every bundle can't be loaded; 128 + the signal's number if a second signal cut
 the drain short.
 """
 
-from service.server.signals import take_first
+from service.server.signals import exit_on_signals
 
 if __name__ == "__main__":  # before the other imports, which take half a second
-    take_first()
+    exit_on_signals()
 
 import argparse
 import asyncio
@@ -40,16 +40,16 @@ def main() -> NoReturn:
 
 
 def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str]) -> NoReturn:
-    """Do this with the command line, and end the process with the code that it returns."""
+    """Call `start` with the command line, and end the process with the exit code that it returns."""
     try:
         code = start(arguments)
     except Exception:
         log.critical("unexpected error", exc_info=True)
         code = FAILED
-    take_first(code)  # those who can't wait until the log is written
+    exit_on_signals(code)  # a signal now ends the process without waiting for the log
     logging.shutdown()
-    # Not through the interpreter's own end, which aborts when it takes threads down that are inside torch: one may be
-    # loading a bundle, or be stuck in a batch. All that had to be finished is.
+    # Not by sys.exit: the interpreter aborts if threads are inside torch when it ends, and one may be loading a bundle
+    # or be stuck in a batch. Everything that had to finish has finished.
     os._exit(code)
 
 
@@ -64,23 +64,23 @@ def start(arguments: Sequence[str]) -> int:
     try:
         listener = listen(settings.host, settings.port)
     except HostError as error:
-        return _complain(f"{variable('host')} (or {flag('host')}) is {settings.host!r}: {error}", BAD_SETTING)
+        return _print_error(f"{variable('host')} (or {flag('host')}) is {settings.host!r}: {error}", BAD_SETTING)
     except OSError as error:
         reason = os.strerror(error.errno or 0)
-        return _complain(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
+        return _print_error(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
     if settings.workers > 1:
         return asyncio.run(Supervisor(listener, url(listener), arguments, settings.workers).run())
     return serve(settings, keys, [listener], WorkerGroup())
 
 
 def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
-    """Read the settings and begin to log; an exit code where they can't be used. The last are warnings, a line each."""
+    """Read the settings and set up the log; returns settings, keys and warnings, or an exit code for bad settings."""
     try:
         settings = read_settings(vars(_parser().parse_args(arguments)))
         keys = read_keys(settings)
         warnings = check_names(os.environ)
     except SettingsError as error:
-        return _complain(str(error), BAD_SETTING)
+        return _print_error(str(error), BAD_SETTING)
     set_up_logs(settings.log_format, settings.log_level)
     return settings, keys, warnings
 
@@ -88,11 +88,11 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
 def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker_group: WorkerGroup) -> int:
     """Answer requests until told to stop; returns the exit code."""
     memory.share_one_heap()
-    # Imports make hundreds of thousands of objects that stay, and the collector would look at them over and over: a
-    # sixth of the time. It begins once the bundles are loaded.
+    # Imports create hundreds of thousands of objects that stay, and the garbage collector would visit them repeatedly:
+    # a sixth of the time. It is switched on once the bundles are loaded.
     gc.disable()
-    # Only now: torch takes seconds to import, and --help or a bad setting need not wait for it, nor those who only
-    # start others that do this.
+    # Imported here because torch takes seconds to import, which --help, a bad setting and the supervisor need not wait
+    # for.
     from service.app import create_app  # noqa: PLC0415
     from service.engine.device import NoSuchPrecision  # noqa: PLC0415
     from service.server.server import run  # noqa: PLC0415
@@ -103,23 +103,23 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker
         for listener in listeners:
             listener.close()
         field = "precision" if isinstance(error, NoSuchPrecision) else "device"
-        return _complain(f"{variable(field)} (or {flag(field)}): {error}", BAD_SETTING)
+        return _print_error(f"{variable(field)} (or {flag(field)}): {error}", BAD_SETTING)
     return run(app, settings, listeners, worker_group)
 
 
-def _complain(message: str, code: int) -> int:
+def _print_error(message: str, code: int) -> int:
     print(f"{PROGRAM}: {message}", file=sys.stderr)
     return code
 
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        """One line, without the usage in front of it."""
+        """Print one line, without the usage."""
         self.exit(BAD_SETTING, f"{self.prog}: {message}\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    """A flag for every setting. Values stay text: the settings check them, wherever they come from."""
+    """A parser with a flag for every setting. Values stay text, because the settings parse them."""
     parser = _Parser(
         prog=PROGRAM,
         description="Serve the images of a generative adversarial net over HTTP.",
@@ -136,7 +136,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def shown(default: object) -> str:
-    """A default as people write it: unset, on, 32MiB, 25."""
+    """A default for display: unset, on, 32MiB, 25."""
     if default is None:
         return "unset"
     if isinstance(default, bool):

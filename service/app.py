@@ -1,4 +1,4 @@
-"""Builds the application: makes the parts from the settings and hands them to one another."""
+"""Builds the application: creates the parts from the settings and connects them."""
 
 import asyncio
 import logging
@@ -35,8 +35,8 @@ from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
 
-MAX_JSON_BYTES = 4 * 2**20  # of a body that holds no images
-# All others need a client's key, where keys are set. Pages hold nothing that is secret.
+MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
+# Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/startupz", "/metrics"), KeyScope.NONE),
     **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
@@ -48,11 +48,11 @@ log = logging.getLogger(__name__)
 
 
 class Application(FastAPI):
-    """FastAPI, with what surrounds requests outermost: its own layers are for the routes that need them.
+    """FastAPI with our middleware outside its own layers, so that the busiest routes can skip those.
 
     Args:
-        surround: Puts everything around those layers; what it returns is `outermost`.
-        complete: Adds to the OpenAPI document what FastAPI can't see.
+        surround: Wraps our middleware around FastAPI.
+        complete: Adds to the OpenAPI document what FastAPI can't derive.
         options: FastAPI's.
     """
 
@@ -62,15 +62,15 @@ class Application(FastAPI):
         super().__init__(**options)
         self._complete = complete
         self.outermost = surround(super().__call__)
-        # What its routes raise is answered outside: nothing may be sent before.
+        # Our middleware answers errors, so FastAPI must send nothing for them.
         self.add_exception_handler(Exception, _raise)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or go through start and end."""
+        """Answer a request, or run the lifespan."""
         await self.outermost(scope, receive, send)
 
     def openapi(self) -> dict[str, Any]:
-        """The OpenAPI document, made once."""
+        """The OpenAPI document, built once."""
         is_new = self.openapi_schema is None
         document = super().openapi()
         if is_new:
@@ -79,7 +79,7 @@ class Application(FastAPI):
 
 
 def work_routes(settings: Settings) -> dict[str, int]:
-    """The routes that need the engine, each with the most bytes that its body may have."""
+    """The routes that need the engine, each with its largest body in bytes."""
     return {
         "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/discriminate": settings.max_body_bytes,
@@ -91,15 +91,18 @@ def _raise(_: Request, error: Exception) -> NoReturn:
 
 
 def create_app(settings: Settings, keys: Keys | None = None, worker_group: WorkerGroup | None = None) -> FastAPI:
-    """The application, not yet started: its lifespan loads the bundles while probes are answered already.
+    """Build the application. Its lifespan loads the bundles, while probes are already answered.
 
-    `keys` are those of the settings where they are not given; `worker_group` is of the other workers, if there are any.
+    `app.state.manager` is the model manager. `app.state.starting`, once the lifespan has begun, is the task that loads
+    the bundles. If it raises BundleError, the service stays not ready.
 
-    `app.state.manager` is the model manager. `app.state.starting`, once the lifespan has begun, is the task that loads:
-    it raises BundleError where that fails, and the service then stays not ready.
+    Args:
+        settings: All settings.
+        keys: By default read from the settings.
+        worker_group: The other workers, if there are any.
 
     Raises:
-        ValueError: The settings name a device that is not there, or keys that can't be used.
+        ValueError: The settings name a device that does not exist, or unusable keys.
     """
     keys = keys or read_keys(settings)
     context = _parts(settings, keys, worker_group)
@@ -112,7 +115,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         version=__version__,
         lifespan=partial(_lifespan, context=context),
         redirect_slashes=False,
-        # FastAPI's own pages load their scripts from elsewhere; ours are in http/pages.py.
+        # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
@@ -124,7 +127,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
 
 
 def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None) -> RouteContext:
-    """What the routes work with; threads and processes are started when they are needed."""
+    """Create the parts that routes work with. Threads and processes start when they are first needed."""
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
     processors = max(1, cpu_limit() // settings.workers)
@@ -162,7 +165,7 @@ def _routes(routers: list[APIRouter]) -> list[Route]:
 
 
 def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIApp) -> ASGIApp:
-    """Everything that a request goes through before FastAPI, from the inside out."""
+    """Wrap FastAPI in our middleware, from the inside out."""
     settings, manager = context.settings, context.manager
     work = work_routes(settings)
     busiest = [route for route in routes if route.path in work]
@@ -182,25 +185,25 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
-    """Load the bundles beside serving; at the end, stop what was started."""
+    """Load the bundles in the background; at the end, stop everything."""
     starting = app.state.starting = asyncio.create_task(context.manager.start(), name="start")
     starting.add_done_callback(_report_start)
     try:
         yield
     finally:
         starting.cancel()
-        if not context.manager.is_draining:  # unless whoever runs the application has drained it already
+        if not context.manager.is_draining:  # the server may have drained it already
             await context.manager.stop()
         context.encoders.shutdown(wait=False, cancel_futures=True)
         context.decoders.close()
 
 
 def _report_start(starting: "asyncio.Task[None]") -> None:
-    """Say why start-up failed: in one line where the reason is the operator's to mend."""
+    """Log why start-up failed; in one line if the operator can fix it."""
     if starting.cancelled():
         return
     error = starting.exception()
     if isinstance(error, BundleError):
-        log.error("cannot start: %s", error, exc_info=error.__cause__)  # which only unforeseen errors have
+        log.error("cannot start: %s", error, exc_info=error.__cause__)  # unexpected errors have a cause
     elif error is not None:
         log.error("cannot start", exc_info=error)

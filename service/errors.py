@@ -1,10 +1,10 @@
-"""Every way a request can fail: an error knows its status, its code and its headers; nothing else decides one.
+"""Every way a request can fail. An error defines its status, code and headers; nothing else decides them.
 
-A client's mistake is explained in full, so the text of such an error goes into the reply. The text of our own
-failures (`Internal`) goes into the log, beside the request id that the client gets.
+The text of a client's mistake goes into the reply. The text of our own failures (`Internal`) goes into the log only,
+under the request id that the client gets.
 """
 
-# ruff: noqa: N818 - the names say what happened; that they are errors is said by the module and by `raise`
+# ruff: noqa: N818 - the module and `raise` say that these are errors, so their names need no suffix
 from collections.abc import Sequence
 from typing import ClassVar
 
@@ -14,10 +14,10 @@ class ServiceError(Exception):
 
     Attributes:
         status: HTTP status.
-        code: What a program looks at; never changes.
-        title: What the code means, the same for every occurrence.
-        rejection: The `reason` under which `gan_rejected_total` counts it, where it does. The edge counts, once,
-            when the error becomes a reply: whoever raises it counts nothing.
+        code: For programs; a kind of error keeps its code.
+        title: What the code means; the same for every occurrence.
+        rejection: The `reason` under which `gan_rejected_total` counts it; None if it does not. It is counted once, by
+            the middleware that turns the error into a reply.
     """
 
     status: ClassVar[int]
@@ -32,7 +32,7 @@ class ServiceError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        """Headers that belong to this reply."""
+        """Headers of the reply."""
         return {}
 
 
@@ -46,7 +46,7 @@ class Malformed(ServiceError):
 
 
 class Unauthorized(ServiceError):
-    """No key, or one that is not known."""
+    """No key, or an unknown one."""
 
     status = 401
     code = "unauthorized"
@@ -60,11 +60,11 @@ class Unauthorized(ServiceError):
 
 
 class Forbidden(ServiceError):
-    """A valid key that is not good for this."""
+    """The key is valid but does not allow this request."""
 
     status = 403
     code = "forbidden"
-    title = "The key is not good for this"
+    title = "The key does not allow this"
     rejection = "unauthorized"
 
 
@@ -101,12 +101,12 @@ class MethodNotAllowed(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Allow`, which RFC 9110 asks for."""
+        """`Allow` (RFC 9110, 15.5.6)."""
         return {"Allow": ", ".join(self.allowed)}
 
 
 class NotAcceptable(ServiceError):
-    """None of the formats in `Accept` can be made."""
+    """`Accept` allows none of the formats."""
 
     status = 406
     code = "not_acceptable"
@@ -124,7 +124,7 @@ class RequestTimeout(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Connection: close`: the rest of the body would be taken for the next request."""
+        """`Connection: close`, because the rest of the body would be read as the next request."""
         return {"Connection": "close"}
 
 
@@ -152,7 +152,7 @@ class UnsupportedMediaType(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Accept`: what the route would have read (RFC 9110, 15.5.16)."""
+        """`Accept`: the media types that the route reads (RFC 9110, 15.5.16)."""
         return {"Accept": ", ".join(self.supported)}
 
 
@@ -164,7 +164,7 @@ class UnsupportedEncoding(UnsupportedMediaType):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Accept-Encoding`: what the route would have read (RFC 9110, 15.5.16)."""
+        """`Accept-Encoding`: no compression is accepted (RFC 9110, 15.5.16)."""
         return {"Accept-Encoding": "identity"}
 
 
@@ -187,7 +187,7 @@ class QueueFull(ServiceError):
 
     def __init__(self, retry_after_s: int) -> None:
         super().__init__(f"The service is busy; try again in {retry_after_s} s.")
-        self.retry_after_s = retry_after_s  # whole seconds: queued images over the measured rate
+        self.retry_after_s = retry_after_s  # whole seconds
 
     @property
     def headers(self) -> dict[str, str]:
@@ -196,7 +196,7 @@ class QueueFull(ServiceError):
 
 
 class UnknownTransferCoding(ServiceError):
-    """The body comes in another transfer coding than `chunked`: where it ends is not known."""
+    """The body has another transfer coding than `chunked`, so its end can't be found."""
 
     status = 501
     code = "not_implemented"
@@ -204,7 +204,7 @@ class UnknownTransferCoding(ServiceError):
     rejection = "invalid"
 
     def __init__(self) -> None:
-        super().__init__("The only transfer coding that is understood here is chunked.")
+        super().__init__("The only supported transfer coding is chunked.")
 
 
 class NotReady(ServiceError):
@@ -229,7 +229,7 @@ class NotReady(ServiceError):
 
 
 class Draining(ServiceError):
-    """The service is shutting down; another replica, or this one's successor, will answer."""
+    """The service is shutting down; another process will answer."""
 
     status = 503
     code = "draining"
@@ -241,12 +241,12 @@ class Draining(ServiceError):
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Retry-After`: a successor is up, or about to be."""
+        """`Retry-After` in whole seconds: a successor should be up soon."""
         return {"Retry-After": "1"}
 
 
 class DeadlinePassed(ServiceError):
-    """The images never reached the engine in time, or the answer came too late."""
+    """The images did not reach the engine in time, or the answer came too late."""
 
     status = 504
     code = "deadline_exceeded"
@@ -258,7 +258,7 @@ class DeadlinePassed(ServiceError):
 
 
 class Internal(ServiceError):
-    """An error on our side; the log has it under the request's id. The text of such an error is not for clients."""
+    """An error on our side, which is in the log under the request id."""
 
     status = 500
     code = "internal"
@@ -266,7 +266,7 @@ class Internal(ServiceError):
 
     @property
     def detail(self) -> str:
-        """Nothing of the inside: the request id leads to the log."""
+        """A constant text, without internal details."""
         return "An error on our side. It is logged under this request_id."
 
 

@@ -1,4 +1,4 @@
-"""What an operator can set: environment variables GAN_…, each also a flag of `python -m service`."""
+"""The settings: environment variables GAN_…, each also a flag of `python -m service`."""
 
 import difflib
 import re
@@ -14,17 +14,17 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 PREFIX = "GAN_"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
-# Read by the offline side, or set by Kubernetes for a Service called gan-service.
+# GAN_DATA_DIR belongs to `python -m models`; Kubernetes sets the others for a Service called gan-service.
 _NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
 _KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
 
 
 class SettingsError(ValueError):
-    """The settings can't be used; the message is one line that names the setting and says why."""
+    """A setting can't be used; the message is one line that names it and says why."""
 
 
 def _number(value: object) -> object:
-    """Numbers as people write them: 33554432, 32MiB, 16M."""
+    """Parse numbers such as 33554432, 32MiB and 16M."""
     if not isinstance(value, str):
         return value
     if not (match := _WITH_UNIT.fullmatch(value)):
@@ -37,9 +37,9 @@ _Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Settings(BaseSettings):
-    """One field is one setting: GAN_MAX_COUNT, --max-count and `Settings(max_count=…)` are the same.
+    """Each field is a setting: GAN_MAX_COUNT, --max-count and `Settings(max_count=…)` are the same.
 
-    Arguments win over the environment. An empty variable counts as unset: compose files make such.
+    Arguments win over the environment. An empty variable counts as unset, because compose files create such.
     """
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, extra="forbid", frozen=True)
@@ -58,41 +58,45 @@ class Settings(BaseSettings):
     )
     precision: Literal["float32", "tf32", "bfloat16"] = Field(
         "float32",
-        description="Of the nets: float32, tf32 (GPUs only) or bfloat16; the log says by how much images differ then.",
+        description="Of the nets: float32, tf32 (GPUs only) or bfloat16; the log says by how much images then differ.",
     )
     cuda_graphs: bool = Field(
-        default=False, description="On GPUs: one launch for each batch, by a graph that is recorded in warm-up."
+        default=False, description="On GPUs: run each batch as one CUDA graph, captured in warm-up."
     )
     workers: _Count = Field(
-        1, le=64, description="Processes that answer, each with its share of the processors and of the queue."
+        1, le=64, description="Worker processes, each with its share of the processors and of the queue."
     )
-    max_count: _Count = Field(4096, description="Images in one request; over it 422.")
-    max_queued_images: _Count = Field(16384, description="Images that may wait per device; over it 429.")
+    max_count: _Count = Field(4096, description="Most images in one request; over it 422.")
+    max_queued_images: _Count = Field(16384, description="Most images that wait per device; over it 429.")
     batch_window_ms: _Seconds = Field(
-        0, ge=0, le=1000, description="Milliseconds that an idle engine waits for company; 0: it starts at once."
+        0, ge=0, le=1000, description="Milliseconds that an idle engine waits for a fuller batch; 0: it starts at once."
     )
-    max_body_bytes: _Count = Field(32 * 2**20, description="Bytes of a request's body, such as 32MiB; over it 413.")
-    max_image_pixels: _Count = Field(16 * 10**6, description="Pixels of one uploaded image, such as 16M; over it 413.")
-    max_output_pixels: _Count = Field(64 * 10**6, description="Pixels of one reply, such as 64M; over it 422.")
+    max_body_bytes: _Count = Field(32 * 2**20, description="Largest request body in bytes, such as 32MiB; over it 413.")
+    max_image_pixels: _Count = Field(
+        16 * 10**6, description="Largest uploaded image in pixels, such as 16M; over it 413."
+    )
+    max_output_pixels: _Count = Field(64 * 10**6, description="Largest reply in pixels, such as 64M; over it 422.")
     exact: bool = Field(
         default=True,
-        description="Pixels never depend on batch size or neighbours; off allows modes that differ in the last bits.",
+        description="Pixels never depend on the batch; off allows faster modes that differ in the last bits.",
     )
-    deadline_s: _Seconds = Field(30, gt=0, description="Seconds a request may take where X-Timeout-Ms says nothing.")
+    deadline_s: _Seconds = Field(30, gt=0, description="Seconds that a request without X-Timeout-Ms may take.")
     max_deadline_s: _Seconds = Field(120, gt=0, description="Seconds that X-Timeout-Ms can ask for at most.")
     decode_timeout_s: _Seconds = Field(
-        2, gt=0, description="Seconds of the processor that decoding one uploaded image may take; over it 422."
+        2, gt=0, description="Seconds of processor time for decoding one uploaded image; over it 422."
     )
     drain_delay_s: _Seconds = Field(
-        0, ge=0, description="Seconds between turning not ready and refusing requests, at shutdown."
+        0, ge=0, description="Seconds between becoming not ready and refusing requests, at shutdown."
     )
     drain_timeout_s: _Seconds = Field(
         25, ge=0, description="Seconds that accepted requests get to finish, at shutdown."
     )
-    api_keys: SecretStr | None = Field(None, description="Keys of clients, by commas; unset: everybody may ask.")
-    api_keys_file: Path | None = Field(None, description="File with a client's key on each line; # begins a comment.")
+    api_keys: SecretStr | None = Field(
+        None, description="Keys of clients, separated by commas; unset: no key is needed."
+    )
+    api_keys_file: Path | None = Field(None, description="File with a client's key on each line; # starts a comment.")
     admin_keys: SecretStr | None = Field(
-        None, description="Keys of administrators, by commas, who may also load and unload bundles; unset: nobody may."
+        None, description="Keys that also allow loading and unloading bundles, separated by commas; unset: nobody may."
     )
     admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
@@ -106,7 +110,7 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GAN_DEADLINE_S ({self.deadline_s:g}) is over GAN_MAX_DEADLINE_S ({self.max_deadline_s:g})"
             )
-        if self.max_count > self.own_queued_images:  # such a request would be told to try again for ever
+        if self.max_count > self.own_queued_images:  # such a request would get 429 every time
             share = f" / GAN_WORKERS ({self.workers})" if self.workers > 1 else ""
             raise ValueError(
                 f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images}){share}"
@@ -117,15 +121,15 @@ class Settings(BaseSettings):
 
     @property
     def own_queued_images(self) -> int:
-        """Images that may wait in one worker."""
+        """Most images that wait in one worker: its share of the queue."""
         return self.max_queued_images // self.workers
 
 
 def read_settings(flags: Mapping[str, str]) -> Settings:
-    """Settings from flags (by field name, as text) over the environment over the defaults.
+    """Read settings: flags (by field name, as text) win over the environment, which wins over the defaults.
 
     Raises:
-        SettingsError: Values that can't be used, each with its setting's name, on one line.
+        SettingsError: Some values can't be used; one line names each setting.
     """
     try:
         return Settings.model_validate(dict(flags))
@@ -135,7 +139,7 @@ def read_settings(flags: Mapping[str, str]) -> Settings:
 
 def _reason(mistake: ErrorDetails) -> str:
     message = mistake["msg"].removeprefix("Value error, ")
-    if not mistake["loc"]:  # settings that contradict one another
+    if not mistake["loc"]:  # from _limits_agree
         return message
     name = str(mistake["loc"][0])
     return f"{variable(name)} (or {flag(name)}) is {str(mistake['input'])!r}: {message}"
@@ -152,11 +156,11 @@ def flag(field: str) -> str:
 
 
 def check_names(names: Iterable[str]) -> list[str]:
-    """One line for each environment variable that looks like a setting and is none: most likely misspelled.
+    """Warnings about environment variables that look like settings but are none; most likely misspelled.
 
     Raises:
-        SettingsError: A variable that was meant to close the service to those without a key. To start all the same
-            would leave open what its operator believes to be closed.
+        SettingsError: A misspelled setting of keys. Starting would leave a service open whose operator believes that it
+            needs a key.
     """
     known = {variable(field) for field in Settings.model_fields}
     warnings = []

@@ -1,4 +1,4 @@
-"""What a worker asks of the other workers of its service, and tells them. A service of one process has no others."""
+"""What a worker exchanges with the other workers of its service. A service of one process has no others."""
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
@@ -11,7 +11,7 @@ Reasons = dict[str, str | None]
 
 
 class Server(Protocol):
-    """What serves a worker's connections."""
+    """The server of a worker, as its group calls it."""
 
     def reasons(self) -> Reasons:
         """Why it says no to each probe; None where it says yes."""
@@ -21,7 +21,7 @@ class Server(Protocol):
         """Serve this connection, and call `connection_closed` when it ends."""
         ...
 
-    def be_alone(self) -> None:
+    def supervisor_lost(self) -> None:
         """Called when the supervisor is gone, so that no new connections come."""
         ...
 
@@ -34,11 +34,11 @@ class WorkerGroup:
     """All workers of a service but this one. This class is for a service of one process: there are none.
 
     Attributes:
-        says_when_again: Whether a second signal to stop is told by the group. The process then ignores its own second
-            one, which may be the first, delivered twice.
+        reports_second_signal: Whether the group reports a second signal to stop, through `Server.stop_at_once`. The
+            process then ignores a second signal of its own, which may be the first one delivered twice.
     """
 
-    says_when_again = False
+    reports_second_signal = False
 
     async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:  # noqa: ARG002 - for those that have others
         """Every other worker's answer to a question.

@@ -25,10 +25,10 @@ from PIL import Image
 
 from benchmarks.tools.report import Check, finish, parser, table
 from service.codecs.decoders import Decoders
-from service.codecs.image_file import QUICK_BYTES, ImageFile, walk
+from service.codecs.image_file import QUICK_BYTES, ImageFile, parse_image_file
 from service.codecs.picture import Shape, decode_picture
 from service.errors import ServiceError
-from service.server.process_memory import GARBAGE
+from service.server.process_memory import GC_THRESHOLDS
 
 SHAPE = Shape(28, 28, 1, 16_000_000)
 TIMEOUT_S, MAX_BYTES, MIB = 2.0, 32 * 2**20, 2**20
@@ -227,7 +227,7 @@ def mend(part: bytes, form: str) -> bytes:
 def measure(parts: Parts, decoders: Decoders) -> Found:
     """What a file takes."""
     file = b"".join(parts)
-    steps = walk(file)
+    steps = parse_image_file(file)
     began = last = time.thread_time()
     longest_s = 0.0
     image: ImageFile | None = None
@@ -270,7 +270,7 @@ def main() -> int:
     """Search each format in turn."""
     arguments = options()
     gc.freeze()  # as the service does once it has started: or the collector looks at all of torch now and then
-    gc.set_threshold(*GARBAGE)
+    gc.set_threshold(*GC_THRESHOLDS)
     rng = random.Random(arguments.seed)  # noqa: S311 - repeatable, not secret
     decoders = Decoders(1, seconds=TIMEOUT_S, max_pixels=SHAPE.max_pixels, max_bytes=MAX_BYTES)
     rows, worst = [], defaultdict[str, float](float)

@@ -32,7 +32,7 @@ from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 from service.engine.jit import traced
 from service.engine.nets import Finished
-from service.http.schemas import DiscriminateReply, DiscriminateResult, Judged, discriminate_reply
+from service.http.schemas import DiscriminateReply, DiscriminateResult, DiscriminatorOutput, discriminate_reply
 from service.metrics import Metrics
 
 ROUNDS = 30
@@ -108,7 +108,9 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
 
     def ours() -> bytes:
         metrics.discriminator_probability.labels("ours", "uploaded").observe(*probabilities.tolist())
-        judged = Judged(probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS)
+        judged = DiscriminatorOutput(
+            probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS
+        )
         return discriminate_reply("ours", "0", judged, {})
 
     yield f"{VERDICTS} verdicts as JSON, with their histogram", plain, ours

@@ -1,4 +1,4 @@
-"""Arrays of images into files, and files into arrays, however hostile.
+"""Encodes arrays of images as files, and decodes uploaded files, which may be hostile, into arrays.
 
-Knows nothing of HTTP and of nets.
+Knows nothing of HTTP or of the nets.
 """

@@ -1,7 +1,7 @@
-"""Uploaded bytes to images: what may be sent, checked before it is decoded, and brought into a bundle's shape.
+"""Checks uploaded bodies, decodes their images and brings them into a bundle's shape.
 
-Works in steps, for time_slices.py. Nothing that a client sends may raise anything but a ServiceError, or take memory in
-proportion to what it merely claims.
+The work is split into `Steps` for time_slices.py. Whatever a client sends, only ServiceError may be raised, and no
+memory may be allocated for a size that a header claims but the body does not have.
 """
 
 import base64
@@ -19,13 +19,13 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.image_file import QUICK_PIXELS, ImageFile, walk
+from service.codecs.image_file import QUICK_PIXELS, ImageFile, parse_image_file
 from service.codecs.picture import Decoded, Shape, check_pixels, decode_picture
-from service.codecs.time_slices import Apart, Steps
+from service.codecs.time_slices import OffLoopWork, Steps
 from service.errors import Invalid, Malformed, ServiceError
 
 if TYPE_CHECKING:
-    from python_multipart.multipart import MultipartCallbacks  # there for type checkers only
+    from python_multipart.multipart import MultipartCallbacks  # exists for type checkers only
 
 NPY = "application/x-npy"
 MULTIPART = "multipart/form-data"
@@ -33,7 +33,7 @@ UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", MULTIPART,
 _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
 _DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
 _MAX_CONTENT_TYPE = 1024
-_PIECE_BYTES = 2**14  # of a form, split in one step
+_PIECE_BYTES = 2**14  # of a form or of base64, processed in one step
 
 Source = TypeVar("Source", bytes, bytearray, str, UInt8)
 
@@ -42,12 +42,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Upload:
-    """A request's images in a bundle's shape, in order, and why others of them could not be read.
+    """A request's images in a bundle's shape, in order, and the errors of those that could not be decoded.
 
     Attributes:
-        pixels: uint8 (n, h, w, c); the n images that could be read.
-        converted: Of each of these, whether size or colour had to be changed to get there.
-        errors: Of each of the others, by its place in the request.
+        pixels: uint8 (n, h, w, c); the n images that could be decoded.
+        converted: For each of these, whether its size or colour mode was changed.
+        errors: For each of the others, by its index in the request.
     """
 
     pixels: UInt8
@@ -60,36 +60,36 @@ class Upload:
 
 @dataclass(frozen=True)
 class Limits:
-    """What images become, what is too much, and who decodes what takes long.
+    """The shape that images are brought into, the limits on an upload, and the decoder of slow images.
 
     Attributes:
-        image: The shape that every image is brought into.
-        max_pixels: Of one image as it was sent; compared with its header, before it is decoded.
-        max_count: Images in one request.
-        still_wanted: Asked before each image; raises DeadlinePassed where nobody waits for the answer any more. A
-            small file can hold a large image, and a body many of them.
-        decode: As `decode_picture`, in a time that is bounded. Called on a thread.
+        image: The bundle's image shape.
+        max_pixels: Largest image as it was sent. Compared with its header before it is decoded.
+        max_count: Most images in one request.
+        check_deadline: Called before each image, because a small body can hold much work. Raises DeadlinePassed.
+        decode: Does `decode_picture` in bounded time. Called on a thread.
     """
 
     image: ImageSpec
     max_pixels: int
     max_count: int
-    still_wanted: Callable[[], object]
+    check_deadline: Callable[[], object]
     decode: Callable[[ImageFile, Shape], Decoded]
 
     @property
     def shape(self) -> Shape:
-        """What each image becomes."""
+        """The shape that each image is brought into, with the limit on its pixels."""
         return Shape(self.image.height, self.image.width, self.image.channels, self.max_pixels)
 
 
 def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Upload]:
-    """A body of one of `UPLOAD_TYPES` as images. `content_type` is the header, parameters included.
+    """Decode a body of one of `UPLOAD_TYPES`. `content_type` is the header with its parameters.
+
+    A file that can't be decoded raises nothing: its error goes into `Upload.errors`.
 
     Raises:
-        Malformed, Invalid, TooLarge: As `split_multipart` and `decode_npy` say. A file that can't be read is no such
-            error, but gives its own in its place.
-        DeadlinePassed: From `still_wanted`.
+        Malformed, Invalid, TooLarge: See `split_multipart` and `decode_npy`.
+        DeadlinePassed: From `check_deadline`.
     """
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
     if kind == NPY:
@@ -101,30 +101,30 @@ def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Uploa
 
 
 def decode_base64(texts: Sequence[str], limits: Limits) -> Steps[Upload]:
-    """Image files in base64 as images; one that can't be read gives its own error in its place.
+    """Decode image files in base64. The error of one that can't be decoded goes into `Upload.errors`.
 
     Raises:
-        Invalid: Too many.
-        DeadlinePassed: From `still_wanted`.
+        Invalid: Too many images.
+        DeadlinePassed: From `check_deadline`.
     """
     _check_count(len(texts), limits)
-    return (yield from _decode_all(_decode_text, texts, limits))
+    return (yield from _decode_all(_decode_base64_file, texts, limits))
 
 
 def _decode_all(
     decode: Callable[[Source, Limits], Steps[Decoded]], sources: Sequence[Source], limits: Limits
 ) -> Steps[Upload]:
-    """Decode each of the sources; of those that can't be decoded, keep why."""
+    """Decode each source, and collect the errors of those that can't be decoded."""
     image = limits.image
     pixels = np.empty((len(sources), image.height, image.width, image.channels), np.uint8)
     converted: list[bool] = []
     errors: dict[int, ServiceError] = {}
-    for place, source in enumerate(sources):
-        limits.still_wanted()
+    for index, source in enumerate(sources):
+        limits.check_deadline()
         try:
             result = yield from decode(source, limits)
         except ServiceError as error:
-            errors[place] = _alone(error)
+            errors[index] = _without_traceback(error)
         else:
             pixels[len(converted)] = result.pixels
             converted.append(result.converted)
@@ -132,52 +132,52 @@ def _decode_all(
     return Upload(pixels[: len(converted)], converted, errors)
 
 
-def _alone(error: ServiceError) -> ServiceError:
-    """Their frames lead back to the dictionary that it goes into: a circle, with the file and the body in it."""
+def _without_traceback(error: ServiceError) -> ServiceError:
+    """Prepare an error to be stored: its traceback would form a reference cycle that keeps the file and the body."""
     error.__context__ = None
     return error.with_traceback(None)
 
 
-def _decode_text(text: str, limits: Limits) -> Steps[Decoded]:
+def _decode_base64_file(text: str, limits: Limits) -> Steps[Decoded]:
     return (yield from _decode_file((yield from _from_base64(text)), limits))
 
 
 def _from_base64(text: str) -> Steps[bytes]:
-    """Base64 (RFC 4648), with line ends in it or not, on its own or as a URL that holds its data (RFC 2397)."""
+    """Decode base64 (RFC 4648), which may contain white space and begin as a data URL (RFC 2397)."""
     head = _DATA_URL.match(text)
-    pieces, rest, is_over = [], b"", False
+    pieces, rest, has_ended = [], b"", False
     try:
         for start in range(head.end() if head else 0, len(text), _PIECE_BYTES):
             piece = rest + text[start : start + _PIECE_BYTES].encode("ascii").translate(None, b" \t\r\n")
             whole = len(piece) - len(piece) % 4
-            if whole and is_over:
-                raise ValueError("it goes on after its end")  # noqa: TRY301 - as the decoder says within a piece
+            if whole and has_ended:
+                raise ValueError("data after the padding")  # noqa: TRY301 - b64decode finds this only within a piece
             pieces.append(base64.b64decode(piece[:whole], validate=True))
-            rest, is_over = piece[whole:], is_over or piece[:whole].endswith(b"=")
+            rest, has_ended = piece[whole:], has_ended or piece[:whole].endswith(b"=")
             yield None
         if rest:
-            raise ValueError("its end is missing")  # noqa: TRY301 - as above
+            raise ValueError("incomplete at its end")  # noqa: TRY301 - as above
     except ValueError:  # binascii.Error is one
         raise Invalid("The image is not base64.") from None
     return b"".join(pieces)
 
 
 def _decode_file(file: bytes | bytearray, limits: Limits) -> Steps[Decoded]:
-    return (yield from _decode_image((yield from walk(file)), limits))
+    return (yield from _decode_image((yield from parse_image_file(file)), limits))
 
 
 def _decode_image(file: ImageFile, limits: Limits) -> Steps[Decoded]:
-    check_pixels(file.width, file.height, limits.max_pixels)  # by the header: nothing is decoded yet
+    check_pixels(file.width, file.height, limits.max_pixels)  # from the header, before anything is decoded
     if file.is_quick:
         return decode_picture(file, limits.shape)
 
     def attempt() -> Decoded | ServiceError:
         try:
             return limits.decode(file, limits.shape)
-        except ServiceError as error:  # its own image's; what is raised there would end the whole request
-            return _alone(error)
+        except ServiceError as error:  # returned, because an error raised off the loop would end the whole request
+            return _without_traceback(error)
 
-    result: Decoded | ServiceError = yield Apart(attempt, file.cost)
+    result: Decoded | ServiceError = yield OffLoopWork(attempt, file.cost)
     if isinstance(result, ServiceError):
         raise result
     return result
@@ -189,13 +189,13 @@ def _check_count(count: int, limits: Limits) -> None:
 
 
 def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
-    """A uint8 array (n, h, w) or (n, h, w, c), c 1 or 3, in NumPy's file format, as images.
+    """Decode a uint8 array (n, h, w) or (n, h, w, c), c 1 or 3, in NumPy's .npy format.
 
     Raises:
-        Malformed: Not an .npy file, or one whose size differs from what its header says.
-        Invalid: An array of another type or shape, or too many images.
-        TooLarge: Images of too many pixels.
-        DeadlinePassed: From `still_wanted`.
+        Malformed: Not an .npy file, or its size differs from what its header says.
+        Invalid: Another type or shape, or too many images.
+        TooLarge: The images have too many pixels.
+        DeadlinePassed: From `check_deadline`.
     """
     array, image = _read_array(body), limits.image
     n, height, width = array.shape[:3]
@@ -203,14 +203,14 @@ def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
     check_pixels(width, height, limits.max_pixels)
     pictures = array if array.ndim == 4 else array[..., np.newaxis]
     if not pictures.flags.c_contiguous:
-        pictures = yield Apart(partial(np.ascontiguousarray, pictures), pictures.size)
+        pictures = yield OffLoopWork(partial(np.ascontiguousarray, pictures), pictures.size)
     if pictures.shape[1:] != (image.height, image.width, image.channels):
-        return (yield from _decode_all(_convert, list(pictures), limits))
+        return (yield from _decode_all(_decode_pixels, list(pictures), limits))
     return Upload(pictures, [False] * n, {})
 
 
-def _convert(pixels: UInt8, limits: Limits) -> Steps[Decoded]:
-    """Pixels (h, w, c) of another shape than the bundle's."""
+def _decode_pixels(pixels: UInt8, limits: Limits) -> Steps[Decoded]:
+    """Bring raw pixels (h, w, c), whose shape is not the bundle's, into its shape."""
     height, width, channels = pixels.shape
     is_quick = pixels.size <= QUICK_PIXELS
     file = ImageFile("L" if channels == 1 else "RGB", [pixels.data.cast("B")], width, height, 1, pixels.size, is_quick)
@@ -218,12 +218,12 @@ def _convert(pixels: UInt8, limits: Limits) -> Steps[Decoded]:
 
 
 def _read_array(body: bytes) -> UInt8:
-    """The array, a view of the body. What the header claims is compared with the body before anything is made of it."""
+    """The array, as a view of the body. The size in the header is compared with the body's first."""
     start = _npy_header_bytes(body)
     shape, fortran, dtype = _read_npy_header(body[:start])
     if dtype != np.uint8:
         raise Invalid(f"The array is of {dtype}; send uint8.")
-    whole = all(type(n) is int for n in shape)  # NumPy's reader takes True for a length
+    whole = all(type(n) is int for n in shape)  # NumPy's reader accepts True as a length
     if not whole or len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or min(shape) < 1:
         raise Invalid(f"The array has shape {shape}; send (n, h, w) or (n, h, w, c) with c 1 or 3.")
     data = np.frombuffer(body, np.uint8, offset=start)
@@ -233,27 +233,27 @@ def _read_array(body: bytes) -> UInt8:
 
 
 def _npy_header_bytes(body: bytes) -> int:
-    """Where the data of an .npy file begins, by what it says of its header; no further on than headers are read."""
+    """Offset of an .npy file's data, by the header length that it states; at most that of the longest we read."""
     start, number = (10, body[8:10]) if body[6:7] == b"\x01" else (12, body[8:12])
     return min(len(body), start + int.from_bytes(number, "little"), start + _MAX_NPY_HEADER_BYTES + 1)
 
 
-@lru_cache(maxsize=64)  # a client's arrays are mostly of one shape, and NumPy has Python's compiler read what they say
+@lru_cache(maxsize=64)  # clients mostly send one shape, and NumPy parses each header with Python's compiler
 def _read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether the first index changes fastest, and type.
+    """Shape, whether the data is in Fortran order, and dtype.
 
     Raises:
-        Malformed: It is not such a header.
+        Malformed: Not a valid header.
     """
     file = io.BytesIO(header)
     readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
     try:
-        reader = readers[np.lib.format.read_magic(file)]  # version 3 is for names of fields, which images have not
+        reader = readers[np.lib.format.read_magic(file)]  # version 3 exists for field names, which images do not have
         shape, fortran, dtype = reader(file, max_header_size=_MAX_NPY_HEADER_BYTES)
-        # In hexadecimal a header holds numbers that are longer than Python would write out.
+        # Written in hexadecimal, a length can be too long for Python to print it in our error message.
         if any(abs(n) > _MAX_LENGTH for n in shape):
-            raise ValueError("a length beyond any array's")  # noqa: TRY301 - as the reader does
-    except Exception as error:  # NumPy evaluates the header as a literal, which fails in many ways
+            raise ValueError("a length beyond any array's")  # noqa: TRY301 - handled like the reader's own errors
+    except Exception as error:  # NumPy evaluates the header as a literal, which can raise nearly anything
         log.debug("unreadable npy header", exc_info=error)
         raise Malformed("The body is not an array in NumPy's .npy format (1.0 or 2.0).") from None
     return shape, fortran, dtype
@@ -263,9 +263,9 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[lis
     """The file parts of a multipart/form-data body, in order.
 
     Raises:
-        Malformed: Not such a body, or no boundary in its Content-Type, or that is too long.
-        Invalid: A part that is no file, no parts, or too many.
-        DeadlinePassed: From `still_wanted`.
+        Malformed: Not such a body, or its Content-Type is too long or has no boundary.
+        Invalid: A part is not a file, or there are no parts, or too many.
+        DeadlinePassed: From `check_deadline`.
     """
     if len(content_type) > _MAX_CONTENT_TYPE:
         raise Malformed("Content-Type is too long.")
@@ -273,17 +273,17 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[lis
     boundary = options.get(b"boundary")
     if not boundary:
         raise Malformed("Content-Type has no boundary.")
-    parts = _Parts(limits.max_count)
+    parts = _FilePartCollector(limits.max_count)
     try:
         parser = MultipartParser(boundary, parts.callbacks())
         for start in range(0, len(body), _PIECE_BYTES):
-            limits.still_wanted()
+            limits.check_deadline()
             parser.write(body[start : start + _PIECE_BYTES])
             yield None
         parser.finalize()
     except ServiceError:
         raise
-    except Exception as error:  # the parser's own errors, and those of odd boundaries and headers
+    except Exception as error:  # the parser's errors, and what unusual boundaries and headers make it raise
         log.debug("unreadable multipart body", exc_info=error)
         raise Malformed("The body is not multipart/form-data.") from None
     if not parts.ended:
@@ -293,8 +293,8 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[lis
     return parts.files
 
 
-class _Parts:
-    """Collects the file parts while the parser calls back, and refuses the rest."""
+class _FilePartCollector:
+    """The parser's callbacks: collects the file parts of a form and refuses parts that are not files."""
 
     def __init__(self, max_count: int) -> None:
         self.files: list[bytearray] = []
@@ -326,7 +326,7 @@ class _Parts:
 
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":
-            if len(self._value) > _MAX_CONTENT_TYPE:  # to parse its parameters takes as long as for that
+            if len(self._value) > _MAX_CONTENT_TYPE:  # parsing its parameters takes as long as for Content-Type
                 raise Malformed("A part's Content-Disposition is too long.")
             _, self._disposition = parse_options_header(self._value)
         self._header = self._value = b""

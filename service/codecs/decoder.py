@@ -1,11 +1,12 @@
-"""`python -m service.codecs.decoder SECONDS BYTES`: decodes one image after the other for a service, until that ends.
+"""`python -m service.codecs.decoder SECONDS BYTES`: a process that decodes images for the service, one at a time.
 
-Nothing in an image file says how long a codec takes for it, and a thread inside a codec can't be stopped. A process
-can: it asks the system to be ended by a signal once one image has had so many seconds of the processor (SIGPROF),
-whatever becomes of the service meanwhile, and to be given no more than so many bytes. What it reads and writes is bytes
-of fixed form: whoever takes it over through a codec gains nothing by what it says.
+An image file does not say how long a codec will take for it, and a thread inside a codec can't be stopped. A process
+can: this one has the system kill it (SIGPROF) when one image has used SECONDS of processor time, even if the service
+has ended meanwhile, and limits itself to BYTES more memory than it has at its start.
 
-A request: `REQUEST`, then the file. A reply: `REPLY`, then the pixels, or for an error its text.
+It reads requests from standard input and writes replies to standard output until standard input ends. A request is
+`REQUEST` followed by the file; a reply is `REPLY` followed by the pixels or by an error's text. These are plain bytes
+of a fixed layout, so that an attacker who takes over this process through a codec can't attack the service with them.
 """
 
 import contextlib
@@ -15,22 +16,22 @@ import sys
 from pathlib import Path
 from typing import BinaryIO
 
-# As they are needed; Pillow would import all it has.
+# The formats that are needed; Pillow by itself would import all that it knows.
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
 from service.codecs.image_file import ImageFile
 from service.codecs.picture import Decoded, Shape, decode_picture
 from service.errors import Invalid, ServiceError, TooLarge
 
-REQUEST = struct.Struct("<4sBIIBQIIQ")  # format, orientation, shape, width and height, bytes that follow
-REPLY = struct.Struct("<BBQ")  # which of REPLIES, whether it was converted, bytes that follow
+REQUEST = struct.Struct("<4sBIIBQIIQ")  # format, orientation, Shape, width, height, length of the file in bytes
+REPLY = struct.Struct("<BBQ")  # index in REPLIES, Decoded.converted, bytes that follow
 REPLIES: tuple[type[Decoded] | type[ServiceError], ...] = (Decoded, Invalid, TooLarge)
 
 
 def main() -> None:
-    """Answer what comes by standard input, on standard output."""
+    """Answer requests from standard input until it ends."""
     seconds, memory = float(sys.argv[1]), int(sys.argv[2])
-    for number in (signal.SIGINT, signal.SIGTERM):  # whoever started us ends us
+    for number in (signal.SIGINT, signal.SIGTERM):  # the service ends this process
         signal.signal(number, signal.SIG_IGN)
     _bound_memory(memory)
     while request := sys.stdin.buffer.read(REQUEST.size):
@@ -40,7 +41,7 @@ def main() -> None:
 
 
 def answer(request: bytes, source: BinaryIO, sink: BinaryIO) -> None:
-    """Decode one image."""
+    """Read the file that follows `request`, decode it and write the reply."""
     form, orientation, height, width, channels, max_pixels, own_width, own_height, length = REQUEST.unpack(request)
     converted = False
     try:
@@ -56,9 +57,9 @@ def answer(request: bytes, source: BinaryIO, sink: BinaryIO) -> None:
 
 
 def _bound_memory(more: int) -> None:
-    """Take no more than this beside what we have."""
-    with contextlib.suppress(ImportError, OSError, ValueError):  # not on every system
-        import resource  # noqa: PLC0415 - see above
+    """Limit the address space to what is in use now and `more` bytes."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # not every system has this
+        import resource  # noqa: PLC0415 - not on Windows
 
         pages = int(Path("/proc/self/statm").read_text().split()[0])
         most = pages * resource.getpagesize() + more

@@ -1,8 +1,8 @@
-"""Decodes what takes long away from the event loop: large images in processes that can be ended, arrays on threads.
+"""Runs slow decoding off the event loop: arrays on worker threads, large images in processes, which can be killed.
 
-As many at a time as there are threads, each with a process of its own once it needs one. The processes keep the bound
-on an image's time and memory themselves (decoder.py); here it is noticed that one has ended, its image is told so, and
-the next one gets a new process.
+There is a fixed number of threads, and each starts a process of its own at its first image. A process bounds the time
+and memory of an image by itself (decoder.py). When one ends, its image gets an error, and the thread starts another
+process for its next image.
 """
 
 import asyncio
@@ -21,18 +21,18 @@ from typing import IO, Any
 import numpy as np
 
 from service.codecs.decoder import REPLIES, REPLY, REQUEST
-from service.codecs.image_file import ImageFile, broken
+from service.codecs.image_file import ImageFile, broken_image
 from service.codecs.picture import Decoded, Shape
-from service.codecs.time_slices import Apart, Turns, timed
+from service.codecs.time_slices import FairQueue, OffLoopWork, timed_call
 from service.errors import Invalid, NotReady, ServiceError
 
-# Copies of all pixels that decoding, turning, and laying transparency on a ground have at once, each of four bytes.
+# Decoding, rotating and compositing hold up to so many copies of all pixels at once, each pixel in four bytes.
 _COPIES, _PIXEL_BYTES = 6, 4
-_PATIENCE = (
-    10  # times as many seconds by the clock: a process that is stopped, or waits for a disk, uses none of its own
-)
+# Seconds by the clock for each second of processor time that an image may take. A process that is stopped, or waits for
+# a disk, uses no processor time, and would never reach that limit.
+_WALL_SECONDS_PER_CPU_SECOND = 10
 _LIBRARIES_BYTES = 64 * 2**20
-# One thread is all that a codec needs; what libraries reserve for more counts as memory.
+# A codec needs one thread only. Memory that libraries reserve for more threads would count against the limit.
 _ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 _ROOT = str(Path(__file__).parents[2])
 
@@ -40,71 +40,71 @@ log = logging.getLogger(__name__)
 
 
 class Decoders:
-    """Does work apart, a number of pieces at a time.
+    """Worker threads, each with a decoder process, that run a bounded number of calls at a time.
 
     Args:
-        count: How many.
-        seconds: Of the processor, for one image.
-        max_pixels: Of one image.
-        max_bytes: Of a file.
+        count: Number of threads, and so of calls at a time.
+        seconds: Processor time that decoding one image may take.
+        max_pixels: Largest image, in pixels.
+        max_bytes: Largest file, in bytes.
     """
 
     def __init__(self, count: int, *, seconds: float, max_pixels: int, max_bytes: int) -> None:
         self._threads = ThreadPoolExecutor(count, thread_name_prefix="decoder")
-        self._free = count
-        self._turns = Turns()
+        self._free = count  # threads
+        self._queue = FairQueue()
         self._seconds = seconds
         self._memory = _COPIES * _PIXEL_BYTES * max_pixels + 2 * max_bytes + _LIBRARIES_BYTES
-        self._own = threading.local()  # a thread's process
+        self._local = threading.local()  # each thread's process
         self._processes: set[subprocess.Popen[bytes]] = set()
-        self._late: set[subprocess.Popen[bytes]] = set()  # those that were ended for it
+        self._timed_out: set[subprocess.Popen[bytes]] = set()  # killed by the timer
         self._is_closed = False
 
-    async def run(self, apart: Apart) -> tuple[Any, float]:
-        """The result of this work, and the seconds that it took once it had its turn."""
+    async def run(self, call: OffLoopWork) -> tuple[Any, float]:
+        """Wait for a free thread and do the work on it; returns its result and its seconds without that wait."""
         if self._free:
             self._free -= 1
         else:
-            await self._wait(apart.cost)
-        job = self._threads.submit(timed(apart.work))
+            await self._wait(call.cost)
+        job = self._threads.submit(timed_call, call.work)
         loop = asyncio.get_running_loop()
 
         def end(_: object) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed, and nobody waits
-                loop.call_soon_threadsafe(self._give_back)
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nothing waits for the thread
+                loop.call_soon_threadsafe(self._release_thread)
 
-        job.add_done_callback(end)  # also where nobody waits for it any longer: until then its thread is taken
+        job.add_done_callback(end)  # not when this coroutine ends: if it is cancelled, the thread is still busy
         return await asyncio.wrap_future(job)
 
     async def _wait(self, cost: float) -> None:
-        turn = self._turns.wait(time.monotonic(), cost)
+        turn = self._queue.wait(time.monotonic(), cost)
         try:
             await turn
         except asyncio.CancelledError:
-            if not turn.cancelled():  # it came in this very step
-                self._give_back()
+            if not turn.cancelled():  # the turn came just before the cancellation: pass it on
+                self._release_thread()
             raise
 
-    def _give_back(self) -> None:
-        if not self._turns.next():
+    def _release_thread(self) -> None:
+        if not self._queue.wake_next():
             self._free += 1
 
     def decode(self, file: ImageFile, shape: Shape) -> Decoded:
-        """As `decode_picture`, in a process of its own. Called on one of our threads, by `run`.
+        """Do `decode_picture` in this thread's decoder process. To be called by `run`, on one of its threads.
 
         Raises:
-            Invalid: Also where it took more time than an image may.
-            TooLarge: See there.
-            NotReady: No process can be started, or it does not run.
+            Invalid: The image can't be decoded, or not within the time allowed.
+            TooLarge: It has too many pixels.
+            NotReady: The process can't be started, or ended with an error.
         """
         try:
             process = self._process()
-        except OSError as reason:  # no memory, no file number, no process is left
+        except OSError as reason:  # out of memory, file descriptors or processes
             log.error("no decoder can be started: %s", reason)  # noqa: TRY400 - the reason is all there is to know
             raise NotReady("no decoder can be started") from None
         length = sum(map(len, file.pieces))
         request = REQUEST.pack(file.format.encode(), file.orientation, *shape, file.width, file.height, length)
-        timer = threading.Timer(_PATIENCE * self._seconds, self._end_late, [process])
+        timer = threading.Timer(_WALL_SECONDS_PER_CPU_SECOND * self._seconds, self._kill_late, [process])
         timer.start()
         assert process.stdin is not None  # noqa: S101 - they are pipes
         assert process.stdout is not None  # noqa: S101
@@ -114,7 +114,7 @@ class Decoders:
             kind, converted, size = REPLY.unpack(_read(process.stdout, REPLY.size))
             content = _read(process.stdout, size)
         except (OSError, EOFError):
-            raise self._ended(process) from None
+            raise self._error_after_exit(process) from None
         finally:
             timer.cancel()
         if kind == 0:
@@ -124,51 +124,51 @@ class Decoders:
         raise error
 
     def _process(self) -> subprocess.Popen[bytes]:
-        """The running thread's."""
-        process: subprocess.Popen[bytes] | None = getattr(self._own, "process", None)
+        """The decoder process of the current thread; started if it has none that runs."""
+        process: subprocess.Popen[bytes] | None = getattr(self._local, "process", None)
         if process is None or process.poll() is not None:
             if process is not None:
                 self._forget(process)
-            process = self._own.process = subprocess.Popen(  # noqa: S603 - ourselves
-                # Without the working directory among the places that modules come from.
+            process = self._local.process = subprocess.Popen(  # noqa: S603 - our own module
+                # -P: no modules are imported from the working directory.
                 [sys.executable, "-P", "-m", "service.codecs.decoder", str(self._seconds), str(self._memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=subprocess.DEVNULL,  # a log that nobody reads must not stop it
+                stderr=subprocess.DEVNULL,  # a pipe that nothing reads would block the process once full
                 env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join([_ROOT, *sys.path[1:]])},
-                start_new_session=True,  # a terminal's Ctrl-C is not for it
+                start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
             )
             self._processes.add(process)
             if self._is_closed:
                 process.kill()
         return process
 
-    def _end_late(self, process: subprocess.Popen[bytes]) -> None:
-        self._late.add(process)
+    def _kill_late(self, process: subprocess.Popen[bytes]) -> None:
+        self._timed_out.add(process)
         process.kill()
 
-    def _ended(self, process: subprocess.Popen[bytes]) -> ServiceError:
-        """Why a process ended while it had an image."""
+    def _error_after_exit(self, process: subprocess.Popen[bytes]) -> ServiceError:
+        """The error for the image that a process was decoding when it ended."""
         code = process.wait()
-        took_long = code == -signal.SIGPROF or process in self._late
+        has_timed_out = code == -signal.SIGPROF or process in self._timed_out
         self._forget(process)
-        self._own.process = None
-        if took_long:
+        self._local.process = None
+        if has_timed_out:
             return Invalid(f"Decoding the image took more than {self._seconds:g} s.")
         if not self._is_closed:
             log.error("a decoder ended with exit code %d", code)
-        return broken() if code < 0 else NotReady("a decoder can't run")  # a signal may be the image's fault
+        return broken_image() if code < 0 else NotReady("a decoder can't run")  # a crash may be the image's fault
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         self._processes.discard(process)
-        self._late.discard(process)
+        self._timed_out.discard(process)
         for pipe in (process.stdin, process.stdout):
-            with contextlib.suppress(OSError):  # what was not sent has nowhere to go
+            with contextlib.suppress(OSError):  # unsent data can't be flushed
                 if pipe is not None:
                     pipe.close()
 
     def close(self) -> None:
-        """Decode nothing more. What is being decoded is broken off, and its thread tells who waits."""
+        """Kill all decoder processes and stop the threads. Images that are being decoded get an error."""
         self._is_closed = True
         for process in list(self._processes):
             process.kill()

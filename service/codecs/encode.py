@@ -1,10 +1,10 @@
-"""Images to bytes: the formats of a reply, what each can hold, and how it is written.
+"""Encodes images in the formats of a reply.
 
-The bytes are a function of the images and the arguments alone, on one build of the encoders: no dates, no names of
-machines. `ENCODERS` names that build for cache validators.
+With one build of the encoders the bytes depend on the images and the arguments alone: they hold no dates and no host
+names. `ENCODERS` identifies the build, for cache validators.
 
-Pillow writes everything but grey PNGs, which most requests ask for: their few chunks are put together here around one
-call of zlib-ng, in a fifth of Pillow's time for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
+Pillow writes all formats but grey PNGs, which most requests ask for. Those are assembled here around one call of
+zlib-ng, in a fifth of Pillow's time for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
 """
 
 import base64
@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import Literal, NamedTuple
 
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - no request waits for them
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - imported now, so that the first request does not wait for it
 from PIL import __version__ as pillow_version
 from zlib_ng import zlib_ng
 
@@ -25,7 +25,7 @@ from models.inference.pixels import UInt8, grid
 
 Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
 
-# In the order of preference where a client likes several equally well.
+# In order of preference, for clients that accept several equally.
 MEDIA_TYPES: dict[Format, str] = {
     "png": "image/png",
     "webp": "image/webp",
@@ -34,23 +34,23 @@ MEDIA_TYPES: dict[Format, str] = {
     "zip": "application/zip",
     "npy": "application/x-npy",
 }
-# Formats that hold one picture, with the most pixels a side that their coders take.
+# Formats that hold a single picture, with the longest side in pixels that each allows.
 MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
 
 _VERSIONS = " ".join(
     [f"pillow-{pillow_version}", f"numpy-{np.__version__}", f"zlib-ng-{zlib_ng.ZLIBNG_VERSION}"]
     + [f"{name}-{features.version(name)}" for name in ("zlib", "libjpeg_turbo", "webp")]
 )
-# No dates in archives, or the same request would give other bytes a minute later. ZIP's years start here.
+# A constant date, so that the same request always gives the same archive. ZIP can express none earlier.
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 class RenderOptions(NamedTuple):
-    """How images become bytes.
+    """How images are laid out and encoded.
 
     Attributes:
-        format: One of the six.
-        columns: Images in one line of the picture, for the formats that hold one.
+        format: Of the file.
+        columns: Images in each row of the grid, for formats that hold a single picture.
         scale: Every pixel becomes scale × scale pixels.
     """
 
@@ -60,7 +60,7 @@ class RenderOptions(NamedTuple):
 
 
 class SampleMetadata(NamedTuple):
-    """Where images come from: what a reader of the JSON format is told beside them."""
+    """What images were drawn from; the JSON format says it beside them."""
 
     bundle: str
     version: str
@@ -70,12 +70,12 @@ class SampleMetadata(NamedTuple):
 
 
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
-    """(height, width) in pixels of the one picture that holds `count` images of this size."""
+    """(height, width) in pixels of the picture that holds `count` images of this height and width."""
     return math.ceil(count / render.columns) * height * render.scale, render.columns * width * render.scale
 
 
 def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> bytes:
-    """Images (n, h, w, c), n ≥ 1, as the bytes of a reply."""
+    """Encode images, uint8 (n, h, w, c) with n ≥ 1, as the body of a reply."""
     scaled = images.repeat(render.scale, axis=1).repeat(render.scale, axis=2) if render.scale > 1 else images
     match render.format:
         case "png" | "webp" | "jpeg":
@@ -95,9 +95,9 @@ def _picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     out = io.BytesIO()
     match form:
-        case "png":  # level 1: higher ones cost ten times as much and save little on noise-like pixels
+        case "png":  # level 1: higher levels take ten times as long and save little on noise-like pixels
             picture.save(out, "png", compress_level=1)
-        case "webp":  # lossless, because these pixels are the answer; effort where time and size balance
+        case "webp":  # lossless, so that the pixels are exact; effort balances time and size
             picture.save(out, "webp", lossless=True, quality=20, method=1)
         case "jpeg":
             picture.save(out, "jpeg", quality=90)
@@ -105,9 +105,9 @@ def _picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
 
 
 def _grey_png(image: UInt8) -> bytes:
-    """One image (h, w, 1) as a PNG of one IDAT chunk, whose lines are not filtered (PNG specification, 9.2: type 0)."""
+    """One image (h, w, 1) as a PNG of one IDAT chunk with unfiltered rows (PNG specification, 9.2: filter type 0)."""
     height, width, _ = image.shape
-    lines = np.zeros((height, 1 + width), np.uint8)  # each begins with the number of its filter
+    lines = np.zeros((height, 1 + width), np.uint8)  # each row begins with its filter type, 0
     lines[:, 1:] = image[:, :, 0]
     return b"".join([_png_head(height, width), _chunk(b"IDAT", zlib_ng.compress(lines, 1)), _PNG_END])
 
@@ -124,7 +124,7 @@ def _chunk(kind: bytes, data: bytes) -> bytes:
 
 
 _PNG_END = _chunk(b"IEND", b"")
-# zlib-ng may find other matches on another processor: the bytes that it writes here belong to the encoder's build.
+# zlib-ng may compress differently on another processor, so a checksum of its output here is part of the build's name.
 _SAMPLE = (np.arange(64 * 64) ** 2 % 251 % 17).astype(np.uint8).reshape(64, 64, 1)
 ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(_grey_png(_SAMPLE)):08x}"
 

@@ -1,7 +1,7 @@
 """Decodes one image file and brings it into a bundle's shape.
 
-On the event loop for small files, in a process of its own for others (decoder.py), which has little else in it: so this
-imports nothing that takes long.
+Small files are decoded on the event loop, others in a decoder process (decoder.py). To keep that process small and
+quick to start, this module imports little.
 """
 
 import io
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from service.codecs.image_file import ImageFile, broken
+from service.codecs.image_file import ImageFile, broken_image
 from service.errors import Invalid, ServiceError, TooLarge
 
 _UPRIGHT = {
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 class Shape(NamedTuple):
-    """What an image becomes, and how many pixels it may have before."""
+    """The shape that an image is brought into, and `max_pixels`, the most that it may have before."""
 
     height: int
     width: int
@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
 
     Attributes:
         pixels: uint8 (h, w, c).
-        converted: Whether size or colour had to be changed to get there.
+        converted: Whether its size or colour mode was changed.
     """
 
     pixels: NDArray[np.uint8]
@@ -50,7 +50,7 @@ class Decoded(NamedTuple):
 
 
 def decode_picture(file: ImageFile, shape: Shape) -> Decoded:
-    """A file's first picture in the bundle's shape.
+    """Decode a file; of an animation, the first frame.
 
     Raises:
         Invalid: It can't be decoded.
@@ -59,9 +59,12 @@ def decode_picture(file: ImageFile, shape: Shape) -> Decoded:
     check_pixels(file.width, file.height, shape.max_pixels)
     try:
         with _open(file) as picture:
-            if picture.size != (file.width, file.height):  # by which it was told what it costs
-                raise broken()  # noqa: TRY301 - as a decoder would
-            picture.load()  # of an animation, the first frame
+            if picture.size != (
+                file.width,
+                file.height,
+            ):  # our own parser found another size, so its cost was misjudged
+                raise broken_image()  # noqa: TRY301 - handled like a decoder's own errors
+            picture.load()
             method = _UPRIGHT.get(file.orientation)
             return _fit(picture if method is None else picture.transpose(method), shape)
     except ServiceError:
@@ -70,42 +73,42 @@ def decode_picture(file: ImageFile, shape: Shape) -> Decoded:
         raise TooLarge(f"The image has far more than {shape.max_pixels} pixels.") from None
     except MemoryError:
         raise Invalid("Decoding the image takes too much memory.") from None
-    except Exception as error:  # decoders raise nearly anything on broken or hostile bytes
+    except Exception as error:  # decoders raise nearly any error on broken or hostile bytes
         if not isinstance(error, UnidentifiedImageError):
             log.debug("undecodable image", exc_info=error)
-        raise broken() from None
+        raise broken_image() from None
 
 
 def _open(file: ImageFile) -> Image.Image:
     if file.format in {"L", "RGB"}:
-        return Image.frombytes(file.format, (file.width, file.height), file.content)
-    return Image.open(io.BytesIO(file.content), formats=[file.format])
+        return Image.frombytes(file.format, (file.width, file.height), file.data)
+    return Image.open(io.BytesIO(file.data), formats=[file.format])
 
 
 def check_pixels(width: int, height: int, most: int) -> None:
-    """Return where an image is no larger than this.
+    """Check an image's size before it is decoded.
 
     Raises:
-        TooLarge: It is.
+        TooLarge: It has more than `most` pixels.
     """
     if width * height > most:
         raise TooLarge(f"The image has {width}×{height} pixels; the most is {most}.")
 
 
 def _fit(picture: Image.Image, shape: Shape) -> Decoded:
-    """A loaded picture in the bundle's mode and size; a picture that has them already keeps its pixels."""
+    """Convert a loaded picture to the bundle's colour mode and size. One that has both keeps its pixels."""
     mode = "L" if shape.channels == 1 else "RGB"
     size = (shape.width, shape.height)
     fitted = picture if picture.mode == mode else _opaque(picture).convert(mode)
     if fitted.size != size:
-        fitted = fitted.resize(size, Image.Resampling.BILINEAR)  # averages when it shrinks, and never overshoots
+        fitted = fitted.resize(size, Image.Resampling.BILINEAR)  # averages when shrinking, and never overshoots
     pixels = np.asarray(fitted, dtype=np.uint8).reshape(shape.height, shape.width, shape.channels)
     return Decoded(pixels, converted=picture.mode != mode or picture.size != size)
 
 
 def _opaque(picture: Image.Image) -> Image.Image:
-    """A picture of 8 bits a channel without transparency: what shines through is black, like these images' ground."""
-    if picture.mode.startswith("I"):  # 16 bits of grey, whose conversion by Pillow would only clip
+    """Convert to 8 bits a channel, and replace transparency by black, the background of most training images."""
+    if picture.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion would clip instead of scale
         grey = np.clip(np.asarray(picture), 0, 65535).astype(np.uint32)
         return Image.fromarray(((grey * 255 + 32767) // 65535).astype(np.uint8))
     if picture.has_transparency_data:

@@ -1,8 +1,9 @@
-"""Long work that is nearly all Python, done on the event loop in slices: at most one in each of the loop's turns.
+"""Runs long Python work on the event loop in time slices: at most one slice in each turn of the loop.
 
-Threads would not make it faster, for they share one interpreter, and everybody else much slower: the loop would wait
-milliseconds for the interpreter's lock before each of its callbacks. Some hundred connections that bring large bodies
-have as many callbacks a turn, and who connects meanwhile, be it to ask whether we are alive, would wait for them all.
+Worker threads would not make such work faster, because all threads share one interpreter lock, and they would slow down
+everything else: the loop would wait milliseconds for that lock before each of its callbacks. With some hundred
+connections sending large bodies there are as many callbacks in each turn, and a new connection, such as a liveness
+probe, would wait for all of them.
 """
 
 import asyncio
@@ -11,147 +12,148 @@ from collections.abc import Awaitable, Callable, Generator
 from typing import Any, NamedTuple, TypeVar
 
 SLICE_S = 0.001
-NEWCOMERS_S = 0.01  # in one turn, for the first slices of all that is new
+NEW_WORK_S = 0.01  # within one turn of the loop, new work may run its first slice at once for this long in total
 
 T = TypeVar("T")
 
 
-class Apart(NamedTuple):
-    """Work for elsewhere than the event loop: it takes longer than a slice, but needs no interpreter.
+class OffLoopWork(NamedTuple):
+    """A call that takes longer than a slice but releases the interpreter lock, so it should run off the event loop.
 
     Attributes:
         work: May be called on any thread.
-        cost: About how long it takes, in whatever unit all of them have.
+        cost: Estimated duration, in a unit that all calls compared with one another share.
     """
 
     work: Callable[[], Any]
     cost: float
 
 
-# Work that gives T, in steps of well under a slice: it yields None where it may be interrupted, and what is to be done
-# apart, whose result it is sent.
-Steps = Generator[Apart | None, Any, T]
+# A generator that returns T and runs in steps of well under a slice. It yields None where it may be interrupted, and
+# OffLoopWork to have that done off the loop; the result is sent back in.
+Steps = Generator[OffLoopWork | None, Any, T]
 
 
-class Turns:
-    """Those who wait for their turn.
+class FairQueue:
+    """Jobs that wait for a turn. Turns go alternately to the oldest job and to the cheapest one.
 
-    Every other turn is the oldest's, so that in a crowd one after the other is done, and not all when it is too late
-    for all; and every other one is for whoever asks for the least, so that the short does not wait for the long.
+    Serving the oldest lets jobs of a crowd finish one after the other, instead of all of them past their deadlines.
+    Serving the cheapest keeps short jobs from waiting for long ones.
     """
 
     def __init__(self) -> None:
-        self._waiting: dict[asyncio.Future[None], tuple[float, float]] = {}  # when it came, and what it costs
-        self._is_oldests = False
+        self._waiting: dict[asyncio.Future[None], tuple[float, float]] = {}  # when each job arrived, and its cost
+        self._is_for_oldest = False
 
     def __len__(self) -> int:
         return len(self._waiting)
 
-    def wait(self, came: float, cost: float) -> asyncio.Future[None]:
-        """Done when the turn has come; who does not wait for it any longer cancels it."""
+    def wait(self, arrived: float, cost: float) -> asyncio.Future[None]:
+        """Return a future that is done when this job's turn has come. Cancel it to stop waiting."""
         turn = asyncio.get_running_loop().create_future()
-        self._waiting[turn] = came, cost
+        self._waiting[turn] = arrived, cost
         turn.add_done_callback(lambda turn: self._waiting.pop(turn, None))
         return turn
 
-    def next(self) -> bool:
-        """Give somebody the next turn; False where nobody waits."""
-        self._is_oldests = not self._is_oldests
-        turn = min(self._waiting, key=lambda turn: self._waiting[turn][0 if self._is_oldests else 1], default=None)
+    def wake_next(self) -> bool:
+        """Give the next turn to a waiting job. Returns False if no job waits."""
+        self._is_for_oldest = not self._is_for_oldest
+        turn = min(self._waiting, key=lambda turn: self._waiting[turn][0 if self._is_for_oldest else 1], default=None)
         if turn is None:
             return False
         del self._waiting[turn]
-        if turn.done():  # it was cancelled in this very step
-            return self.next()
+        if turn.done():  # cancelled, but its callback, which removes it, has not run yet
+            return self.wake_next()
         turn.set_result(None)
         return True
 
 
 class TimeSlices:
-    """Divides the loop's time between all such work; what it costs is what it has had."""
+    """Divides the event loop's time between all long work. A job's cost is the time that it has used so far."""
 
     def __init__(self) -> None:
-        self._turns = Turns()
-        self._is_turning = False
-        self._newcomers_s = 0.0
+        self._queue = FairQueue()
+        self._is_wake_up_scheduled = False
+        self._new_work_s = 0.0
 
-    async def run(self, steps: Steps[T], apart: Callable[[Apart], Awaitable[tuple[Any, float]]]) -> tuple[T, float]:
-        """The result of this work, and the seconds that it took, without those that it waited for its turn.
+    async def run(
+        self, steps: Steps[T], off_loop: Callable[[OffLoopWork], Awaitable[tuple[Any, float]]]
+    ) -> tuple[T, float]:
+        """Run all steps and return their result with the seconds that they took, not counting waits for a turn.
 
-        What is done within a slice is done where it stands, unless very many come at once. `apart` does what is to be
-        done elsewhere, and returns its result with the seconds that it took.
+        The first slice runs at once, without a wait, unless much other new work has already run in this turn.
+
+        Args:
+            steps: The work.
+            off_loop: Runs a call off the event loop; returns its result and the seconds that it took.
         """
-        came = time.perf_counter()
-        gave: Any
-        took_s, sent, ended = 0.0, None, False
-        is_new = self._newcomers_s < NEWCOMERS_S
+        arrived = time.perf_counter()
+        yielded: Any
+        took_s, sent, has_ended = 0.0, None, False
+        is_new = self._new_work_s < NEW_WORK_S
         if not is_new:
-            await self._turn(came, took_s)
+            await self._wait_for_turn(arrived, took_s)
         while True:
             started = time.perf_counter()
             try:
-                gave = steps.send(sent)
-                while gave is None and time.perf_counter() - started < SLICE_S:
-                    gave = next(steps)
+                yielded = steps.send(sent)
+                while yielded is None and time.perf_counter() - started < SLICE_S:
+                    yielded = next(steps)
             except StopIteration as end:
-                gave, ended = end.value, True
+                yielded, has_ended = end.value, True
             slice_s = time.perf_counter() - started
             took_s += slice_s
             if is_new:
-                self._count_newcomer(slice_s)
+                self._count_new_work(slice_s)
                 is_new = False
-            if ended:
-                return gave, took_s
-            if gave is None:
+            if has_ended:
+                return yielded, took_s
+            if yielded is None:
                 sent = None
-                await self._turn(came, took_s)
+                await self._wait_for_turn(arrived, took_s)
             else:
-                sent, call_s = await apart(gave)
+                sent, call_s = await off_loop(yielded)
                 took_s += call_s
 
-    def _count_newcomer(self, slice_s: float) -> None:
-        if not self._newcomers_s:
-            asyncio.get_running_loop().call_soon(self._begin_turn)
-        self._newcomers_s += slice_s
+    def _count_new_work(self, slice_s: float) -> None:
+        if not self._new_work_s:
+            asyncio.get_running_loop().call_soon(self._reset_new_work)
+        self._new_work_s += slice_s
 
-    def _begin_turn(self) -> None:
-        self._newcomers_s = 0.0
+    def _reset_new_work(self) -> None:
+        self._new_work_s = 0.0
 
-    async def _turn(self, came: float, took_s: float) -> None:
-        """Wait for the next slice, in another turn of the loop."""
-        turn = self._turns.wait(came, took_s)
-        self._go_on()
+    async def _wait_for_turn(self, arrived: float, took_s: float) -> None:
+        """Wait for the next slice, which comes in a later turn of the loop."""
+        turn = self._queue.wait(arrived, took_s)
+        self._schedule_wake_up()
         await turn
 
-    def _go_on(self) -> None:
-        if self._turns and not self._is_turning:
-            self._is_turning = True
-            asyncio.get_running_loop().call_soon(self._next)
+    def _schedule_wake_up(self) -> None:
+        if self._queue and not self._is_wake_up_scheduled:
+            self._is_wake_up_scheduled = True
+            asyncio.get_running_loop().call_soon(self._wake_next)
 
-    def _next(self) -> None:
-        self._is_turning = False
-        self._turns.next()
-        self._go_on()
+    def _wake_next(self) -> None:
+        self._is_wake_up_scheduled = False
+        self._queue.wake_next()
+        self._schedule_wake_up()
 
 
-def at_once(steps: Steps[T]) -> T:
-    """The result of these steps, one right after the other: for what is known to be short."""
+def run_steps(steps: Steps[T]) -> T:
+    """Run all steps without a pause and return their result. Only for work that is known to be short."""
     sent = None
     while True:
         try:
-            gave = steps.send(sent)
+            yielded = steps.send(sent)
         except StopIteration as end:
             result: T = end.value
             return result
-        sent = None if gave is None else gave.work()
+        sent = None if yielded is None else yielded.work()
 
 
-def timed(work: Callable[[], T]) -> Callable[[], tuple[T, float]]:
-    """The same work, whose result comes with the seconds it took."""
-
-    def work_and_time() -> tuple[T, float]:
-        started = time.perf_counter()
-        result = work()
-        return result, time.perf_counter() - started
-
-    return work_and_time
+def timed_call(work: Callable[[], T]) -> tuple[T, float]:
+    """Call `work`; returns its result and the seconds that it took."""
+    started = time.perf_counter()
+    result = work()
+    return result, time.perf_counter() - started

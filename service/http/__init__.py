@@ -1,4 +1,4 @@
-"""What a request is, and every route: what is asked, whether it is allowed, and what is answered.
+"""The HTTP API: request contexts, middleware, schemas and every route.
 
-May know the engine and the codecs, and no sockets.
+May know the engine and the codecs, but no sockets.
 """

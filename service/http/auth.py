@@ -1,4 +1,4 @@
-"""Who may ask for what: keys of clients and of administrators, of which only hashes are kept in memory."""
+"""API keys of clients and administrators, and which scope each has. Only their hashes are kept in memory."""
 
 import hashlib
 import hmac
@@ -16,7 +16,7 @@ _KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,1024}")  # printable ASCII without sp
 
 
 class KeyScope(IntEnum):
-    """What a key is good for; each includes those before it."""
+    """What a key allows. Each scope includes those before it."""
 
     NONE = 0
     USE = 1
@@ -24,11 +24,11 @@ class KeyScope(IntEnum):
 
 
 class Keys:
-    """The keys that are set.
+    """The configured keys.
 
     Args:
-        use: Keys of clients. Where there are none, the service is open to everybody.
-        admin: Keys of administrators. Where there are none, nobody is one.
+        use: Keys of clients. If there are none, clients need no key.
+        admin: Keys of administrators. If there are none, routes for administrators refuse everybody.
     """
 
     def __init__(self, use: Iterable[str], admin: Iterable[str]) -> None:
@@ -37,11 +37,11 @@ class Keys:
         self._scopes |= {_digest(key): KeyScope.ADMIN for key in admin}
 
     def check(self, authorization: str | None, x_api_key: str | None, needed: KeyScope) -> None:
-        """Return where a request with these headers may do what needs this scope.
+        """Check whether a request with these headers has the scope that it needs.
 
         Raises:
-            Unauthorized: It has no key, or none of ours.
-            Forbidden: Its key is not good for that, or no key is.
+            Unauthorized: It has no key, or an unknown one.
+            Forbidden: Its key has a lower scope, or no configured key has this scope.
         """
         if needed is KeyScope.NONE or (needed is KeyScope.USE and not self.are_needed):
             return
@@ -59,17 +59,20 @@ class Keys:
 
     def _scope(self, key: str) -> KeyScope:
         offered, found = _digest(key), KeyScope.NONE
-        for digest, scope in self._scopes.items():  # all of them, and each in the same time
+        for (
+            digest,
+            scope,
+        ) in self._scopes.items():  # always all of them, so that the time does not depend on which key it is
             if hmac.compare_digest(digest, offered):
                 found = scope
         return found
 
 
 def read_keys(settings: Settings) -> Keys:
-    """The keys of the settings and of the files that they name.
+    """Read the keys from the settings and from the files that they name.
 
     Raises:
-        SettingsError: A file that can't be read or holds no key, or what can't be a key; never with the key in it.
+        SettingsError: A file can't be read or holds no key, or a key is malformed. The message never holds a key.
     """
     return Keys(
         _read("api_keys", settings.api_keys, settings.api_keys_file),
@@ -92,7 +95,7 @@ def _read(name: str, listed: SecretStr | None, file: Path | None) -> list[str]:
 def _checked(source: str, keys: list[str]) -> list[str]:
     keys = [key.strip() for key in keys]
     if not keys or not all(_KEY.fullmatch(key) for key in keys):
-        # Where a key was meant and none is there, to start would leave the service open.
+        # An empty list was most likely meant to hold keys. Starting would leave the service open.
         raise SettingsError(f"{source}: needs keys of printable ASCII characters without spaces and commas")
     return keys
 

@@ -1,4 +1,4 @@
-"""GET /bundles and /bundles/{name}: what is loaded, and what its manifest says."""
+"""GET /bundles and /bundles/{name}: the loaded bundles and the metadata of their manifests."""
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -8,7 +8,7 @@ from models.bundle import Bundle
 from service.engine.model_manager import ModelManager
 from service.http.openapi import BUNDLE, BUNDLES
 from service.http.responses import JSON
-from service.http.schemas import BundleFacts, BundleList, Reply, Schema, parse_query
+from service.http.schemas import BundleList, BundleMetadata, Reply, Schema, parse_query
 
 
 def bundle_routes(manager: ModelManager) -> APIRouter:
@@ -17,16 +17,16 @@ def bundle_routes(manager: ModelManager) -> APIRouter:
 
     @router.get("/bundles", **BUNDLES)
     async def bundles(request: Request) -> Response:
-        """Every loaded bundle, and which one requests get that name none."""
+        """Every loaded bundle, and the default one."""
         parse_query(Schema, request.scope["query_string"])
         default = manager.find(None).name
-        return _json(BundleList(default=default, bundles=[_facts(bundle) for bundle in manager.loaded()]))
+        return _json(BundleList(default=default, bundles=[_metadata(bundle) for bundle in manager.loaded()]))
 
     @router.get("/bundles/{name}", **BUNDLE)
     async def bundle_by_name(request: Request) -> Response:
         """One loaded bundle, by name or name@version."""
         parse_query(Schema, request.scope["query_string"])
-        return _json(_facts(manager.find(request.path_params["name"])))
+        return _json(_metadata(manager.find(request.path_params["name"])))
 
     return router
 
@@ -35,9 +35,9 @@ def _json(reply: Reply) -> Response:
     return Response(reply.model_dump_json(), 200, media_type=JSON)
 
 
-def _facts(bundle: Bundle) -> BundleFacts:
+def _metadata(bundle: Bundle) -> BundleMetadata:
     manifest = bundle.manifest
-    return BundleFacts(
+    return BundleMetadata(
         name=bundle.name,
         version=bundle.version,
         created=manifest.created,

@@ -1,4 +1,4 @@
-"""Which replies of GET /sample may be kept, by whom, and under which name (RFC 9110, 9111)."""
+"""Caching headers of GET /sample: freshness, entity tags and their comparison (RFC 9110, 9111)."""
 
 import hashlib
 import re
@@ -8,15 +8,15 @@ from models.bundle import Bundle
 from service.codecs.encode import ENCODERS
 from service.http.schemas import SamplePlan, SampleRequest, fingerprint
 
-SHORT_S = 300  # a bundle's name can come to mean another version
-YEAR_S = 31_536_000  # a pinned version can't
+SHORT_S = 300  # the newest version of a bundle's name can change
+YEAR_S = 31_536_000  # a pinned version never changes
 
-# Entity tags (RFC 9110, 8.8.3) in a list (5.6.1). Never looks at a character again, however long the list.
+# Entity tags (RFC 9110, 8.8.3) in a list (5.6.1). Possessive, so a long list can't make it backtrack.
 _TAGS = re.compile(r'[ \t,]*+(?:(?:W/)?+"[\x21\x23-\x7e\x80-\xff]*+"[ \t]*+(?:,[ \t,]*+|\Z))*+')
 
 
 class Caching(NamedTuple):
-    """Headers that tell caches what they may do, and the validator to compare with theirs."""
+    """The caching headers of a reply, and its entity tag; None without a seed."""
 
     headers: dict[bytes, bytes]
     etag: str | None
@@ -25,10 +25,10 @@ class Caching(NamedTuple):
 def caching(
     request: SampleRequest, plan: SamplePlan, bundle: Bundle, device_kind: str, *, exact: bool, is_private: bool
 ) -> Caching:
-    """What caches may do with the reply to GET /sample.
+    """The caching headers of a reply to GET /sample.
 
-    With a seed the pixels never change, so the reply may be kept: for long where the bundle's version is pinned, and
-    by the client alone where the service is private. Without, every reply is another one.
+    With a seed the pixels never change, so the reply may be stored: for a year if the bundle's version is pinned, and
+    only by the client itself if the service needs keys. Without a seed every reply differs, and none may be stored.
     """
     vary = {b"vary": b"Accept"}
     if request.seed is None:
@@ -36,21 +36,21 @@ def caching(
     pinned = request.bundle is not None and "@" in request.bundle
     freshness = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={SHORT_S}"
     freshness = f"{'private' if is_private else 'public'}, {freshness}"
-    facts = "\n".join([bundle.name, bundle.version, fingerprint(plan), ENCODERS, device_kind])
-    tag = f'"{hashlib.sha256(facts.encode()).hexdigest()[:32]}"'
-    # Batches that may change the last bits make two replies alike, not equal: that is what a weak validator says.
+    tagged = "\n".join([bundle.name, bundle.version, fingerprint(plan), ENCODERS, device_kind])
+    tag = f'"{hashlib.sha256(tagged.encode()).hexdigest()[:32]}"'
+    # Without exact mode the batch may change the last bits: equivalent but not equal, as a weak tag says.
     etag = tag if exact else "W/" + tag
     return Caching({**vary, b"cache-control": freshness.encode(), b"etag": etag.encode()}, etag)
 
 
-def client_has_it(if_none_match: str, etag: str | None) -> bool:
-    """Whether a client's If-None-Match names this validator; W/ makes no difference to GET (RFC 9110, 13.1.2).
+def has_current_copy(if_none_match: str, etag: str | None) -> bool:
+    """Whether If-None-Match names this entity tag, weak or strong alike (RFC 9110, 13.1.2).
 
-    A list with anything else in it names none: the worst that comes of it is a reply that the client has already.
+    A malformed list counts as naming none. The worst outcome is that the client gets a reply that it already has.
     """
     if etag is None:
         return False
     if if_none_match == "*":
         return True
-    # Quotes are in no tag, so that ours, with its own, is nowhere but where it is one of the list.
+    # A tag can't contain quotes, so finding ours with its quotes in a well-formed list means that it is an element.
     return etag.removeprefix("W/") in if_none_match and _TAGS.fullmatch(if_none_match) is not None

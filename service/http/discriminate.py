@@ -1,4 +1,4 @@
-"""POST /discriminate: images of a client's own, and what the discriminator says of each."""
+"""POST /discriminate: decodes a client's images and returns the discriminator's output for each."""
 
 import numpy as np
 from fastapi import APIRouter
@@ -22,7 +22,7 @@ from service.http.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import (
     DiscriminateQuery,
     DiscriminateRequest,
-    Judged,
+    DiscriminatorOutput,
     Labels,
     Schema,
     discriminate_reply,
@@ -31,7 +31,7 @@ from service.http.schemas import (
     resolve_labels,
 )
 
-# Where a reply's time went, in milliseconds, in the header that browsers draw.
+# The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
 
 
@@ -41,14 +41,14 @@ def discriminate_routes(context: RouteContext) -> APIRouter:
 
     @router.post("/discriminate", **DISCRIMINATE)
     async def discriminate(request: Request) -> Response:
-        """Ask the discriminator how real images look to it, in the order they were sent."""
+        """Score how real each image looks to the discriminator, in the order they were sent."""
         return await _discriminate(context, context_of(request))
 
     return router
 
 
 async def _discriminate(context: RouteContext, request: RequestContext) -> Response:
-    """Read, decode, judge, and say how long that took."""
+    """Read the body, decode its images, run the discriminator, and build the reply."""
     deadline = Deadline(request, context.settings)
     bundle, labels, steps = await _read_upload(context, request, deadline)
     upload, decode_s = await context.decode(steps, deadline)
@@ -57,21 +57,21 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     if len(upload) == len(upload.errors) == 1:
         try:
             raise upload.errors[0]
-        finally:  # its traceback keeps this frame, which must not keep it: the body is in that circle
+        finally:  # the traceback refers to this frame: without this, a reference cycle would keep the body
             del upload
     classes = resolve_labels(labels, bundle.manifest.labels, len(upload))
-    judged, timing = await _judge(context, bundle, upload, classes, deadline)
-    deadline.left_s()  # an answer that comes too late is none
+    output, timing = await _discriminate_images(context, bundle, upload, classes, deadline)
+    deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * decode_s, 1e3 * timing.queue_s, 1e3 * timing.compute_s)
-    problems = {place: problem(error, request.id) for place, error in upload.errors.items()}
-    verdicts = discriminate_reply(bundle.name, bundle.version, judged, problems)
-    return BytesResponse(verdicts, {b"server-timing": took}, JSON)
+    problems = {index: problem(error, request.id) for index, error in upload.errors.items()}
+    body = discriminate_reply(bundle.name, bundle.version, output, problems)
+    return BytesResponse(body, {b"server-timing": took}, JSON)
 
 
 async def _read_upload(
     context: RouteContext, request: RequestContext, deadline: Deadline
 ) -> tuple[Bundle, Labels, Steps[Upload]]:
-    """The bundle and the labels that a request names, and what will decode its images."""
+    """The bundle and labels that a request names, and the steps that will decode its images."""
     query, kind = request.scope["query_string"], request.media_type()
     if kind == JSON:
         parse_query(Schema, query)
@@ -94,34 +94,34 @@ def _upload_limits(context: RouteContext, bundle: Bundle, deadline: Deadline) ->
         bundle.manifest.image,
         context.settings.max_image_pixels,
         context.settings.max_count,
-        still_wanted=deadline.left_s,
+        check_deadline=deadline.left_s,
         decode=context.decoders.decode,
     )
 
 
-async def _judge(
+async def _discriminate_images(
     context: RouteContext, bundle: Bundle, upload: Upload, classes: list[int] | None, deadline: Deadline
-) -> tuple[Judged, Timing]:
-    """Ask D about the images that could be read."""
+) -> tuple[DiscriminatorOutput, Timing]:
+    """Run the discriminator on the images that could be decoded."""
     calibration, names = bundle.manifest.calibration, bundle.manifest.labels
     if not len(upload.pixels):
-        return Judged([], [], None, bool(calibration), []), Timing(0.0, 0.0)
+        return DiscriminatorOutput([], [], None, bool(calibration), []), Timing(0.0, 0.0)
     if classes is not None:
-        classes = [label for place, label in enumerate(classes) if place not in upload.errors]
-    logits, judged_as, timing = await context.manager.discriminate(
+        classes = [label for index, label in enumerate(classes) if index not in upload.errors]
+    logits, predicted, timing = await context.manager.discriminate(
         bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s()
     )
     named = None
-    if names and judged_as and classes is None:
-        named = [names[label] for label in judged_as]
+    if names and predicted and classes is None:
+        named = [names[label] for label in predicted]
     probabilities = _probabilities(logits, calibration).tolist()
     context.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe(*probabilities)
-    judged = Judged(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
-    return judged, timing
+    output = DiscriminatorOutput(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
+    return output, timing
 
 
 def _probabilities(logits: Float32, calibration: Calibration | None) -> NDArray[np.float64]:
-    """D's answers as probabilities: σ of the logit, calibrated where the bundle has a calibration."""
+    """σ(scale·logit + offset), with the bundle's calibration; σ(logit) if it has none."""
     scale, offset = (calibration.scale, calibration.offset) if calibration else (1.0, 0.0)
     probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0, -(scale * logits.astype(np.float64) + offset)))
     return probabilities

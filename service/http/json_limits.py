@@ -1,8 +1,8 @@
-"""Counts what a JSON body holds, on its bytes, before a parser makes objects of it.
+"""Counts what a JSON body holds, on its bytes, before a parser builds objects from it.
 
-A byte or two of JSON can become a hundred of memory (`[],`) and an error of its own (`"a":1,`), all made in one call
-that lets nobody else run. So a body's values, keys, arrays and objects, and their depth are bounded first. What is no
-JSON is left to the parser, which stops where that begins: nothing after it counts.
+Two or three bytes of JSON can take a hundred bytes of memory (`[],`), or cause an error of their own (`"a":1,`), and
+the parser builds all of them in one call that blocks the event loop. So the numbers of values, keys and containers and
+their depth are bounded first. Invalid JSON is left to the parser, which stops at the first mistake.
 """
 
 import re
@@ -11,9 +11,9 @@ from typing import NamedTuple
 from service.codecs.time_slices import Steps
 from service.errors import Invalid
 
-PIECE_BYTES = 2**14  # looked at in one step
-LONG_BYTES = 2**14  # of a string that only an image needs
-MAX_ESCAPES, BYTES_OF_ESCAPE = 2**16, 8  # and one more for each so many bytes: line ends in base64 are fewer
+PIECE_BYTES = 2**14  # counted in one step
+LONG_BYTES = 2**14  # a string longer than this must be plain ASCII, as base64 is
+MAX_ESCAPES, BYTES_OF_ESCAPE = 2**16, 8  # plus one for every 8 bytes: wrapped base64 has fewer line ends
 _LONG_NUMBER = re.compile(rb"[0-9]{65}")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
 
@@ -22,10 +22,10 @@ class JsonLimits(NamedTuple):
     """The most that a body may hold.
 
     Attributes:
-        values: Elements of arrays and members of objects, all together.
+        values: Elements of arrays and members of objects together.
         keys: Members of objects.
-        containers: Arrays and objects.
-        depth: Of arrays and objects in one another.
+        containers: Arrays and objects together.
+        depth: Nesting of arrays and objects.
     """
 
     values: int
@@ -35,36 +35,36 @@ class JsonLimits(NamedTuple):
 
 
 def json_limits(max_count: int) -> JsonLimits:
-    """Room for all fields of a request, and for an image and a label of each that it may have."""
+    """Limits that fit all fields of a request with an image and a label for each of `max_count` images."""
     return JsonLimits(values=2 * max_count + 64)
 
 
 def check_json(body: bytes, limits: JsonLimits) -> Steps[None]:
-    """Return where the body keeps to the limits.
+    """Check a JSON body against the limits.
 
     Raises:
-        Invalid: It does not; or it has a number, a long string or escapes that take a parser long.
+        Invalid: It exceeds them, or has a number, a string or escapes that would take a parser long.
     """
     values = keys = containers = strings = depth = escapes = 0
-    in_string, half = False, b""  # half an escape, whose other half comes with the next piece
+    in_string, half = False, b""  # a backslash at the end of a piece, whose escape ends in the next piece
     string = _String()
     for start in range(0, len(body), PIECE_BYTES):
         piece = half + body[start : start + PIECE_BYTES]
         half = b""
         if b"\\" in piece:
             escapes += piece.count(b"\\")
-            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")  # in pairs from the left, as a parser reads them
+            piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")  # pairs from the left, as a parser reads them
             if piece.endswith(b"\\"):
                 piece, half = piece[:-1], b"\\"
         parts = piece.split(b'"')
         if in_string:
-            string.go_on(parts[0])
-        strings += len(parts) - 1  # its two quotes are counted one by one
+            string.extend(parts[0])
+        strings += len(parts) - 1  # quotes; a string has two
         outside = b"".join(parts[in_string::2])
         in_string ^= len(parts) % 2 == 0
         if in_string and len(parts) > 1:
             string = _String()
-            string.go_on(parts[-1])
+            string.extend(parts[-1])
         values += outside.count(b",")
         keys += outside.count(b":")
         containers += outside.count(b"[") + outside.count(b"{")
@@ -72,7 +72,7 @@ def check_json(body: bytes, limits: JsonLimits) -> Steps[None]:
         _check("fields", keys, limits.keys)
         _check("arrays and objects", containers, limits.containers)
         _check("escapes", escapes, MAX_ESCAPES + start // BYTES_OF_ESCAPE)
-        if _LONG_NUMBER.search(outside):  # to read it takes time that grows with its square
+        if _LONG_NUMBER.search(outside):  # parsing one takes time that grows with its square
             raise Invalid("The body has a number that is longer than any that is needed.")
         depth = _nest(outside, depth, limits.depth)
         if depth < 0:
@@ -86,17 +86,17 @@ def _check(what: str, count: int, most: int) -> None:
 
 
 class _String:
-    """One that goes on over several pieces.
+    """A string that continues over several pieces.
 
-    With a single wide character in it Python keeps it with four bytes for each, and base64, the only long text that
-    anybody needs, has none.
+    A single non-ASCII character can make Python store a string with four bytes for each character. Base64, the only
+    long text that a request needs, is ASCII, so a long string must be ASCII too.
     """
 
     def __init__(self) -> None:
         self._length, self._is_wide = 0, False
 
-    def go_on(self, part: bytes) -> None:
-        """There is more of it."""
+    def extend(self, part: bytes) -> None:
+        """Add the string's next part."""
         self._length += len(part)
         self._is_wide = self._is_wide or not part.isascii() or b"\\u" in part
         if self._is_wide and self._length > LONG_BYTES:
@@ -104,7 +104,7 @@ class _String:
 
 
 def _nest(outside: bytes, depth: int, most: int) -> int:
-    """How deep it is after this, having been so deep before; negative where more ends than has begun."""
+    """The depth after this text, from the depth before it; negative if more brackets close than were opened."""
     for bracket in outside.translate(None, _NO_BRACKETS):
         depth += 1 if bracket in b"[{" else -1
         if depth > most:

@@ -1,4 +1,4 @@
-"""The metrics of several workers as those of one service."""
+"""Merges the metrics of several workers into those of one service."""
 
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -6,11 +6,11 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
-# A worker's series: [name, documentation, type, [[sample's name, labels, value], …]] for each metric.
+# A worker's metrics, each as [name, documentation, type, [[sample's name, labels, value], …]].
 Series = list[list[Any]]
 
-# Everything is summed over the workers, except what all of them say of the same thing, and points in time, of which the
-# first or the last counts.
+# Values are summed over the workers. The exceptions are values that all workers share, and points in time, of which the
+# smallest or the largest is taken.
 SMALLEST = {"gan_ready", "process_start_time_seconds"}
 LARGEST = {
     *("gan_build_info", "gan_bundle_info", "gan_warmup_seconds", "python_info", "process_max_fds"),
@@ -19,15 +19,15 @@ LARGEST = {
 
 
 def series_of(registry: CollectorRegistry) -> Series:
-    """A registry's metrics with their values now, in types that JSON has."""
+    """A registry's metrics with their current values, in types that JSON has."""
     return [
         [metric.name, metric.documentation, metric.type, [[s.name, s.labels, s.value] for s in metric.samples]]
         for metric in registry.collect()
     ]
 
 
-class Merged(Collector):
-    """The metrics of several workers, in the order of the first one's. All have the same metrics, with other values."""
+class MergedCollector(Collector):
+    """Collects the merged metrics of workers. All have the same metrics; the order is the first worker's."""
 
     def __init__(self, workers: Iterable[Series]) -> None:
         self._metrics: dict[str, Metric] = {}

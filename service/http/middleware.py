@@ -1,8 +1,8 @@
-"""What surrounds every request: id, metrics, log line, errors as problems, and admission.
+"""Middleware around every request: context, metrics, log line, errors as problems, keys and admission.
 
-Pure ASGI throughout: a middleware that puts a request on another task, or its body into a queue, hides a client's
-disconnect from what is inside it. From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and
-`Shortcut`.
+From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`. All are pure ASGI:
+middleware that runs a request in another task, or puts its body into a queue, would hide a client's disconnect from the
+layers inside it.
 """
 
 import asyncio
@@ -24,8 +24,9 @@ from service.http.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute
 from service.logs import enter_request
 from service.metrics import METHODS, Metrics, RouteSeries
 
-AT_ONCE = 8  # bodies of the largest size, and replies
-# Asked all the time by machines; they would drown the log.
+# All bodies together may hold this many times the largest body, and all replies this many times the largest reply.
+BUDGET_FACTOR = 8
+# Machines request these all the time; their lines would fill the log.
 QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -34,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 class RouteTable:
-    """Finds the template of a path, before and apart from the router: metrics and 405 need it for every request."""
+    """Finds a path's route without the router, because metrics and 405 replies need it for every request."""
 
     def __init__(self, routes: Iterable[Route]) -> None:
         methods: dict[str, set[str]] = {}
@@ -52,21 +53,21 @@ class RouteTable:
                 self._exact[path] = found
 
     def find(self, path: str) -> FoundRoute | None:
-        """The route that a path leads to, whatever the method."""
+        """The route of a path, whatever the method; None if there is none."""
         if (found := self._exact.get(path)) is not None:
             return found
         return next((found for pattern, found in self._patterns if pattern.match(path)), None)
 
 
 class Observe:
-    """Names the request, counts and times it whatever becomes of it, and writes its line in the log.
+    """Gives each request its context and its id, measures it whatever its outcome, and writes its log line.
 
     Args:
-        app: What is inside.
-        metrics: Where it is counted.
-        routes: Finds the route's template.
-        is_draining: Whether the process is about to end. Every reply then closes its connection: what the client asks
-            next it asks over a new one, which a load balancer leads elsewhere, and no request meets a closing process.
+        app: The next layer.
+        metrics: Where requests are counted.
+        routes: Finds the request's route.
+        is_draining: Whether the process is about to end. If so, every reply closes its connection, so that the client
+            sends its next request over a new one, which a load balancer leads to another process.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, routes: RouteTable, is_draining: Callable[[], bool]) -> None:
@@ -76,7 +77,7 @@ class Observe:
         self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and look at all that goes by."""
+        """Pass a request on and measure it."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -85,7 +86,7 @@ class Observe:
         context.method = scope["method"] if scope["method"] in METHODS else "other"
         context.route = context.found.template if context.found else UNMATCHED
         context.arrived_s = time.monotonic()
-        context.is_last = self.is_draining
+        context.should_close = self.is_draining
         enter_request(context)
         series = self.metrics.of_route(context.route)
         series.in_flight += 1
@@ -93,7 +94,7 @@ class Observe:
             await self.app(scope, context.receive, context.send)
         finally:
             series.in_flight -= 1
-            del scope[KEY]  # which leads back to the scope: the circle would keep what came of an unread body
+            del scope[KEY]  # it refers to the scope: this reference cycle would keep the unread part of a body
             self._record(context, series)
 
     def _record(self, context: RequestContext, series: RouteSeries) -> None:
@@ -114,12 +115,12 @@ class Observe:
 
 
 class Problems:
-    """Turns whatever is raised inside into a problem reply; what is not the client's fault goes to the log as well.
+    """Turns errors into problem replies, and logs those that are not the client's fault.
 
     Args:
-        app: What is inside.
+        app: The next layer.
         metrics: Where rejections are counted.
-        is_draining: Whether the service is shutting down: requests that it then cancels are told so.
+        is_draining: Whether the service is shutting down. Requests that are cancelled then get a `Draining` reply.
     """
 
     def __init__(self, app: ASGIApp, metrics: Metrics, is_draining: Callable[[], bool]) -> None:
@@ -128,7 +129,7 @@ class Problems:
         self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, and answer for it if it fails."""
+        """Pass a request on, and send the problem if it raises."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -140,11 +141,11 @@ class Problems:
             if not self.is_draining():
                 raise
             if context.has_started:
-                context.hang_up()  # so that the client sees that its reply is not whole
+                context.hang_up()  # so that the client notices that its reply is incomplete
             else:
                 await context.answer(self._problem(Draining(), context))
         except Exception as error:
-            if context.has_started:  # half a reply is out: only a broken connection can tell the client
+            if context.has_started:  # only a broken connection can tell the client that its reply is incomplete
                 raise
             await context.answer(self._problem(error, context))
 
@@ -154,18 +155,18 @@ class Problems:
             error = Internal(repr(error))
         elif isinstance(error, Internal):
             log.error("the engine failed", exc_info=error)
-        if error.rejection and context.route not in QUIET_ROUTES:  # a probe that hears no was not refused
+        if error.rejection and context.route not in QUIET_ROUTES:  # a failing probe is no rejection
             self.metrics.rejected.labels(context.route, error.rejection).inc()
         return problem_reply(error, context.id, context.scope["path"])
 
 
 class Authentication:
-    """Lets nobody in who has no key for what they ask, where keys are set.
+    """Refuses requests whose key does not have the scope that their route needs.
 
     Args:
-        app: What is inside.
-        keys: Those that are set.
-        scopes: What is needed for a route, by its template; those that are not named need a client's key.
+        app: The next layer.
+        keys: The configured keys.
+        scopes: The scope that a route needs, by its template. Other routes need a client's key.
     """
 
     def __init__(self, app: ASGIApp, keys: Keys, scopes: Mapping[str, KeyScope]) -> None:
@@ -178,24 +179,24 @@ class Authentication:
         if scope["type"] == "http":
             context: RequestContext = scope[KEY]
             found = context.found
-            if found is not None and scope["method"] in found.methods:  # what does not exist is no secret
+            if found is not None and scope["method"] in found.methods:  # others get 404 or 405 without a key
                 needed = self.scopes.get(found.template, KeyScope.USE)
                 self.keys.check(context.header(b"authorization"), context.header(b"x-api-key"), needed)
         return self.app(scope, receive, send)
 
 
 class Admission:
-    """Decides on the head of a request alone whether its body is read, and stops work whose client has left.
+    """Decides by a request's head whether its body is read, and cancels work whose client has left.
 
-    The bodies of all requests together are bounded, and so are their images, from before they are computed until the
-    client has taken them: memory is finite however many clients there are, and however slow they are.
+    The bodies of all requests together are bounded. So are their images, from before they are computed until the client
+    has read them. So memory stays bounded however many clients there are and however slow they are.
 
     Args:
-        app: What is inside.
-        routes: Those that need the engine, by template, each with the most bytes that its body may have.
-        admit: Raises what speaks against taking more work now; O(1).
-        max_body_bytes: Largest body of any. Bodies that are held at once have up to `AT_ONCE` times as much.
-        max_reply_bytes: Largest reply, before it is encoded; as above.
+        app: The next layer.
+        routes: The largest body in bytes of each route that needs the engine, by the route's template.
+        admit: Raises an error if no more work can be accepted now; O(1).
+        max_body_bytes: Largest body of any route. All bodies together may hold `BUDGET_FACTOR` times as much.
+        max_reply_bytes: Largest reply before it is encoded. All replies together: as for bodies.
     """
 
     def __init__(
@@ -210,11 +211,11 @@ class Admission:
         self.app = app
         self.routes = routes
         self.admit = admit
-        self.bodies = MemoryBudget(AT_ONCE * max_body_bytes)
-        self.replies = MemoryBudget(AT_ONCE * max_reply_bytes)
+        self.bodies = MemoryBudget(BUDGET_FACTOR * max_body_bytes)
+        self.replies = MemoryBudget(BUDGET_FACTOR * max_reply_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request, or pass it on with a watch on its client."""
+        """Refuse a request, or pass it on; its work is cancelled if its client leaves."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
@@ -225,14 +226,15 @@ class Admission:
         if scope["method"] not in found.methods:
             raise MethodNotAllowed(found.methods)
         if scope["method"] == "HEAD":
-            scope["method"] = "GET"  # the context leaves out the body
+            scope["method"] = "GET"  # the context drops the reply's body
         max_body_bytes = self.routes.get(found.template)
         if max_body_bytes is None:
             await self.app(scope, receive, send)
             return
         announced = _announced_bytes(context.header(b"content-length") or "", max_body_bytes)
         self.admit()
-        # Counted is what has come, not what is announced: a few clients that send nothing would keep all others out.
+        # Only checked: bytes are counted as they arrive. Otherwise a few clients that announce large bodies and send
+        # nothing would keep all others out.
         self.bodies.check(announced)
         await context.work(self.app, self.bodies, self.replies, max_body_bytes)
 
@@ -246,13 +248,13 @@ def _announced_bytes(length: str, most: int) -> int:
 
 
 class Shortcut:
-    """Calls the busiest routes' endpoints itself.
+    """Calls the endpoints of the busiest routes directly.
 
-    FastAPI's way there, through eight layers that have nothing to do for a route that reads its own request, takes
-    longer than all that is done here for a request, its image included.
+    FastAPI would pass a request through eight layers that do nothing for a route that reads its own request. That takes
+    longer than everything else that the service does for a small request, computing its image included.
 
     Args:
-        app: The way for all other routes.
+        app: FastAPI, for all other routes.
         endpoints: By route template and method.
     """
 
@@ -261,7 +263,7 @@ class Shortcut:
         self.endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer a request, or pass it on."""
+        """Answer a request with its endpoint, or pass it on."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return

@@ -1,4 +1,4 @@
-"""What OpenAPI says of the routes beyond what FastAPI can see: they read their bodies and queries themselves."""
+"""The routes' OpenAPI descriptions. FastAPI can't derive them: the routes parse bodies and queries themselves."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -27,8 +27,8 @@ from service.errors import (
 from service.http.auth import KeyScope
 from service.http.problems import Problem, ProtocolProblem, describe
 from service.http.schemas import (
-    BundleFacts,
     BundleList,
+    BundleMetadata,
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
@@ -47,7 +47,7 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
-    BundleFacts,
+    BundleMetadata,
     BundleList,
     ProtocolProblem,
     RepositoryIndex,
@@ -65,7 +65,7 @@ _KEYS = {
 _TIMEOUT = {
     "name": "X-Timeout-Ms",
     "in": "header",
-    "description": "Milliseconds the answer may take, instead of GAN_DEADLINE_S and at most GAN_MAX_DEADLINE_S.",
+    "description": "Milliseconds that the request may take, instead of GAN_DEADLINE_S; GAN_MAX_DEADLINE_S at most.",
     "schema": {"type": "integer", "minimum": 1, "maximum": 999999999},
 }
 
@@ -75,14 +75,16 @@ def _header(description: str, kind: str = "string") -> dict[str, Any]:
 
 
 _SAMPLE_HEADERS = {
-    "X-Seed": _header("The seed, given or new: ask with it again for the same images.", "integer"),
-    "X-First-Index": _header("Index of the first image within the seed.", "integer"),
+    "X-Seed": _header("The seed, given or new. Send it again to get the same images.", "integer"),
+    "X-First-Index": _header("Index, within the seed, of the first image.", "integer"),
     "X-Bundle": _header("name@version of the bundle that made them."),
-    "Server-Timing": _header("Milliseconds in queue, compute and encode."),
+    "Server-Timing": _header("Milliseconds spent in the queue, in computing and in encoding."),
 }
 _CACHE_HEADERS = {
-    "ETag": _header("With a seed: names these bytes."),
-    "Cache-Control": _header("With a seed: public; a year and immutable where bundle is name@version. Else no-store."),
+    "ETag": _header("Entity tag; only with a seed."),
+    "Cache-Control": _header(
+        "With a seed public, or private if keys are set; for a year if bundle is name@version. Else no-store."
+    ),
 }
 _IMAGES = {
     media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
@@ -93,7 +95,7 @@ _IMAGES = {
 def complete(
     document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
 ) -> None:
-    """Put into an OpenAPI document what its routes refer to, who may use them, and what the operator allows."""
+    """Add to an OpenAPI document the schemas that its routes refer to, the keys they need, and the limit on images."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
     for model in _SCHEMAS:
@@ -107,11 +109,11 @@ def complete(
         for operation in operations.values():
             if scope is not KeyScope.NONE:
                 operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
-    for schema in _numbers_of_images(document):
+    for schema in _count_schemas(document):
         schema["maximum"] = max_count
 
 
-def _numbers_of_images(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
     for parameter in document["paths"]["/sample"]["get"]["parameters"]:
         if parameter["name"] == "count":
@@ -119,7 +121,7 @@ def _numbers_of_images(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 
 def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
-    """A schema's fields as query parameters; `more` is said of each."""
+    """A schema's fields as query parameters; `more` is added to each description."""
     properties = model.model_json_schema()["properties"]
     return [
         {
@@ -133,7 +135,7 @@ def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
 
 
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    """A field's schema where everything is text and what is not given is left out."""
+    """A field's schema as a query parameter, which has no null."""
     if name == "labels":
         return {"type": "string", "minLength": 1}
     given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
@@ -149,7 +151,7 @@ def _body(*media_types: str, model: type[BaseModel] | None = None) -> dict[str, 
             "type": "object",
             "properties": {"images": images},
             "minProperties": 1,
-            "additionalProperties": images | {"description": "Image files as well, whatever the name."},
+            "additionalProperties": images | {"description": "Image files under any other name."},
         }
         content["multipart/form-data"] = {"schema": form}
     if model is not None:
@@ -175,7 +177,7 @@ def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **e
 
 
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
-    """The same for routes of the Open Inference Protocol, whose errors have another shape."""
+    """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
     errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
     problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
     return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
@@ -183,13 +185,15 @@ def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceEr
 
 def _images(headers: dict[str, Any]) -> dict[str, Any]:
     return {
-        "description": "The images, in the format asked for.",
+        "description": "The images, in the requested format.",
         "content": _IMAGES,
         "headers": _SAMPLE_HEADERS | headers,
     }
 
 
-_NOT_MODIFIED = {304: {"description": "The client's copy, named in If-None-Match, will do.", "headers": _CACHE_HEADERS}}
+_NOT_MODIFIED = {
+    304: {"description": "The client's copy, named in If-None-Match, is current.", "headers": _CACHE_HEADERS}
+}
 
 SAMPLE_BY_QUERY = _route(
     "Draw images", _images(_CACHE_HEADERS), *_WORK, NotAcceptable, parameters=[*_query(SampleRequest), _TIMEOUT]
@@ -210,7 +214,7 @@ DISCRIMINATE = _route(
     *_WORK,
     *_UPLOAD,
     parameters=[
-        *_query(DiscriminateQuery, " A JSON body has it itself, and nothing in the query beside it."),
+        *_query(DiscriminateQuery, " With a JSON body it is a field of the body, and not allowed in the query."),
         _TIMEOUT,
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
@@ -221,7 +225,7 @@ BUNDLES = _route(
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 BUNDLE = _route(
     "One bundle",
-    _json_reply("The bundle.", BundleFacts),
+    _json_reply("The bundle.", BundleMetadata),
     Malformed,
     Unauthorized,
     UnknownBundle,

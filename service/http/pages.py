@@ -1,6 +1,7 @@
-"""What people see in a browser: the page, the documentation, and the document that it draws.
+"""The pages for browsers: the web page, the API documentation, and the OpenAPI document that it shows.
 
-Everything comes from `static/`, so that a machine without a way out shows the same; the policy forbids anything else.
+All files come from `static/`, so the pages also work without internet access. The content security policy forbids
+loading anything from elsewhere.
 """
 
 import json
@@ -17,7 +18,7 @@ _STATIC = Path(__file__).parents[1] / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
     "Cache-Control": "no-cache",
-    # blob: is how the page shows an image whose headers it has read.
+    # The page fetches images to read their headers, and shows them from blob: URLs.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
     "Referrer-Policy": "no-referrer",
 }

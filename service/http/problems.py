@@ -1,4 +1,4 @@
-"""Every reply that is not a success, in one shape: application/problem+json (RFC 9457)."""
+"""Error replies, all in one shape: application/problem+json (RFC 9457)."""
 
 from typing import Any
 
@@ -21,27 +21,27 @@ _HEADERS = {
 class Problem(BaseModel):
     """What went wrong, for people (`detail`) and for programs (`code`)."""
 
-    type: str = Field("about:blank", description="Always about:blank: `code` says what the type would.")
+    type: str = Field("about:blank", description="Always about:blank; `code` says what kind of error it is.")
     title: str = Field(description="What the code means; the same for every occurrence.")
     status: int = Field(description="The HTTP status.")
     detail: str = Field(description="What happened this time.")
-    code: str = Field(description="What programs look at; never changes.")
-    request_id: str = Field(description="The id under which the service's log has this request.")
+    code: str = Field(description="For programs; a kind of error keeps its code.")
+    request_id: str = Field(description="The request's id in the service's log.")
 
 
 def problem(error: ServiceError, request_id: str) -> Problem:
-    """An error in the one shape."""
+    """An error as a problem."""
     return Problem(title=error.title, status=error.status, detail=error.detail, code=error.code, request_id=request_id)
 
 
 class ProtocolProblem(BaseModel):
-    """What went wrong, in the one shape that the Open Inference Protocol has for it."""
+    """What went wrong, in the shape that the Open Inference Protocol prescribes."""
 
     error: str = Field(description="What happened this time.")
 
 
 def problem_reply(error: ServiceError, request_id: str, path: str) -> Response:
-    """An error as a reply that no cache keeps; under /v2 in the protocol's shape."""
+    """An error as a reply that caches do not store; in the protocol's shape if the path is under /v2."""
     headers = {**error.headers, "Cache-Control": "no-store"}
     if path.startswith(PROTOCOL):
         return Response(
@@ -53,7 +53,7 @@ def problem_reply(error: ServiceError, request_id: str, path: str) -> Response:
 def describe(
     *errors: type[ServiceError], shape: type[BaseModel] = Problem, media_type: str = MEDIA_TYPE
 ) -> dict[int | str, dict[str, Any]]:
-    """OpenAPI's account of the errors that a route can end in; what can always happen is added."""
+    """OpenAPI's `responses` for the errors that a route can end in; `Internal` is added."""
     responses: dict[int | str, dict[str, Any]] = {}
     possible: list[type[ServiceError]] = [*errors, Internal]
     for error in possible:

@@ -1,4 +1,4 @@
-"""Bundles come and go by request: the model repository extension of the Open Inference Protocol (v2).
+"""Lists, loads and unloads bundles: the model repository extension of the Open Inference Protocol (v2).
 
 Its errors have the protocol's own shape (problems.py). Load and unload need an administrator's key (app.py).
 """
@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import BundleError
-from service.codecs.time_slices import at_once
+from service.codecs.time_slices import run_steps
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, ServiceError, TooLarge
 from service.http.json_limits import JsonLimits
@@ -27,7 +27,7 @@ from service.http.schemas import (
 
 MAX_BODY_BYTES = 65536
 LIMITS = JsonLimits(values=64)
-CHANGE_S = 300.0  # for all workers to load a bundle
+CHANGE_S = 300.0  # within which all workers must load a bundle
 
 
 def repository_routes(manager: ModelManager) -> APIRouter:
@@ -38,21 +38,21 @@ def repository_routes(manager: ModelManager) -> APIRouter:
 
     @router.post("/v2/repository/index", **REPOSITORY_INDEX)
     async def index(request: Request) -> Response:
-        """Every bundle that is loaded or could be, and why the others are not."""
+        """Every bundle that is loaded or has a folder, and the reason why one is not loaded."""
         asked = await _parse(request, RepositoryQuery)
         entries = [entry._asdict() for entry in await manager.repository() if entry.state == "READY" or not asked.ready]
         return Response(RepositoryIndex.model_validate(entries).model_dump_json(), 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/load", **REPOSITORY_LOAD)
     async def load(request: Request) -> Response:
-        """Take up a bundle's folder as it is now, beside what serves: answered when it serves, or with the reason."""
+        """Load a bundle's folder as it is now, beside serving. Answers once the bundle serves, or with the reason."""
         await _parse(request, RepositoryLoad)
         await repository.change("load", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_UNLOAD)
     async def unload(request: Request) -> Response:
-        """Let go of a bundle; requests that found it before are still answered."""
+        """Unload a bundle; requests that have found it already are still answered."""
         await _parse(request, RepositoryUnload)
         await repository.change("unload", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
@@ -61,17 +61,17 @@ def repository_routes(manager: ModelManager) -> APIRouter:
 
 
 class Repository:
-    """Changes of which bundles are loaded, in this worker and in all others."""
+    """Loads and unloads bundles in this worker and in all others."""
 
     def __init__(self, manager: ModelManager) -> None:
         self._manager = manager
         self._changes = {"load": manager.load, "unload": manager.unload}
 
     async def change(self, how: str, bundle: str) -> None:
-        """Load or unload a bundle here, for what is refused here is refused everywhere; then in all others at once.
+        """Load or unload a bundle in this worker, and if that succeeds, in all others at once.
 
         Raises:
-            Invalid: It can't be loaded, or another worker did not follow.
+            Invalid: It can't be loaded, or another worker failed to do the same.
         """
         await self._change_here(how, bundle)
         there = await self._manager.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
@@ -80,7 +80,7 @@ class Repository:
             raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
 
     async def follow(self, how: str, bundle: str) -> tuple[str | None, str | None]:
-        """Do what another worker did: the version that it led to, and the reason where it failed."""
+        """Do what another worker did. Returns the resulting version and None, or None and the reason why it failed."""
         try:
             await self._change_here(how, bundle)
         except ServiceError as error:
@@ -88,7 +88,7 @@ class Repository:
         return self._manager.version(bundle), None
 
     async def _change_here(self, how: str, bundle: str) -> None:
-        """In this worker; what is refused is the client's to know, but not where the bundles lie."""
+        """Load or unload in this worker. The client gets the reason of a failure, without the path of the bundles."""
         try:
             await self._changes[how](bundle)
         except BundleError as error:
@@ -96,11 +96,11 @@ class Repository:
 
 
 async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:
-    """The small JSON object in a body; an empty body says what an empty object says."""
+    """Read a small JSON object; an empty body counts as an empty object."""
     parse_query(Schema, request.scope["query_string"])
     body = bytearray()
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY_BYTES:
             raise TooLarge(f"The body has more than {MAX_BODY_BYTES} bytes.")
-    return at_once(parse_body(schema, bytes(body), LIMITS))
+    return run_steps(parse_body(schema, bytes(body), LIMITS))

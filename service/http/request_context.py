@@ -1,8 +1,8 @@
-"""What a request is, from its head to its last byte: who asks for what, what is held for it, and how it is answered.
+"""The context of one request: its headers, its body, its reply, and the memory that it holds.
 
-There is one object for each request. Under our own server the connection makes it, fills it with the body as that comes
-in and writes the reply from it (server/protocol.py), so that nothing stands between the two. Under any other ASGI
-server the outermost middleware makes one around `receive` and `send`.
+There is one object for each request. Under our own server the connection creates it, feeds the body into it and writes
+its reply (server/protocol.py), without ASGI messages in between. Under any other ASGI server the outermost middleware
+creates one from `receive` and `send`.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from service.errors import TooLarge
 from service.http.memory_budget import SMALL_BYTES, MemoryBudget
 from service.logs import RequestMetadata, new_request_id
 
-KEY = "gan.request"  # of a request's own context in its scope
-CLIENT_LEFT = 499  # in logs and metrics only: nobody is there to read it
-UNMATCHED = "unmatched"  # the route of what leads to none
+KEY = "gan.request"  # of the context in the request's scope
+CLIENT_LEFT = 499  # status in logs and metrics of a request whose client left before a reply
+UNMATCHED = "unmatched"  # the route in logs and metrics of a path without one
 MAX_ACCEPT = 1024  # characters
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
@@ -30,7 +30,7 @@ Header = tuple[bytes, bytes]
 
 
 class FoundRoute(NamedTuple):
-    """A route by its template, with the methods that it answers."""
+    """A route: its template and the methods that it has."""
 
     template: str
     methods: tuple[str, ...]
@@ -41,62 +41,62 @@ class RequestContext(RequestMetadata, ABC):
 
     Attributes:
         scope: ASGI's.
-        status: Of the reply; `CLIENT_LEFT` until one has started.
-        bytes_in, bytes_out: Of the body and of the reply, without heads.
-        found: The route that its path leads to.
-        is_last: Says when a reply starts whether its connection is to be closed after it.
+        status: Of the reply; `CLIENT_LEFT` until it has started.
+        bytes_in, bytes_out: Of the request's body and the reply's body so far.
+        found: The route of its path; None if there is none.
+        should_close: Called when the reply starts; True closes the connection after the reply.
     """
 
     def __init__(self, scope: Scope) -> None:
-        self._first = dict(reversed(scope["headers"]))  # of several of a name the first one stays
-        super().__init__(self._own_id(), scope["method"], UNMATCHED, time.monotonic())
+        self._first = dict(reversed(scope["headers"]))  # reversed, so that the first of several with one name stays
+        super().__init__(self._request_id(), scope["method"], UNMATCHED, time.monotonic())
         self.scope = scope
         self.status = CLIENT_LEFT
         self.bytes_in = self.bytes_out = 0
         self.found: FoundRoute | None = None
-        self.is_last: Callable[[], bool] = bool
+        self.should_close: Callable[[], bool] = bool
         self._is_head = scope["method"] == "HEAD"
         self._expects_body = scope["method"] != "GET"
-        self._budgets: tuple[MemoryBudget, MemoryBudget] | None = None  # of bodies and of replies
+        self._budgets: tuple[MemoryBudget, MemoryBudget] | None = None  # for bodies, for replies
         self._max_body_bytes = 0
-        self._body_held = self._reply_held = 0  # bytes
+        self._body_bytes = self._reply_bytes = 0  # counted in the budgets
         self._work: asyncio.Task[None] | None = None
         self._has_left = self._was_cancelled = False
         scope[KEY] = self
 
-    # ---------------------------------------------------------------------------------------------- what a server does
+    # ---------------------------------------------------------------------------------------- implemented by servers
 
     @abstractmethod
     async def read_message(self) -> Message:
-        """The next message from the client, as ASGI's `receive`."""
+        """The next message from the client; ASGI's `receive`."""
 
     @abstractmethod
     async def start_reply(self, status: int, headers: list[Header]) -> None:
-        """Send the reply's head, at the latest with the first of its body."""
+        """Send the reply's head, at the latest together with the first part of its body."""
 
     @abstractmethod
     async def write_reply(self, body: bytes, *, is_last: bool) -> None:
-        """Send a part of the reply's body; what is large is waited for until nearly all of it is taken."""
+        """Send a part of the reply's body. Waits while the client is slow to read it."""
 
     @abstractmethod
     def hang_up(self) -> None:
-        """End the connection at once, whatever the client has yet to take."""
+        """End the connection at once, even if the client has not read all of the reply."""
 
     def check(self) -> None:
-        """Return unless what came as this request, or in place of it, can't be understood.
+        """Raise the error for a request that could not be parsed, so that it gets a reply like any other request.
 
         Raises:
-            ServiceError: It can't. It is answered all the same, as every request is.
+            ServiceError: Its head or its body could not be parsed.
         """
 
     def take_whole_body(self) -> bytes | None:
-        """The whole body, if all of it is there and nothing of it was read yet."""
+        """The whole body, if all of it has arrived and none of it was read; else None."""
         return None
 
     def client_left(self) -> None:
-        """The client has gone, or sends no more. Called by the server, on the event loop; more than once is the same.
+        """The client has disconnected or closed its sending side. Called by the server, on the event loop.
 
-        Work is cancelled, but for a body that is being read: whoever reads it hears of it.
+        Cancels the request's work, unless its body is still being read: that ends by a disconnect message.
         """
         self._has_left = True
         if self._work is not None and not self._expects_body:
@@ -106,62 +106,63 @@ class RequestContext(RequestMetadata, ABC):
     # ------------------------------------------------------------------------------------------------------- the head
 
     def header(self, name: bytes) -> str | None:
-        """The first header of this name (lower case); None where there is none."""
+        """The first header of this name (lower case); None if there is none."""
         value = self._first.get(name)
         return None if value is None else str(value, "latin-1")
 
     def all_of_header(self, name: bytes) -> str:
-        """Every header of this name, joined as RFC 9110, 5.3 allows; empty where there is none."""
+        """All headers of this name, joined by commas (RFC 9110, 5.3); empty if there is none."""
         if name not in self._first:
             return ""
         return ", ".join([str(value, "latin-1") for given, value in self.scope["headers"] if given == name])
 
     def accept(self) -> str:
-        """What the client accepts; of a list longer than any client needs, the first part."""
+        """The Accept header, cut to its first `MAX_ACCEPT` characters."""
         given = self.all_of_header(b"accept")
         return given if len(given) <= MAX_ACCEPT else given[:MAX_ACCEPT].rpartition(",")[0]
 
     def media_type(self) -> str:
-        """The body's media type without parameters, in lower case; empty where none is named."""
+        """The body's media type in lower case, without parameters; empty if there is none."""
         return (self.header(b"content-type") or "").split(";", maxsplit=1)[0].strip().lower()
 
-    def _own_id(self) -> str:
-        """The client's own id where it can go into headers and logs as it is, else a new one."""
+    def _request_id(self) -> str:
+        """The client's X-Request-ID if it is safe in headers and logs, else a new id."""
         given = self.header(b"x-request-id")
         return given if given is not None and _REQUEST_ID.fullmatch(given) else new_request_id()
 
     # ------------------------------------------------------------------------------------------------------- the body
 
     async def receive(self) -> Message:
-        """ASGI's, for whatever answers this request.
+        """ASGI's `receive`, which also counts the body.
 
         Raises:
-            TooLarge, QueueFull: The body is larger than it may be, or all bodies together are.
-            ServiceError: What `check` raises, while that can be answered.
+            TooLarge: The body is larger than it may be.
+            QueueFull: All bodies together are.
+            ServiceError: From `check`, if no reply has started.
         """
-        if self._budgets is not None and self._body_held > SMALL_BYTES:
+        if self._budgets is not None and self._body_bytes > SMALL_BYTES:
             self._budgets[0].wait_for_client(self)
         message = await self.read_message()
         if not self.has_started:
             self.check()
         self._count_body(len(message.get("body", b"")))
         if not message.get("more_body"):
-            self._body_is_in()
+            self._body_ended()
         return message
 
     def take_body(self) -> bytes | None:
-        """The whole body, where it can be had without waiting. Errors are those of `receive`."""
+        """The whole body if it has arrived, else None. Raises what `receive` raises."""
         body = self.take_whole_body()
         if body is not None:
             self._count_body(len(body))
-            self._body_is_in()
+            self._body_ended()
         return body
 
     async def read_body(self) -> bytes:
-        """The whole body. Errors are those of `receive`.
+        """Wait for the whole body. Raises what `receive` raises.
 
         Raises:
-            ClientDisconnect: The client left before its end.
+            ClientDisconnect: The client left before the end of the body.
         """
         parts = []
         while True:
@@ -176,42 +177,42 @@ class RequestContext(RequestMetadata, ABC):
         self.bytes_in += more
         if self._budgets is None:
             return
-        if self._body_held + more > self._max_body_bytes:
+        if self._body_bytes + more > self._max_body_bytes:
             raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
         bodies, _ = self._budgets
-        bodies.check(more, self._body_held + more)
-        bodies.now += more
-        self._body_held += more
+        bodies.check(more, self._body_bytes + more)
+        bodies.used_bytes += more
+        self._body_bytes += more
 
-    def _body_is_in(self) -> None:
+    def _body_ended(self) -> None:
         self._expects_body = False
         if self._budgets is not None:
-            self._budgets[0].client_moved(self)
+            self._budgets[0].stop_waiting_for_client(self)
 
     # ------------------------------------------------------------------------------------------------------ the reply
 
     @property
     def has_started(self) -> bool:
-        """Whether a part of the reply is out."""
+        """Whether the reply has started."""
         return self.status != CLIENT_LEFT
 
     def reserve_reply(self, size: int) -> None:
-        """Hold the memory for the reply until its client has taken it. `size` is in bytes, not encoded.
+        """Count the reply's memory, until the client has read it. `size` is in bytes, before encoding.
 
         Raises:
-            QueueFull: There is none.
+            QueueFull: There is no room for it.
         """
         if self._budgets is not None:
             self._budgets[1].check(size)
-            self._hold_reply(size)
+            self._count_reply(size)
 
     async def answer(self, response: Response) -> None:
-        """Send a response that is there as a whole."""
+        """Send a complete response."""
         await self._start(response.status_code, response.raw_headers)
         await self._write(bytes(response.body), is_last=True)
 
     async def send(self, message: Message) -> None:
-        """ASGI's, for whatever answers this request: adds the headers that every reply has."""
+        """ASGI's `send`, which also adds the headers that every reply has."""
         if message["type"] == "http.response.start":
             await self._start(message["status"], message.get("headers", ()))
         else:
@@ -222,20 +223,20 @@ class RequestContext(RequestMetadata, ABC):
         self.status = status
 
     async def _write(self, body: bytes, *, is_last: bool) -> None:
-        if self._is_head:  # the same work and the same headers as GET
+        if self._is_head:  # same headers as GET, but no body
             body = b""
         size = len(body)
         self.bytes_out += size
         if self._budgets is not None and size > SMALL_BYTES:
-            # Reserved is what the images take; how long a list of verdicts is, is known only once it is there.
-            self._hold_reply(max(0, size - self._reply_held))
+            # Images were reserved before. The length of other replies, such as JSON results, is known only now.
+            self._count_reply(max(0, size - self._reply_bytes))
             self._budgets[1].wait_for_client(self)
         await self.write_reply(body, is_last=is_last)
 
-    def _hold_reply(self, more: int) -> None:
-        assert self._budgets is not None  # noqa: S101 - its callers have asked
-        self._budgets[1].now += more
-        self._reply_held += more
+    def _count_reply(self, more: int) -> None:
+        assert self._budgets is not None  # noqa: S101 - checked by its callers
+        self._budgets[1].used_bytes += more
+        self._reply_bytes += more
 
     def _complete(self, headers: Iterable[Header]) -> list[Header]:
         complete = [*headers]
@@ -243,19 +244,19 @@ class RequestContext(RequestMetadata, ABC):
         complete += [(b"x-request-id", self.id.encode("latin-1")), (b"x-content-type-options", b"nosniff")]
         if b"cache-control" not in names:
             complete.append((b"cache-control", b"no-store"))
-        if self.is_last() and b"connection" not in names:
+        if self.should_close() and b"connection" not in names:
             complete.append((b"connection", b"close"))
         return complete
 
     # ------------------------------------------------------------------------------------------------------- the work
 
     async def work(self, app: ASGIApp, bodies: MemoryBudget, replies: MemoryBudget, max_body_bytes: int) -> None:
-        """Have `app` answer the request, within what all requests together may hold, while its client waits.
+        """Have `app` answer the request within the memory budgets, and cancel it if the client leaves.
 
         Args:
-            app: Gets GET for HEAD.
-            bodies, replies: What all requests together hold.
-            max_body_bytes: Largest body of this one.
+            app: The next layer.
+            bodies, replies: Count what all requests together hold.
+            max_body_bytes: Largest body of this request.
         """
         if self._has_left:
             return
@@ -265,36 +266,38 @@ class RequestContext(RequestMetadata, ABC):
         try:
             await app(self.scope, self.receive, self.send)
         except asyncio.CancelledError:
-            # Ours only if the client left; else the server is stopping. There is nobody left to answer.
+            # Swallowed only if `client_left` has cancelled the task: no client is left to answer. Otherwise the server
+            # is stopping.
             if not self._was_cancelled or work.uncancel() > 0:
                 raise
         except ClientDisconnect:
             pass
         finally:
             self._work = None
-            self._hold_nothing()
+            self._release_memory()
 
-    def give_up(self) -> None:
-        """End the connection, because others need the memory that is held for this client.
+    def evict(self) -> None:
+        """End the connection, because other requests need this one's memory.
 
-        It counts as free from now on: or each piece of what others send before the end is through would end one more.
+        The memory is released first: until the connection has really ended, each further piece of another body would
+        otherwise evict one more client.
         """
-        self._hold_nothing()
+        self._release_memory()
         self.hang_up()
 
-    def _hold_nothing(self) -> None:
+    def _release_memory(self) -> None:
         if self._budgets is None:
             return
         bodies, replies = self._budgets
-        bodies.now -= self._body_held
-        replies.now -= self._reply_held
-        self._body_held = self._reply_held = 0
+        bodies.used_bytes -= self._body_bytes
+        replies.used_bytes -= self._reply_bytes
+        self._body_bytes = self._reply_bytes = 0
         for budget in self._budgets:
-            budget.client_moved(self)
+            budget.stop_waiting_for_client(self)
 
 
 class AsgiRequest(RequestContext):
-    """A request of another server than ours, which says that its client left only to whoever waits to hear that.
+    """A request under another ASGI server. Such a server reports a disconnect only through `receive`.
 
     Args:
         scope, receive, send: ASGI's.
@@ -307,27 +310,27 @@ class AsgiRequest(RequestContext):
         self._body_read = asyncio.Event()
 
     async def read_message(self) -> Message:
-        """See the base."""
+        """See the base class."""
         message = await self._receive()
         if not message.get("more_body"):
             self._body_read.set()
         return message
 
     async def start_reply(self, status: int, headers: list[Header]) -> None:
-        """See the base."""
+        """See the base class."""
         await self._send({"type": "http.response.start", "status": status, "headers": headers})
 
     async def write_reply(self, body: bytes, *, is_last: bool) -> None:
-        """See the base."""
+        """See the base class."""
         await self._send({"type": "http.response.body", "body": body, "more_body": not is_last})
 
     def hang_up(self) -> None:
-        """To stop in the middle of a reply is all that another server lets us do."""
+        """ASGI has no call that ends a connection, so cancel the work in the middle of the reply."""
         self._expects_body = False
         self.client_left()
 
     async def work(self, app: ASGIApp, bodies: MemoryBudget, replies: MemoryBudget, max_body_bytes: int) -> None:
-        """See the base."""
+        """See the base class."""
         watcher = asyncio.create_task(self._wait_for_departure())
         try:
             await super().work(app, bodies, replies, max_body_bytes)
@@ -335,15 +338,15 @@ class AsgiRequest(RequestContext):
             watcher.cancel()
 
     async def _wait_for_departure(self) -> None:
-        """Once the body is in, the next thing to hear from the client is that it left."""
+        """Once the body has been read, wait for the disconnect message."""
         if self._expects_body:
             await self._body_read.wait()
         while (await self._receive())["type"] != "http.disconnect":
-            pass  # what a GET carries as its body
+            pass  # the body of a GET
         self.client_left()
 
 
 def context_of(request: Request) -> RequestContext:
-    """What is known of a request that a route was given."""
+    """The context of a Starlette request."""
     context: RequestContext = request.scope[KEY]
     return context

@@ -1,4 +1,4 @@
-"""A reply whose headers are bytes already: Starlette's are turned into bytes one by one, and searched."""
+"""A response whose headers are already bytes. Starlette's own encodes and searches its headers for each reply."""
 
 from collections.abc import Mapping
 
@@ -8,12 +8,13 @@ JSON = "application/json"
 
 
 class BytesResponse(Response):
-    """A response.
+    """A response that is complete from the start.
 
     Args:
-        body: All of it.
-        headers: Names in lower case.
-        media_type: Of the body; empty where there can be none.
+        body: The whole body.
+        headers: With names in lower case.
+        media_type: Of the body; empty for a reply that can have none.
+        status: HTTP status.
     """
 
     def __init__(self, body: bytes, headers: Mapping[bytes, bytes], media_type: str, status: int = 200) -> None:

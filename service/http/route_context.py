@@ -1,4 +1,4 @@
-"""What the routes share: the parts they work with, a request's deadline, its body, and work off the event loop."""
+"""What routes share: the parts they work with, a request's deadline, reading its body, and work off the event loop."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from service.codecs.decoders import Decoders
-from service.codecs.time_slices import Apart, Steps, TimeSlices
+from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices
 from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
 from service.http.request_context import RequestContext
@@ -21,13 +21,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RouteContext:
-    """What the routes work with.
+    """The parts that routes work with.
 
-    What takes long is encoded in threads and decoded in processes, so that it holds up neither the event loop nor the
-    engine. The rest is decoded on the loop, in time slices.
+    Large replies are encoded in threads and large images decoded in processes, so that they hold up neither the event
+    loop nor the engine. Other uploads are decoded on the loop, in time slices.
 
     Attributes:
-        is_private: Whether keys are set: shared caches must then keep no reply.
+        encoders: Threads for encoding.
+        is_private: Whether clients need keys. If so, shared caches must not store replies.
     """
 
     settings: Settings
@@ -39,9 +40,9 @@ class RouteContext:
     is_private: bool
 
     async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
-        """The result of work that takes long enough to be felt by others on the event loop.
+        """Run work in an executor and wait for its result until the deadline.
 
-        What has not begun by the deadline is not begun, and nobody waits for it any longer.
+        Work that has not started by the deadline is not started.
 
         Raises:
             DeadlinePassed: It was not done in time.
@@ -58,34 +59,34 @@ class RouteContext:
             raise DeadlinePassed(deadline.seconds) from None
 
     async def decode(self, steps: Steps[T], deadline: "Deadline") -> tuple[T, float]:
-        """The result of these steps, and the seconds that they took.
+        """Run steps in time slices; returns their result and the seconds that they took.
 
         Raises:
-            DeadlinePassed: One of those that take long was not done in time. The steps look at the deadline themselves.
+            DeadlinePassed: Work off the loop was not done in time. The steps themselves check the deadline elsewhere.
         """
 
-        async def apart(work: Apart) -> tuple[Any, float]:
+        async def off_loop(call: OffLoopWork) -> tuple[Any, float]:
             try:
                 async with asyncio.timeout(deadline.left_s()):
-                    return await self.decoders.run(work)
+                    return await self.decoders.run(call)
             except TimeoutError:
                 raise DeadlinePassed(deadline.seconds) from None
 
-        return await self.time_slices.run(steps, apart)
+        return await self.time_slices.run(steps, off_loop)
 
 
 class Deadline:
-    """Seconds from a request's arrival in which its answer is worth something."""
+    """When a request must be answered: by its X-Timeout-Ms or the settings, counted from its arrival."""
 
     def __init__(self, request: RequestContext, settings: Settings) -> None:
         self.seconds = timeout_s(request.header(b"x-timeout-ms"), settings)
         self._at = request.arrived_s + self.seconds
 
     def left_s(self) -> float:
-        """Seconds that are left. May be asked on any thread.
+        """Seconds that are left. May be called on any thread.
 
         Raises:
-            DeadlinePassed: None are.
+            DeadlinePassed: There are none.
         """
         left = self._at - time.monotonic()
         if left <= 0:
@@ -94,11 +95,11 @@ class Deadline:
 
 
 async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
-    """The whole body; its size is bounded where it comes in.
+    """Read the whole body, whose size the context bounds.
 
     Raises:
         UnsupportedEncoding: It is compressed.
-        RequestTimeout: It was not there before the deadline.
+        RequestTimeout: It did not arrive before the deadline.
     """
     encoding = (request.header(b"content-encoding") or "identity").strip().lower()
     if encoding != "identity":

@@ -1,6 +1,5 @@
-"""GET and POST /sample: what is asked, what a client has of it already, and the images."""
+"""GET and POST /sample: parses the request, compares cached copies, draws the images and encodes them."""
 
-import time
 from functools import partial
 
 from fastapi import APIRouter
@@ -10,9 +9,9 @@ from starlette.responses import Response
 from models.bundle import Bundle
 from models.inference.pixels import UInt8
 from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
-from service.codecs.time_slices import timed
+from service.codecs.time_slices import timed_call
 from service.errors import UnsupportedMediaType
-from service.http.caching import Caching, caching, client_has_it
+from service.http.caching import Caching, caching, has_current_copy
 from service.http.json_limits import json_limits
 from service.http.openapi import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.request_context import RequestContext, context_of
@@ -20,10 +19,10 @@ from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import SamplePlan, SampleRequest, Schema, parse_body, parse_query, resolve_sample
 
-# What costs less than a hand-over between threads does on a busy machine is done where it stands: this much as an
-# array, as a grey PNG (0.4 ms at most), and as what Pillow makes.
+# Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
+# most), and what Pillow encodes. On a busy machine that takes less time than handing them to a thread.
 SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
-# Where a reply's time went, in milliseconds, in the header that browsers draw.
+# The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
 
@@ -33,36 +32,38 @@ def sample_routes(context: RouteContext) -> APIRouter:
 
     @router.get("/sample", **SAMPLE_BY_QUERY)
     async def sample_by_query(request: Request) -> Response:
-        """Draw images from the generator: everything in the query, cacheable where there is a seed."""
+        """Draw images from the generator. All options are in the query; with a seed the reply can be cached."""
         asked = parse_query(SampleRequest, request.scope["query_string"])
         return await _get(context, context_of(request), asked)
 
     @router.post("/sample", **SAMPLE_BY_BODY)
     async def sample_by_body(request: Request) -> Response:
-        """Draw images from the generator: everything in a JSON body; an empty one asks for one image."""
+        """Draw images from the generator. All options are in a JSON body; an empty body asks for one image."""
         if request.scope["query_string"]:
-            parse_query(Schema, request.scope["query_string"])  # a field in the wrong place is refused, not ignored
+            parse_query(
+                Schema, request.scope["query_string"]
+            )  # refuses any field: it belongs into the body, and would be ignored here
         return await _post(context, context_of(request))
 
     return router
 
 
 async def _get(context: RouteContext, request: RequestContext, asked: SampleRequest) -> Response:
-    """Images, unless the client has them already."""
+    """Draw images, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
     bundle = context.manager.find(asked.bundle)
     plan = _plan(context, request, asked, bundle)
     tags = request.all_of_header(b"if-none-match")
     if not tags:
-        context.manager.batcher.admit(plan.count)  # what will be refused is refused before it costs more
+        context.manager.batcher.admit(plan.count)  # refuse early, before computing the entity tag
     kept = _caching(context, asked, plan, bundle)
-    if client_has_it(tags, kept.etag):
+    if has_current_copy(tags, kept.etag):
         return BytesResponse(b"", _names(bundle, plan) | kept.headers, "", 304)
     return await _draw(context, request, bundle, plan, deadline, kept.headers)
 
 
 async def _post(context: RouteContext, request: RequestContext) -> Response:
-    """Images, once the body has come and is understood."""
+    """Read the body, then draw images."""
     deadline = Deadline(request, context.settings)
     asked = await _read(context, request, deadline)
     bundle = context.manager.find(asked.bundle)
@@ -83,7 +84,7 @@ async def _read(context: RouteContext, request: RequestContext, deadline: Deadli
 
 
 def _plan(context: RouteContext, request: RequestContext, asked: SampleRequest, bundle: Bundle) -> SamplePlan:
-    """All that was left open is settled."""
+    """Resolve the request for this bundle, and note bundle and count for the log line."""
     manifest = bundle.manifest
     plan = resolve_sample(asked, manifest.image, manifest.labels, request.accept(), context.settings)
     request.bundle, request.count = bundle.name, plan.count
@@ -91,7 +92,7 @@ def _plan(context: RouteContext, request: RequestContext, asked: SampleRequest, 
 
 
 def _names(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
-    """The headers by which a client can ask for the same images again."""
+    """The headers with which a client can request the same images again."""
     return {
         b"x-seed": b"%d" % plan.seed,
         b"x-first-index": b"%d" % plan.first_index,
@@ -112,7 +113,7 @@ async def _draw(
     deadline: Deadline,
     headers: dict[bytes, bytes],
 ) -> Response:
-    """Have the images computed, encode them, and say how long that took."""
+    """Compute the images, encode them and build the reply."""
     request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
     images, labels, timing = await context.manager.sample(
         bundle,
@@ -125,7 +126,7 @@ async def _draw(
     )
     metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
     content, encode_s = await _encode(context, images, plan.render, metadata, deadline)
-    deadline.left_s()  # an answer that comes too late is none
+    deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
     headers = _names(bundle, plan) | headers | {b"server-timing": took}
     return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
@@ -134,14 +135,12 @@ async def _draw(
 async def _encode(
     context: RouteContext, images: UInt8, render: RenderOptions, metadata: SampleMetadata, deadline: Deadline
 ) -> tuple[bytes, float]:
-    """The images as the client wants them, and the seconds that encoding took: here, or apart where it takes long."""
+    """Encode images, large ones in a thread; returns the bytes and the seconds that it took."""
     work = partial(encode, images, render, metadata)
     if _is_small(images, render):
-        began = time.perf_counter()
-        content = work()
-        seconds = time.perf_counter() - began
+        content, seconds = timed_call(work)
     else:
-        content, seconds = await context.run_in_time(context.encoders, timed(work), deadline)
+        content, seconds = await context.run_in_time(context.encoders, partial(timed_call, work), deadline)
     context.metrics.encode.labels(render.format).observe(seconds)
     return content, seconds
 

@@ -1,7 +1,7 @@
-"""The shapes of requests and replies, and what a request comes to for a certain bundle.
+"""The schemas of requests and replies, and how a request is resolved for a bundle.
 
-A schema says what is allowed on its own; `resolve_…` says what is allowed for this bundle, under these settings. All
-of it before anything is queued.
+A schema checks what can be checked without a bundle. The `resolve_…` functions check the rest, against a bundle and the
+settings. Both happen before anything is queued.
 """
 
 import math
@@ -37,12 +37,12 @@ from service.http.json_limits import JsonLimits, check_json
 from service.http.problems import Problem
 from service.settings import Settings
 
-# Browsers read integers past this inexactly, and our page sends the seed back.
+# JavaScript's numbers are exact only up to this, and our page sends the seed back.
 SEED_LIMIT = 2**53
 MAX_QUERY_FIELDS = 32
 
 
-def _readable(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
     try:
         return handler(value)
     except ValidationError:
@@ -50,14 +50,14 @@ def _readable(value: object, handler: ValidatorFunctionWrapHandler) -> object:
 
 
 def _digits(value: object) -> object:
-    """Python reads 1_0, +1 and " 1" as numbers too; a query that says so is a mistake."""
+    """Refuse texts such as 1_0, +1 and " 1", which Python would accept as integers."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,64}", value):
         raise ValueError("Input should be a whole number, in digits")
     return value
 
 
 def _decimal(value: object) -> object:
-    """Python's floats may be written in more ways than JSON's numbers, too."""
+    """Refuse texts that Python would accept as floats but JSON would not."""
     if isinstance(value, str) and not re.fullmatch(r"-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]+)?", value):
         raise ValueError("Input should be a number, such as 0.7 or 7e-1")
     return value
@@ -65,21 +65,23 @@ def _decimal(value: object) -> object:
 
 Whole = Annotated[int, BeforeValidator(_digits)]
 Real = Annotated[float, BeforeValidator(_decimal)]
-# Bounds stand beside `int`: those of `Whole | None` are checked as well, but a JSON schema has no words for them then.
+# The bounds belong to `int`, not to `int | None`: there pydantic checks them but leaves them out of the JSON schema.
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
 Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
-# "name@" would look pinned, and is not.
+# "name@" is refused: it looks pinned to a version but is not.
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
-# A list ends at its first mistake: else each element of a body could make one, and each is kept until all are told.
-Labels = Annotated[Label | Annotated[list[Label], Field(min_length=1, fail_fast=True)] | None, WrapValidator(_readable)]
+# Validation stops at a list's first mistake. Otherwise a body could make pydantic collect an error for each element.
+Labels = Annotated[
+    Label | Annotated[list[Label], Field(min_length=1, fail_fast=True)] | None, WrapValidator(_explain_labels)
+]
 
 
 _NULL = {"type": "null"}
 
 
 class Schema(BaseModel):
-    """Base of what clients send: unknown fields are refused, and null is as left out."""
+    """Base of request schemas: unknown fields are refused, and null counts as left out."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -92,7 +94,7 @@ class Schema(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Says of every field that may be left out that it may be null."""
+        """Adds null to the schema of every optional field."""
         whole = handler.resolve_ref_schema(handler(schema))
         for name, field in whole.get("properties", {}).items():
             if name not in whole.get("required", ()) and _NULL not in field.get("anyOf", ()):
@@ -102,7 +104,7 @@ class Schema(BaseModel):
 
 
 class SampleRequest(Schema):
-    """Draw `count` images. A seed fixes the latents, whatever batch they end up sharing."""
+    """Draw `count` images. A seed fixes them, whatever batches they are computed in."""
 
     count: Positive | None = Field(
         None,
@@ -110,34 +112,38 @@ class SampleRequest(Schema):
         examples=[64],
     )
     seed: Index | None = Field(None, description="Leave out for a new one; the reply names it.", examples=[7])
-    first_index: Index = Field(0, description="Index, within the seed, of the first image: any range can be had alone.")
+    first_index: Index = Field(
+        0, description="Index, within the seed, of the first image, so that any range can be drawn by itself."
+    )
     labels: Labels = Field(
         None,
         description="Class by index or name, one for all images or one per image; in a query joined by commas. "
         "Default: drawn from the seed at the training data's frequencies.",
     )
     truncation: Real = Field(
-        1.0, gt=0, le=1, description="Factor on the latent: smaller is more typical and less varied."
+        1.0, gt=0, le=1, description="Factor on the latent. Smaller gives more typical and less varied images."
     )
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
-    format: Format | None = Field(None, description="Wins over the Accept header. Default: by Accept, else png.")
+    format: Format | None = Field(None, description="Overrides the Accept header. Default: by Accept, else png.")
     layout: Literal["grid", "strip"] | None = Field(
-        None, description="How several images share one picture (png, webp, jpeg): a grid, the default, or one line."
+        None,
+        description="Arrangement of several images in one picture (png, webp, jpeg): a grid, the default, or one row.",
     )
     columns: Positive | None = Field(
-        None, description="Images in one line of a grid (not of a strip). Default: as many as make it about square."
+        None,
+        description="Images in each row of a grid; not for a strip. Default: as many as make it about square.",
     )
-    scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this often in both directions.")
+    scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this many times in both directions.")
 
 
 class DiscriminateQuery(Schema):
-    """What goes with images: in the query where they are files, multipart parts or an array, else in the JSON."""
+    """Options beside the images: in the query for files, forms and arrays, in the body for JSON."""
 
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
     labels: Labels = Field(
         None,
         description="For a class-conditional bundle: class by index or name, one for all images or one per image. "
-        "Default: its class head names each image's.",
+        "Default: the class that its class head predicts for each image.",
     )
 
 
@@ -146,7 +152,7 @@ PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+
 
 
 class DiscriminateRequest(DiscriminateQuery):
-    """Images to score, in JSON."""
+    """Images to score, as JSON."""
 
     images: list[str] = Field(
         min_length=1,
@@ -157,53 +163,56 @@ class DiscriminateRequest(DiscriminateQuery):
 
 
 class Reply(BaseModel):
-    """Base of what the service sends. What there is nothing to say about is left out."""
+    """Base of reply schemas."""
 
     model_config = ConfigDict(frozen=True)
 
 
 class SampleReply(Reply):
-    """Images as JSON. `service.codecs.encode` writes it."""
+    """Images as JSON, written by `service.codecs.encode`."""
 
     bundle: str
     version: str
     seed: int
     first_index: int
-    labels: list[int] | None = Field(description="The class of each image, drawn or given; null without classes.")
+    labels: list[int] | None = Field(
+        description="The class of each image, drawn or given; null for a bundle without classes."
+    )
     images: list[str] = Field(description="PNG files in base64.")
 
 
 class DiscriminateResult(Reply):
-    """What D says of one image, or why it said nothing."""
+    """The discriminator's output for one image, or the error of an image that could not be decoded."""
 
     probability_real: float | None = Field(
-        None, description="σ(scale·logit + offset) with the bundle's calibration, for as many real as generated images."
+        None,
+        description="σ(scale·logit + offset) with the bundle's calibration, if as many images are real as generated.",
     )
-    logit: float | None = Field(None, description="D's raw output.")
+    logit: float | None = Field(None, description="The discriminator's raw output.")
     label: str | None = Field(
-        None, description="The class that the bundle's class head names, where it has classes and none was given."
+        None, description="The class that the bundle's class head predicts, if it has classes and none was given."
     )
     calibrated: Literal[False] | None = Field(
-        None, description="false where the bundle has no calibration: probability_real is then σ(logit)."
+        None, description="false if the bundle has no calibration: probability_real is then σ(logit)."
     )
     converted: Literal[True] | None = Field(
-        None, description="true where the image had another size or colour mode than the bundle's."
+        None, description="true if the image was converted from another size or colour mode to the bundle's."
     )
     error: Problem | None = Field(
-        None, description="Why D was not asked about this image, instead of all of the above."
+        None, description="Why the image could not be decoded; the other fields are then left out."
     )
 
 
 class DiscriminateReply(Reply):
-    """One result an image, in the order of the request."""
+    """One result for each image, in the order of the request."""
 
     bundle: str
     version: str
     results: list[DiscriminateResult]
 
 
-class Judged(NamedTuple):
-    """What D says of images, one after the other, as `DiscriminateResult` shows each. `labels` is None for no names."""
+class DiscriminatorOutput(NamedTuple):
+    """The fields of `DiscriminateResult`, as columns over the decoded images. `labels` is None if none are shown."""
 
     probabilities_real: Sequence[float]
     logits: Sequence[float]
@@ -212,36 +221,41 @@ class Judged(NamedTuple):
     converted: Sequence[bool]
 
 
-def discriminate_reply(bundle: str, version: str, judged: Judged, problems: Mapping[int, Problem]) -> bytes:
-    """A `DiscriminateReply` as JSON, without a model for each image, which takes longer (benchmarks/serving/pieces.py).
+def discriminate_reply(
+    bundle: str, version: str, output: DiscriminatorOutput, problems: Mapping[int, Problem]
+) -> bytes:
+    """A `DiscriminateReply` as JSON, built without a pydantic model for each image (benchmarks/serving/pieces.py).
 
-    Problems take the places that they have here; what was judged, those between.
+    Args:
+        bundle, version: Of the bundle.
+        output: For the images that could be decoded, in order.
+        problems: For the others, by their index in the request.
     """
     shown = [
         b'"probability_real":%b,"logit":%b' % pair
-        for pair in zip(_numbers(judged.probabilities_real), _numbers(judged.logits), strict=True)
+        for pair in zip(_json_numbers(output.probabilities_real), _json_numbers(output.logits), strict=True)
     ]
-    if judged.labels is not None:
-        texts = {label: to_json(label) for label in set(judged.labels)}
-        shown = [b'%b,"label":%b' % (one, texts[label]) for one, label in zip(shown, judged.labels, strict=True)]
-    if not judged.is_calibrated:
+    if output.labels is not None:
+        texts = {label: to_json(label) for label in set(output.labels)}
+        shown = [b'%b,"label":%b' % (one, texts[label]) for one, label in zip(shown, output.labels, strict=True)]
+    if not output.is_calibrated:
         shown = [one + b',"calibrated":false' for one in shown]
-    if any(judged.converted):
-        marks = [b',"converted":true' if converted else b"" for converted in judged.converted]
+    if any(output.converted):
+        marks = [b',"converted":true' if converted else b"" for converted in output.converted]
         shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
-    for place in sorted(problems):  # from the first on, so that those that follow find their places
-        shown.insert(place, b'"error":' + to_json(problems[place]))
+    for index in sorted(problems):  # in ascending order, so that each insertion ends up at its final index
+        shown.insert(index, b'"error":' + to_json(problems[index]))
     head = to_json({"bundle": bundle, "version": version})[:-1]
     return b'%b,"results":[{%b}]}' % (head, b"},{".join(shown))
 
 
-def _numbers(values: Sequence[float]) -> list[bytes]:
-    """Each as JSON."""
+def _json_numbers(values: Sequence[float]) -> list[bytes]:
+    """Each number as JSON."""
     return to_json(values)[1:-1].split(b",") if values else []
 
 
-class BundleFacts(Reply):
-    """A loaded bundle, by its manifest."""
+class BundleMetadata(Reply):
+    """A loaded bundle: its version and the metadata of its manifest."""
 
     name: str
     version: str
@@ -255,38 +269,38 @@ class BundleFacts(Reply):
 
 
 class BundleList(Reply):
-    """What is loaded. `default` is the bundle of requests that name none."""
+    """The loaded bundles. `default` is the bundle for requests that name none."""
 
     default: str | None
-    bundles: list[BundleFacts]
+    bundles: list[BundleMetadata]
 
 
 class RepositoryQuery(Schema):
     """Which bundles of the repository to list."""
 
-    ready: bool = Field(default=False, description="Only those that serve.")
+    ready: bool = Field(default=False, description="List only bundles that are loaded.")
 
 
 class RepositoryLoad(Schema):
-    """Nothing: a bundle's own manifest says all that is needed to load it."""
+    """A load request. It has no parameters: the bundle's manifest says all that is needed."""
 
     parameters: Schema = Field(default=Schema(), description="None.")
 
 
 class UnloadParameters(Schema):
-    """What the protocol's clients send along."""
+    """Parameters that the protocol's clients send."""
 
-    unload_dependents: bool = Field(default=False, description="Of no consequence: no bundle depends on another.")
+    unload_dependents: bool = Field(default=False, description="Ignored: no bundle depends on another.")
 
 
 class RepositoryUnload(Schema):
-    """Nothing that matters."""
+    """An unload request; its parameters are ignored."""
 
     parameters: UnloadParameters = Field(default=UnloadParameters(), description="Accepted for the protocol's clients.")
 
 
 class RepositoryEntry(Reply):
-    """A bundle of the repository. `name` is the folder's where it is not loaded, and `version` is then empty."""
+    """A bundle of the repository. If it is not loaded, `name` is its folder's and `version` is empty."""
 
     name: str
     version: str
@@ -295,18 +309,18 @@ class RepositoryEntry(Reply):
 
 
 class RepositoryIndex(RootModel[list[RepositoryEntry]]):
-    """Every bundle that is loaded, or has a folder."""
+    """Every bundle that is loaded or has a folder."""
 
 
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
 
 def parse_body(schema: type[SchemaT], body: bytes, limits: JsonLimits) -> Steps[SchemaT]:
-    """A JSON body, types strictly as JSON has them; an empty body is an empty object.
+    """Parse a JSON body without converting types; an empty body counts as an empty object.
 
     Raises:
         Malformed: Not JSON.
-        Invalid: JSON, but over the limits, or not this schema.
+        Invalid: Over the limits, or does not match the schema.
     """
     yield from check_json(body, limits)
     try:
@@ -316,10 +330,10 @@ def parse_body(schema: type[SchemaT], body: bytes, limits: JsonLimits) -> Steps[
 
 
 def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
-    """A query string, every field at most once, lists joined by commas.
+    """Parse a query string. Each field may be given once; lists are joined by commas.
 
     Raises:
-        Malformed: Not UTF-8, or far too many fields.
+        Malformed: Not percent-encoded UTF-8, or more than `MAX_QUERY_FIELDS` fields.
         Invalid: A field is unknown, out of range or given twice.
     """
     try:
@@ -340,12 +354,12 @@ def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
 
 
 def _label(text: str) -> Label:
-    """In a query everything is text: digits are an index."""
+    """A label in a query, where all values are text: digits are a class index, other text is a name."""
     return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
 
 
 def _refusal(error: ValidationError) -> Malformed | Invalid:
-    """All that is wrong, one sentence a field."""
+    """The error for a client: one sentence for each wrong field, up to eight."""
     reasons: dict[str, str] = {}
     for mistake in error.errors(include_url=False, include_context=False, include_input=False):
         if mistake["type"] == "json_invalid":
@@ -358,7 +372,7 @@ def _refusal(error: ValidationError) -> Malformed | Invalid:
 
 
 def choose_format(wanted: Format | None, accept: str | None) -> Format:
-    """The format a reply is written in: the one asked for by name, else the best that `Accept` allows (RFC 9110).
+    """The format of a reply: the one requested by name, else the best that `Accept` allows (RFC 9110, 12.5.1).
 
     Raises:
         NotAcceptable: `Accept` allows none of ours.
@@ -373,7 +387,7 @@ def choose_format(wanted: Format | None, accept: str | None) -> Format:
 
 
 def _accept_ranges(accept: str) -> dict[str, float]:
-    """Media ranges with their quality, as far as they can be read."""
+    """The quality of each media range; malformed ones are skipped."""
     ranges = {}
     for part in accept.lower().split(","):
         name, *parameters = (piece.strip() for piece in part.split(";"))
@@ -384,7 +398,7 @@ def _accept_ranges(accept: str) -> dict[str, float]:
 
 
 def _quality(media_type: str, ranges: dict[str, float]) -> float:
-    """The most specific range that names this type decides, not the best."""
+    """The quality of a media type, from the most specific range that matches it."""
     for name in (media_type, media_type.split("/", maxsplit=1)[0] + "/*", "*/*"):
         if name in ranges:
             return ranges[name]
@@ -392,7 +406,7 @@ def _quality(media_type: str, ranges: dict[str, float]) -> float:
 
 
 def timeout_s(header: str | None, settings: Settings) -> float:
-    """Seconds that a request may take, by its X-Timeout-Ms; more than the operator allows counts as what he allows.
+    """Seconds that a request may take: its X-Timeout-Ms, capped at GAN_MAX_DEADLINE_S, or else GAN_DEADLINE_S.
 
     Raises:
         Invalid: Not a whole number of milliseconds from 1.
@@ -405,15 +419,15 @@ def timeout_s(header: str | None, settings: Settings) -> float:
 
 
 def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> list[int] | None:
-    """Class indices, one per image; None where none were given.
+    """Class indices, one per image; None if no labels were given.
 
     Args:
         labels: As the client gave them: by index or name, one for all or one per image.
         names: The bundle's labels; None for a bundle without.
-        count: Images.
+        count: Number of images.
 
     Raises:
-        Invalid: Labels for a bundle without, an unknown one, or another number of them.
+        Invalid: The bundle has no labels, a label is unknown, or their number is neither 1 nor `count`.
     """
     if labels is None:
         return None
@@ -438,7 +452,7 @@ def _index(label: Label, names: Sequence[str]) -> int:
 
 @dataclass(slots=True)
 class SamplePlan:
-    """A sample request with nothing left open: these fields and the bundle decide every pixel, and every byte."""
+    """A resolved sample request: these fields and the bundle determine every byte of the reply."""
 
     count: int
     seed: int
@@ -451,10 +465,11 @@ class SamplePlan:
 def resolve_sample(
     request: SampleRequest, image: ImageSpec, names: Sequence[str] | None, accept: str | None, settings: Settings
 ) -> SamplePlan:
-    """What a request comes to for a bundle with these images and labels.
+    """Resolve a request for a bundle with this image shape and these labels; fills in the defaults.
 
     Raises:
-        Invalid, NotAcceptable: It can't be done; nothing was queued.
+        Invalid: Over a limit, or labels that the bundle does not have.
+        NotAcceptable: See `choose_format`.
     """
     count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
     if not 1 <= count <= settings.max_count:
@@ -473,7 +488,7 @@ def resolve_sample(
     )
 
 
-@lru_cache(maxsize=256)  # few clients think of an Accept of their own
+@lru_cache(maxsize=256)  # few different values of Accept are in use
 def _render_options(
     wanted: Format | None,
     layout: str | None,
@@ -484,10 +499,11 @@ def _render_options(
     shape: tuple[int, int, int],
     max_pixels: int,
 ) -> RenderOptions:
-    """How so many images of this shape (channels, height, width) become bytes.
+    """The render options for `count` images of this shape (channels, height, width).
 
     Raises:
-        Invalid, NotAcceptable: It can't be done.
+        Invalid: The picture would be too large, or `columns` does not fit the layout.
+        NotAcceptable: See `choose_format`.
     """
     render = RenderOptions(choose_format(wanted, accept), _columns(layout, columns, count), scale)
     _check_size(render, count, shape, max_pixels)
@@ -518,6 +534,6 @@ def _check_size(render: RenderOptions, count: int, shape: tuple[int, int, int], 
 
 
 def fingerprint(plan: SamplePlan) -> str:
-    """All of a plan as text: equal for equal plans, in every process."""
+    """A plan's fields as text, the same in every process. Part of the entity tag."""
     drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
     return f"{drawn} {plan.render.format} {plan.render.columns} {plan.render.scale}"

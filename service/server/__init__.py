@@ -1,4 +1,4 @@
-"""Sockets, HTTP/1.1, signals, several workers, and what starts them.
+"""Sockets, HTTP/1.1, signals, and the processes of the service.
 
-May know every other room of the service; none of them knows this one.
+May import everything else in the service; nothing else imports it, except `python -m service`.
 """

@@ -1,4 +1,4 @@
-"""JSON messages between the supervisor and one worker, one a line, over a socket of their own."""
+"""Sends JSON messages, one a line, between the supervisor and one worker over a Unix socket."""
 
 import asyncio
 import contextlib
@@ -7,14 +7,14 @@ import socket
 from collections.abc import AsyncIterator
 from typing import Any, Self
 
-LONGEST_LINE = 2**26  # bytes: all metrics of all workers, on one line
-HEARTBEAT_S = 0.5  # how often a worker says how it is
+LONGEST_LINE = 2**26  # bytes; the metrics of all workers come on one line
+HEARTBEAT_S = 0.5  # interval at which a worker reports its state
 
 Message = dict[str, Any]
 
 
 class Channel:
-    """One end of it."""
+    """One end of the socket."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -26,12 +26,12 @@ class Channel:
         return cls(*await asyncio.open_unix_connection(sock=end, limit=LONGEST_LINE))
 
     def send(self, message: Message) -> None:
-        """Send a message. It is lost where the other end has closed."""
+        """Send a message. It is dropped if the other end has closed."""
         if not self._writer.is_closing():
             self._writer.write(json.dumps(message).encode() + b"\n")
 
     async def received(self) -> AsyncIterator[Message]:
-        """Each message, until the other end closes. Half a message, of a sender that was killed, is dropped."""
+        """Each message until the other end closes. An incomplete message of a killed sender is dropped."""
         with contextlib.suppress(ConnectionError):
             while (line := await self._reader.readline()).endswith(b"\n"):
                 yield json.loads(line)

@@ -1,7 +1,7 @@
-"""What a request's head has to say, and must not, for everybody on its way to take it for the same request (RFC 9112).
+"""Checks the fields of a request's head that request smuggling depends on (RFC 9112).
 
-Where two that read one connection disagree about where a request ends or whom it is for, one client's request can be
-put in front of another's. The parser settles most of that; this is what it leaves to us.
+If a proxy and this server disagree about where a request ends or which host it is for, a client can put a request of
+its own in front of another client's. The parser rules most of that out; this module checks the rest.
 """
 
 import re
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from service.errors import Malformed, UnknownTransferCoding
 
-MOST_FIELDS = 200
+MAX_FIELDS = 200
 
 _HOST = re.compile(
     rb"(?:\[[A-Za-z0-9._~!$&'()*+,;=:%-]++\]|(?:[A-Za-z0-9._~!$&'()*+,;=-]++|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
@@ -18,11 +18,16 @@ _CHECKED = frozenset({b"host", b"transfer-encoding"})
 
 
 def check_head(version: str, fields: Sequence[tuple[bytes, bytes]]) -> None:
-    """Return where a head of this version of HTTP is one that can be answered; names are in lower case.
+    """Check `Host` and `Transfer-Encoding`.
+
+    Args:
+        version: Of HTTP, such as "1.1".
+        fields: Names in lower case, and values.
 
     Raises:
-        Malformed: Its `Host` (RFC 9112, 3.2) or its `Transfer-Encoding` (6.1, 6.3) is missing, doubled or wrong.
-        UnknownTransferCoding: Its body comes in a coding that we do not know.
+        Malformed: `Host` is missing, repeated or malformed (RFC 9112, 3.2), or `Transfer-Encoding` is repeated,
+            malformed or not allowed in this version (6.1, 6.3).
+        UnknownTransferCoding: The body has another transfer coding than chunked.
     """
     checked = [field for field in fields if field[0] in _CHECKED]
     hosts = [value for name, value in checked if name == b"host"]

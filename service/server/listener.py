@@ -1,4 +1,4 @@
-"""The socket that clients connect to."""
+"""The listening socket, and accepting connections from it."""
 
 import asyncio
 import errno
@@ -8,27 +8,27 @@ import socket
 from collections.abc import Callable
 
 BACKLOG = 2048
-TAKES_NOTHING_S = 60  # a client that acknowledges nothing of a reply for so long is cut off
-AT_ONCE = 64  # connections that are accepted in one step of the event loop
-PAUSE_S = 0.05  # after a connection could not be accepted
+STALLED_CLIENT_S = 60  # a client that does not acknowledge sent data for so long is disconnected
+MAX_ACCEPTS = 64  # connections accepted in one step of the event loop
+PAUSE_S = 0.05  # wait after a connection could not be accepted
 
-_NO_ADDRESS_OF_OURS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL})
+_BAD_ADDRESS = frozenset({errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT, errno.EINVAL})
 
 log = logging.getLogger(__name__)
 
 
 class HostError(ValueError):
-    """Nobody can listen there; the message says why."""
+    """The host can't be listened on; the message says why."""
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket; clients can connect from now on, and wait until they are served.
+    """Open a listening socket. Clients can connect from now on, and wait until they are served.
 
-    `::` listens on all addresses of IPv4 too. An address may stand in brackets, as in URLs.
+    `::` also listens on all IPv4 addresses. An address may be in brackets, as in URLs.
 
     Raises:
-        HostError: There is no such name, or it is no address of this machine.
-        OSError: The port is taken, or not ours to take.
+        HostError: The name can't be resolved, or is not an address of this machine.
+        OSError: The port is in use or not permitted.
     """
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
@@ -36,64 +36,64 @@ def listen(host: str, port: int) -> socket.socket:
     both = host == "::" and socket.has_dualstack_ipv6()
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG, dualstack_ipv6=both)
-    except ValueError:  # such as an empty label, which no resolver is asked for
+    except ValueError:  # such as an empty label, which Python refuses before asking a resolver
         raise HostError("it is no name or address") from None
     except OSError as error:
         number = error.errno or 0
-        if number < 0:  # of name resolution
+        if number < 0:  # an error of name resolution
             raise HostError(str(error.strerror).partition(" (while")[0]) from None
-        if number in _NO_ADDRESS_OF_OURS:
+        if number in _BAD_ADDRESS:
             raise HostError(os.strerror(number)) from None
         raise
-    if hasattr(socket, "TCP_USER_TIMEOUT"):  # connections inherit it; without it such clients stay for ever
-        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * TAKES_NOTHING_S)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):  # inherited by connections; without it such clients would never go away
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 1000 * STALLED_CLIENT_S)
     return listener
 
 
 def url(listener: socket.socket) -> str:
-    """Its address, as clients write it."""
+    """The listener's URL."""
     host, port = listener.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 class Acceptor:
-    """Accepts connections on the event loop, many in one step of it.
+    """Accepts connections on the event loop, up to `MAX_ACCEPTS` in one step.
 
-    uvloop itself accepts one a step. While hundreds of clients send large bodies a step is long, and a probe that
-    connects after them would wait for as many steps.
+    uvloop itself accepts one in each step. While hundreds of clients send large bodies, steps are long, and a probe
+    that connects after them would wait for as many steps.
 
     Args:
-        listener: Where clients connect.
-        take: Called with each connection, and owns it from then on. It may raise OSError; then the connection is
-            closed, and nothing is accepted for a moment.
+        listener: The listening socket.
+        take: Called with each connection, which it then owns. If it raises OSError, the connection is closed, and
+            accepting pauses for `PAUSE_S`.
     """
 
     def __init__(self, listener: socket.socket, take: Callable[[socket.socket], None]) -> None:
         self._listener = listener
         self._take = take
-        self._is_wanted = False
+        self._is_started = False
         listener.settimeout(0)
 
     def start(self) -> None:
-        """Accept connections from now on."""
-        self._is_wanted = True
+        """Start to accept connections."""
+        self._is_started = True
         asyncio.get_running_loop().add_reader(self._listener, self._accept)
 
     def stop(self) -> None:
-        """Leave clients in the listener's queue."""
-        self._is_wanted = False
+        """Stop accepting; new clients wait in the listener's queue."""
+        self._is_started = False
         asyncio.get_running_loop().remove_reader(self._listener)
 
     def _accept(self) -> None:
-        for _ in range(AT_ONCE):
-            if not self._is_wanted:  # `take` has called `stop`
+        for _ in range(MAX_ACCEPTS):
+            if not self._is_started:  # `take` has called `stop`
                 return
             try:
                 connection, _ = self._listener.accept()
             except (BlockingIOError, ConnectionAbortedError):
                 return
-            except OSError as error:  # most likely no file number is left
-                log.error("cannot accept connections: %s", error)  # noqa: TRY400 - the reason is all there is to know
+            except OSError as error:  # most likely no file descriptor is left
+                log.error("cannot accept connections: %s", error)  # noqa: TRY400 - a traceback would say no more
                 self._pause()
                 return
             try:
@@ -110,5 +110,5 @@ class Acceptor:
         loop.call_later(PAUSE_S, self._resume)
 
     def _resume(self) -> None:
-        if self._is_wanted:
+        if self._is_started:
             self.start()

@@ -1,4 +1,4 @@
-"""How much memory the process keeps, and which objects the garbage collector looks at."""
+"""Tunes the C heap and the garbage collector of the process."""
 
 import asyncio
 import contextlib
@@ -6,48 +6,48 @@ import ctypes
 import gc
 import sys
 
-GARBAGE = 10_000, 10, 10  # the thresholds of the three generations
-GIVE_BACK_EVERY_S = 30.0
+GC_THRESHOLDS = 10_000, 10, 10  # of the three generations
+TRIM_INTERVAL_S = 30.0
 _M_ARENA_MAX = -8  # malloc.h
 
 
 def share_one_heap() -> None:
-    """Let all threads allocate from one heap, so that what one frees another can use: 10 MB less.
+    """Let all threads allocate from one heap, so that one can reuse what another has freed; saves 10 MB.
 
-    By default GNU's C library gives threads heaps of their own, and keeps free memory in each.
+    By default GNU's C library gives each thread a heap of its own and keeps free memory in each.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library
             ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
 
 
-def settle() -> None:
-    """Keep the garbage collector from looking at what start-up built: hundreds of thousands of objects, mostly torch's.
+def freeze_startup_objects() -> None:
+    """Exclude the objects of start-up, hundreds of thousands and mostly torch's, from garbage collection.
 
-    Looking at them again and again took a quarter of a small request's time. What requests leave behind is freed by
-    reference counts, so the collector needs to run only now and then.
+    Visiting them again and again took a quarter of a small request's time. The objects of requests are freed by
+    reference counting, so the collector needs to run only rarely.
     """
     gc.collect()
     gc.freeze()
-    gc.set_threshold(*GARBAGE)
+    gc.set_threshold(*GC_THRESHOLDS)
     gc.enable()
-    give_back()  # 50 MB, which the warm-up took and freed
+    trim_heap()  # 50 MB that warm-up allocated and freed
 
 
-def give_back() -> None:
-    """Give free memory of the heap back to the system.
+def trim_heap() -> None:
+    """Return free memory in the heap to the system.
 
-    By itself the C library gives back only the end of the heap. The rest of the largest amount that requests ever
-    needed at once would stay with the process, and its resident memory would creep up for days without any leak.
-    It takes a millisecond for ten megabytes. No thread can allocate meanwhile, so the event loop may as well do it.
+    By itself the C library returns only the end of the heap. Memory that requests once needed would stay with the
+    process, and its resident memory would grow for days without any leak. Trimming takes a millisecond for ten
+    megabytes. No thread can allocate meanwhile, so it might as well run on the event loop.
     """
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError):  # another C library than GNU's
             ctypes.CDLL(None).malloc_trim(0)
 
 
-async def keep_giving_back() -> None:
-    """Call `give_back` now and then, until cancelled."""
+async def keep_trimming_heap() -> None:
+    """Call `trim_heap` every `TRIM_INTERVAL_S`, until cancelled."""
     while True:
-        await asyncio.sleep(GIVE_BACK_EVERY_S)
-        give_back()
+        await asyncio.sleep(TRIM_INTERVAL_S)
+        trim_heap()

@@ -1,4 +1,4 @@
-"""Runs the application under uvicorn: listens, reloads and drains on signals, and says how it ended."""
+"""Runs the application under uvicorn: accepts connections, reloads and drains on signals, and gives the exit code."""
 
 import asyncio
 import contextlib
@@ -31,9 +31,9 @@ else:
     from uvloop import new_event_loop
 
 OK, FAILED, BAD_BUNDLE, BY_SIGNAL = 0, 1, 3, 128
-KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that it is they who close
-CANCELLED_S = 1.0  # what is cut short at the end has so long to say so
-LINGER_S = 10.0  # a process that has failed for good ends itself, once probes and metrics have had time to say why
+KEEP_ALIVE_S = 75  # longer than proxies keep idle connections, so that the proxy closes first
+CANCEL_GRACE_S = 1.0  # time for cancelled requests to send their last reply
+LINGER_S = 10.0  # a process that has failed for good ends itself after this, so that probes and metrics can show why
 
 log = logging.getLogger(__name__)
 
@@ -43,9 +43,9 @@ def run(
 ) -> int:
     """Serve until a signal or a failed start, and return the process' exit code.
 
-    A worker among others has no listener; its connections come from its worker_group.
+    A worker among others has no listener; `worker_group` gives it connections.
     """
-    gc.freeze()  # what was imported stays, and nobody need look at it again
+    gc.freeze()  # imported objects stay: exclude them from garbage collection
     server = Server(app, settings, worker_group)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(server.serve(listeners))
@@ -57,8 +57,8 @@ def run(
 class Server(uvicorn.Server):
     """uvicorn, but it drains before it stops listening, and a failed start ends it.
 
-    uvicorn raises a signal again once it has shut down, so that the process dies of it. Here signals are taken over
-    before uvicorn notes them: a process that has drained in order ends with exit code 0.
+    uvicorn raises a signal again after its shutdown, so that the process dies of it. Here signals are handled before
+    uvicorn records them, so a process that has drained ends with exit code 0.
     """
 
     def __init__(self, app: FastAPI, settings: Settings, worker_group: WorkerGroup | None = None) -> None:
@@ -81,10 +81,10 @@ class Server(uvicorn.Server):
         self._settings = settings
         self._worker_group = worker_group or WorkerGroup()
         self._draining: asyncio.Task[None] | None = None
-        self._chores: list[asyncio.Task[None]] = []
+        self._background_tasks: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []
         self._connecting: set[asyncio.Task[None]] = set()
-        self.has_to_reload = asyncio.Event()  # a signal came, and no reload has begun since
+        self.reload_requested = asyncio.Event()  # set by SIGHUP, cleared when a reload begins
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
@@ -93,43 +93,41 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept; the bundles are still being loaded."""
-        if sighup_reloads():  # first, for the start may miss what changes from now on
-            with contextlib.suppress(RuntimeError):  # signals are the main thread's
-                self._loop.add_signal_handler(signal.SIGHUP, self.has_to_reload.set)
-        await super().startup([])  # uvicorn would have the loop take connections; see Acceptor
+        if sighup_reloads():  # before anything else: the start may miss changes from now on
+            with contextlib.suppress(RuntimeError):  # not in the main thread, as in tests
+                self._loop.add_signal_handler(signal.SIGHUP, self.reload_requested.set)
+        await super().startup([])  # no sockets for uvicorn: Acceptor accepts instead
         self._acceptors = [Acceptor(listener, self.take) for listener in sockets or []]
         for acceptor in self._acceptors:
             acceptor.start()
-        chores = (self._watch(), self._keep_reloading(), memory.keep_giving_back())
-        self._chores = [self._loop.create_task(chore) for chore in chores]
+        chores = (self._watch(), self._keep_reloading(), memory.keep_trimming_heap())
+        self._background_tasks = [self._loop.create_task(chore) for chore in chores]
         await self._worker_group.join(self)
         addresses = [url(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
     def reasons(self) -> dict[str, str | None]:
-        """Why this process says no to each probe."""
+        """For each probe, why this process says no; None for yes."""
         health = self._app.state.manager.health
         return {probe: health.own(probe) for probe in PROBES}
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take no more connections, and end those there are once they have been answered."""
+        """Stop accepting, and end each connection once its requests have been answered."""
         for acceptor in self._acceptors:
             acceptor.stop()
-        if self._connecting:  # uvicorn tells those that it knows of
+        if self._connecting:  # so that uvicorn knows of them when it closes connections
             await asyncio.wait(self._connecting)
         await super().shutdown(sockets)
-        if (
-            self.force_exit
-        ):  # then uvicorn leaves the lifespan to be cut short by the loop's end, which it calls an error
+        if self.force_exit:  # uvicorn then skips the lifespan's end, and logs an error when the loop's end cancels it
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self.lifespan.shutdown(), CANCELLED_S)
-        # What it waits for no longer: requests, which answer that they were cut short, and connections.
+                await asyncio.wait_for(self.lifespan.shutdown(), CANCEL_GRACE_S)
+        # uvicorn no longer waits for the rest: cancelled requests, which still send a reply, and connections.
         if self.force_exit:
             for task in self.server_state.tasks:
                 task.cancel()
         if self.server_state.tasks:
-            await asyncio.wait(self.server_state.tasks, timeout=CANCELLED_S)
-            await asyncio.sleep(0)  # their replies are written at the end of a step
+            await asyncio.wait(self.server_state.tasks, timeout=CANCEL_GRACE_S)
+            await asyncio.sleep(0)  # replies are written at the end of a loop step
         for connection in list(self.server_state.connections):
             cast("HttpConnection", connection).hang_up()
         await asyncio.sleep(0)
@@ -137,13 +135,15 @@ class Server(uvicorn.Server):
     def take(self, connection: socket.socket) -> None:
         """Serve this connection."""
         connection.settimeout(0)
-        self._connecting.add(task := self._loop.create_task(self._connect(connection)))  # a loop alone does not keep it
+        self._connecting.add(
+            task := self._loop.create_task(self._connect(connection))
+        )  # the loop keeps only a weak reference
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
             await self._loop.connect_accepted_socket(self._make_protocol, connection)
-        except OSError as error:  # it has gone already
+        except OSError as error:  # the client has left already
             log.debug("a connection was lost: %s", error)
             connection.close()
             self._worker_group.connection_closed()
@@ -153,8 +153,8 @@ class Server(uvicorn.Server):
             self.config, self.server_state, self.lifespan.state, when_closed=self._worker_group.connection_closed
         )
 
-    def be_alone(self) -> None:
-        """The supervisor is gone, and nobody can reach us any more."""
+    def supervisor_lost(self) -> None:
+        """Drain, because without the supervisor no client can connect."""
         if self._draining is None:
             log.error("the supervisor is gone")
             self._stop(signal.SIGTERM)
@@ -164,39 +164,39 @@ class Server(uvicorn.Server):
             return
         error = starting.exception()
         if error is None:
-            memory.settle()
-            if addresses:  # else the supervisor says so
+            memory.freeze_startup_objects()
+            if addresses:  # else the supervisor logs this
                 log.info("serving %s", " ".join(addresses))
             return
         self.exit_code = BAD_BUNDLE if isinstance(error, BundleError) else FAILED
         self.should_exit = True
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
-        """Called by Python's signal handling, between any two steps of the main thread."""
-        # In a context of its own: the interrupted one may be a request's, which has nothing to do with this.
+        """Handle a signal to stop. Python may call this between any two instructions of the main thread."""
+        # In a new context: the interrupted one may be a request's, whose id must not get into our log lines.
         self._loop.call_soon_threadsafe(self._stop, signal.Signals(sig), context=contextvars.Context())
 
     def _stop(self, sig: signal.Signals) -> None:
-        """The first signal drains; another one stops at once."""
+        """Drain on the first signal; stop at once on another."""
         if self._draining is None:
             log.info("%s: draining", sig.name)
-            # Someone at a terminal waits for no load balancer.
+            # SIGINT comes from a terminal, where there is no load balancer to wait for.
             delay_s = 0.0 if sig == signal.SIGINT else self._settings.drain_delay_s
             self._draining = self._loop.create_task(self._drain(delay_s))
-        elif not self._worker_group.says_when_again:
+        elif not self._worker_group.reports_second_signal:
             self.stop_at_once(sig)
 
     def stop_at_once(self, number: int) -> None:
-        """Tell those who still wait that it is over, at the second signal to stop, whose number this is."""
+        """Cut the drain short, on a second signal to stop of this number."""
         log.warning("%s again: stopping at once", signal.Signals(number).name)
         self.exit_code = BY_SIGNAL + number
         if self._draining is not None:
             self._draining.cancel()
         self._draining = self._loop.create_task(self._end())
-        self.force_exit = True  # uvicorn may be waiting for slow clients already
+        self.force_exit = True  # uvicorn may already be waiting for slow clients
 
     async def _drain(self, delay_s: float) -> None:
-        """Finish what was accepted, while new requests are still answered: that this is no place for them any more."""
+        """Finish accepted work, while new requests are refused as `Draining`; then stop serving."""
         over = time.monotonic() + delay_s + self._settings.drain_timeout_s
         try:
             self._app.state.starting.cancel()
@@ -206,13 +206,13 @@ class Server(uvicorn.Server):
             self._exit(math.ceil(over - time.monotonic()))
 
     async def _watch(self) -> None:
-        """End a process that nothing can bring back: not everything that starts containers looks at /livez."""
+        """End a process that has failed for good, because not every container platform checks /livez."""
         health = self._app.state.manager.health
         failing_since = None
         while True:
             await asyncio.sleep(LINGER_S / 10)
             reason = health.own("live")
-            if self._draining is not None:  # the end is near anyway, and the engine's threads end before it
+            if self._draining is not None:  # it ends anyway, and its engine threads, which probes watch, end first
                 return
             if reason is None:
                 failing_since = None
@@ -225,30 +225,30 @@ class Server(uvicorn.Server):
                 return
 
     async def _end(self) -> None:
-        """Tell those who still wait that it is over."""
+        """Fail what still waits for the engine, then stop serving."""
         await self._app.state.manager.batcher.close()
         await self._worker_group.leave()
         self._exit(1)
 
     def _exit(self, timeout_s: int) -> None:
-        """Stop listening, and give what is computed this long to be encoded and sent."""
+        """Have uvicorn shut down; replies get `timeout_s` to be encoded and sent."""
         self.config.timeout_graceful_shutdown = max(1, timeout_s)
         self.should_exit = True
 
     async def _keep_reloading(self) -> None:
-        """SIGHUP: take up what has changed in the folder of bundles, once for all signals that came meanwhile."""
+        """Reload changed bundles on SIGHUP; several signals during a reload lead to one more."""
         serving = self._app.state.manager
         await asyncio.wait([self._app.state.starting])
-        while serving.is_started:  # else the start has failed, and the process ends
-            await self.has_to_reload.wait()
-            self.has_to_reload.clear()  # now: what changes from here on, the reload may miss
+        while serving.is_started:  # false if the start failed: the process then ends
+            await self.reload_requested.wait()
+            self.reload_requested.clear()  # before the reload, which may miss changes from now on
             try:
                 await serving.reload()
             except (BundleError, ServiceError) as error:
-                log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - the reason is all there is to know
+                log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - a traceback would say no more
             except Exception:
                 log.exception("bundles not reloaded")
             else:
-                gc.unfreeze()  # the replaced ones are among it
-                memory.settle()
+                gc.unfreeze()  # the replaced bundles are among the frozen objects
+                memory.freeze_startup_objects()
                 log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))

@@ -1,14 +1,15 @@
-"""Handles signals while there is no server that does. Imports nothing that takes time."""
+"""Handles signals before the server is up and after it has ended. Imports nothing that takes time."""
 
 import os
 import signal
 import sys
 
 
-def take_first(code: int = 0) -> None:
-    """End the process with this code on SIGTERM and SIGINT, and ignore SIGHUP: there is nothing to drain or to reload.
+def exit_on_signals(code: int = 0) -> None:
+    """End the process with this code on SIGTERM and SIGINT, and ignore SIGHUP: nothing has to be drained or reloaded.
 
-    Without handlers, the first process of a container would ignore signals to stop, and any other would die of them.
+    Without handlers, the first process of a container would ignore SIGTERM, and any other would die of it with another
+    exit code.
     """
     if sighup_reloads():
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
@@ -17,5 +18,5 @@ def take_first(code: int = 0) -> None:
 
 
 def sighup_reloads() -> bool:
-    """Whether SIGHUP means to reload. Where there is a terminal, it means that the terminal has gone."""
+    """Whether SIGHUP means to reload. For a process with a terminal it means that the terminal was closed."""
     return hasattr(signal, "SIGHUP") and not (sys.stdin and sys.stdin.isatty())

@@ -1,4 +1,4 @@
-"""Runs several workers as one service: hands out connections, and passes on what the workers ask of one another.
+"""Runs several workers as one service: passes connections to them, and messages between them.
 
 The design, in short:
 
@@ -6,19 +6,20 @@ The design, in short:
   Workers share no memory. More than one pays because a single interpreter limits how many small requests are answered
   a second, however many cores there are.
 - Only the supervisor listens. It passes each connection, over a Unix socket, to the worker that has the fewest,
-  preferring those that are ready. Were all workers to listen on one port, the kernel would deal connections out by
-  hash, and of two connections both would often go to one worker.
-- A second socket for each worker carries messages (channel.py). With every heartbeat a worker says how it is, and it
-  is told how the worst of the others is, so that each can answer probes for all. A question that one worker asks
-  (metrics, loading a bundle) goes to all others, and their answers come back together.
-- Once a worker has started, it is bound to its share of the processors, where these are ours alone to divide: its event
-  loop and its engine take turns, and so find their data still in the caches.
+  preferring workers that are ready. If all workers listened on one port, the kernel would distribute connections by
+  hash, and would often give both of two connections to one worker.
+- A second socket for each worker carries messages (channel.py). With every heartbeat a worker reports how it would
+  answer each probe. The supervisor tells each worker the worst answer of the others, so that each can answer probes for
+  the whole service. A question of one worker (metrics, loading a bundle) goes to all others, and their answers come
+  back together.
+- Once a worker has started, it is bound to its share of the processors, if the service has them to itself: its event
+  loop and its engine take turns, and find their data still in the caches.
 - A signal is passed on to every worker, and each drains as a single process does. The second signal is passed on as a
-  message: systemd signals all processes of a service, so a worker would get each signal twice that was sent once.
-- A worker that takes no more connections has its connection socket closed. It reads that socket to the end first, so
-  no connection is lost.
-- A worker that ends unasked, or is killed because it is unresponsive, ends the service: the others drain, and whatever
-  started the service starts it again, just as when a single process fails.
+  message: systemd signals all processes of a service, so a worker may get one signal twice.
+- When a worker stops taking connections, the supervisor closes its end of their socket. The worker reads that socket to
+  the end, so no connection is lost.
+- A worker that ends by itself, or is killed because it is unresponsive, ends the service: the others drain, and
+  whatever started the service starts it again, just as when a single process fails.
 """
 
 import asyncio
@@ -39,25 +40,25 @@ from service.server.signals import sighup_reloads
 from service.worker_group import PROBES, Reasons
 
 UNRESPONSIVE_S = 8.0  # without a heartbeat for so long, a worker makes the service not ready
-DEAD_S = 40.0  # and after so long it is killed, for it will not recover by itself
+DEAD_S = 40.0  # after so long it is killed, because it will not recover by itself
 
 log = logging.getLogger(__name__)
 
 
 class Worker:
-    """One worker, as its supervisor sees it.
+    """The supervisor's view of one worker.
 
     Args:
         number: From 1.
-        process: It, or something with `send_signal`.
-        connection_socket: Where it receives connections.
+        process: The worker's process.
+        connection_socket: Connections are sent over it.
         channel: For messages.
 
     Attributes:
-        connections: How many it was given and has not closed.
+        connections: Number of connections that it was given and has not closed.
         reasons: For each probe, why it says no; None for yes.
-        last_heartbeat: When it last sent anything (time.monotonic()); None before the first time.
-        told: What it was told of the others.
+        last_heartbeat: When it last sent anything (time.monotonic()); None before the first message.
+        known_others: The reasons of the others that were last sent to it.
         has_started: Whether it has loaded its bundles.
     """
 
@@ -70,7 +71,7 @@ class Worker:
         self.connections = 0
         self.reasons: Reasons = dict.fromkeys(PROBES, "it is being started")
         self.last_heartbeat: float | None = None
-        self.told: Reasons = {}
+        self.known_others: Reasons = {}
         self.has_started = False
         self._connection_socket = connection_socket
         self._has_ended = False
@@ -80,7 +81,7 @@ class Worker:
     # Questions.
 
     def ask(self, what: Message) -> asyncio.Future[Any]:
-        """Its answer to a question; None if it ends before it answers. Cancel the future to stop waiting."""
+        """Send a question. The future is its answer, or None if it ends first; cancel it to stop waiting."""
         number = next(self._numbers)
         answer = self._questions[number] = asyncio.get_running_loop().create_future()
         answer.add_done_callback(lambda _: self._questions.pop(number))
@@ -91,7 +92,7 @@ class Worker:
         return answer
 
     def answers(self, number: int, value: Any) -> None:
-        """It has answered the question of this number."""
+        """Pass on its answer to the question of this number."""
         answer = self._questions.get(number)
         if answer is not None and not answer.done():
             answer.set_result(value)
@@ -100,11 +101,11 @@ class Worker:
 
     @property
     def takes_connections(self) -> bool:
-        """Whether it has begun to take connections and has not stopped."""
+        """Whether it has begun to take connections and not stopped since."""
         return self.last_heartbeat is not None and self._connection_socket.fileno() >= 0
 
     def take(self, connection: socket.socket) -> bool:
-        """Give it a connection. Returns False if its socket is full or closed."""
+        """Send it a connection. Returns False if its socket is full or closed."""
         try:
             socket.send_fds(self._connection_socket, [b"+"], [connection.fileno()])
         except OSError:
@@ -113,7 +114,7 @@ class Worker:
         return True
 
     def close(self) -> None:
-        """Give it no more connections."""
+        """Send it no more connections."""
         self._connection_socket.close()
 
     # Health.
@@ -133,13 +134,13 @@ class Worker:
         reason = "it does not answer" if self.is_unresponsive else self.reasons[probe]
         return None if reason is None else f"worker {self.number}: {reason}"
 
-    def excuse(self, seconds: float) -> None:
-        """Do not count so many seconds, in which its heartbeats could not be read, as its silence."""
+    def discount_silence(self, seconds: float) -> None:
+        """Leave out so many seconds, in which no heartbeat could be read, from its silence."""
         if self.last_heartbeat is not None:
             self.last_heartbeat = min(time.monotonic(), self.last_heartbeat + seconds)
 
     def end(self) -> None:
-        """Its process has ended."""
+        """Note that its process has ended."""
         self._has_ended = True
         self.close()
         for number in list(self._questions):
@@ -159,7 +160,7 @@ def hand_out(connection: socket.socket, workers: Iterable[Worker]) -> None:
     """
 
     def rank(worker: Worker) -> tuple[bool, bool, int]:
-        # A worker that is still loading would refuse what another can answer.
+        # A worker that is still loading would refuse requests that another can answer.
         return worker.is_unresponsive, worker.reason("ready") is not None, worker.connections
 
     takers = sorted((worker for worker in workers if worker.takes_connections), key=rank)
@@ -169,7 +170,7 @@ def hand_out(connection: socket.socket, workers: Iterable[Worker]) -> None:
 
 
 async def ask_all(workers: Sequence[Worker], wanted: int, what: Message, within_s: float) -> list[Any]:
-    """The answers of so many workers: None for one that gives none in time, or that does not exist yet."""
+    """Ask these workers; returns `wanted` answers. None stands for one that is late or does not exist yet."""
     questions = [worker.ask(what) for worker in workers]
     if questions:
         _, late = await asyncio.wait(questions, timeout=within_s)
@@ -179,8 +180,8 @@ async def ask_all(workers: Sequence[Worker], wanted: int, what: Message, within_
     return values + [None] * (wanted - len(values))
 
 
-def kill_the_dead(workers: Iterable[Worker]) -> None:
-    """Kill workers that have been silent for too long, unless they are on their way out."""
+def kill_dead_workers(workers: Iterable[Worker]) -> None:
+    """Kill workers that have been silent for too long, unless they are already draining."""
     for worker in workers:
         if worker.silent_s > DEAD_S and worker.takes_connections:
             log.critical("worker %d has not answered for %g s: ending it", worker.number, DEAD_S)
@@ -192,9 +193,9 @@ class Supervisor:
 
     Args:
         listener: Where clients connect.
-        address: The same for the log.
-        arguments: The command line. Each worker reads it, and the environment, for itself.
-        workers: How many.
+        address: Its URL, for the log.
+        arguments: The command line, which each worker parses itself.
+        workers: Number of workers.
     """
 
     def __init__(self, listener: socket.socket, address: str, arguments: Sequence[str], workers: int) -> None:
@@ -205,10 +206,10 @@ class Supervisor:
         self._wanted = workers
         self._shares = shares(workers)
         self._workers: list[Worker] = []
-        self._tasks: set[asyncio.Task[None]] = set()  # a loop alone does not keep its tasks alive
-        self._exit_code: int | None = None  # None until the end has begun
+        self._tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
+        self._exit_code: int | None = None  # None until the service begins to end
         self._was_told_to_stop = False
-        self._has_to_reload = False  # SIGHUP came, perhaps before some workers could hear it
+        self._reload_requested = False  # SIGHUP came, perhaps before some workers could handle it
         self._is_accepting = False
 
     async def run(self) -> int:
@@ -221,7 +222,7 @@ class Supervisor:
             loop.add_signal_handler(number, self._pass_on, number)
         for place in range(1, self._wanted + 1):
             await self._start(place)
-            if self._exit_code is not None:  # told to stop meanwhile, which this worker may not have heard
+            if self._exit_code is not None:  # told to stop meanwhile, perhaps before this worker could be signalled
                 self._workers[-1].signal(signal.SIGTERM)
                 break
         watch = loop.create_task(self._watch())
@@ -244,16 +245,16 @@ class Supervisor:
                 *(sys.executable, "-m", "service.server.worker", *map(str, fds), *self._arguments),
                 stdin=asyncio.subprocess.DEVNULL,
                 pass_fds=fds,
-                start_new_session=True,  # a terminal sends Ctrl-C to us alone, and we pass it on
+                start_new_session=True,  # so that a terminal sends Ctrl-C to the supervisor alone, which passes it on
             )
         connections.settimeout(0)
         worker = Worker(number, process, connections, await Channel.open(messages))
         self._workers.append(worker)
-        self._keep(self._listen_to(worker))
+        self._spawn(self._listen_to(worker))
 
     def _ended(self, worker: Worker, code: int) -> None:
         worker.end()
-        self._accept_or_not()
+        self._update_accepting()
         if self._exit_code is not None:
             return
         log.critical("worker %d ended with exit code %d: stopping the others", worker.number, code)
@@ -263,9 +264,11 @@ class Supervisor:
 
     def _pass_on(self, number: signal.Signals) -> None:
         if number == signal.SIGHUP:
-            self._has_to_reload = True
+            self._reload_requested = True
             for worker in self._workers:
-                if worker.last_heartbeat is not None:  # before, it could die of it; it gets it with its first heartbeat
+                if (
+                    worker.last_heartbeat is not None
+                ):  # earlier it might die of it; it is signalled at its first heartbeat
                     worker.signal(number)
             return
         for worker in self._workers:
@@ -281,65 +284,65 @@ class Supervisor:
         while True:
             before = time.monotonic()
             await asyncio.sleep(HEARTBEAT_S)
-            # Usually a moment. After a suspension of the whole service, the time in which nobody could be heard.
+            # Usually next to nothing. If the whole service was suspended, the time in which no heartbeat could be read.
             late_s = time.monotonic() - before - HEARTBEAT_S
             for worker in self._workers:
-                worker.excuse(late_s)
+                worker.discount_silence(late_s)
             self._tell_others()
-            kill_the_dead(self._workers)
+            kill_dead_workers(self._workers)
 
     def _tell_others(self) -> None:
-        """Tell every worker how the worst of the others is, where that has changed."""
+        """Send every worker the worst reasons of the others, if they have changed."""
         for worker in self._workers:
             others = [other for other in self._workers if other is not worker]
             worst = {probe: next(filter(None, [other.reason(probe) for other in others]), None) for probe in PROBES}
-            if worst != worker.told and worker.last_heartbeat is not None:
-                worker.told = worst
+            if worst != worker.known_others and worker.last_heartbeat is not None:
+                worker.known_others = worst
                 worker.channel.send({"others": worst})
 
-    # What workers say.
+    # Messages from workers.
 
     async def _listen_to(self, worker: Worker) -> None:
         async for message in worker.channel.received():
-            if worker.last_heartbeat is None and self._has_to_reload:
+            if worker.last_heartbeat is None and self._reload_requested:
                 worker.signal(signal.SIGHUP)
             worker.last_heartbeat = time.monotonic()
-            self._heed(worker, message)
+            self._handle(worker, message)
 
-    def _heed(self, worker: Worker, message: Message) -> None:
+    def _handle(self, worker: Worker, message: Message) -> None:
         match message:
             case {"reasons": reasons}:
                 worker.reasons = reasons
                 self._tell_others()
-                self._accept_or_not()
+                self._update_accepting()
                 if reasons["started"] is None and not worker.has_started:
                     self._note_start(worker)
             case {"closed": connections}:
                 worker.connections -= connections
             case {"closing": True}:
                 worker.close()
-                self._accept_or_not()
+                self._update_accepting()
             case {"ask": number, "what": what, "within_s": seconds}:
-                self._keep(self._relay(worker, number, what, seconds))
+                self._spawn(self._relay(worker, number, what, seconds))
             case {"answer": number, "value": value}:
                 worker.answers(number, value)
 
     def _note_start(self, worker: Worker) -> None:
         worker.has_started = True
-        if self._shares is not None:  # only now: loading is faster on all of them
+        if self._shares is not None:  # not earlier: loading is faster on all processors
             set_affinity(self._shares[worker.number - 1], worker.process.pid)
         if sum(one.has_started for one in self._workers) == self._wanted:
             log.info("serving %s", self._address)
 
     async def _relay(self, asker: Worker, number: int, what: Message, within_s: float) -> None:
-        """Ask all others what one worker wants to know, and send it their answers."""
+        """Pass one worker's question to all others, and send it their answers."""
         others = [worker for worker in self._workers if worker is not asker]
         asker.channel.send({"answer": number, "value": await ask_all(others, self._wanted - 1, what, within_s)})
 
     # Connections.
 
-    def _accept_or_not(self) -> None:
-        """While no worker takes connections, clients wait in the listener's queue."""
+    def _update_accepting(self) -> None:
+        """Accept while any worker takes connections; otherwise clients wait in the listener's queue."""
         wanted = any(worker.takes_connections for worker in self._workers)
         if wanted == self._is_accepting:
             return
@@ -349,17 +352,17 @@ class Supervisor:
             return
         self._acceptor.stop()
         if self._exit_code is not None:
-            self._listener.close()  # what comes now is refused at once
+            self._listener.close()  # from now on clients are refused
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
 
 def _exit_code(code: int) -> int:
-    """The exit code of a worker that was told to stop. A negative one is the number of the signal that killed it."""
+    """A worker's exit code as that of the service. A negative one is the signal that killed it."""
     if code >= 0:
         return code
-    # SIGTERM and SIGINT kill one that does not handle them yet: it had nothing to drain.
+    # SIGTERM and SIGINT kill a worker that does not handle them yet, and has nothing to drain.
     return 0 if -code in {signal.SIGTERM, signal.SIGINT} else 1

@@ -1,12 +1,12 @@
-"""`python -m service.server.worker MESSAGES CONNECTIONS …`: one of several workers. Only the supervisor starts it.
+"""`python -m service.server.worker MESSAGES CONNECTIONS …`: one of several workers, started by the supervisor.
 
-MESSAGES and CONNECTIONS are the numbers of open sockets; the rest is the service's own command line.
+MESSAGES and CONNECTIONS are file descriptors of open sockets; the rest is the service's own command line.
 """
 
-from service.server.signals import take_first
+from service.server.signals import exit_on_signals
 
 if __name__ == "__main__":  # before the other imports, which take half a second
-    take_first()
+    exit_on_signals()
 
 import socket
 import sys
@@ -17,13 +17,13 @@ from service.server.worker_link import WorkerLink
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Serve what the supervisor hands over until told to stop; returns the exit code."""
+    """Serve the connections that the supervisor passes on, until told to stop; returns the exit code."""
     messages, connections, *rest = arguments
     prepared = prepare(rest)
     if isinstance(prepared, int):
         return prepared
     worker_group = WorkerLink(socket.socket(fileno=int(messages)), socket.socket(fileno=int(connections)))
-    settings, keys, _ = prepared  # the supervisor has told the warnings
+    settings, keys, _ = prepared  # the supervisor has logged the warnings
     return serve(settings, keys, [], worker_group)
 
 

@@ -1,4 +1,4 @@
-"""A worker's link to the others: how it hears of them, asks them, and gets its connections (see supervisor.py)."""
+"""A worker's link to the supervisor: connections, the other workers' state, and questions (see supervisor.py)."""
 
 import asyncio
 import contextlib
@@ -12,43 +12,43 @@ from service.errors import NotReady
 from service.server.channel import HEARTBEAT_S, Channel, Message
 from service.worker_group import PROBES, Handler, Reasons, Server, WorkerGroup
 
-AT_ONCE = 64  # connections that are taken in one step
+MAX_RECEIVED = 64  # connections received in one step of the event loop
 
 log = logging.getLogger(__name__)
 
 
 class WorkerLink(WorkerGroup):
-    """The other workers, as one of them sees them.
+    """The other workers, reached through the supervisor.
 
     Args:
         messages, connections: Sockets to the supervisor.
     """
 
-    says_when_again = True
+    reports_second_signal = True
 
     def __init__(self, messages: socket.socket, connections: socket.socket) -> None:
         self._messages = messages
         self._connections = connections
         self._server: Server
-        self._channel: Channel | None = None  # before it has joined
+        self._channel: Channel | None = None  # None until `join`
         self._others: Reasons = dict.fromkeys(PROBES, "the other workers are being started")
         self._handlers: dict[str, Handler] = {}
         self._questions: dict[int, asyncio.Future[list[Any]]] = {}
         self._numbers = itertools.count()
-        self._tasks: set[asyncio.Task[Any]] = set()  # a loop alone does not keep its tasks alive
-        self._closed = 0  # connections that have ended and that the supervisor has not heard of
+        self._tasks: set[asyncio.Task[Any]] = set()  # the event loop keeps only weak references to tasks
+        self._closed = 0  # connections that have ended but were not reported to the supervisor yet
         self._has_all_connections = asyncio.Event()  # the supervisor has closed its end
 
     def reason(self, probe: str) -> str | None:
-        """See the base."""
+        """See the base class."""
         return self._others[probe]
 
     def answer(self, handlers: Mapping[str, Handler]) -> None:
-        """See the base."""
+        """See the base class."""
         self._handlers |= handlers
 
     async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:
-        """See the base."""
+        """See the base class."""
         number = next(self._numbers)
         question = self._questions[number] = asyncio.get_running_loop().create_future()
         try:
@@ -61,22 +61,22 @@ class WorkerLink(WorkerGroup):
         return answers
 
     async def join(self, server: Server) -> None:
-        """See the base."""
+        """See the base class."""
         self._channel = await Channel.open(self._messages)
         self._server = server
         self._connections.settimeout(0)
         asyncio.get_running_loop().add_reader(self._connections, self._take_connections)
-        self._keep(self._listen(self._channel))
-        self._keep(self._send_heartbeats())
+        self._spawn(self._listen(self._channel))
+        self._spawn(self._send_heartbeats())
 
     async def leave(self) -> None:
-        """See the base."""
+        """See the base class."""
         self._send({"closing": True})
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._has_all_connections.wait(), HEARTBEAT_S)
 
     def connection_closed(self) -> None:
-        """See the base. The supervisor hears at the end of this step of all that were closed in it."""
+        """See the base class. All connections that close in one step of the loop are reported together."""
         self._closed += 1
         if self._closed == 1:
             asyncio.get_running_loop().call_soon(self._report_closed)
@@ -102,17 +102,17 @@ class WorkerLink(WorkerGroup):
                 case {"again": number}:
                     self._server.stop_at_once(number)
                 case {"ask": number, "what": what}:
-                    self._keep(self._answer(number, what))
+                    self._spawn(self._answer(number, what))
                 case {"answer": number, "value": value}:
                     self._answered(self._questions.get(number), value)
-        self.says_when_again = False
+        self.reports_second_signal = False
         for question in self._questions.values():
             self._answered(question, [None])
-        self._server.be_alone()
+        self._server.supervisor_lost()
 
     @staticmethod
     def _answered(question: "asyncio.Future[list[Any]] | None", value: list[Any]) -> None:
-        if question is not None and not question.done():  # else nobody waits any more
+        if question is not None and not question.done():  # else the caller has stopped waiting
             question.set_result(value)
 
     async def _answer(self, number: int, what: dict[str, Any]) -> None:
@@ -122,19 +122,19 @@ class WorkerLink(WorkerGroup):
 
     def _take_connections(self) -> None:
         try:
-            sent, fds, *_ = socket.recv_fds(self._connections, AT_ONCE, AT_ONCE)
+            sent, fds, *_ = socket.recv_fds(self._connections, MAX_RECEIVED, MAX_RECEIVED)
         except BlockingIOError:
             return
         if not sent:
             asyncio.get_running_loop().remove_reader(self._connections)
             self._has_all_connections.set()
-        for _ in range(len(sent) - len(fds)):  # the kernel has closed them
-            log.error("a connection was lost: no file number was left")
+        for _ in range(len(sent) - len(fds)):  # the kernel has closed these
+            log.error("a connection was lost: no file descriptor was left")
             self.connection_closed()
         for fd in fds:
             self._server.take(socket.socket(fileno=fd))
 
-    def _keep(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -1,4 +1,4 @@
-"""Uploaded images arrive as the nets need them, or are refused; nothing hostile gets further than this."""
+"""Uploaded images are brought into a bundle's shape or refused with a reason, however hostile they are."""
 
 import base64
 import io
@@ -25,7 +25,7 @@ from service.codecs.time_slices import Steps
 from service.errors import DeadlinePassed, Invalid, Malformed, ServiceError, TooLarge
 
 GREY, COLOUR = ImageSpec(channels=1, height=6, width=8), ImageSpec(channels=3, height=6, width=8)
-LIMITS = Limits(GREY, 10_000, 16, still_wanted=lambda: None, decode=decode_picture)
+LIMITS = Limits(GREY, 10_000, 16, check_deadline=lambda: None, decode=decode_picture)
 RNG = np.random.default_rng(0)
 PIXELS = RNG.integers(0, 256, (6, 8), dtype=np.uint8)
 RGB_PIXELS = RNG.integers(0, 256, (6, 8, 3), dtype=np.uint8)
@@ -38,7 +38,7 @@ def file(picture: Image.Image, form: str = "png", **options: Any) -> bytes:
 
 
 def drive(steps: Steps[Upload]) -> tuple[Upload, int, int]:
-    """Do all of it here; how often it could have been interrupted, and how much was meant for threads."""
+    """Run all steps here: (result, times that they could be interrupted, calls that were to run off the loop)."""
     pauses = calls = 0
     result = None
     while True:
@@ -83,7 +83,7 @@ def npy(array: Any, **options: Any) -> bytes:
 
 
 def multipart(*parts: tuple[str, str, bytes], boundary: str = "BoUnD") -> tuple[bytes, str]:
-    """(name, filename, content) … as a body and its Content-Type; no filename, no file."""
+    """A form of these (name, filename or None, content): its body and Content-Type."""
     body = b""
     for name, filename, content in parts:
         extra = f'; filename="{filename}"' if filename else ""
@@ -94,7 +94,7 @@ def multipart(*parts: tuple[str, str, bytes], boundary: str = "BoUnD") -> tuple[
 
 @pytest.mark.parametrize(("form", "options"), [("png", {}), ("bmp", {}), ("webp", {"lossless": True})])
 def test_an_image_of_the_right_shape_keeps_its_pixels(form: str, options: dict[str, Any]) -> None:
-    """Lossless files of the bundle's size and colour arrive bit for bit."""
+    """Lossless files of the bundle's size and colour mode keep every pixel."""
     result = decoded(file(Image.fromarray(RGB_PIXELS), form, **options), COLOUR)
     np.testing.assert_array_equal(result.pixels, RGB_PIXELS)
     assert not result.converted
@@ -110,7 +110,7 @@ def test_a_grey_png_keeps_its_pixels() -> None:
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr", "I;16"])
 @pytest.mark.parametrize("image", [GREY, COLOUR], ids=["grey", "colour"])
 def test_every_colour_mode_of_a_flat_image_comes_out_flat(mode: str, image: ImageSpec) -> None:
-    """Palette, transparency, CMYK, 16 bits: white is white and black is black, and the reply can say `converted`."""
+    """Palette, transparency, CMYK, 16 bits: white stays white, black stays black, and `converted` is set."""
     for value in (0, 255):
         flat = np.full((12, 16), value, np.uint8)
         if mode == "I;16":
@@ -132,7 +132,7 @@ def test_sixteen_bits_are_scaled_not_clipped() -> None:
 
 
 def test_transparency_shows_black() -> None:
-    """Half-transparent white is grey, and an invisible colour is not seen."""
+    """Half-transparent white becomes grey, and a fully transparent colour black."""
     picture = np.zeros((6, 8, 4), np.uint8)
     picture[:, :4] = 255, 255, 255, 128
     picture[:, 4:] = 255, 0, 0, 0
@@ -142,7 +142,7 @@ def test_transparency_shows_black() -> None:
 
 
 def test_another_size_is_averaged_down() -> None:
-    """A picture of twice the size with 2 × 2 blocks comes back as those blocks' values, nearly."""
+    """A picture of 2 × 2 blocks, shrunk to half its size, has nearly the blocks' values."""
     large = np.kron(np.linspace(40, 200, 48).reshape(6, 8), np.ones((8, 8))).astype(np.uint8)
     result = decoded(file(Image.fromarray(large)))
     assert result.converted
@@ -150,7 +150,7 @@ def test_another_size_is_averaged_down() -> None:
 
 
 def test_the_way_a_camera_was_held_is_undone() -> None:
-    """EXIF says the picture lies on its side: it is stood up, as every viewer shows it."""
+    """EXIF's orientation is applied, as every viewer does."""
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate a quarter clockwise to view
     upright = np.zeros((6, 8), np.uint8)
@@ -163,7 +163,7 @@ def test_the_way_a_camera_was_held_is_undone() -> None:
 
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_of_an_animation_the_first_frame_counts(form: str) -> None:
-    """White first, black after: white is seen."""
+    """The first frame is white and the second black: the result is white."""
     frames = [Image.fromarray(np.full((6, 8, 3), value, np.uint8)) for value in (255, 0, 0)]
     body = file(frames[0], form, save_all=True, append_images=frames[1:], duration=100)
     assert decoded(body).pixels.min() > 250
@@ -185,13 +185,13 @@ def test_of_an_animation_the_first_frame_counts(form: str) -> None:
     ],
 )
 def test_what_is_no_image_is_invalid(body: bytes) -> None:
-    """Other formats, broken files and none at all get their error in place of an image."""
+    """Other formats, broken files and empty ones get an error in place of an image."""
     (result,) = decode(body)
     assert isinstance(result, Invalid)
 
 
 def png_header(width: int, height: int) -> bytes:
-    """A PNG that claims a size and has no pixels."""
+    """A PNG whose header claims this size, without any pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -202,13 +202,13 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(101, 100), (10_000, 9_500), (20_000, 20_000), (2**31 - 1, 2**31 - 1)])
 def test_a_large_image_is_refused_by_its_header(size: tuple[int, int]) -> None:
-    """A bomb is a few bytes that claim billions of pixels: the claim is enough to refuse it."""
+    """A few bytes that claim billions of pixels are refused by that claim."""
     (result,) = decode(png_header(*size))
     assert isinstance(result, TooLarge)
 
 
 def test_the_largest_image_allowed_is_allowed() -> None:
-    """Ten thousand pixels are ten thousand pixels."""
+    """The limit counts an array's pixels as it counts a file's."""
     assert decoded(file(Image.new("L", (100, 100)))).converted
 
 
@@ -222,7 +222,7 @@ def test_the_largest_image_allowed_is_allowed() -> None:
     ],
 )
 def test_an_array_of_the_right_shape_keeps_its_numbers(array: UInt8, image: ImageSpec) -> None:
-    """One image a row, whatever the order in memory."""
+    """Each entry of the first axis is an image, in C and in Fortran order."""
     results = decode(npy(array), image, "application/x-npy")
     whole = np.stack([result.pixels for result in results if isinstance(result, Decoded)])
     np.testing.assert_array_equal(whole, array.reshape(whole.shape))
@@ -230,7 +230,7 @@ def test_an_array_of_the_right_shape_keeps_its_numbers(array: UInt8, image: Imag
 
 
 def test_an_array_of_another_shape_is_converted() -> None:
-    """As a file of that size and colour would be."""
+    """An array of another size or colour mode is converted as a file would be."""
     array = RNG.integers(0, 256, (2, 12, 16, 3), dtype=np.uint8)
     results = decode(npy(array), GREY, "application/x-npy")
     for result, pixels in zip(results, array, strict=True):
@@ -240,7 +240,7 @@ def test_an_array_of_another_shape_is_converted() -> None:
 
 
 def test_a_header_that_was_seen_before_says_nothing_of_the_data() -> None:
-    """It is remembered, as most arrays of a client are alike; what follows it is another array each time."""
+    """A second array with the same header is read with its own data, not the first one's."""
     first, second = (npy(RNG.integers(0, 256, (2, GREY.height, GREY.width), dtype=np.uint8)) for _ in "ab")
     assert first[:128] == second[:128]
     for body in (first, second):
@@ -292,13 +292,13 @@ def header(text: str) -> bytes:
     ],
 )
 def test_a_bad_array_is_refused(body: bytes, error: type[Exception]) -> None:
-    """Before memory is taken for what it claims, and without running any of it."""
+    """It is refused before memory is allocated for its size, and without running code from it."""
     with pytest.raises(error):
         decode(body, GREY, "application/x-npy")
 
 
 def test_every_file_part_of_a_form_is_an_image() -> None:
-    """In order, whatever the parts are called; a broken one gets its own error."""
+    """They are decoded in order, whatever their names; a broken one gets its own error."""
     good = file(Image.fromarray(PIXELS))
     turned = file(Image.fromarray(PIXELS[::-1]))
     body, content_type = multipart(("images", "a", good), ("other", "b.bin", b"broken"), ("images", "c.png", turned))
@@ -310,7 +310,7 @@ def test_every_file_part_of_a_form_is_an_image() -> None:
 
 
 def test_a_file_that_looks_like_a_boundary_survives() -> None:
-    """Bytes are bytes: line ends and dashes inside a file are part of it."""
+    """Line ends and dashes inside a file do not end its part."""
     tricky = file(Image.fromarray(PIXELS)) + b"\r\n--BoUn\r\n--\r\n-"
     body, content_type = multipart(("images", "a.png", tricky))
     assert isinstance(decode(body, GREY, content_type)[0], Decoded)
@@ -335,19 +335,19 @@ GOOD_FORM, FORM_TYPE = multipart(("images", "a.png", b"x"))
     ],
 )
 def test_a_bad_form_is_refused(body: bytes, content_type: str, error: Any) -> None:
-    """With a reason for the client, whatever the parser thinks of it."""
+    """The client gets a reason, whatever the parser raises."""
     with pytest.raises(error):
         decode(body, GREY, content_type)
 
 
 def test_a_content_type_without_end_is_refused() -> None:
-    """Parsing its parameters takes time."""
+    """It is refused, because parsing its parameters takes long."""
     with pytest.raises(Malformed, match="too long"):
         decode(b"x", GREY, "multipart/form-data; boundary=x" + ";" * 60_000)
 
 
 def test_base64_is_checked_image_by_image() -> None:
-    """One text that is no base64 costs the others nothing."""
+    """One text that is not base64 gets its own error, and the others are decoded."""
     good = base64.b64encode(file(Image.fromarray(PIXELS))).decode()
     first, second, third, fourth = one_by_one(finish(decode_base64([good, "not base64!", "", "é"], LIMITS)))
     assert isinstance(first, Decoded)
@@ -372,7 +372,7 @@ LARGE = file(Image.fromarray(RNG.integers(0, 256, (100, 99, 3), dtype=np.uint8))
     ids=["plain", "data URL", "capitals", "76 columns", "61 columns", "spaced"],
 )
 def test_base64_is_read_as_clients_write_it(content: bytes, written: Callable[[str], str]) -> None:
-    """With line ends, wherever they fall, and as a URL: the same image."""
+    """With line ends anywhere, and as a data URL, it gives the same image."""
     text = written(base64.b64encode(content).decode())
     (plain,), (result,) = (
         one_by_one(finish(steps))
@@ -389,14 +389,14 @@ def test_base64_is_read_as_clients_write_it(content: bytes, written: Callable[[s
      "AA\u00a0AA", "data:image/png," + "A" * 8, "data:" + "x" * 300 + ";base64,AAAA", "AA-_"],
 )  # fmt: skip
 def test_what_is_no_base64_is_refused(text: str) -> None:
-    """Cut short, gone on after its end, or in another alphabet; also where a step ends in it."""
+    """Cut short, continued after its padding, or in another alphabet, also across two steps."""
     (result,) = one_by_one(finish(decode_base64([text], LIMITS)))
     assert isinstance(result, Invalid)
     assert "not base64" in str(result)
 
 
 def test_too_many_in_json_are_refused() -> None:
-    """As in an array or a form."""
+    """The limit on images holds as in an array or a form."""
     with pytest.raises(Invalid, match="17 images"):
         finish(decode_base64([""] * 17, LIMITS))
 
@@ -413,35 +413,35 @@ BODIES_OF_NINE = [
 
 @pytest.mark.parametrize("decode_nine", BODIES_OF_NINE)
 def test_nothing_is_decoded_for_nobody(decode_nine: Callable[[Limits], Any]) -> None:
-    """Before each image the deadline is asked: a body full of large images can't keep us for ever."""
+    """The deadline is checked before each image, so a body full of large images ends in time."""
     asked = []
 
-    def still_wanted() -> None:
+    def check_deadline() -> None:
         asked.append(1)
         if len(asked) > 3:
             raise DeadlinePassed(1)
 
     with pytest.raises(DeadlinePassed):
-        finish(decode_nine(replace(LIMITS, still_wanted=still_wanted)))
+        finish(decode_nine(replace(LIMITS, check_deadline=check_deadline)))
     assert len(asked) == 4
 
 
 @pytest.mark.parametrize("decode_nine", BODIES_OF_NINE)
 def test_work_on_small_images_can_be_interrupted_after_each(decode_nine: Callable[[Limits], Any]) -> None:
-    """None of it is worth a thread."""
+    """None of it is handed to a thread."""
     _, pauses, calls = drive(decode_nine(LIMITS))
     assert pauses >= 9
     assert calls == 0
 
 
 def test_a_large_form_is_split_in_many_steps() -> None:
-    """However few files there are in it."""
+    """A long body can be interrupted often, however few files it has."""
     _, pauses, _ = drive(decode_upload(*multipart(("images", "a", bytes(10**6))), LIMITS))
     assert pauses > 50
 
 
 def test_what_takes_long_is_done_apart() -> None:
-    """A large file, a small one of a large image, an array of large images, and one whose bytes must be sorted.
+    """A large file, a small one of a large image, an array of large images, and one in Fortran order.
 
     And small files of codecs whose time the size of a file does not bound; what is no pixels makes no difference.
     """
@@ -506,7 +506,7 @@ WHOLE = [
 @given(st.one_of(st.binary(max_size=100), *map(flipped, WHOLE)), st.sampled_from(["boundary=BoUnD", "", 'boundary="']))
 @example(b"\x93NUMPY\x01\x00\xff\xff", "")
 def test_damaged_bytes_never_raise_anything_else(body: bytes, parameters: str) -> None:
-    """Whatever arrives under whatever name: images, or an error that the client can read."""
+    """Any bytes of any Content-Type give images or an error for the client."""
     for content_type in UPLOAD_TYPES:
         with suppress(ServiceError):
             for result in decode(body, COLOUR, f"{content_type}; {parameters}"):
@@ -514,7 +514,7 @@ def test_damaged_bytes_never_raise_anything_else(body: bytes, parameters: str) -
 
 
 def test_conversions_agree_between_files_and_forms() -> None:
-    """A body on its own and the same file as a part of a form are the same image."""
+    """A file as the whole body and as a part of a form gives the same image."""
     body = file(Image.fromarray(RGB_PIXELS), "jpeg")
     form, content_type = multipart(("images", "a.jpg", body))
     np.testing.assert_array_equal(decoded(body).pixels, decoded(form, GREY, content_type).pixels)

@@ -1,4 +1,4 @@
-"""What takes long is decoded in processes that end in time, and nobody waits for the slow alone."""
+"""Slow images are decoded in processes with bounded time and memory, and do not hold up quick ones."""
 
 import asyncio
 import io
@@ -16,9 +16,9 @@ from PIL import Image
 
 from service.app import create_app
 from service.codecs.decoders import Decoders
-from service.codecs.image_file import ImageFile, walk
+from service.codecs.image_file import ImageFile, parse_image_file
 from service.codecs.picture import Decoded, Shape, decode_picture
-from service.codecs.time_slices import Apart, at_once
+from service.codecs.time_slices import OffLoopWork, run_steps
 from service.errors import Invalid, TooLarge
 
 pytestmark = pytest.mark.anyio
@@ -30,7 +30,7 @@ RNG = np.random.default_rng(0)
 def image(picture: Image.Image, form: str = "png", **options: object) -> ImageFile:
     out = io.BytesIO()
     picture.save(out, form, **options)
-    return at_once(walk(out.getvalue()))
+    return run_steps(parse_image_file(out.getvalue()))
 
 
 NOISE = Image.fromarray(RNG.integers(0, 256, (300, 400, 3), dtype=np.uint8))
@@ -38,7 +38,7 @@ ORDINARY = image(NOISE)
 
 
 def endless() -> ImageFile:
-    """A small JPEG whose last scan is there two thousand times more: each goes over 16 million pixels."""
+    """A small JPEG that repeats its last scan two thousand times, each over 16 million pixels."""
     found = image(Image.new("L", (4000, 4000)), "jpeg", progressive=True)
     *head, end = found.pieces
     scan = next(piece for piece in reversed(head) if bytes(piece[:2]) == b"\xff\xda")
@@ -55,14 +55,14 @@ async def running(count: int = 1, seconds: float = 60, **limits: int) -> AsyncIt
 
 
 async def decode(decoders: Decoders, file: ImageFile, shape: Shape = SHAPE) -> Decoded:
-    result, _ = await decoders.run(Apart(partial(decoders.decode, file, shape), file.cost))
+    result, _ = await decoders.run(OffLoopWork(partial(decoders.decode, file, shape), file.cost))
     assert isinstance(result, Decoded)
     return result
 
 
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp", "bmp"])
 async def test_a_process_gives_the_same_pixels(form: str) -> None:
-    """As on the event loop, where the same file is small."""
+    """A process gives the same pixels as a decoder on the event loop."""
     async with running() as decoders:
         for shape in (SHAPE, Shape(300, 400, 3, 10**6)):
             there, here = await decode(decoders, image(NOISE, form), shape), decode_picture(image(NOISE, form), shape)
@@ -75,17 +75,17 @@ async def test_a_process_gives_the_same_pixels(form: str) -> None:
 
 
 async def test_a_process_refuses_as_the_event_loop_does() -> None:
-    """Broken and too large images are told apart, and the next one is decoded."""
+    """A broken image and one that is too large get different errors, and the next one is decoded."""
     async with running() as decoders:
         with pytest.raises(Invalid, match="broken"):
-            await decode(decoders, ORDINARY._replace(pieces=[ORDINARY.content[:9999]]))
+            await decode(decoders, ORDINARY._replace(pieces=[ORDINARY.data[:9999]]))
         with pytest.raises(TooLarge, match="400×300 pixels; the most is 100"):
             await decode(decoders, ORDINARY, SHAPE._replace(max_pixels=100))
         assert (await decode(decoders, ORDINARY)).converted
 
 
 async def test_an_image_that_takes_too_long_is_ended_and_the_next_one_decoded() -> None:
-    """Whatever codec it keeps busy: its process ends by the system's own clock."""
+    """The system kills its process, whatever codec it is in."""
     async with running(seconds=0.5) as decoders:
         for _ in range(2):
             with pytest.raises(Invalid, match=r"took more than 0\.5 s"):
@@ -94,7 +94,7 @@ async def test_an_image_that_takes_too_long_is_ended_and_the_next_one_decoded() 
 
 
 async def test_an_image_that_takes_too_much_memory_is_refused() -> None:
-    """A process has room for the largest image allowed, and no more."""
+    """A process may take the memory of the largest image allowed, and no more."""
     async with running(max_pixels=10**6) as decoders:
         with pytest.raises(Invalid, match="too much memory"):
             await decode(decoders, image(Image.new("RGBA", (9000, 9000))))
@@ -103,7 +103,7 @@ async def test_an_image_that_takes_too_much_memory_is_refused() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "I;16", "CMYK", "P"])
 async def test_the_largest_image_allowed_has_the_memory_it_takes(mode: str) -> None:
-    """In every colour, turned on its side."""
+    """In every colour mode, rotated by its orientation."""
     async with running(max_pixels=4_000_000) as decoders:
         form = "jpeg" if mode == "CMYK" else "png"
         largest = image(Image.new(mode, (2000, 2000)), form, **({"progressive": True} if form == "jpeg" else {}))
@@ -111,21 +111,21 @@ async def test_the_largest_image_allowed_has_the_memory_it_takes(mode: str) -> N
 
 
 async def test_a_process_that_was_ended_from_outside_is_replaced(until: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """By the system for its memory, say: between two images nobody notices."""
+    """When the system kills it between two images, for memory say, the next image gets a new one."""
     async with running() as decoders:
         await decode(decoders, ORDINARY)
-        [process] = decoders._processes  # noqa: SLF001 - nobody else knows it
+        [process] = decoders._processes  # noqa: SLF001 - no other way to find it
         os.kill(process.pid, signal.SIGKILL)
         await until(lambda: process.poll() is not None)
         assert (await decode(decoders, ORDINARY)).converted
         assert not caplog.records
 
 
-async def test_a_process_that_was_stopped_gives_its_place_back() -> None:
-    """It uses nothing of its own time; by the clock it is ended all the same."""
+async def test_a_process_that_was_stopped_is_killed_and_replaced() -> None:
+    """It uses no processor time, so a timer by the clock kills it."""
     async with running(seconds=0.1) as decoders:
         await decode(decoders, ORDINARY)
-        [process] = decoders._processes  # noqa: SLF001 - nobody else knows it
+        [process] = decoders._processes  # noqa: SLF001 - no other way to find it
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(Invalid, match="took more than"):
             await decode(decoders, ORDINARY)
@@ -133,7 +133,7 @@ async def test_a_process_that_was_stopped_gives_its_place_back() -> None:
 
 
 async def test_processes_end_with_the_service() -> None:
-    """Also one that is busy, and the thread that waits for it."""
+    """A busy process ends too, and so does the thread that waits for it."""
     threads = threading.active_count()
     async with running(2) as decoders:
         busy = asyncio.create_task(decode(decoders, endless()))
@@ -146,39 +146,39 @@ async def test_processes_end_with_the_service() -> None:
     assert threading.active_count() <= threads + 2
 
 
-async def test_the_cheap_do_not_wait_for_all_of_the_dear() -> None:
-    """Every other turn is for the cheapest, every other for the oldest; a place whose client has left is free again."""
+async def test_cheap_work_does_not_wait_for_all_expensive_work() -> None:
+    """Turns go alternately to the cheapest and to the oldest; a cancelled caller's thread becomes free again."""
     gate, done = threading.Event(), list[str]()
     async with running(1) as decoders:
 
-        def work(name: str) -> Apart:
+        def work(name: str) -> OffLoopWork:
             def call() -> None:
                 assert gate.wait(60)
                 done.append(name)
 
-            return Apart(call, 1 if name == "cheap" else 100)
+            return OffLoopWork(call, 1 if name == "cheap" else 100)
 
         first = asyncio.create_task(decoders.run(work("first")))
         await asyncio.sleep(0)
-        dear = [asyncio.create_task(decoders.run(work(f"dear {n}"))) for n in range(6)]
+        expensive = [asyncio.create_task(decoders.run(work(f"expensive {n}"))) for n in range(6)]
         await asyncio.sleep(0)
         cheap = asyncio.create_task(decoders.run(work("cheap")))
         await asyncio.sleep(0)
-        dear[0].cancel()
-        first.cancel()  # it is running: its place is free when it has ended
+        expensive[0].cancel()
+        first.cancel()  # it is running: its thread is free once it has ended
         gate.set()
-        await asyncio.gather(cheap, *dear[1:])
+        await asyncio.gather(cheap, *expensive[1:])
         assert done.index("cheap") <= 2
-        assert sorted(done) == sorted(["first", "cheap", *(f"dear {n}" for n in range(1, 6))])
+        assert sorted(done) == sorted(["first", "cheap", *(f"expensive {n}" for n in range(1, 6))])
         await decoders.run(work("last"))
 
 
 async def test_slow_images_get_their_own_answer_and_an_ordinary_one_is_judged(
     start: Any, tiny_settings: Any, problem: Any
 ) -> None:
-    """Eight at once, whatever time their clients give them: each is refused, and the next picture is answered."""
-    slow = {"content": endless().content, "headers": {"Content-Type": "image/jpeg", "X-Timeout-Ms": "120000"}}
-    ordinary = {"content": ORDINARY.content, "headers": {"Content-Type": "image/png"}}
+    """Eight at once with a long deadline are each refused, and an ordinary one beside them is answered."""
+    slow = {"content": endless().data, "headers": {"Content-Type": "image/jpeg", "X-Timeout-Ms": "120000"}}
+    ordinary = {"content": ORDINARY.data, "headers": {"Content-Type": "image/png"}}
     async with start(create_app(tiny_settings(decode_timeout_s=0.2))) as client:
         refused = [asyncio.create_task(client.post("/discriminate", **slow)) for _ in range(8)]
         await asyncio.sleep(0)

@@ -1,4 +1,4 @@
-"""Every format gives back the images that went in, and the same bytes every time."""
+"""Every format decodes to the images that were encoded, and the bytes are the same every time."""
 
 import base64
 import io
@@ -27,7 +27,7 @@ def pixels(file: bytes) -> UInt8:
 
 
 def drawn(images: UInt8, columns: int, scale: int) -> UInt8:
-    """A grid the slow way: one pixel after the other."""
+    """A grid made by a plain loop over the pixels."""
     n, h, w, c = images.shape
     rows = -(-n // columns)
     canvas = np.zeros((rows * h * scale, columns * w * scale, c), np.uint8)
@@ -43,7 +43,7 @@ def drawn(images: UInt8, columns: int, scale: int) -> UInt8:
 @pytest.mark.parametrize(("columns", "scale"), [(3, 1), (5, 2), (1, 3), (2, 1)])
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_a_picture_holds_every_pixel(images: UInt8, columns: int, scale: int, form: Format) -> None:
-    """PNG and WebP are lossless: the grid that comes out is the one that a slow loop draws."""
+    """PNG and WebP are lossless: their pixels are those of a grid made by a plain loop."""
     picture = pixels(encode(images, RenderOptions(form, columns, scale), ORIGIN))
     expected = drawn(images, columns, scale)
     np.testing.assert_array_equal(picture, np.broadcast_to(expected, picture.shape))  # WebP's grey has three channels
@@ -51,13 +51,13 @@ def test_a_picture_holds_every_pixel(images: UInt8, columns: int, scale: int, fo
 
 
 def test_one_image_is_a_picture_of_its_own_size() -> None:
-    """No grid around a single image."""
+    """A picture of one image is that image."""
     np.testing.assert_array_equal(pixels(encode(GREY[:1], RenderOptions("png", 1, 1), ORIGIN)), GREY[0])
 
 
 @pytest.mark.parametrize("size", [(1, 1), (28, 28), (3, 1000), (700, 5)])
 def test_grey_pngs_are_whole_files(size: tuple[int, int]) -> None:
-    """They are put together here: another reader finds the right chunks, with the right checksums, and every pixel."""
+    """A reader of our own finds the right chunks, checksums and pixels in PNGs that are written without Pillow."""
     image = np.random.default_rng(2).integers(0, 256, (1, *size, 1), dtype=np.uint8)
     file = encode(image, RenderOptions("png", 1, 1), ORIGIN)
     chunks, place = [], 8
@@ -82,7 +82,7 @@ def test_jpeg_comes_close() -> None:
 
 @pytest.mark.parametrize("images", [GREY, COLOUR], ids=["grey", "colour"])
 def test_npy_is_the_array(images: UInt8) -> None:
-    """uint8, n × h × w × c, in C order, scaled if asked."""
+    """It is uint8 (n, h, w, c) in C order, with `scale` applied."""
     array = np.load(io.BytesIO(encode(images, RenderOptions("npy", 3, 1), ORIGIN)))
     assert array.dtype == np.uint8
     assert array.flags.c_contiguous
@@ -92,7 +92,7 @@ def test_npy_is_the_array(images: UInt8) -> None:
 
 
 def test_zip_holds_one_png_an_image() -> None:
-    """Names count from zero in order; nothing is compressed twice."""
+    """Names count from zero, and the PNGs are stored without further compression."""
     with zipfile.ZipFile(io.BytesIO(encode(COLOUR, RenderOptions("zip", 3, 1), ORIGIN))) as archive:
         assert archive.testzip() is None
         assert archive.namelist() == [f"{n:06d}.png" for n in range(5)]
@@ -102,7 +102,7 @@ def test_zip_holds_one_png_an_image() -> None:
 
 
 def test_json_says_where_images_come_from() -> None:
-    """The JSON is the documented schema, whole."""
+    """The JSON has all fields of the documented schema."""
     body = encode(GREY, RenderOptions("json", 3, 1), ORIGIN)
     reply = SampleReply.model_validate_json(body)
     assert set(json.loads(body)) == set(SampleReply.model_fields)
@@ -114,6 +114,6 @@ def test_json_says_where_images_come_from() -> None:
 
 @pytest.mark.parametrize("form", list(MEDIA_TYPES))
 def test_the_same_images_are_the_same_bytes(form: Format) -> None:
-    """No date, no counter: what is cached today is what would be made tomorrow."""
+    """No date or counter gets into the bytes, so a cached reply stays equal to a new one."""
     look = RenderOptions(form, 3, 2)
     assert encode(GREY, look, ORIGIN) == encode(GREY.copy(), look, ORIGIN)

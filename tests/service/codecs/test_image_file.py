@@ -1,4 +1,4 @@
-"""Of an image file what its pixels need is kept, in few steps and short ones, and nothing else gets to a decoder."""
+"""An uploaded file is reduced to what its pixels need, in short steps, before a decoder sees it."""
 
 import io
 import struct
@@ -13,9 +13,9 @@ from PIL import Image, ImageCms, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from service.codecs import image_file as imagefile
-from service.codecs.image_file import MAX_SEGMENTS, QUICK_BYTES, ImageFile, walk
+from service.codecs.image_file import MAX_SEGMENTS, QUICK_BYTES, ImageFile, parse_image_file
 from service.codecs.picture import Shape, decode_picture
-from service.codecs.time_slices import at_once
+from service.codecs.time_slices import run_steps
 from service.errors import Invalid
 
 SHAPE = Shape(24, 16, 3, 10**6)
@@ -60,20 +60,20 @@ def exif(orientation: int) -> Image.Exif:
 def test_the_orientation_is_read_and_all_else_of_exif_is_cut_out(
     form: str, options: dict[str, object], orientation: int
 ) -> None:
-    """Pixels come out as Pillow turns them, from a file without EXIF, profile or XMP."""
+    """Pixels are as Pillow rotates them, and EXIF, profile and XMP are removed."""
     icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     whole = file(RGB, form, **options, exif=exif(orientation), icc_profile=icc)
-    found = at_once(walk(whole))
+    found = run_steps(parse_image_file(whole))
     assert found.orientation == orientation
     for word in (b"description", b"Exif", b"eXIf", b"EXIF", b"ICC", b"iCCP"):
-        assert word not in found.content
+        assert word not in found.data
     expected = ImageOps.exif_transpose(Image.open(io.BytesIO(whole))).resize((16, 24), Image.Resampling.BILINEAR)
     np.testing.assert_array_equal(decode_picture(found, SHAPE).pixels, np.asarray(expected))
 
 
 @pytest.mark.parametrize(("kind", "form"), [(4, "jpeg"), (3, "png"), (1, "png")])
 def test_an_orientation_of_another_type_is_read_or_left_out(kind: int, form: str) -> None:
-    """As an integer of four bytes, as some write it; a value that means nothing is upright."""
+    """A LONG is read like a SHORT, and a value out of range means upright."""
     for order, mark in (("<", b"II*\0"), (">", b"MM\0*")):
         for value in (6, 0, 9):
             number = struct.pack(order + "I", value) if kind == 4 else struct.pack(order + "HH", value, 0)
@@ -81,30 +81,30 @@ def test_an_orientation_of_another_type_is_read_or_left_out(kind: int, form: str
             whole = file(RGB, form)
             extra = segment(0xE1, b"Exif\0\0" + tiff) if form == "jpeg" else chunk(b"eXIf", tiff)
             at = 2 if form == "jpeg" else 33
-            found = at_once(walk(whole[:at] + extra + whole[at:]))
+            found = run_steps(parse_image_file(whole[:at] + extra + whole[at:]))
             assert found.orientation == (6 if value == 6 else 1)
 
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_colours_stay_as_they_are(name: str) -> None:
-    """What says how they are meant is kept: palette, transparency, Adobe's marker."""
+    """What defines the colours is kept: palette, transparency, Adobe's marker."""
     for form in ("png", "jpeg", "webp", "bmp"):
         if (name, form) in {("cmyk", "png"), ("cmyk", "webp"), ("cmyk", "bmp"), ("palette", "jpeg"), ("alpha", "jpeg")}:
             continue
         whole = file(PICTURES[name], form)
         untouched = ImageFile(form.upper(), [whole], 16, 24, 1, 0, is_quick=False)
-        kept = decode_picture(at_once(walk(whole)), SHAPE)
+        kept = decode_picture(run_steps(parse_image_file(whole)), SHAPE)
         np.testing.assert_array_equal(kept.pixels, decode_picture(untouched, SHAPE).pixels)
 
 
 @pytest.mark.parametrize("form", ["png", "webp"])
 def test_of_an_animation_the_first_frame_is_left(form: str) -> None:
-    """The others are not looked at."""
+    """The frames after the first are removed."""
     frames = [Image.fromarray(np.full((24, 16, 3), value, np.uint8)) for value in (255, 0, 0, 0)]
     whole = file(frames[0], form, save_all=True, append_images=frames[1:], duration=100, lossless=True)
-    found = at_once(walk(whole))
-    assert len(found.content) < len(whole)
-    with Image.open(io.BytesIO(found.content)) as one:
+    found = run_steps(parse_image_file(whole))
+    assert len(found.data) < len(whole)
+    with Image.open(io.BytesIO(found.data)) as one:
         assert getattr(one, "n_frames", 1) == 1
     assert decode_picture(found, SHAPE).pixels.min() > 250
 
@@ -114,7 +114,7 @@ WEBP = file(RGB, "webp")
 NOTES = PngInfo()
 NOTES.add_text("a", "b" * 10**6, zip=True)
 
-# What each adds, as often as wanted, to a file that is good without.
+# Each adds something useless, n times, to a valid file.
 FLOODS: dict[str, Callable[[int], bytes]] = {
     "jpeg of exif": lambda n: JPEG[:2] + segment(0xE1, b"Exif\0\0ab") * n + JPEG[2:],
     "jpeg of empty segments": lambda n: JPEG[:2] + segment(0xFE) * n + JPEG[2:],
@@ -128,27 +128,27 @@ FLOODS: dict[str, Callable[[int], bytes]] = {
 
 @pytest.mark.parametrize("flood", FLOODS)
 def test_a_flood_of_segments_is_cut_out_or_refused(flood: str) -> None:
-    """Up to ten thousand make no difference to what a decoder is given; of more nobody sees the end."""
+    """Up to ten thousand change nothing in what a decoder gets; a file with more is refused."""
     good = {"jpeg": JPEG, "png": PNG, "webp": WEBP}[flood.split(maxsplit=1)[0]]
-    few, many = (at_once(walk(FLOODS[flood](n))) for n in (0, MAX_SEGMENTS - 20))
-    assert few.content == many.content
-    assert len(few.content) <= len(good)
+    few, many = (run_steps(parse_image_file(FLOODS[flood](n))) for n in (0, MAX_SEGMENTS - 20))
+    assert few.data == many.data
+    assert len(few.data) <= len(good)
     np.testing.assert_array_equal(decode_picture(many, SHAPE).pixels, decode_picture(few, SHAPE).pixels)
     with pytest.raises(Invalid, match=f"more than {MAX_SEGMENTS} segments"):
-        at_once(walk(FLOODS[flood](MAX_SEGMENTS)))
-    assert len(list(walk(FLOODS[flood](MAX_SEGMENTS - 20)))) > 100, "others get their turns"
+        run_steps(parse_image_file(FLOODS[flood](MAX_SEGMENTS)))
+    assert len(list(parse_image_file(FLOODS[flood](MAX_SEGMENTS - 20)))) > 100, "others get their turns"
 
 
 @pytest.mark.parametrize("between", [b"\xff", b"\xff\xd0", b"\xff\x00"], ids=["fill", "restarts", "stuffed bytes"])
 @pytest.mark.parametrize("place", ["before a segment", "in the scan"])
 def test_fill_is_passed_over_in_steps(between: bytes, place: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However much there is of it, and wherever a step ends in it."""
+    """Fill bytes are removed, however many there are and wherever a step ends among them."""
     at = 2 if place == "before a segment" else len(JPEG) - 2
-    plain = at_once(walk(JPEG))
+    plain = run_steps(parse_image_file(JPEG))
     for step in (1, 2, 7, 1000):
         monkeypatch.setattr(imagefile, "_PAUSE_BYTES", step)
         steps = 0
-        pieces = walk(JPEG[:at] + between * 3000 + JPEG[at:])
+        pieces = parse_image_file(JPEG[:at] + between * 3000 + JPEG[at:])
         while True:
             try:
                 next(pieces)
@@ -159,14 +159,14 @@ def test_fill_is_passed_over_in_steps(between: bytes, place: str, monkeypatch: p
         assert steps >= 3000 // max(step, 64)
         assert (found.width, found.height) == (plain.width, plain.height)
         if place == "before a segment":
-            assert found.content == plain.content
+            assert found.data == plain.data
 
 
 def test_parts_that_may_come_once_are_kept_once() -> None:
-    """A second header, palette or frame is none."""
+    """A second header, palette or frame is removed."""
     palette = file(PICTURES["palette"], "png")
     twice = palette[:33] + chunk(b"IHDR", bytes(13)) + palette[33:-12] + chunk(b"PLTE", bytes(768)) * 99 + palette[-12:]
-    assert at_once(walk(twice)).content == at_once(walk(palette)).content
+    assert run_steps(parse_image_file(twice)).data == run_steps(parse_image_file(palette)).data
 
 
 @pytest.mark.parametrize(
@@ -180,9 +180,9 @@ def test_parts_that_may_come_once_are_kept_once() -> None:
     ],
 )
 def test_what_is_no_such_file_is_refused(body: bytes, says: str) -> None:
-    """By its first bytes, or because its segments have no length."""
+    """It is refused for its first bytes, or for a segment without a valid length."""
     with pytest.raises(Invalid, match=says):
-        at_once(walk(body))
+        run_steps(parse_image_file(body))
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_what_is_no_such_file_is_refused(body: bytes, says: str) -> None:
     ids=["jpeg", "progressive jpeg", "lossless webp", "bmp in runs"],
 )
 def test_slow_codecs_cost_more_and_are_not_quick(whole: bytes, cost: int) -> None:
-    """By how often they go over the pixels, roughly."""
-    found = at_once(walk(whole))
-    assert found.cost - len(found.content) >= cost * found.width * found.height
+    """The cost grows with the number of passes over the pixels."""
+    found = run_steps(parse_image_file(whole))
+    assert found.cost - len(found.data) >= cost * found.width * found.height
     assert found.is_quick == (cost == 1)
 
 
@@ -217,31 +217,31 @@ HEAD = st.sampled_from([b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF\0\0\0\0WEB
 
 
 @given(HEAD, st.lists(PART, max_size=30), st.booleans())
-def test_whatever_comes_is_walked_to_its_end(head: bytes, parts: list[bytes], as_form: bool) -> None:  # noqa: FBT001
-    """Nothing is added to it, what is quick is small, and nothing but a refusal is raised."""
+def test_any_bytes_are_parsed_or_refused(head: bytes, parts: list[bytes], as_form: bool) -> None:  # noqa: FBT001
+    """The result is no longer than the file, a quick one is small, and only Invalid is raised."""
     body = head + b"".join(parts)
     try:
-        found = at_once(walk(bytearray(body) if as_form else body))
+        found = run_steps(parse_image_file(bytearray(body) if as_form else body))
     except Invalid:
         return
-    assert len(found.content) <= len(body) + 2
+    assert len(found.data) <= len(body) + 2
     assert 1 <= found.orientation <= 8
-    assert not (found.is_quick and len(found.content) > QUICK_BYTES)
+    assert not (found.is_quick and len(found.data) > QUICK_BYTES)
 
 
 def test_a_file_of_two_sizes_is_broken() -> None:
-    """A decoder may believe another one than we do: what it costs is then not known."""
+    """A decoder that finds another size than our parser would take a time that we did not estimate."""
     large = file(Image.new("RGB", (600, 900)), "webp")
     small = b"VP8X" + (10).to_bytes(4, "little") + bytes(4) + (600).to_bytes(3, "little") + bytes(3)
     for body in (large[:12] + small + large[12:], large + small):
-        found = at_once(walk(body))
+        found = run_steps(parse_image_file(body))
         assert found.width * found.height >= 600 * 900
         with pytest.raises(Invalid):
             decode_picture(found, SHAPE)
 
 
 def test_a_jpeg_that_is_cut_short_stays_so() -> None:
-    """No end is made up for it."""
+    """A JPEG that is cut short is refused, not completed."""
     for length in (len(JPEG) // 2, len(JPEG) - 40):
         with pytest.raises(Invalid, match="broken or cut short"):
-            decode_picture(at_once(walk(JPEG[:length])), SHAPE)
+            decode_picture(run_steps(parse_image_file(JPEG[:length])), SHAPE)

@@ -1,4 +1,4 @@
-"""Long work on the event loop leaves everything else its turns, and none of it waits for the whole of another."""
+"""Long work on the event loop is divided into slices, so that other callbacks and other work run in between."""
 
 import asyncio
 import itertools
@@ -10,24 +10,24 @@ from typing import Any
 import pytest
 
 from service.codecs import time_slices as slices
-from service.codecs.time_slices import Apart, Steps, TimeSlices, timed
+from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices, timed_call
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
 pytestmark = pytest.mark.anyio
 
 
-async def on_thread(apart: Apart) -> tuple[Any, float]:
-    return await asyncio.to_thread(timed(apart.work))
+async def on_thread(call: OffLoopWork) -> tuple[Any, float]:
+    return await asyncio.to_thread(timed_call, call.work)
 
 
-async def on_no_thread(apart: Apart) -> tuple[Any, float]:
-    raise AssertionError(apart)
+async def on_no_thread(call: OffLoopWork) -> tuple[Any, float]:
+    raise AssertionError(call)
 
 
 @pytest.fixture
 def one_step_a_slice(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every step takes a whole slice, and as long as any other, whatever else this machine does."""
+    """Every step takes a whole slice and the same time, by a clock of our own."""
     monkeypatch.setattr(slices, "SLICE_S", 0.0)
     monkeypatch.setattr("service.codecs.time_slices.time.perf_counter", partial(next, itertools.count(0.0, 1e-4)))
 
@@ -39,8 +39,8 @@ def steps(name: str, count: int, done: list[str]) -> Steps[str]:
     return name
 
 
-async def test_what_fits_into_a_slice_is_done_where_it_stands(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Small requests wait for nobody."""
+async def test_work_that_fits_into_one_slice_runs_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small request is done before its coroutine first gives up control."""
     monkeypatch.setattr(slices, "SLICE_S", 60.0)
     work = TimeSlices().run(steps("a", 1000, []), on_no_thread)
     with pytest.raises(StopIteration) as end:
@@ -51,12 +51,12 @@ async def test_what_fits_into_a_slice_is_done_where_it_stands(monkeypatch: pytes
 
 
 @pytest.mark.usefixtures("one_step_a_slice")
-async def test_all_else_gets_its_turn_between_two_slices() -> None:
-    """However much of such work there is, one turn of the loop holds one slice."""
+async def test_one_turn_of_the_loop_holds_one_slice() -> None:
+    """Five jobs wait; each turn of the loop runs one slice of one of them."""
     done: list[str] = []
     together = TimeSlices()
     works = [asyncio.create_task(together.run(steps(name, 20, done), on_no_thread)) for name in "abcde"]
-    await asyncio.sleep(0)  # what is new begins at once
+    await asyncio.sleep(0)  # new work runs its first slice at once
     turns = 0
     while len(done) < 100:
         before = len(done)
@@ -67,9 +67,9 @@ async def test_all_else_gets_its_turn_between_two_slices() -> None:
     assert [name for name, _ in await asyncio.gather(*works)] == list("abcde")
 
 
-async def test_a_crowd_of_newcomers_leaves_others_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first slices of very many are not all done in one turn; what is new in the next one begins at once again."""
-    monkeypatch.setattr(slices, "NEWCOMERS_S", 1e-9)
+async def test_much_new_work_does_not_all_start_in_one_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Past a limit, new work waits for the next turn, in which other new work may start at once again."""
+    monkeypatch.setattr(slices, "NEW_WORK_S", 1e-9)
     done: list[str] = []
     together = TimeSlices()
     works = [asyncio.create_task(together.run(steps(name, 5, done), on_no_thread)) for name in "abc"]
@@ -83,8 +83,8 @@ async def test_a_crowd_of_newcomers_leaves_others_their_turn(monkeypatch: pytest
 
 
 @pytest.mark.usefixtures("one_step_a_slice")
-async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least(until: Until) -> None:
-    """In a crowd one after the other gets done, and short work does not wait for all of them."""
+async def test_half_of_the_slices_go_to_the_oldest_job_and_half_to_the_cheapest(until: Until) -> None:
+    """Long jobs finish one after the other, and a short job does not wait for all of them."""
     done: list[str] = []
     together = TimeSlices()
     works = [asyncio.create_task(together.run(steps(name, 200, done), on_no_thread)) for name in "abc"]
@@ -93,7 +93,7 @@ async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least(unt
     await until(lambda: len(done) > 50)
     before = len(done)
     await together.run(steps("short", 5, done), on_no_thread)
-    assert len(done) - before <= 5 + 5 + 1 + 2  # its own, the oldest's between them, and what began meanwhile
+    assert len(done) - before <= 5 + 5 + 1 + 2  # its own, the oldest job's in between, and those around its start
     await works[0]
     assert done.count("a") == 200
     assert 80 <= done.count("b") <= 120
@@ -102,8 +102,8 @@ async def test_half_of_the_slices_go_to_the_oldest_and_half_to_who_had_least(unt
 
 
 @pytest.mark.usefixtures("one_step_a_slice")
-async def test_cancelled_work_ends_and_the_others_go_on(until: Until) -> None:
-    """Nobody waits for it any more."""
+async def test_cancelled_work_ends_and_the_other_goes_on(until: Until) -> None:
+    """The steps of a cancelled job are not run to their end."""
     done: list[str] = []
     together = TimeSlices()
     given_up, other = (asyncio.create_task(together.run(steps(name, 50, done), on_no_thread)) for name in "ab")
@@ -115,8 +115,8 @@ async def test_cancelled_work_ends_and_the_others_go_on(until: Until) -> None:
     assert done.count("b") == 50
 
 
-async def test_what_takes_long_by_itself_is_called_on_a_thread() -> None:
-    """The work is sent its result; the loop turns meanwhile."""
+async def test_off_loop_work_is_called_on_a_thread() -> None:
+    """The loop goes on meanwhile, and the result is sent into the steps."""
     gate = threading.Event()
 
     def call() -> tuple[str, threading.Thread]:
@@ -125,7 +125,7 @@ async def test_what_takes_long_by_itself_is_called_on_a_thread() -> None:
 
     def work() -> Steps[Any]:
         yield None
-        result = yield Apart(call, 1)
+        result = yield OffLoopWork(call, 1)
         yield None
         return result
 
@@ -139,15 +139,15 @@ async def test_what_takes_long_by_itself_is_called_on_a_thread() -> None:
 
 
 @pytest.mark.parametrize("where", ["in a step", "on a thread"])
-async def test_an_error_is_that_of_the_work(where: str) -> None:
-    """It ends it, and reaches who waits for it."""
+async def test_an_error_ends_the_work(where: str) -> None:
+    """It reaches the caller, whether a step raised it or a call on a thread."""
 
     def fail() -> Any:
         raise ValueError(where)
 
     def work() -> Steps[None]:
         yield None
-        yield Apart(fail, 1) if where == "on a thread" else fail()
+        yield OffLoopWork(fail, 1) if where == "on a thread" else fail()
         raise AssertionError
 
     run: Callable[[], Awaitable[Any]] = partial(TimeSlices().run, work(), on_thread)

@@ -1,4 +1,4 @@
-"""Keys: who is let in, who is not, and what nobody needs one for."""
+"""API keys: which requests need one, and which are refused."""
 
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -26,7 +26,7 @@ LOAD = "/v2/repository/models/tiny/load"
 async def test_without_a_key_only_probes_metrics_and_pages_answer(
     start: Start, tiny_settings: Make, problem: Problem
 ) -> None:
-    """Orchestrators and dashboards need none; everything else says which header it wants."""
+    """Probes, metrics and pages need none; every other route says which header it needs."""
     async with start(create_app(tiny_settings(api_keys="alpha,beta"))) as client:
         for path in OPEN:
             assert (await client.get(path)).status_code == 200
@@ -52,8 +52,8 @@ async def test_without_a_key_only_probes_metrics_and_pages_answer(
         {"X-API-Key": "root"},
     ],
 )
-async def test_a_key_opens_the_door(start: Start, tiny_settings: Make, headers: dict[str, str]) -> None:
-    """In either header; an administrator's does as well. What comes is for its client alone."""
+async def test_a_key_is_accepted_in_either_header(start: Start, tiny_settings: Make, headers: dict[str, str]) -> None:
+    """A client's or an administrator's key in either header is accepted, and the reply is marked private."""
     async with start(create_app(tiny_settings(api_keys="alpha, beta", admin_keys="root"))) as client:
         reply = await client.get("/sample?seed=1", headers=headers)
         assert reply.status_code == 200
@@ -76,14 +76,14 @@ async def test_a_key_opens_the_door(start: Start, tiny_settings: Make, headers: 
 async def test_anything_else_does_not(
     start: Start, tiny_settings: Make, problem: Problem, headers: dict[str, str]
 ) -> None:
-    """Nearly right is wrong, and the reply does not repeat it."""
+    """A nearly right key is refused, and the reply does not repeat it."""
     async with start(create_app(tiny_settings(api_keys="alpha,beta"))) as client:
         problem(await client.get("/sample", headers=headers), 401, "unauthorized")
 
 
 @pytest.mark.anyio
 async def test_only_an_administrator_changes_the_repository(start: Start, tiny_settings: Make) -> None:
-    """A client's key is not enough, and where no administrator's key is set, nobody is one."""
+    """A client's key is refused, and so is every key if no administrator's key is set."""
     async with start(create_app(tiny_settings(api_keys="alpha", admin_keys="root"))) as client:
         assert (await client.post(LOAD)).status_code == 401
         refused = await client.post(LOAD, headers={"X-API-Key": "alpha"})
@@ -99,7 +99,7 @@ async def test_only_an_administrator_changes_the_repository(start: Start, tiny_s
 
 
 def test_keys_come_from_files_too(tmp_path: Path, tiny_settings: Make) -> None:
-    """One a line, as secrets are mounted; comments and empty lines are none."""
+    """One key a line, as secrets are mounted; comments and empty lines are skipped."""
     file = tmp_path / "keys"
     file.write_text("# team a\nalpha\n\n  beta  \n")
     keys = read_keys(tiny_settings(api_keys_file=file))
@@ -110,7 +110,7 @@ def test_keys_come_from_files_too(tmp_path: Path, tiny_settings: Make) -> None:
 
 @pytest.mark.parametrize("content", ["", "# nothing\n", "two words\n", "a,b\n", "schlüssel\n"])
 def test_a_file_without_usable_keys_is_refused(tmp_path: Path, tiny_settings: Make, content: str) -> None:
-    """An empty secret would leave the door open; the message names the file and never a key."""
+    """An empty secret would leave the service open; the message names the file and never a key."""
     file = tmp_path / "keys"
     file.write_text(content)
     with pytest.raises(SettingsError, match="GAN_ADMIN_KEYS_FILE: ") as caught:
@@ -121,7 +121,7 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, tiny_settings: Ma
 
 
 def test_no_key_is_kept_or_shown(tiny_settings: Make) -> None:
-    """Neither settings nor keys print what they hold."""
+    """Printing settings or keys does not show a key."""
     settings = tiny_settings(api_keys="alpha-secret")
     assert "alpha-secret" not in repr(settings)
     assert isinstance(settings.api_keys, SecretStr)

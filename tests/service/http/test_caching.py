@@ -1,8 +1,8 @@
-"""Which validators a client's copy has."""
+"""Comparison of If-None-Match with an entity tag."""
 
 import pytest
 
-from service.http.caching import client_has_it
+from service.http.caching import has_current_copy
 
 TAG = '"0123"'
 
@@ -14,8 +14,8 @@ TAG = '"0123"'
     ids=lambda field: field[:20],
 )
 def test_a_list_that_names_the_validator_has_it(field: str, etag: str) -> None:
-    """Weak or strong, among others, with the white space and the empty elements that lists may have."""
-    assert client_has_it(field, etag)
+    """A tag is found weak or strong, among others, with the white space and empty elements that lists may have."""
+    assert has_current_copy(field, etag)
 
 
 @pytest.mark.parametrize(
@@ -28,5 +28,5 @@ def test_a_list_that_names_the_validator_has_it(field: str, etag: str) -> None:
     ids=lambda field: field[:20] or "nothing",
 )  # fmt: skip
 def test_what_is_no_list_of_entity_tags_names_nothing(field: str) -> None:
-    """It may look much like one: the reply is sent again, which harms nobody."""
-    assert not client_has_it(field, TAG)
+    """A malformed list names no tag, so the reply is sent again."""
+    assert not has_current_copy(field, TAG)

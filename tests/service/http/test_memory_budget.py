@@ -1,13 +1,13 @@
-"""What requests hold is bounded; who makes others wait for long makes room, and refusals say when to come again."""
+"""The memory of requests is bounded, stalled clients are evicted, and refusals say when to try again."""
 
 import pytest
 
 from service.errors import QueueFull
-from service.http.memory_budget import PATIENCE_S, SMALL_BYTES, MemoryBudget
+from service.http.memory_budget import SMALL_BYTES, STALLED_AFTER_S, MemoryBudget
 
 
 class Clock:
-    """Stands still but when it is moved."""
+    """A clock that the test moves."""
 
     now = 1000.0
 
@@ -16,12 +16,12 @@ class Clock:
 
 
 class Client:
-    """Counts how often it was left."""
+    """Counts how often it was evicted."""
 
-    hung_up = 0
+    evicted = 0
 
-    def give_up(self) -> None:  # noqa: D102
-        self.hung_up += 1
+    def evict(self) -> None:  # noqa: D102
+        self.evicted += 1
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def clock() -> Clock:
 @pytest.fixture
 def full(clock: Clock) -> MemoryBudget:
     held = MemoryBudget(10 * SMALL_BYTES, clock)
-    held.now = 10 * SMALL_BYTES
+    held.used_bytes = 10 * SMALL_BYTES
     return held
 
 
@@ -42,38 +42,38 @@ def refusal(held: MemoryBudget) -> int:
     return caught.value.retry_after_s
 
 
-def test_what_fits_is_let_in_and_what_is_small_always(full: MemoryBudget) -> None:
-    """To the byte; smallness is that of all that a request holds."""
+def test_a_request_is_let_in_if_it_fits_or_is_small(full: MemoryBudget) -> None:
+    """The bound holds to the byte, and a request is small by all that it holds."""
     full.check(SMALL_BYTES)
     assert refusal(full) == 1
     with pytest.raises(QueueFull):
         full.check(1, SMALL_BYTES + 1)
-    full.now -= SMALL_BYTES + 1
+    full.used_bytes -= SMALL_BYTES + 1
     full.check(SMALL_BYTES + 1)
 
 
-def test_a_refusal_says_when_our_patience_ends(full: MemoryBudget, clock: Clock) -> None:
-    """A client that moves will soon be done; one that has not for a while is ended when its time is up."""
+def test_a_refusal_says_when_to_try_again(full: MemoryBudget, clock: Clock) -> None:
+    """In a second while clients are active; if one has stalled, at the time when it may be evicted."""
     idle = Client()
     full.wait_for_client(idle)
     assert refusal(full) == 1
     clock.now += 2.5
-    assert refusal(full) == PATIENCE_S - 2
-    full.wait_for_client(idle)  # it has moved
+    assert refusal(full) == STALLED_AFTER_S - 2
+    full.wait_for_client(idle)  # it was active
     assert refusal(full) == 1
 
 
-def test_the_client_that_others_wait_for_longest_makes_room(full: MemoryBudget, clock: Clock) -> None:
-    """One for each newcomer, in order; who has moved meanwhile is not among them."""
-    first, moved, second, done = (Client() for _ in range(4))
-    for one in (first, moved, second, done):
+def test_the_client_that_has_stalled_longest_is_evicted(full: MemoryBudget, clock: Clock) -> None:
+    """One for each refusal, in order; a client that was active meanwhile stays."""
+    first, active, second, done = (Client() for _ in range(4))
+    for one in (first, active, second, done):
         full.wait_for_client(one)
         clock.now += 1
-    full.client_moved(done)
-    clock.now += PATIENCE_S - 2
-    full.wait_for_client(moved)
+    full.stop_waiting_for_client(done)
+    clock.now += STALLED_AFTER_S - 2
+    full.wait_for_client(active)
     full.check(SMALL_BYTES + 1)
-    assert (first.hung_up, moved.hung_up, second.hung_up, done.hung_up) == (1, 0, 0, 0)
+    assert (first.evicted, active.evicted, second.evicted, done.evicted) == (1, 0, 0, 0)
     full.check(SMALL_BYTES + 1)
-    assert (first.hung_up, moved.hung_up, second.hung_up, done.hung_up) == (1, 0, 1, 0)
+    assert (first.evicted, active.evicted, second.evicted, done.evicted) == (1, 0, 1, 0)
     assert refusal(full) == 1

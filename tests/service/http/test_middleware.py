@@ -1,4 +1,4 @@
-"""What surrounds every request holds for every one: those that end badly and those whose client leaves, too."""
+"""The middleware covers every request, also those that fail and those whose client leaves."""
 
 import io
 import logging
@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from service.app import create_app
 from service.errors import Draining
-from service.http.middleware import AT_ONCE, Admission
+from service.http.middleware import BUDGET_FACTOR, Admission
 from service.server import protocol
 from service.settings import Settings
 
@@ -32,7 +32,7 @@ def metric(app: FastAPI, name: str, **labels: str) -> float:
 
 @pytest.mark.anyio
 async def test_a_sane_request_id_is_kept(client: httpx.AsyncClient) -> None:
-    """Whoever traces a request through several services finds it here under the same id."""
+    """A client's own request id is kept, so that a request can be traced through several services."""
     for sane in ("a", "7f3c-42", "trace:1/span=2", "x" * 128):
         assert (await client.get("/livez", headers={"X-Request-ID": sane})).headers["x-request-id"] == sane
 
@@ -40,7 +40,7 @@ async def test_a_sane_request_id_is_kept(client: httpx.AsyncClient) -> None:
 @pytest.mark.anyio
 @pytest.mark.parametrize("odd", ["", "two words", "x" * 129, "semi;colon", "new\tline", "<script>", "größe"])
 async def test_an_odd_request_id_is_replaced(client: httpx.AsyncClient, odd: str) -> None:
-    """What could break a log line or a header never comes back."""
+    """An id that is unsafe in a log line or a header is replaced."""
     reply = await client.get("/livez", headers={b"X-Request-ID": odd.encode()})
     assert reply.headers["x-request-id"] != odd
     assert len(reply.headers["x-request-id"]) == 32
@@ -48,7 +48,7 @@ async def test_an_odd_request_id_is_replaced(client: httpx.AsyncClient, odd: str
 
 @pytest.mark.anyio
 async def test_unknown_paths_share_one_series(client: httpx.AsyncClient, app: FastAPI, problem: Problem) -> None:
-    """A scanner with a thousand paths adds no series: paths are the client's words, routes are ours."""
+    """Unknown paths share one label, so a scanner can't add a series for each."""
 
     def series() -> int:
         return sum(len(family.samples) for family in app.state.manager.metrics.registry.collect())
@@ -76,7 +76,7 @@ async def test_unknown_paths_share_one_series(client: httpx.AsyncClient, app: Fa
     ],
 )
 async def test_another_method_is_405(client: httpx.AsyncClient, method: str, path: str, allow: str) -> None:
-    """With the methods that the route has, all of them."""
+    """A 405 names all methods of the route in Allow."""
     reply = await client.request(method, path)
     assert reply.status_code == 405
     assert reply.headers["allow"] == allow
@@ -86,7 +86,7 @@ async def test_another_method_is_405(client: httpx.AsyncClient, method: str, pat
 
 @pytest.mark.anyio
 async def test_an_unheard_of_method_is_counted_as_other(client: httpx.AsyncClient, app: FastAPI) -> None:
-    """Methods are the client's words too."""
+    """Unknown methods share one label, too."""
     await client.request("BREW", "/sample")
     assert metric(app, "gan_requests_total", route="/sample", method="other", status="405") >= 1
 
@@ -94,13 +94,13 @@ async def test_an_unheard_of_method_is_counted_as_other(client: httpx.AsyncClien
 @pytest.mark.anyio
 @pytest.mark.parametrize("path", ["/sample/", "/bundles/", "//sample", "/SAMPLE", "/bundles/a/b"])
 async def test_paths_are_exact(client: httpx.AsyncClient, problem: Problem, path: str) -> None:
-    """No redirects, no guesses."""
+    """A path that differs by a slash, a segment or its case is not found, and not redirected."""
     problem(await client.get(f"http://service{path}"), 404, "not_found")
 
 
 @pytest.mark.anyio
 async def test_all_outcomes_are_measured(client: httpx.AsyncClient, app: FastAPI) -> None:
-    """A refusal takes time and bytes as a success does."""
+    """Refused requests are measured like successful ones."""
     for path, status in (("/sample?seed=1", "200"), ("/sample?seed=x", "422")):
         labels = {"route": "/sample", "method": "GET", "status": status}
         count = metric(app, "gan_requests_total", **labels)
@@ -117,7 +117,7 @@ async def test_all_outcomes_are_measured(client: httpx.AsyncClient, app: FastAPI
 
 @pytest.mark.anyio
 async def test_a_rejection_is_counted_once_with_its_reason(client: httpx.AsyncClient, app: FastAPI) -> None:
-    """One refusal, one count, under the reason that an operator looks for."""
+    """Each refusal is counted once, under its reason."""
     before = metric(app, "gan_rejected_total", route="/sample", reason="invalid")
     await client.get("/sample?count=0")
     assert metric(app, "gan_rejected_total", route="/sample", reason="invalid") == before + 1
@@ -127,14 +127,14 @@ async def test_a_rejection_is_counted_once_with_its_reason(client: httpx.AsyncCl
 
 
 def own(caplog: pytest.LogCaptureFixture) -> list[Any]:
-    """Lines of requests that this thread answered; the live server of other tests has its own."""
+    """The request lines of this thread. The live server of other tests logs from another one."""
     here = threading.get_ident()
     return [record for record in caplog.records if hasattr(record, "fields") and record.thread == here]
 
 
 @pytest.mark.anyio
 async def test_each_request_is_one_line_of_fields(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """Method, route, status, duration, and what the request was about."""
+    """A request's line has method, route, status, duration, bundle and count."""
     with caplog.at_level(logging.INFO, "service"):
         await client.get("/sample?seed=1&count=3&bundle=rgb")
         await client.get("/bundles/tiny")
@@ -150,7 +150,7 @@ async def test_each_request_is_one_line_of_fields(client: httpx.AsyncClient, cap
 
 @pytest.mark.anyio
 async def test_probes_do_not_fill_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """They are there for whoever looks for them."""
+    """Lines of probes and scrapes are logged at debug level only."""
     with caplog.at_level(logging.DEBUG, "service"):
         for path in ("/livez", "/readyz", "/startupz", "/metrics"):
             await client.get(path)
@@ -165,7 +165,7 @@ async def test_a_bug_is_500_and_leaves_a_traceback(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """The client learns the id and nothing else; the log has everything."""
+    """The client gets the request id and no details; the log has the traceback."""
 
     def bug(_: object) -> None:
         raise ZeroDivisionError("a secret")
@@ -181,7 +181,7 @@ async def test_a_bug_is_500_and_leaves_a_traceback(
 
 
 async def ask(app: FastAPI, receive: Callable[[], Any], *headers: tuple[bytes, bytes]) -> list[Message]:
-    """POST /discriminate with this head; what is sent back."""
+    """Send POST /discriminate with this head; returns the ASGI messages of the reply."""
     sent: list[Message] = []
 
     async def send(message: Message) -> None:
@@ -203,7 +203,7 @@ async def nothing_is_read() -> Message:
 async def test_a_draining_service_reads_no_bodies(
     tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What will be refused in any case is refused on its head alone."""
+    """A draining service refuses by the head, without reading the body."""
     app = create_app(tiny_settings())
     sent = await ask(app, nothing_is_read, (b"content-type", b"image/png"))
     assert sent[0]["status"] == 503  # not started
@@ -217,7 +217,7 @@ async def test_a_draining_service_reads_no_bodies(
 @pytest.mark.usefixtures("client")
 @pytest.mark.parametrize("length", [b"33554433", b"9" * 5000])
 async def test_a_body_announced_too_large_is_not_read(app: FastAPI, length: bytes) -> None:
-    """Its Content-Length is enough."""
+    """A body whose Content-Length is too large is not read."""
     sent = await ask(app, nothing_is_read, (b"content-type", b"image/png"), (b"content-length", length))
     assert sent[0]["status"] == 413
 
@@ -226,7 +226,7 @@ async def test_a_body_announced_too_large_is_not_read(app: FastAPI, length: byte
 @pytest.mark.parametrize("content_type", [b"", b"text/plain", b"image/tiff"])
 @pytest.mark.usefixtures("client")
 async def test_a_body_of_a_wrong_type_is_not_read(app: FastAPI, content_type: bytes) -> None:
-    """Neither is its Content-Type worth a byte of the body."""
+    """A body of an unsupported Content-Type is not read."""
     sent = await ask(app, nothing_is_read, (b"content-type", content_type))
     assert sent[0]["status"] == 415
     assert b"image/png" in dict(map(tuple, sent[0]["headers"]))[b"accept"]
@@ -236,18 +236,18 @@ async def test_a_body_of_a_wrong_type_is_not_read(app: FastAPI, content_type: by
 
 
 class Wire:
-    """A client that says exactly what it is told to."""
+    """A client on a raw socket."""
 
     def __init__(self, port: int) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=30)
         self.file = self.socket.makefile("rb")
 
     def send(self, *lines: str, body: bytes = b"") -> None:
-        """A head of these lines, and a body."""
+        """Send a head of these lines, and a body."""
         self.socket.sendall("".join(f"{line}\r\n" for line in (*lines, "")).encode() + body)
 
     def read(self) -> tuple[int, dict[str, str], bytes]:
-        """The next reply: status, headers, body."""
+        """Read the next reply: (status, headers, body)."""
         status = int(self.file.readline().split()[1])
         headers = {}
         while line := self.file.readline().strip():
@@ -256,11 +256,11 @@ class Wire:
         return status, headers, self.file.read(int(headers.get("content-length", 0)))
 
     def is_closed(self) -> bool:
-        """Whether the server has ended the connection; waits for it."""
+        """Wait until the server ends the connection; False if it sends something instead."""
         return self.file.read(1) == b""
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         self.file.close()
         self.socket.close()
 
@@ -288,7 +288,7 @@ UPLOAD = ("POST /discriminate HTTP/1.1", "Host: x", "Content-Type: image/png")
     ],
 )
 def test_a_reply_is_the_same_however_it_is_sent(live: Any, head: tuple[str, ...], body: bytes) -> None:
-    """In one go, as most are, or in messages, as to a client that asks for no more; counted it is either way."""
+    """With keep-alive or with close, the reply and the counted bytes are the same."""
 
     def counted() -> tuple[float, ...]:
         route = head[0].split()[1].partition("?")[0]
@@ -311,7 +311,7 @@ def test_a_reply_is_the_same_however_it_is_sent(live: Any, head: tuple[str, ...]
 
 
 def test_a_connection_outlives_a_refused_body(live: Any, wire: Wire) -> None:
-    """413 comes before the body; whoever sends it all the same can go on with the next request."""
+    """413 comes before the body; a client that still sends it can use the connection afterwards."""
     wire.send(*UPLOAD, f"Content-Length: {live.app.state.manager.settings.max_body_bytes + 1}")
     status, headers, _ = wire.read()
     assert status == 413
@@ -325,7 +325,7 @@ def test_a_connection_outlives_a_refused_body(live: Any, wire: Wire) -> None:
 
 
 def test_a_body_without_end_is_cut_off(wire: Wire) -> None:
-    """Chunk after chunk up to the limit, and not one more: the reply comes, and the connection ends."""
+    """Chunks are read up to the limit; then the reply is sent and the connection ends."""
     wire.send(*UPLOAD, "Transfer-Encoding: chunked")
     chunk = b"100000\r\n" + bytes(1 << 20) + b"\r\n"
     for _ in range(40):
@@ -336,7 +336,7 @@ def test_a_body_without_end_is_cut_off(wire: Wire) -> None:
 
 
 def refused_while_sending(server: Any, connection: str = "close") -> Wire:
-    """A client that closes after one request, has sent some of the body, and could read that it is too large."""
+    """A client that was refused for a body that is too large, and has sent a part of it."""
     wire = Wire(server.port)
     size = server.app.state.manager.settings.max_body_bytes + 2**20
     wire.send(*UPLOAD, f"Connection: {connection}", f"Content-Length: {size}", body=bytes(2**20))
@@ -348,8 +348,8 @@ def send_for_ever(wire: Wire) -> None:
         wire.socket.sendall(b"x")
 
 
-def test_who_is_refused_while_sending_can_read_why(live: Any) -> None:
-    """A connection that is closed under a client that still sends is reset, and the reply in it lost."""
+def test_a_client_that_is_refused_while_sending_can_read_why(live: Any) -> None:
+    """The connection stays open while the client sends: closing it would reset it and lose the reply."""
     wire = refused_while_sending(live)
     wire.socket.sendall(bytes(live.app.state.manager.settings.max_body_bytes))
     status, headers, _ = wire.read()
@@ -358,8 +358,8 @@ def test_who_is_refused_while_sending_can_read_why(live: Any) -> None:
     wire.close()
 
 
-def test_who_goes_on_sending_for_too_long_is_cut_off(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is a time for reading why; then the connection is closed in both directions."""
+def test_a_client_that_goes_on_sending_for_too_long_is_cut_off(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A refused client that goes on sending is cut off after LATE_BODY_S."""
     monkeypatch.setattr(protocol, "LATE_BODY_S", 0.05)
     wire = refused_while_sending(live)
     assert wire.read()[0] == 413
@@ -369,10 +369,10 @@ def test_who_goes_on_sending_for_too_long_is_cut_off(live: Any, monkeypatch: pyt
 
 
 @pytest.mark.parametrize("connection", ["close", "keep-alive"])
-def test_nobody_waits_at_the_end_for_who_goes_on_sending(
+def test_a_client_that_goes_on_sending_does_not_hold_up_the_end(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch, connection: str
 ) -> None:
-    """It has its reply."""
+    """A client that still sends after its reply does not hold up the shutdown."""
     monkeypatch.setattr(protocol, "LATE_BODY_S", 1e6)
     monkeypatch.setattr(protocol, "LATE_BODY_AT_END_S", 1e6)
     server = live_server(tiny_settings(drain_timeout_s=1e6))
@@ -387,7 +387,7 @@ def test_nobody_waits_at_the_end_for_who_goes_on_sending(
 def test_a_client_that_leaves_after_a_large_body_is_noticed(
     live_server: Any, tiny_settings: Callable[..., Settings]
 ) -> None:
-    """uvicorn reads no further once a body is large, and so would not hear that its client has hung up."""
+    """A server that reads no further after a large body would not notice that its client has left."""
     images = io.BytesIO()
     np.save(images, np.zeros((300, 16, 16), np.uint8))
     with live_server(tiny_settings()).running() as server, server.engine_held():
@@ -403,7 +403,7 @@ def test_a_client_that_leaves_after_a_large_body_is_noticed(
 
 
 def test_a_chunked_body_within_the_limit_is_read(wire: Wire) -> None:
-    """Chunks are nothing bad in themselves."""
+    """A chunked body within the limit is answered."""
     wire.send("POST /sample HTTP/1.1", "Host: x", "Content-Type: application/json", "Transfer-Encoding: chunked")
     wire.socket.sendall(b"9\r\n" + b'{"seed":1' + b"\r\n1\r\n}\r\n0\r\n\r\n")
     status, headers, _ = wire.read()
@@ -412,7 +412,7 @@ def test_a_chunked_body_within_the_limit_is_read(wire: Wire) -> None:
 
 
 def test_a_client_that_waits_for_100_is_told_to_close(wire: Wire) -> None:
-    """It may never send the body that it announced, so nothing on this connection could be understood."""
+    """The client may never send the announced body, so the connection can't be used any more."""
     wire.send(*UPLOAD, "Content-Length: 999999999999", "Expect: 100-continue")
     status, headers, _ = wire.read()
     assert (status, headers["connection"]) == (413, "close")
@@ -420,7 +420,7 @@ def test_a_client_that_waits_for_100_is_told_to_close(wire: Wire) -> None:
 
 
 def test_a_client_that_waits_for_100_gets_it(wire: Wire) -> None:
-    """Where the body is wanted."""
+    """A client that expects 100 Continue gets it once the body is to be read."""
     wire.send(
         "POST /sample HTTP/1.1",
         "Host: x",
@@ -435,7 +435,7 @@ def test_a_client_that_waits_for_100_gets_it(wire: Wire) -> None:
 
 
 def test_a_body_that_does_not_come_is_408(wire: Wire) -> None:
-    """Ten bytes are announced and one is sent: the deadline is for the body as well."""
+    """Ten bytes are announced and one is sent: the deadline covers reading the body."""
     wire.send(*UPLOAD, "Content-Length: 10", "X-Timeout-Ms: 50", body=b"x")
     status, headers, body = wire.read()
     assert (status, headers["connection"]) == (408, "close")
@@ -444,16 +444,16 @@ def test_a_body_that_does_not_come_is_408(wire: Wire) -> None:
 
 
 def send_nearly_all(server: Any, size: int) -> list[Wire]:
-    """Clients that each lack a hundred bytes of the largest body, as many as there is room for."""
-    wires = [Wire(server.port) for _ in range(AT_ONCE)]
+    """As many clients as the budget allows, each a hundred bytes short of the largest body."""
+    wires = [Wire(server.port) for _ in range(BUDGET_FACTOR)]
     for one in wires:
         one.send(*UPLOAD, f"Content-Length: {size}", "X-Timeout-Ms: 60000", body=bytes(size - 100))
-    server.wait_for(lambda: held(server).bodies.now == AT_ONCE * (size - 100))
+    server.wait_for(lambda: admission(server).bodies.used_bytes == BUDGET_FACTOR * (size - 100))
     return wires
 
 
 def test_bodies_are_bounded_together(live_server: Any, tiny_settings: Callable[..., Settings]) -> None:
-    """Each is allowed alone; when all that are held leave no room, the next is told so before it is read."""
+    """Each body is allowed alone; once the budget is used up, the next is refused before it is read."""
     size = 2**20
     with live_server(tiny_settings(max_body_bytes=size)).running() as server:
         half_sent = send_nearly_all(server, size)
@@ -462,45 +462,45 @@ def test_bodies_are_bounded_together(live_server: Any, tiny_settings: Callable[.
         status, headers, body = late.read()
         assert (status, headers["retry-after"]) == (429, "1")
         assert b"queue_full" in body
-        # One that does not say how large it is finds out when it is too much.
+        # A body of unknown size is refused once it exceeds the room.
         chunked = Wire(server.port)
         chunked.send(*UPLOAD, "Transfer-Encoding: chunked", body=b"80000\r\n" + bytes(2**19) + b"\r\n")
         assert chunked.read()[0] == 429
         small = Wire(server.port)
         small.send(*UPLOAD, "Content-Length: 3", body=b"abc")
-        assert small.read()[0] == 422  # read, though there is no room for more: it is small
+        assert small.read()[0] == 422  # a small body is read even without room
         half_sent.pop().close()
-        server.wait_for(lambda: held(server).bodies.now == (AT_ONCE - 1) * (size - 100))
+        server.wait_for(lambda: admission(server).bodies.used_bytes == (BUDGET_FACTOR - 1) * (size - 100))
         again = Wire(server.port)
         again.send(*UPLOAD, f"Content-Length: {size // 2}", body=bytes(size // 2))
         assert again.read()[0] == 422
         for wire in (*half_sent, late, chunked, small, again):
             wire.close()
-        server.wait_for(lambda: held(server).bodies.now == 0)
+        server.wait_for(lambda: admission(server).bodies.used_bytes == 0)
 
 
-def test_who_makes_room_counts_at_once(
+def test_the_memory_of_an_evicted_request_is_free_at_once(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A newcomer needs the room of one client that has stopped sending, and no other is cut off for its every piece."""
+    """A new body evicts one stalled client, and not a further one for each of its pieces."""
     size = 2**20
     with live_server(tiny_settings(max_body_bytes=size)).running() as server:
         half_sent = send_nearly_all(server, size)
-        monkeypatch.setattr("service.http.memory_budget.PATIENCE_S", 0.0)
+        monkeypatch.setattr("service.http.memory_budget.STALLED_AFTER_S", 0.0)
         late = Wire(server.port)
         late.send(*UPLOAD, f"Content-Length: {size - 200}")
         for start in range(0, size - 200, 2**18):
             late.socket.sendall(bytes(min(2**18, size - 200 - start)))
         assert late.read()[0] == 422
-        server.wait_for(lambda: held(server).bodies.now == (AT_ONCE - 1) * (size - 100))
+        server.wait_for(lambda: admission(server).bodies.used_bytes == (BUDGET_FACTOR - 1) * (size - 100))
         left = {"method": "POST", "route": "/discriminate", "status": "499"}
         assert server.metric("gan_requests_total", **left) == 1
         for wire in (*half_sent, late):
             wire.close()
-        server.wait_for(lambda: held(server).bodies.now == 0)
+        server.wait_for(lambda: admission(server).bodies.used_bytes == 0)
 
 
-def held(server: Any) -> Any:
+def admission(server: Any) -> Any:
     """The admission of a live server."""
     layer = server.app.outermost
     while not isinstance(layer, Admission):
@@ -508,13 +508,13 @@ def held(server: Any) -> Any:
     return layer
 
 
-LARGE = "GET /sample?count=1024&scale=11&format=npy&seed=1 HTTP/1.1"  # what the system's own buffers don't take
+LARGE = "GET /sample?count=1024&scale=11&format=npy&seed=1 HTTP/1.1"  # more than the system's buffers hold
 
 
-def test_replies_that_nobody_takes_are_bounded_too(
+def test_replies_that_are_not_read_are_bounded_too(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Clients that ask and do not read hold what they asked for, until it has lasted too long while others ask."""
+    """Clients that do not read their replies hold memory until they have stalled and others need it."""
     with live_server(tiny_settings(max_output_pixels=2**23)).running() as server:
         readers = []
         while True:
@@ -525,26 +525,29 @@ def test_replies_that_nobody_takes_are_bounded_too(
                 break
             readers.append(wire)
         assert b" 429 " in head
-        assert len(readers) == AT_ONCE
+        assert len(readers) == BUDGET_FACTOR
         wire.close()
         small = Wire(server.port)
         small.send("GET /sample HTTP/1.1", "Host: x")
-        assert small.read()[0] == 200  # nobody who asks for little is kept out by them
-        monkeypatch.setattr("service.http.memory_budget.PATIENCE_S", 0.0)
+        assert small.read()[0] == 200  # small replies are never refused
+        monkeypatch.setattr("service.http.memory_budget.STALLED_AFTER_S", 0.0)
         again = Wire(server.port)
         again.send(LARGE, "Host: x")
-        assert again.read()[0] == 200  # in the place of the one that has not read for longest
-        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == AT_ONCE - 1)
+        assert again.read()[0] == 200  # the client that has stalled longest was evicted
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == BUDGET_FACTOR - 1)
         for one in (*readers, small, again):
             one.close()
-        server.wait_for(lambda: held(server).replies.now == 0)
+        server.wait_for(lambda: admission(server).replies.used_bytes == 0)
 
 
-def test_a_long_reply_that_was_not_reserved_is_held_too(live: Any) -> None:
-    """Thousands of verdicts are known only once they are there; until they are taken they count like images."""
-    layer = held(live)
+def test_a_long_reply_that_was_not_reserved_is_counted_too(live: Any) -> None:
+    """A reply of thousands of results is counted from when it is written until the client has read it."""
+    layer = admission(live)
     seen: list[int] = []
-    layer.replies.wait_for_client, waits = lambda _: seen.append(layer.replies.now), layer.replies.wait_for_client
+    layer.replies.wait_for_client, waits = (
+        lambda _: seen.append(layer.replies.used_bytes),
+        layer.replies.wait_for_client,
+    )
     try:
         np.save(body := io.BytesIO(), np.zeros((2000, 8, 8), np.uint8))
         reply = httpx.post(
@@ -554,12 +557,12 @@ def test_a_long_reply_that_was_not_reserved_is_held_too(live: Any) -> None:
         layer.replies.wait_for_client = waits
     assert reply.status_code == 200
     assert seen == [len(reply.content)]
-    live.wait_for(lambda: layer.replies.now == 0)
+    live.wait_for(lambda: layer.replies.used_bytes == 0)
 
 
 @pytest.mark.parametrize("head", [("GET /sample?count=40 HTTP/1.1", "Host: x"), ("POST /sample HTTP/1.1", "Host: x")])
 def test_work_for_a_client_that_left_is_dropped(live: Any, head: tuple[str, ...]) -> None:
-    """It waited in the queue behind a busy engine; nothing of it is computed, and the books are in order."""
+    """Its work, queued behind a busy engine, is not computed, and counters and gauges are right."""
 
     def left() -> float:
         return float(live.metric("gan_requests_total", route="/sample", method=head[0].split()[0], status="499"))
@@ -589,7 +592,7 @@ def test_work_for_a_client_that_left_is_dropped(live: Any, head: tuple[str, ...]
 
 
 def test_a_client_that_leaves_amid_its_body_is_no_error(live: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Half an upload and a closed connection: counted, not logged as a failure of ours."""
+    """A connection that closes in the middle of an upload is counted, and not logged as an error of ours."""
 
     def left() -> float:
         return float(live.metric("gan_requests_total", route="/discriminate", method="POST", status="499"))

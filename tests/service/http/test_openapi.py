@@ -1,4 +1,4 @@
-"""The OpenAPI document tells the truth: what it allows is taken, what it excludes is refused, and who needs which key.
+"""The OpenAPI document is true: what it allows is accepted, what it excludes is refused, and keys are as it says.
 
 That no reply of a test has a status or a media type that is not in it is seen to by `start_app` in conftest.py.
 """
@@ -21,7 +21,7 @@ from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
 
-# Those of JSON Schema 2020-12 that are in use here; a word that is none, such as `ge`, says nothing to anybody.
+# The keywords of JSON Schema 2020-12 that are used here. Tools ignore others, such as `ge`.
 KEYWORDS = {
     *("$ref", "type", "const", "enum", "anyOf", "properties", "required", "additionalProperties", "minProperties"),
     *("items", "prefixItems", "minItems", "maxItems", "minLength", "maxLength", "pattern", "format", "propertyNames"),
@@ -33,7 +33,7 @@ TYPES = {"5": "string", 1.5: "number", True: "boolean"}
 
 @pytest.fixture
 def document(app: FastAPI) -> dict[str, Any]:
-    """That of the application."""
+    """The application's document."""
     return app.openapi()
 
 
@@ -63,7 +63,7 @@ def schemas(node: Any) -> Iterator[dict[str, Any]]:
 
 
 async def test_schemas_say_what_they_say_in_words_that_exist(document: dict[str, Any]) -> None:
-    """A generator of clients or tests passes over what it does not know, and takes what it should not."""
+    """Unknown keywords would be ignored by generators of clients and tests."""
     found = list(schemas(document))
     assert len(found) > 100
     assert {word for schema in found for word in schema} <= KEYWORDS
@@ -91,7 +91,7 @@ def allowed(schema: dict[str, Any]) -> Iterator[Any]:
 
 
 def excluded(schema: dict[str, Any]) -> Iterator[Any]:
-    """Values beyond those edges, and of other types. A number in quotes is no number."""
+    """Values beyond those edges, and of other types, such as a number in quotes."""
     for option in options(schema):
         step = 1 if option.get("type") == "integer" else 2**-50
         for bound, value in option.items():
@@ -114,7 +114,7 @@ def excluded(schema: dict[str, Any]) -> Iterator[Any]:
 async def test_a_json_body_may_hold_what_the_document_says_and_nothing_else(
     client: httpx.AsyncClient, document: dict[str, Any]
 ) -> None:
-    """The edges of every field's values, and null where a field may be left out."""
+    """The edges of every field's values are accepted, and null for optional fields; values beyond are refused."""
     given: dict[str, dict[str, Any]] = {
         "/sample": {"bundle": "cond"},
         "/discriminate": {"bundle": "cond", "images": [PIXEL]},
@@ -137,7 +137,7 @@ async def test_a_json_body_may_hold_what_the_document_says_and_nothing_else(
 async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
     client: httpx.AsyncClient, document: dict[str, Any]
 ) -> None:
-    """The same for parameters, headers included."""
+    """Parameters, including headers, are accepted and refused as documented."""
     np.save(array := io.BytesIO(), np.zeros((1, 8, 8), np.uint8))
     tried = 0
     for method, path, body in ("get", "/sample", b""), ("post", "/discriminate", array.getvalue()):
@@ -151,7 +151,9 @@ async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
 
         for parameter in document["paths"][path][method]["parameters"]:
             place, name, about = parameter["in"], parameter["name"], parameter["schema"]
-            right = [value for value in allowed(about) if (name, value) != ("X-Timeout-Ms", 1)]  # that is soon over
+            right = [
+                value for value in allowed(about) if (name, value) != ("X-Timeout-Ms", 1)
+            ]  # a deadline of 1 ms would pass
             wrong = ["", "two"] if about["type"] != "string" or "enum" in about else [""]
             if about["type"] != "string":
                 wrong += [value for value in excluded(about) if type(value) in {int, float}]
@@ -164,7 +166,7 @@ async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
 
 
 async def test_examples_go_together(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    """A request of all of a route's examples is one that is answered, whatever the bundle is."""
+    """A request made of all examples of a route is answered."""
     for bundle in ("tiny", "rgb", "cond"):
         examples = {
             parameter["name"]: parameter["schema"]["examples"][0]
@@ -182,7 +184,7 @@ async def test_examples_go_together(client: httpx.AsyncClient, document: dict[st
 async def test_keys_are_documented_where_they_are_needed(
     document: dict[str, Any], keyed: tuple[httpx.AsyncClient, dict[str, Any]]
 ) -> None:
-    """As they are set: a route that asks for one says so, and answers 401 without; one that may says that it may."""
+    """A route that needs a key says so and answers 401 without one; if keys are optional, it says that."""
     client, with_keys = keyed
     for path, methods in with_keys["paths"].items():
         for method, operation in methods.items():
@@ -199,7 +201,7 @@ async def test_keys_are_documented_where_they_are_needed(
 
 
 async def test_the_operators_limits_are_in_the_document(keyed: tuple[httpx.AsyncClient, dict[str, Any]]) -> None:
-    """The most images of a request are those that the setting allows."""
+    """The documented maximum of `count` is the setting's."""
     client, document = keyed
     [count] = [one for one in document["paths"]["/sample"]["get"]["parameters"] if one["name"] == "count"]
     assert count["schema"]["maximum"] == 5
@@ -211,7 +213,7 @@ async def test_the_operators_limits_are_in_the_document(keyed: tuple[httpx.Async
 async def test_a_method_that_is_not_there_is_405_whoever_asks(
     keyed: tuple[httpx.AsyncClient, dict[str, Any]],
 ) -> None:
-    """What a route can do is no secret: the document says so to everybody."""
+    """405 and Allow come without a key: the document, which says the same, is public."""
     client, document = keyed
     for path, methods in document["paths"].items():
         reply = await client.request("PATCH", path.replace("{name}", "tiny"))
@@ -220,6 +222,6 @@ async def test_a_method_that_is_not_there_is_405_whoever_asks(
 
 
 async def test_the_document_that_is_served_is_that_one(client: httpx.AsyncClient, document: dict[str, Any]) -> None:
-    """Whole, and the same each time."""
+    """The route serves the application's document, the same each time."""
     for _ in range(2):
         assert (await client.get("/openapi.json")).json() == json.loads(json.dumps(document))

@@ -1,4 +1,4 @@
-"""Probes say the truth at once, and metrics are what a Prometheus can read."""
+"""Probes answer correctly without waiting, and Prometheus can parse the metrics."""
 
 import asyncio
 import threading
@@ -57,7 +57,7 @@ SERIES = {
 
 
 async def test_a_warm_service_says_yes(client: httpx.AsyncClient) -> None:
-    """All three probes, shortly."""
+    """All three probes answer 200."""
     for path in ("/livez", "/readyz", "/startupz"):
         reply = await client.get(path)
         assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
@@ -66,7 +66,7 @@ async def test_a_warm_service_says_yes(client: httpx.AsyncClient) -> None:
 async def test_a_starting_service_lives_and_is_not_ready(
     tiny_settings: Callable[..., Settings], problem: Problem
 ) -> None:
-    """While bundles load, requests are sent elsewhere and told when to come back; nobody kills the process."""
+    """While bundles load the process is alive but not ready, and requests get 503 with Retry-After."""
     app = create_app(tiny_settings())
     gate = threading.Event()
     busy = [thread.run(gate.wait) for thread in app.state.manager.engine.threads]  # loading waits behind these
@@ -86,7 +86,7 @@ async def test_a_starting_service_lives_and_is_not_ready(
 async def test_a_draining_service_says_so(
     start: Start, tiny_settings: Callable[..., Settings], problem: Problem
 ) -> None:
-    """Not ready first, then no new work; alive until the end."""
+    """A draining process is alive but not ready, and then refuses new work."""
     app = create_app(tiny_settings())
     async with start(app) as client:
         await app.state.manager.stop()
@@ -99,14 +99,14 @@ async def test_a_draining_service_says_so(
 
 
 async def test_probes_do_not_wait_for_the_engine(client: httpx.AsyncClient, app: FastAPI, hold_engine: Hold) -> None:
-    """Busy is not dead: while the engine works, every probe and the metrics answer."""
+    """While the engine is busy, every probe and the metrics answer."""
     async with hold_engine(app):
         for path in ("/livez", "/readyz", "/startupz", "/metrics"):
             assert (await client.get(path)).status_code == 200
 
 
 async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
-    """Prometheus' text, and OpenMetrics for who asks for it: both parse, and both have the same families."""
+    """Prometheus' text format and OpenMetrics both parse and have the same families."""
     text = await client.get("/metrics")
     assert text.headers["content-type"].startswith("text/plain; version=0.0.4")
     names = {family.name for family in parse_text(text.text)}
@@ -120,7 +120,7 @@ async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
 
 
 async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
-    """One request of seven images is seen in every series that it touches."""
+    """One request of seven images is counted in every series that it concerns."""
     await client.get("/sample?count=7&seed=1&bundle=rgb&format=webp")
     page = (await client.get("/metrics")).text
     samples = {
@@ -145,7 +145,7 @@ def test_the_series_are_those_of_the_contract() -> None:
 
 
 def test_time_is_measured_from_half_a_millisecond() -> None:
-    """Buckets of every histogram of seconds, so that a small net's times can be told apart."""
+    """The buckets of histograms of seconds start low enough for a small net."""
     metrics = Metrics(CollectorRegistry())
     assert metrics.decode.buckets[0] == 0.0005
     assert metrics.decode.buckets[-1] == 120

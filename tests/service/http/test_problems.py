@@ -1,4 +1,4 @@
-"""Errors know their status, and become replies in one shape that give nothing away."""
+"""Errors have a fixed status and code, and become replies of one shape without internal details."""
 
 import json
 
@@ -56,7 +56,7 @@ def all_errors(base: type[ServiceError] = ServiceError) -> set[type[ServiceError
 
 
 def test_the_codes_are_those_of_the_contract() -> None:
-    """Every error has a code, every code one status, and there are no others."""
+    """Every error has a documented code, and every code one status."""
     leaves = all_errors() - {ServiceError}
     assert {error.code: error.status for error in leaves} == CODES
     assert {type(example) for example, _ in EXAMPLES} == leaves
@@ -65,7 +65,7 @@ def test_the_codes_are_those_of_the_contract() -> None:
 
 @pytest.mark.parametrize(("error", "headers"), EXAMPLES, ids=lambda value: type(value).__name__)
 def test_every_error_is_a_problem(error: ServiceError, headers: dict[str, str]) -> None:
-    """One shape, one media type, never cached, and the headers that belong to it."""
+    """A problem reply has the media type, the fields and the headers of its error, and is never cached."""
     reply = problem_reply(error, "the-id", "/sample")
     assert reply.status_code == error.status
     assert reply.headers["content-type"] == "application/problem+json"
@@ -85,13 +85,13 @@ def test_every_error_is_a_problem(error: ServiceError, headers: dict[str, str]) 
 
 
 def test_long_names_are_cut() -> None:
-    """A client's megabyte does not come back to it."""
+    """A long value of a client is cut in the message."""
     assert len(errors.UnknownBundle("x" * 10**6, []).detail) < 200
     assert len(errors.UnsupportedMediaType("x" * 10**6, []).detail) < 200
 
 
 def test_statuses_with_several_codes_are_described_together() -> None:
-    """OpenAPI has one entry a status; both reasons for a 503 stand in it, and 500 is never forgotten."""
+    """OpenAPI has one entry for each status, which names all its codes; 500 is always there."""
     described = describe(errors.NotReady, errors.Draining, errors.Invalid)
     assert set(described) == {503, 422, 500}
     assert "`not_ready`" in described[503]["description"]

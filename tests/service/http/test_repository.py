@@ -1,4 +1,4 @@
-"""Bundles come and go by request, and whatever goes wrong, what was loaded goes on serving."""
+"""Bundles are loaded and unloaded by request; if that fails, loaded bundles go on serving."""
 
 import os
 import shutil
@@ -39,7 +39,7 @@ def served(folder: Path, tiny_settings: Callable[..., Settings]) -> FastAPI:
 async def admin(
     served: FastAPI, start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """An administrator of it."""
+    """A client with an administrator's key."""
     async with start(served) as client:
         client.headers.update(ADMIN)
         yield client
@@ -56,14 +56,14 @@ async def change(client: httpx.AsyncClient, name: str, verb: str, **body: Any) -
 
 
 def refusal(reply: httpx.Response, status: int) -> str:
-    """The reason, in the protocol's shape."""
+    """The reason of an error in the protocol's shape."""
     assert (reply.status_code, reply.headers["content-type"]) == (status, "application/json")
     assert set(reply.json()) == {"error"}
     return str(reply.json()["error"])
 
 
 async def test_a_bundle_goes_and_comes_back(admin: httpx.AsyncClient) -> None:
-    """Unloaded it is unknown and listed as such; loaded again it gives the same bytes."""
+    """An unloaded bundle is unknown and listed as unavailable; loaded again it gives the same bytes."""
     before = (await admin.get("/sample?bundle=rgb&seed=4")).content
     assert await index(admin) == {"rgb": ("READY", ""), "tiny": ("READY", "")}
     assert (await change(admin, "rgb", "unload", parameters={"unload_dependents": False})).json() == {}
@@ -80,7 +80,7 @@ async def test_a_bundle_goes_and_comes_back(admin: httpx.AsyncClient) -> None:
 async def test_a_new_folder_is_loaded_and_a_new_version_taken_up(
     admin: httpx.AsyncClient, folder: Path, tiny_bundles: dict[str, Bundle]
 ) -> None:
-    """What was not there at the start is loaded by its name."""
+    """A folder that was added after the start is loaded by its name."""
     assert "cond" in refusal(await change(admin, "cond", "load"), 404)
     shutil.copytree(tiny_bundles["cond"].folder, folder / "cond")
     assert (await change(admin, "cond", "load")).status_code == 200
@@ -106,7 +106,7 @@ async def test_a_corrupt_bundle_is_refused_with_the_reason(admin: httpx.AsyncCli
 async def test_no_reply_says_where_the_bundles_lie(
     admin: httpx.AsyncClient, folder: Path, tiny_bundles: dict[str, Bundle], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whatever is refused, and why: clients read it from the folder of bundles on, and the log has the whole path."""
+    """Replies show paths relative to the folder of bundles; the log has the whole path."""
     shutil.copytree(tiny_bundles["cond"].folder, folder / "twin")
     (folder / "rgb" / MANIFEST).write_text("{}")
     shutil.copytree(tiny_bundles["cond"].folder, folder / "cond")
@@ -152,7 +152,7 @@ async def test_a_folder_that_cannot_be_looked_into_is_named_once_and_stops_nothi
     caplog: pytest.LogCaptureFixture,
     name: str,
 ) -> None:
-    """It is no bundle: not at the start, in the index, for a load of another one or a reload; nor named in a reply."""
+    """It is no bundle, at the start and later: other bundles load, and the log has one warning about it."""
     make, reason = UNREADABLE[name]
     make(folder / name)
     app = create_app(tiny_settings(bundles=folder, admin_keys="root"))
@@ -178,7 +178,7 @@ async def test_whatever_is_called_a_manifest_makes_a_bundle_that_is_refused(
     tiny_settings: Callable[..., Settings],
     start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]],
 ) -> None:
-    """A folder, a pipe, a device or a link that leads nowhere: the reason is told; what lies around is no bundle."""
+    """A folder, a pipe, a device or a dangling link as a manifest is refused; other entries are ignored."""
     names = ["folder", "pipe", "device", "link", "n" * 255]
     for name in names:
         (folder / name).mkdir()
@@ -206,13 +206,13 @@ async def test_whatever_is_called_a_manifest_makes_a_bundle_that_is_refused(
 
 
 async def test_what_the_service_cannot_do_without_stays(admin: httpx.AsyncClient) -> None:
-    """The default bundle of the settings, and the last one."""
+    """The default bundle can't be unloaded."""
     assert "tiny" in refusal(await change(admin, "tiny", "unload"), 422)
     assert (await admin.get("/sample")).status_code == 200
 
 
 async def test_requests_that_make_no_sense_have_the_protocols_shape(admin: httpx.AsyncClient) -> None:
-    """Unknown names and fields, broken JSON, wrong methods, and names that look like paths."""
+    """Unknown names and fields, broken JSON, wrong methods, and names like paths are refused."""
     refusal(await change(admin, "nobody", "unload"), 404)
     refusal(await change(admin, "tiny", "load", parameters={"config": "{}"}), 422)
     refusal(await admin.post("/v2/repository/index", content=b"{"), 400)
@@ -226,7 +226,7 @@ async def test_requests_that_make_no_sense_have_the_protocols_shape(admin: httpx
 async def test_a_bundle_whose_folder_has_another_name_comes_back(
     admin: httpx.AsyncClient, folder: Path, served: FastAPI
 ) -> None:
-    """It is known by its own name once it was loaded, whatever its folder is called."""
+    """Once loaded, a bundle is known by the name in its manifest, not by its folder's."""
     (folder / "rgb").rename(folder / "colours")
     await served.state.manager.reload()
     assert (await change(admin, "rgb", "unload")).status_code == 200
@@ -236,13 +236,13 @@ async def test_a_bundle_whose_folder_has_another_name_comes_back(
 
 
 async def test_the_index_survives_the_loss_of_the_folder(admin: httpx.AsyncClient, folder: Path) -> None:
-    """What is loaded is served and listed; the rest can't be known."""
+    """Loaded bundles are served and listed even if the folder can't be read."""
     shutil.rmtree(folder)
     assert await index(admin) == {"rgb": ("READY", ""), "tiny": ("READY", "")}
 
 
 async def test_a_service_that_drains_loads_nothing(admin: httpx.AsyncClient, served: FastAPI) -> None:
-    """The bundle is not to blame, and the reply says where it belongs."""
+    """The reply says that the service is shutting down."""
     await served.state.manager.stop()
     assert "shutting down" in refusal(await change(admin, "rgb", "load"), 503)
 
@@ -250,7 +250,7 @@ async def test_a_service_that_drains_loads_nothing(admin: httpx.AsyncClient, ser
 async def test_a_loaded_bundle_that_lost_its_manifest_is_refused_with_the_reason(
     admin: httpx.AsyncClient, folder: Path
 ) -> None:
-    """It is not unknown: it goes on serving, and the reply names the file that is missing."""
+    """The loaded version goes on serving, and the reply names the missing file."""
     (folder / "rgb" / MANIFEST).unlink()
     assert MANIFEST in refusal(await change(admin, "rgb", "load"), 422)
     assert (await admin.get("/sample?bundle=rgb")).status_code == 200

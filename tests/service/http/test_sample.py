@@ -1,4 +1,4 @@
-"""The routes, over the whole application: what clients ask for, what they get, and what they are told instead."""
+"""/sample, /discriminate and /bundles over the whole application: replies, headers and errors."""
 
 import asyncio
 import base64
@@ -66,7 +66,7 @@ def metric(app: FastAPI, name: str, **labels: str) -> float:
 
 
 def batches(app: FastAPI) -> float:
-    """Batches of samples that have begun."""
+    """Number of sample batches so far."""
     return metric(app, "gan_batch_images_count", bundle="tiny", operation="sample")
 
 
@@ -78,8 +78,8 @@ BLACK = png(np.zeros((8, 8), np.uint8))
 # ---------------------------------------------------------------------------------------------------------- /sample
 
 
-async def test_of_what_a_client_accepts_the_first_part_counts(client: httpx.AsyncClient, problem: Problem) -> None:
-    """As much as is read in no time: more than any client needs, however long its list is."""
+async def test_a_long_accept_is_cut(client: httpx.AsyncClient, problem: Problem) -> None:
+    """Only the first MAX_ACCEPT characters are parsed, more than any client needs."""
     for wanted, accept in (("image/webp", "image/webp" + ", a/b" * 9000), ("image/png", "*/*" + ";a" * 30_000)):
         reply = await client.get("/sample?seed=1", headers={"Accept": accept})
         assert (reply.status_code, reply.headers["content-type"]) == (200, wanted)
@@ -90,7 +90,7 @@ async def test_of_what_a_client_accepts_the_first_part_counts(client: httpx.Asyn
 async def test_json_that_holds_no_images_has_a_limit_of_its_own(
     start: Start, tiny_settings: Callable[..., Settings], problem: Problem
 ) -> None:
-    """4 MiB for /sample, by what is announced or has come; /discriminate takes as much as any body may have."""
+    """4 MiB for /sample, by Content-Length or by the bytes received; /discriminate has the general limit."""
     body = b'{"bundle": "' + b"x" * 2**22 + b'"}'
 
     async def in_pieces() -> AsyncIterator[bytes]:
@@ -106,7 +106,7 @@ async def test_json_that_holds_no_images_has_a_limit_of_its_own(
 
 
 async def test_a_plain_request_is_one_png_of_a_new_seed(client: httpx.AsyncClient) -> None:
-    """No parameters, one image, and the reply says how to get it again."""
+    """Without parameters the reply is one image, and its headers say how to get it again."""
     reply = await client.get("/sample")
     assert reply.headers["content-type"] == "image/png"
     assert picture(reply).shape == (8, 8)
@@ -118,7 +118,7 @@ async def test_a_plain_request_is_one_png_of_a_new_seed(client: httpx.AsyncClien
 
 
 async def test_a_grid_shows_the_images_in_reading_order(client: httpx.AsyncClient) -> None:
-    """Sixty-four images are eight lines of eight."""
+    """Sixty-four images are eight rows of eight."""
     images = array(await client.get("/sample?count=64&seed=7&format=npy"))
     grid = picture(await client.get("/sample?count=64&seed=7"))
     assert grid.shape == (64, 64)
@@ -129,7 +129,7 @@ async def test_a_grid_shows_the_images_in_reading_order(client: httpx.AsyncClien
 
 
 async def test_pixels_are_those_that_the_net_makes(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
-    """Seed to latents to G to bytes: the service adds and loses nothing."""
+    """The service returns exactly the pixels that the generator makes from the seed's latents."""
     bundle = tiny_bundles["rgb"]
     latents = 0.5 * draw_latents(bundle.manifest.latent, 7, 10, 3)
     with torch.inference_mode():
@@ -142,7 +142,7 @@ async def test_pixels_are_those_that_the_net_makes(client: httpx.AsyncClient, ti
 async def test_a_bundle_draws_what_the_service_gives(
     client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle], name: str
 ) -> None:
-    """`Bundle.draw` and /sample have the same bytes, labels that the seed draws included."""
+    """`Bundle.draw` and /sample give the same bytes, also with labels drawn from the seed."""
     reply = await client.get(f"/sample?bundle={name}&count=70&seed=11&first_index=5&format=npy")
     np.testing.assert_array_equal(array(reply), tiny_bundles[name].draw(70, seed=11, first_index=5))
     if name == "cond":
@@ -151,7 +151,7 @@ async def test_a_bundle_draws_what_the_service_gives(
 
 
 async def test_the_sixth_image_is_the_sixth_image(client: httpx.AsyncClient) -> None:
-    """Alone, in a row of eight, or in a crowd of other requests, an image of a seed is the same image."""
+    """An image of a seed is the same alone, in a request of eight, and beside other requests."""
     row = array(await client.get("/sample?count=8&seed=7&format=npy"))
     crowd = [client.get(f"/sample?count={n + 1}&seed={n}&format=npy") for n in range(20)]
     alone = client.get("/sample?count=1&first_index=5&seed=7&format=npy")
@@ -162,7 +162,7 @@ async def test_the_sixth_image_is_the_sixth_image(client: httpx.AsyncClient) -> 
 async def test_another_process_would_make_the_same_bytes(
     client: httpx.AsyncClient, start: Start, tiny_settings: Callable[..., Settings]
 ) -> None:
-    """An application built anew from the same bundles answers byte for byte the same, validator included."""
+    """A new application with the same bundles gives the same bytes and the same ETag."""
     async with start(create_app(tiny_settings())) as other:
         for query in (
             "count=9&seed=1",
@@ -175,7 +175,7 @@ async def test_another_process_would_make_the_same_bytes(
 
 
 async def test_query_and_body_get_the_same_images(client: httpx.AsyncClient) -> None:
-    """POST says in JSON what GET says in its query."""
+    """POST with JSON gives what GET gives with a query."""
     asked: dict[str, Any] = {"count": 3, "seed": 5, "bundle": "cond", "format": "npy", "truncation": 0.7}
     by_body = await client.post("/sample", json=asked | {"labels": [2, "cat", 1]})
     by_query = await client.get("/sample", params=asked | {"labels": "2,cat,1"})
@@ -184,8 +184,8 @@ async def test_query_and_body_get_the_same_images(client: httpx.AsyncClient) -> 
     assert "etag" not in by_body.headers
 
 
-async def test_every_format_can_be_asked_for(client: httpx.AsyncClient) -> None:
-    """By name and by Accept; the name wins."""
+async def test_every_format_can_be_requested(client: httpx.AsyncClient) -> None:
+    """A format is chosen by name or by Accept; the name wins."""
     for name, media_type in MEDIA_TYPES.items():
         by_name = await client.get("/sample", params={"seed": 1, "format": name}, headers={"Accept": "text/html"})
         by_accept = await client.get("/sample?seed=1", headers={"Accept": media_type})
@@ -197,7 +197,7 @@ async def test_every_format_can_be_asked_for(client: httpx.AsyncClient) -> None:
 async def test_json_names_the_classes_that_were_drawn(
     client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]
 ) -> None:
-    """A bundle with classes draws them from the seed where the request names none."""
+    """A bundle with classes draws labels from the seed if the request gives none."""
     reply = (await client.get("/sample?seed=3&count=40&bundle=cond&format=json")).json()
     latent = tiny_bundles["cond"].manifest.latent
     assert reply["labels"] == draw_labels(latent.label_frequencies or (), 3, 0, 40).tolist()
@@ -208,7 +208,7 @@ async def test_json_names_the_classes_that_were_drawn(
 
 
 async def test_a_label_changes_the_image_and_nothing_else(client: httpx.AsyncClient) -> None:
-    """Image i of a seed with a label is the same whatever the other images' labels are."""
+    """An image does not depend on the labels of the others in its request."""
     url = "/sample?seed=3&bundle=cond&format=npy"
     mixed = array(await client.get(f"{url}&labels=0,1,2"))
     for index in range(3):
@@ -220,7 +220,7 @@ async def test_a_label_changes_the_image_and_nothing_else(client: httpx.AsyncCli
 
 
 async def test_a_strip_a_scale_and_columns(client: httpx.AsyncClient) -> None:
-    """The shape of the picture is the client's choice."""
+    """Layout, columns and scale determine the picture's size."""
     url = "/sample?seed=1&count=6&bundle=rgb"
     assert picture(await client.get(f"{url}&layout=strip")).shape == (6, 60, 3)
     assert picture(await client.get(f"{url}&columns=2")).shape == (18, 20, 3)
@@ -229,7 +229,7 @@ async def test_a_strip_a_scale_and_columns(client: httpx.AsyncClient) -> None:
 
 
 async def test_reply_headers_say_what_and_how_long(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
-    """Seed, index, bundle, and where the time went."""
+    """The headers name seed, index and bundle, and the times of queue, compute and encode."""
     reply = await client.get("/sample?seed=9007199254740991&first_index=4&count=2")
     assert reply.headers["x-seed"] == "9007199254740991"
     assert reply.headers["x-first-index"] == "4"
@@ -240,7 +240,7 @@ async def test_reply_headers_say_what_and_how_long(client: httpx.AsyncClient, ti
 
 
 async def test_head_has_the_headers_of_get(client: httpx.AsyncClient) -> None:
-    """The same headers, the length of what GET would send, and no body."""
+    """HEAD has the headers of GET, its Content-Length included, and no body."""
     for path in ("/sample?seed=1&count=5", "/bundles", "/bundles/tiny", "/livez", "/", "/openapi.json"):
         get, head = await client.get(path), await client.head(path)
         assert head.status_code == 200
@@ -271,12 +271,12 @@ async def test_head_has_the_headers_of_get(client: httpx.AsyncClient) -> None:
     ],
 )
 async def test_bad_queries(client: httpx.AsyncClient, problem: Problem, query: str, status: int, code: str) -> None:
-    """Each is refused in the one shape, and no cache keeps the refusal."""
+    """Each is refused with a problem that caches do not store."""
     problem(await client.get(f"/sample?{query}"), status, code)
 
 
 async def test_nothing_acceptable_is_406(client: httpx.AsyncClient, problem: Problem) -> None:
-    """A client that takes only HTML gets no image."""
+    """A client that accepts only HTML gets 406."""
     assert "image/png" in problem(await client.get("/sample", headers={"Accept": "text/html"}), 406, "not_acceptable")
 
 
@@ -300,13 +300,13 @@ async def test_bad_bodies(
 
 
 async def test_an_empty_body_asks_for_the_defaults(client: httpx.AsyncClient) -> None:
-    """`curl -X POST` is enough."""
+    """An empty body without Content-Type gives one image."""
     assert picture(await client.post("/sample")).shape == (8, 8)
     assert picture(await client.post("/sample", headers={"Content-Type": "application/json"})).shape == (8, 8)
 
 
 async def test_a_query_beside_a_body_is_refused(client: httpx.AsyncClient, problem: Problem) -> None:
-    """A count in the wrong place would be ignored in silence."""
+    """A count in the query would otherwise be ignored silently."""
     problem(await client.post("/sample?count=3", json={}), 422, "invalid")
 
 
@@ -333,7 +333,7 @@ async def test_a_query_beside_a_body_is_refused(client: httpx.AsyncClient, probl
 async def test_any_request_is_answered_or_refused(
     client: httpx.AsyncClient, problem: Problem, asked: dict[str, Any]
 ) -> None:
-    """Right shapes or a 4xx problem; never a 500, by query and by body alike."""
+    """By query and by body, the reply is an array of the right shape or a 4xx problem, never a 500."""
     query = asked | ({"labels": ",".join(map(str, asked["labels"]))} if isinstance(asked.get("labels"), list) else {})
     for reply in (
         await client.get("/sample", params=query),
@@ -363,7 +363,7 @@ async def test_any_request_is_answered_or_refused(
 
 
 async def test_a_seed_makes_a_reply_cacheable(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
-    """For a while by name, for a year where the version is pinned."""
+    """A named bundle makes it fresh for minutes, a pinned version for a year."""
     short = await client.get("/sample?seed=1")
     assert short.headers["cache-control"] == "public, max-age=300"
     assert short.headers["etag"].startswith('"')
@@ -372,8 +372,8 @@ async def test_a_seed_makes_a_reply_cacheable(client: httpx.AsyncClient, tiny_bu
     assert long.content == short.content
 
 
-async def test_a_copy_that_is_still_good_is_not_sent_again(client: httpx.AsyncClient, app: FastAPI) -> None:
-    """If-None-Match in every form that RFC 9110 knows gets a 304, and nothing is computed for it."""
+async def test_a_current_copy_is_not_sent_again(client: httpx.AsyncClient, app: FastAPI) -> None:
+    """Every form of If-None-Match gets 304, and nothing is computed."""
     etag = (await client.get("/sample?seed=1&count=7")).headers["etag"]
     before = metric(app, "gan_images_total", bundle="tiny", operation="sample")
     for tag in (etag, f"W/{etag}", f'"other", {etag}', f'"a,b" , W/{etag},"c"', "*"):
@@ -388,13 +388,13 @@ async def test_a_copy_that_is_still_good_is_not_sent_again(client: httpx.AsyncCl
 
 @pytest.mark.parametrize("tag", ['"other"', "nonsense", "", 'W/"other", "more"', '"*"'])
 async def test_another_tag_gets_the_image(client: httpx.AsyncClient, tag: str) -> None:
-    """A copy of something else is no copy."""
+    """Another entity tag does not match, so the image is sent."""
     reply = await client.get("/sample?seed=1", headers={"If-None-Match": tag})
     assert picture(reply).shape == (8, 8)
 
 
 async def test_every_parameter_is_in_the_tag(client: httpx.AsyncClient) -> None:
-    """What changes the bytes changes the tag; how it was asked for does not."""
+    """Whatever changes the bytes changes the tag; different spellings of one request share it."""
     queries = ["", "count=2", "first_index=1", "truncation=0.5", "bundle=rgb", "format=npy", "scale=2", "format=webp",
                "bundle=cond", "bundle=cond&labels=1", "count=4&columns=1", "count=4"]  # fmt: skip
     tags = [(await client.get(f"/sample?seed=1&{query}")).headers["etag"] for query in queries]
@@ -404,13 +404,13 @@ async def test_every_parameter_is_in_the_tag(client: httpx.AsyncClient) -> None:
 
 
 async def test_without_a_seed_no_tag_ever_matches(client: httpx.AsyncClient) -> None:
-    """A new image every time is never the client's copy."""
+    """Without a seed every reply is new, whatever If-None-Match says."""
     reply = await client.get("/sample", headers={"If-None-Match": "*"})
     assert reply.status_code == 200
 
 
 async def test_inexact_replies_have_weak_tags(start: Start, tiny_settings: Callable[..., Settings]) -> None:
-    """Where last bits may depend on the batch, two replies are alike and not equal."""
+    """If the batch may change the last bits, tags are weak."""
     async with start(create_app(tiny_settings(exact=False))) as client:
         etag = (await client.get("/sample?seed=1")).headers["etag"]
         assert etag.startswith('W/"')
@@ -430,7 +430,7 @@ def digits() -> UInt8:
 async def test_one_image_gets_one_result(
     client: httpx.AsyncClient, digits: UInt8, tiny_bundles: dict[str, Bundle]
 ) -> None:
-    """Without a calibration the probability is σ of the logit, and says so."""
+    """Without a calibration the probability is σ(logit), and `calibrated` is false."""
     reply = await client.post("/discriminate", content=png(digits[0]), headers=PNG)
     assert reply.status_code == 200, reply.text
     body = reply.json()
@@ -443,7 +443,7 @@ async def test_one_image_gets_one_result(
 
 
 async def test_a_calibrated_bundle_gives_calibrated_probabilities(client: httpx.AsyncClient) -> None:
-    """σ(scale·logit + offset), and no word about calibration."""
+    """The probability is σ(scale·logit + offset), and `calibrated` is left out."""
     image = np.random.default_rng(0).integers(0, 256, (6, 10, 3), dtype=np.uint8)
     reply = await client.post("/discriminate?bundle=rgb", content=png(image), headers=PNG)
     (result,) = reply.json()["results"]
@@ -452,7 +452,7 @@ async def test_a_calibrated_bundle_gives_calibrated_probabilities(client: httpx.
 
 
 async def test_every_way_to_send_images_gets_the_same_logits(client: httpx.AsyncClient, digits: UInt8) -> None:
-    """Array, form, JSON, and one file after the other."""
+    """An array, a form, JSON and single files give the same logits."""
     files = [png(image) for image in digits]
     ways = [
         await client.post("/discriminate", content=npy(digits), headers=NPY),
@@ -467,8 +467,8 @@ async def test_every_way_to_send_images_gets_the_same_logits(client: httpx.Async
         assert [result["logit"] for result in reply.json()["results"]] == expected
 
 
-async def test_what_sample_makes_discriminate_takes(client: httpx.AsyncClient) -> None:
-    """An .npy of one is the body of the other."""
+async def test_discriminate_accepts_arrays_of_sample(client: httpx.AsyncClient) -> None:
+    """The .npy reply of /sample is a valid body for /discriminate."""
     images = (await client.get("/sample?seed=1&count=6&bundle=rgb&format=npy")).content
     reply = await client.post("/discriminate?bundle=rgb", content=images, headers=NPY)
     assert len(reply.json()["results"]) == 6
@@ -476,7 +476,7 @@ async def test_what_sample_makes_discriminate_takes(client: httpx.AsyncClient) -
 
 
 async def test_other_sizes_and_colours_are_converted_and_say_so(client: httpx.AsyncClient, digits: UInt8) -> None:
-    """A large colour JPEG is no digit, but can be made to look like one."""
+    """A large colour JPEG is brought into the bundle's shape, and `converted` is true."""
     photo = np.kron(np.stack([digits[0]] * 3, axis=2), np.ones((8, 8, 1), np.uint8))
     for form in ("png", "jpeg", "webp", "bmp"):
         reply = await client.post("/discriminate", content=png(photo, form), headers={"Content-Type": f"image/{form}"})
@@ -486,7 +486,7 @@ async def test_other_sizes_and_colours_are_converted_and_say_so(client: httpx.As
 
 
 async def test_one_broken_image_among_many_gets_its_own_problem(client: httpx.AsyncClient, digits: UInt8) -> None:
-    """The others are scored as if it were not there."""
+    """The other images get the scores that they get without it."""
     good = png(digits[1])
     reply = await client.post(
         "/discriminate", files=[("images", ("a", b"broken")), ("images", ("b", good)), ("images", ("c", good[:50]))]
@@ -506,7 +506,7 @@ async def test_one_broken_image_among_many_gets_its_own_problem(client: httpx.As
 async def test_a_bundle_with_classes_is_asked_about_a_class(
     client: httpx.AsyncClient, digits: UInt8, problem: Problem
 ) -> None:
-    """One label for all or one for each, by query or in the JSON; the results need not repeat them."""
+    """One label for all or one for each, by query or in JSON; results do not repeat given labels."""
     url = "/discriminate?bundle=cond"
     all_cats = (await client.post(f"{url}&labels=cat", content=npy(digits), headers=NPY)).json()["results"]
     mixed = (await client.post(f"{url}&labels=0,1,2,owl,cat", content=npy(digits), headers=NPY)).json()["results"]
@@ -522,7 +522,7 @@ async def test_a_bundle_with_classes_is_asked_about_a_class(
 
 
 async def test_the_class_head_names_the_label_that_was_not_given(client: httpx.AsyncClient, digits: UInt8) -> None:
-    """Each result names its class, alone as among others; asked about that class, D says the same."""
+    """Each result names the predicted class; with that class as the label the logit is the same."""
     url = "/discriminate?bundle=cond"
     named = (await client.post(url, content=npy(digits), headers=NPY)).json()["results"]
     assert {result["label"] for result in named} <= {"cat", "dog", "owl"}
@@ -537,7 +537,7 @@ async def test_the_class_head_names_the_label_that_was_not_given(client: httpx.A
 
 
 async def test_labels_stay_with_their_images_when_one_is_broken(client: httpx.AsyncClient, digits: UInt8) -> None:
-    """The broken image's label goes with it."""
+    """The label of a broken image is dropped with it."""
     files = [("images", ("a", png(digits[0]))), ("images", ("b", b"broken")), ("images", ("c", png(digits[2])))]
     reply = (await client.post("/discriminate?bundle=cond&labels=0,1,2", files=files)).json()["results"]
     third = await client.post("/discriminate?bundle=cond&labels=2", content=png(digits[2]), headers=PNG)
@@ -546,7 +546,7 @@ async def test_labels_stay_with_their_images_when_one_is_broken(client: httpx.As
 
 @pytest.mark.parametrize(("url", "kind"), [("/sample", "application/json"), ("/discriminate", "image/png")])
 async def test_compressed_bodies_are_refused(client: httpx.AsyncClient, problem: Problem, url: str, kind: str) -> None:
-    """Nothing here unpacks a body; saying so beats an error about what is inside."""
+    """A Content-Encoding is refused by name, instead of an error about unreadable content."""
     headers = {"Content-Type": kind, "Content-Encoding": "gzip"}
     reply = await client.post(url, content=gzip.compress(b"{}"), headers=headers)
     assert "gzip" in problem(reply, 415, "unsupported_media_type")
@@ -601,7 +601,7 @@ async def test_bad_uploads(
     ),
 )  # fmt: skip
 async def test_random_bytes_never_break_anything(client: httpx.AsyncClient, body: bytes, content_type: str) -> None:
-    """Whatever is sent under whatever name ends in an answer or a 4xx."""
+    """Any bytes of any Content-Type get a result or a 4xx."""
     reply = await client.post("/discriminate", content=body, headers={"Content-Type": content_type})
     assert reply.status_code in {200, 400, 413, 415, 422}
 
@@ -612,7 +612,7 @@ async def test_random_bytes_never_break_anything(client: httpx.AsyncClient, body
 async def test_a_deadline_that_passes_is_504(
     client: httpx.AsyncClient, app: FastAPI, hold_engine: Hold, until: Until, problem: Problem
 ) -> None:
-    """Behind a busy engine an impatient client is told that it was too late, and its images are never computed."""
+    """Behind a busy engine a request with a short deadline gets 504, and its images are never computed."""
     async with hold_engine(app):
         # The first batch waits on the engine's thread, so the second stays in the queue.
         started = batches(app)
@@ -629,7 +629,7 @@ async def test_a_deadline_that_passes_is_504(
 async def test_a_full_queue_is_429_and_says_when_to_come_back(
     start: Start, tiny_settings: Callable[..., Settings], hold_engine: Hold, until: Until, problem: Problem
 ) -> None:
-    """Room for ten: the eleventh image is refused at once, and nothing of its request is queued."""
+    """A request that exceeds the queue's capacity is refused at once, and none of it is queued."""
     app = create_app(tiny_settings(max_count=10, max_queued_images=10))
     async with start(app) as client:
         async with hold_engine(app):
@@ -648,7 +648,7 @@ async def test_a_full_queue_is_429_and_says_when_to_come_back(
 async def test_a_failing_engine_is_500_without_its_reasons(
     start: Start, tiny_settings: Callable[..., Settings], problem: Problem, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The client gets an id; the log has the traceback under that id."""
+    """The client gets the request id, under which the log has the traceback."""
     app = create_app(tiny_settings())
     async with start(app) as client:
 
@@ -665,8 +665,10 @@ async def test_a_failing_engine_is_500_without_its_reasons(
 # -------------------------------------------------------------------------------------------------------- /bundles
 
 
-async def test_bundles_are_listed_with_their_facts(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
-    """Everything a client needs to ask well, from the manifest."""
+async def test_bundles_are_listed_with_their_metadata(
+    client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """The reply has the metadata of the manifest."""
     body = (await client.get("/bundles")).json()
     assert body["default"] == "tiny"
     assert {facts["name"] for facts in body["bundles"]} == {"tiny", "rgb", "cond"}
@@ -681,14 +683,14 @@ async def test_bundles_are_listed_with_their_facts(client: httpx.AsyncClient, ti
 
 
 async def test_an_unknown_bundle_is_404(client: httpx.AsyncClient, problem: Problem) -> None:
-    """And the problem says which there are."""
+    """The problem lists the loaded bundles."""
     assert "cond@" in problem(await client.get("/bundles/nope"), 404, "unknown_bundle")
 
 
 async def test_what_waits_for_an_encoder_ends_at_its_deadline(
     tiny_settings: Callable[..., Settings], start: Start, problem: Problem, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nobody waits longer for a picture than the deadline, and what has not been begun by then is never encoded."""
+    """Waiting for an encoder ends at the deadline, and encoding that has not begun by then is skipped."""
     gate, begun = threading.Event(), []
 
     def slow_encode(*arguments: Any) -> bytes:

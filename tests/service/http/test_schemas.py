@@ -1,4 +1,4 @@
-"""What clients ask for is understood exactly or refused with the field's name, before anything is queued."""
+"""Requests are parsed exactly, or refused with the field's name before anything is queued."""
 
 import json
 from contextlib import suppress
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from models.spec import ImageSpec
 from service.codecs.encode import MEDIA_TYPES
-from service.codecs.time_slices import at_once
+from service.codecs.time_slices import run_steps
 from service.errors import Invalid, Malformed, NotAcceptable
 from service.http.json_limits import JsonLimits
 from service.http.problems import problem
@@ -20,7 +20,7 @@ from service.http.schemas import (
     DiscriminateReply,
     DiscriminateRequest,
     DiscriminateResult,
-    Judged,
+    DiscriminatorOutput,
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
@@ -47,11 +47,11 @@ def plan(settings: Settings | None = None, accept: str | None = None, **fields: 
 
 
 def body(schema: type[SchemaT], text: bytes) -> SchemaT:
-    return at_once(parse_body(schema, text, JsonLimits(values=99)))
+    return run_steps(parse_body(schema, text, JsonLimits(values=99)))
 
 
 def test_an_empty_request_asks_for_one_new_image() -> None:
-    """Everything has a default, and two seeds drawn for two requests differ."""
+    """All fields have defaults, and each request without a seed gets a new one."""
     first, second = (resolve_sample(body(SampleRequest, b""), IMAGE, None, None, Settings()) for _ in "ab")
     assert (first.count, first.first_index, first.labels, first.truncation) == (1, 0, None, 1.0)
     assert (first.render.format, first.render.columns, first.render.scale) == ("png", 1, 1)
@@ -59,7 +59,7 @@ def test_an_empty_request_asks_for_one_new_image() -> None:
 
 
 def test_query_and_body_say_the_same() -> None:
-    """The two ways to ask lead to the same plan."""
+    """A query and a JSON body with the same fields give the same plan."""
     query = b"count=2&seed=7&first_index=3&labels=2,dog&truncation=0.5&bundle=b%40v"
     query += b"&format=npy&layout=grid&columns=2&scale=3"
     same = {
@@ -108,7 +108,7 @@ def test_query_and_body_say_the_same() -> None:
     ],
 )
 def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], says: str) -> None:
-    """The client reads which field is wrong, and why."""
+    """The error names the wrong field and the reason."""
     with pytest.raises(error, match=says):
         parse_query(SampleRequest, query)
 
@@ -137,14 +137,14 @@ def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], sa
     ],
 )
 def test_a_bad_body_is_refused_by_name(text: bytes, error: type[Exception], says: str) -> None:
-    """JSON is taken as it is written: a string is no number."""
+    """Types in JSON are not converted: a string is not accepted as a number."""
     with pytest.raises(error, match=says):
         body(SampleRequest, text)
 
 
 @pytest.mark.parametrize("wrong", [b"1", b"null", b"[]", b"{}", b'{"a":[]}'], ids=repr)
 def test_a_list_ends_at_its_first_mistake(wrong: bytes) -> None:
-    """What is said of a list of wrong values, and made for it, is as much as for one of them."""
+    """A list of many wrong values costs, and reports, no more than one."""
     for schema, field in ((DiscriminateRequest, b"images"), (SampleRequest, b"labels"), (DiscriminateQuery, b"labels")):
         wrong_one = b"1.5" if field == b"labels" and wrong == b"1" else wrong
         refusals = []
@@ -152,13 +152,13 @@ def test_a_list_ends_at_its_first_mistake(wrong: bytes) -> None:
             many = b'{"%b":[%b]}' % (field, b",".join([wrong_one] * count))
             steps = parse_body(schema, many, JsonLimits(values=9999, containers=99_999, keys=9999))
             with pytest.raises(Invalid) as refused:
-                at_once(steps)
+                run_steps(steps)
             refusals.append(str(refused.value))
         assert refusals[0] == refusals[1]
 
 
-def test_null_is_as_left_out() -> None:
-    """In every field that may be left out, at every depth; a field that there is not is refused with it too."""
+def test_null_counts_as_left_out() -> None:
+    """Every optional field may be null, at every depth; an unknown field is refused even if it is null."""
     for schema in (SampleRequest, DiscriminateQuery, RepositoryQuery, RepositoryLoad, RepositoryUnload):
         nulls = json.dumps(dict.fromkeys(schema.model_fields)).encode()
         assert body(schema, nulls) == body(schema, b"{}")
@@ -171,8 +171,8 @@ def test_null_is_as_left_out() -> None:
 
 
 @given(st.binary(max_size=200))
-def test_no_query_and_no_body_brings_the_parsers_down(noise: bytes) -> None:
-    """Whatever arrives is understood or refused, and nothing else."""
+def test_any_query_and_any_body_is_parsed_or_refused(noise: bytes) -> None:
+    """Any bytes give a request, Malformed or Invalid."""
     for parse in (parse_query, body):
         for schema in (SampleRequest, DiscriminateQuery):
             with suppress(Malformed, Invalid):
@@ -198,13 +198,13 @@ def test_no_query_and_no_body_brings_the_parsers_down(noise: bytes) -> None:
     ],
 )
 def test_accept_chooses_as_rfc_9110_says(accept: str | None, chosen: str) -> None:
-    """The most specific range gives a type its quality; the best quality wins, then our own order."""
+    """The most specific range gives a type its quality; the highest quality wins, then our own order."""
     assert choose_format(None, accept) == chosen
 
 
 @pytest.mark.parametrize("accept", ["text/html", "image/png;q=0", "*/*;q=0", "video/*, text/*", ";;,"])
 def test_what_cannot_be_made_is_not_acceptable(accept: str) -> None:
-    """A client that takes none of the formats is told which there are; a format by name still wins."""
+    """If Accept allows none of the formats, the error lists them; a format by name still wins."""
     with pytest.raises(NotAcceptable, match="image/png"):
         choose_format(None, accept)
     assert choose_format("npy", accept) == "npy"
@@ -212,7 +212,7 @@ def test_what_cannot_be_made_is_not_acceptable(accept: str) -> None:
 
 @given(st.text(max_size=80))
 def test_any_accept_header_chooses_or_refuses(accept: str) -> None:
-    """No header brings the negotiation down."""
+    """Any header gives a format or NotAcceptable."""
     with suppress(NotAcceptable):
         assert choose_format(None, accept) in MEDIA_TYPES
 
@@ -244,13 +244,13 @@ def test_labels_come_by_index_or_name_for_one_or_all(labels: Any, count: int, in
     ],
 )
 def test_labels_that_do_not_fit_are_refused(labels: Any, names: tuple[str, ...] | None, says: str) -> None:
-    """Unknown classes, a wrong number of them, or a bundle that has none."""
+    """Unknown classes, a wrong number of labels, and labels for a bundle without are refused."""
     with pytest.raises(Invalid, match=says):
         resolve_labels(labels, names, 2)
 
 
 def test_the_number_of_labels_is_the_default_count() -> None:
-    """Three labels are three images, unless the request says otherwise."""
+    """Three labels without a count give three images."""
     assert plan(labels=["cat", "dog", 2]).count == 3
     assert plan(labels="cat").count == 1
     assert plan(labels="cat", count=5).labels == [0] * 5
@@ -258,12 +258,12 @@ def test_the_number_of_labels_is_the_default_count() -> None:
 
 @pytest.mark.parametrize(("count", "columns"), [(1, 1), (2, 2), (4, 2), (5, 3), (9, 3), (10, 4), (64, 8), (4096, 64)])
 def test_a_grid_is_about_square(count: int, columns: int) -> None:
-    """Without a word on columns, a grid is as wide as it is high, or one line lower."""
+    """By default a grid has as many columns as rows, or one row fewer."""
     assert plan(count=count).render.columns == columns
 
 
 def test_columns_and_strips() -> None:
-    """Columns are capped by the count; a strip is one line and takes no columns."""
+    """Columns are capped at the count; a strip is one row and does not allow columns."""
     assert plan(count=5, columns=3).render.columns == 3
     assert plan(count=2, columns=8).render.columns == 2
     assert plan(count=5, layout="strip").render.columns == 5
@@ -284,13 +284,13 @@ def test_columns_and_strips() -> None:
     ],
 )
 def test_what_is_too_much_is_refused_before_it_is_queued(fields: dict[str, Any], says: str) -> None:
-    """Count, index, pixels, and what a format can hold."""
+    """Count, index, pixels and a format's longest side are checked when the request is resolved."""
     with pytest.raises(Invalid, match=says):
         plan(**fields)
 
 
 def test_limits_are_reached_exactly() -> None:
-    """The largest that is allowed is allowed."""
+    """A request exactly at the limits is allowed."""
     assert plan(count=4096).count == 4096
     assert plan(first_index=SEED_LIMIT - 2, count=2, seed=SEED_LIMIT - 1).seed == SEED_LIMIT - 1
     exact = Settings(max_output_pixels=2 * 28 * 20 * 9)
@@ -320,14 +320,14 @@ def test_timeouts_are_bounded_by_the_operator() -> None:
 
 
 @pytest.mark.parametrize("header", ["", "0", "-1", "1.5", "1e3", "soon", "9999999999", "١"])
-def test_a_timeout_that_is_none_is_refused(header: str) -> None:
-    """Whole milliseconds, at least one."""
+def test_a_bad_timeout_is_refused(header: str) -> None:
+    """Only whole milliseconds from 1 are accepted."""
     with pytest.raises(Invalid, match="X-Timeout-Ms"):
         timeout_s(header, Settings())
 
 
-def test_verdicts_are_written_as_their_schema_says() -> None:
-    """The reply is put together without models; read back through the schema it is what the models would have been."""
+def test_results_are_written_as_their_schema_says() -> None:
+    """The reply, written without models, is what the models of its schema would serialize to."""
     broken = problem(Invalid("images: not an image."), "the-id")
     probabilities, logits = [0.25, 1.0], [-1.5, 3e-9]
     first, last = {"probability_real": 0.25, "logit": -1.5}, {"probability_real": 1.0, "logit": 3e-9}
@@ -337,12 +337,12 @@ def test_verdicts_are_written_as_their_schema_says() -> None:
         assert DiscriminateReply.model_validate_json(written) == expected
         assert json.loads(written) == json.loads(expected.model_dump_json(exclude_none=True))
 
-    plain = Judged(probabilities, logits, None, is_calibrated=True, converted=[False, False])
+    plain = DiscriminatorOutput(probabilities, logits, None, is_calibrated=True, converted=[False, False])
     check(
         discriminate_reply("tiny", "0123456789ab", plain, {}),
         [DiscriminateResult.model_validate(first), DiscriminateResult.model_validate(last)],
     )
-    named = Judged(probabilities, logits, ["cat", "dog"], is_calibrated=False, converted=[False, True])
+    named = DiscriminatorOutput(probabilities, logits, ["cat", "dog"], is_calibrated=False, converted=[False, True])
     check(
         discriminate_reply("tiny", "0123456789ab", named, {3: broken, 1: broken, 4: broken}),
         [

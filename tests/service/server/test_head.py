@@ -1,4 +1,4 @@
-"""Whom a request is for, and how its body comes: what a head may say of that. What becomes of it is test_protocol's."""
+"""Which Host and Transfer-Encoding fields are refused. test_protocol.py has the replies."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from service.server.head import check_head
     ],
 )  # fmt: skip
 def test_a_host_is_a_name_or_an_address(host: str) -> None:
-    """With a port or without, also an empty one, as RFC 3986 writes them."""
+    """It may have a port, also an empty one (RFC 3986)."""
     check_head("1.1", [(b"accept", b"*/*"), (b"host", host.encode())])
     check_head("1.0", [(b"host", host.encode())])
 
@@ -28,13 +28,13 @@ def test_a_host_is_a_name_or_an_address(host: str) -> None:
 )  # fmt: skip
 @pytest.mark.parametrize("version", ["1.0", "1.1"])
 def test_another_host_is_refused(host: str, version: str) -> None:
-    """Who reads it otherwise than we do may think that the request is for somebody else."""
+    """A proxy that reads it differently could take the request for another host's."""
     with pytest.raises(Malformed, match="Host"):
         check_head(version, [(b"host", host.encode())])
 
 
 def test_only_the_oldest_versions_need_no_host() -> None:
-    """HTTP/1.0 and before; two are too many for each."""
+    """Only HTTP/1.0 and before may leave Host out; two are refused in every version."""
     check_head("1.0", [])
     check_head("0.9", [])
     for version, hosts in (("1.1", []), ("2.0", []), ("1.1", [b"a", b"a"]), ("1.0", [b"a", b"b"])):
@@ -59,7 +59,7 @@ def test_only_the_oldest_versions_need_no_host() -> None:
     ],
 )
 def test_a_body_comes_in_chunks_or_has_a_length(codings: list[str], error: type[Exception] | None) -> None:
-    """One coding, once, of one version of HTTP; of any other nobody knows where the body ends."""
+    """Only `chunked`, once, in HTTP/1.1 is accepted; with anything else the end of the body is unknown."""
     fields = [(b"host", b"x"), *((b"transfer-encoding", coding.encode()) for coding in codings)]
     if error is None:
         check_head("1.1", fields)

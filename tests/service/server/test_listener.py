@@ -1,4 +1,4 @@
-"""Connections are taken many at a time, never while nobody wants them, and not in a circle where there is no way."""
+"""Connections are accepted many at a time, not after `stop`, and with a pause when accepting fails."""
 
 import asyncio
 import resource
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.anyio
 
 @contextmanager
 def clients(listener: socket.socket, count: int) -> Iterator[None]:
-    """So many that have connected."""
+    """Connect this many clients."""
     with ExitStack() as stack:
         for _ in range(count):
             stack.enter_context(socket.create_connection(listener.getsockname()))
@@ -26,7 +26,7 @@ def clients(listener: socket.socket, count: int) -> Iterator[None]:
 
 
 class Taken:
-    """Keeps connections, once it has refused so many."""
+    """Keeps connections, after it has refused the first `refuses`."""
 
     def __init__(self) -> None:
         self.connections: list[socket.socket] = []
@@ -55,17 +55,17 @@ async def accepting() -> AsyncIterator[tuple[socket.socket, Acceptor, Taken]]:
 
 
 @pytest.mark.parametrize(
-    ("at_once", "seen"),
+    ("max_accepts", "seen"),
     [
-        pytest.param(
-            listening.AT_ONCE, {0}, id="all in one turn: the last of a crowd waits for no turn of each before it"
-        ),
+        pytest.param(listening.MAX_ACCEPTS, {0}, id="all in one step"),
         pytest.param(8, {0, 8, 16}, id="so many in each: a crowd leaves all others their turns"),
     ],
 )
-async def test_a_crowd_is_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch, at_once: int, seen: set[int]) -> None:
-    """A turn of a busy loop is long."""
-    monkeypatch.setattr(listening, "AT_ONCE", at_once)
+async def test_many_connections_are_accepted_in_one_step(
+    monkeypatch: pytest.MonkeyPatch, max_accepts: int, seen: set[int]
+) -> None:
+    """On a busy loop, waiting for one step for each connection takes long."""
+    monkeypatch.setattr(listening, "MAX_ACCEPTS", max_accepts)
     async with accepting() as (listener, acceptor, taken):
         with clients(listener, 20):
             acceptor.start()
@@ -77,8 +77,8 @@ async def test_a_crowd_is_taken_many_at_a_time(monkeypatch: pytest.MonkeyPatch, 
             assert counts == seen
 
 
-async def test_who_is_not_wanted_waits_in_the_queue(until: Until) -> None:
-    """Until they are; also where the taker has had enough in the middle of a crowd."""
+async def test_after_stop_clients_wait_in_the_queue(until: Until) -> None:
+    """They are accepted after the next `start`, also if `take` has called `stop` amid a step."""
     taken: list[socket.socket] = []
     with listen("127.0.0.1", 0) as listener, clients(listener, 3), ExitStack() as stack:
 
@@ -92,10 +92,10 @@ async def test_who_is_not_wanted_waits_in_the_queue(until: Until) -> None:
             await until(lambda: len(taken) == expected)  # noqa: B023 - it ends before the next
 
 
-async def test_where_there_is_no_way_one_is_closed_and_the_others_wait_a_moment(
+async def test_a_refused_connection_is_closed_and_the_others_wait_a_moment(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
-    """The loop does not run hot meanwhile; then they are tried again."""
+    """Accepting pauses, so that the loop is not busy with it, and then goes on."""
     monkeypatch.setattr(listening, "PAUSE_S", 0.0)
     async with accepting() as (listener, acceptor, taken):
         taken.refuses = 1
@@ -105,10 +105,10 @@ async def test_where_there_is_no_way_one_is_closed_and_the_others_wait_a_moment(
         assert "full" in caplog.text
 
 
-async def test_no_file_number_left_is_waited_out(
+async def test_a_lack_of_file_descriptors_is_waited_out(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
-    """It is said, and once there are some again whoever waited is taken."""
+    """It is logged, and waiting clients are accepted once descriptors are free again."""
     monkeypatch.setattr(listening, "PAUSE_S", 0.0)
     async with accepting() as (listener, acceptor, taken):
         with clients(listener, 3):
@@ -123,10 +123,10 @@ async def test_no_file_number_left_is_waited_out(
             await until(lambda: len(taken.connections) == 3)
 
 
-async def test_one_that_stopped_while_it_waited_a_moment_stays_so(
+async def test_stop_during_a_pause_holds(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, until: Until
 ) -> None:
-    """The moment's end does not start it again."""
+    """The end of the pause does not start accepting again."""
     monkeypatch.setattr(listening, "PAUSE_S", 0.0)
     async with accepting() as (listener, acceptor, taken):
         taken.refuses, taken.has_refused = 1, acceptor.stop
@@ -143,7 +143,7 @@ async def test_one_that_stopped_while_it_waited_a_moment_stays_so(
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="one family at a time is all this system has")
 @pytest.mark.parametrize("host", ["::", "[::]"])
 async def test_every_address_of_ipv6_is_every_one_of_ipv4_too(host: str) -> None:
-    """Clients of both families are taken, however the address is written."""
+    """Clients of both families can connect, with and without brackets around the address."""
     with listen(host, 0) as listener:
         port = listener.getsockname()[1]
         assert url(listener) == f"http://[::]:{port}"
@@ -154,7 +154,7 @@ async def test_every_address_of_ipv6_is_every_one_of_ipv4_too(host: str) -> None
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1", "999.1.1.1", "a..b", "a b", "x" * 300, "[::1", ":::"])
 async def test_an_address_that_is_not_this_machines_is_told_apart_from_a_port_in_use(host: str) -> None:
-    """One is a bad setting; the other is the machine's."""
+    """The first is a bad setting, the second a state of the machine."""
     with pytest.raises(HostError):
         listen(host, 0)
     with listen("127.0.0.1", 0) as listener, pytest.raises(OSError, match="in use") as in_use:

@@ -1,4 +1,4 @@
-"""The process keeps no more of the system's memory than it needs, and seldom looks for garbage."""
+"""The process returns free memory to the system, and collects garbage rarely."""
 
 import gc
 import os
@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.server import process_memory as memory
-from service.server.process_memory import GARBAGE, settle
+from service.server.process_memory import GC_THRESHOLDS, freeze_startup_objects
 from service.settings import Settings
 
 on_gnu = pytest.mark.skipif(
@@ -19,14 +19,14 @@ on_gnu = pytest.mark.skipif(
 
 
 def ran(program: str, *arguments: str) -> str:
-    """What a program printed, in a process whose heap is its own."""
+    """The output of a program in a process of its own."""
     command = [sys.executable, "-c", program, *arguments]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
 
 
 @on_gnu
 def test_threads_share_one_heap() -> None:
-    """What one thread has freed serves the others: eight of them at work make no heap beside the first."""
+    """Eight threads at work create no further heaps."""
     program = """
 import ctypes, sys, threading
 from service.server.process_memory import share_one_heap
@@ -53,13 +53,13 @@ libc.fflush(file)
 
 
 def test_the_collector_begins_once_the_bundles_are_loaded() -> None:
-    """It is off while the service starts; from then on it looks at what is new, and seldom."""
+    """It is off during start-up; afterwards it visits new objects only, and rarely."""
     before = gc.isenabled(), gc.get_threshold()
     gc.disable()
     try:
-        settle()
+        freeze_startup_objects()
         assert gc.isenabled()
-        assert gc.get_threshold() == GARBAGE
+        assert gc.get_threshold() == GC_THRESHOLDS
         assert gc.get_freeze_count() > 0
     finally:
         gc.unfreeze()
@@ -69,11 +69,11 @@ def test_the_collector_begins_once_the_bundles_are_loaded() -> None:
 
 @on_gnu
 def test_what_a_peak_took_is_given_back() -> None:
-    """A hundred megabytes that were freed below something that stays are the system's again."""
+    """A hundred megabytes that were freed below an object that stays are returned to the system."""
     program = """
 import os
 from pathlib import Path
-from service.server.process_memory import give_back, share_one_heap
+from service.server.process_memory import trim_heap, share_one_heap
 share_one_heap()
 def mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
@@ -82,21 +82,21 @@ peak = [b"x" * size for size in range(99_000, 100_000)]
 stays = b"y" * 100_000
 del peak
 print(mib() - before)
-give_back()
+trim_heap()
 print(mib() - before)
 """
     kept, still_kept = map(float, ran(program).split())
-    assert kept > 50  # with `stays` above it, the C library alone keeps it
+    assert kept > 50  # with `stays` above it, the C library by itself keeps it
     assert still_kept < 10
 
 
 def test_a_server_gives_memory_back_again_and_again(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For as long as it serves, not only once it has started."""
+    """It is done repeatedly, not only after the start."""
     times = []
-    monkeypatch.setattr(memory, "GIVE_BACK_EVERY_S", 0.01)
-    monkeypatch.setattr(memory, "give_back", lambda: times.append(1))
+    monkeypatch.setattr(memory, "TRIM_INTERVAL_S", 0.01)
+    monkeypatch.setattr(memory, "trim_heap", lambda: times.append(1))
     with live_server(tiny_settings()).running() as server:
         so_far = len(times)
         server.wait_for(lambda: len(times) >= so_far + 3)

@@ -1,4 +1,4 @@
-"""What leaves a connection and when, on a transport that takes notes; the sockets are test_middleware's."""
+"""What a connection writes and when, on a transport that records it; test_middleware.py uses real sockets."""
 
 import asyncio
 import gc
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.anyio
 
 
 class Wire(asyncio.Transport):
-    """Notes what reaches it."""
+    """A transport that records what is written to it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Wire(asyncio.Transport):
         return b"closed" in self.writes
 
     def has_ended(self) -> bool:
-        """Whether the client sees the end, be it that it may still send."""
+        """Whether the client sees the end of the connection, even if it may still send."""
         return self.is_closing() or b"end" in self.writes
 
     def pause_reading(self) -> None:  # noqa: D102
@@ -62,7 +62,7 @@ class Wire(asyncio.Transport):
 
 
 async def test_of_a_body_that_nobody_wants_one_piece_is_read_in_a_turn(until: Any) -> None:
-    """A hundred clients that are refused and go on sending leave everyone else their turns; then they can go on."""
+    """Of refused clients that go on sending, one piece each is read in a turn of the loop."""
 
     async def refuse(_: Scope, __: Receive, send: Send) -> None:
         headers = [(b"content-length", b"0")]
@@ -98,7 +98,7 @@ async def service(tiny_settings: Callable[..., Settings]) -> AsyncIterator[FastA
 
 
 class Connection(HttpConnection):
-    """A connection whose requests' tasks can be waited for."""
+    """A connection that can wait for its requests' tasks."""
 
     def __init__(self, config: uvicorn.Config, state: ServerState) -> None:
         super().__init__(config, state, {})
@@ -106,7 +106,7 @@ class Connection(HttpConnection):
 
 
 def connect(app: ASGIApp, wire: Wire, keep_alive_s: float = 60) -> Connection:
-    """A connection to this application, whose other end is the wire."""
+    """A connection to this application, on the wire."""
     config = uvicorn.Config(app, log_config=None, lifespan="off", timeout_keep_alive=keep_alive_s)  # type: ignore[arg-type]  # whole seconds are uvicorn's
     one = Connection(config, ServerState())
     one.connection_made(wire)
@@ -114,7 +114,7 @@ def connect(app: ASGIApp, wire: Wire, keep_alive_s: float = 60) -> Connection:
 
 
 def replies(wire: Wire) -> list[tuple[dict[str, str], bytes]]:
-    """Headers and bodies of all that was written, one after the other."""
+    """Headers and bodies of all replies that were written, in order."""
     left, found = b"".join(data for data in wire.writes if data not in {b"closed", b"end"}), []
     while left:
         head, _, left = left.partition(b"\r\n\r\n")
@@ -126,7 +126,7 @@ def replies(wire: Wire) -> list[tuple[dict[str, str], bytes]]:
 
 
 async def test_a_small_reply_is_written_in_one_piece_and_a_large_one_is_not_copied(until: Any) -> None:
-    """One system call instead of two; what is large goes out after its head."""
+    """Head and body are one write if the body is small, and two if it is large."""
 
     async def answer(scope: Scope, _: Receive, send: Send) -> None:
         body = bytes(2 * SMALL_BYTES if scope["path"] == "/large" else 10)
@@ -146,7 +146,7 @@ async def test_a_small_reply_is_written_in_one_piece_and_a_large_one_is_not_copi
 
 @pytest.mark.parametrize("size", [2**10, 2 * SMALL_BYTES])
 async def test_where_a_client_takes_nothing_the_application_waits(until: Any, size: int) -> None:
-    """In small pieces and in large ones: else replies would pile up in memory."""
+    """For small and large pieces; otherwise replies would pile up in memory."""
     written = 0
 
     async def stream(_: Scope, __: Receive, send: Send) -> None:
@@ -166,7 +166,7 @@ async def test_where_a_client_takes_nothing_the_application_waits(until: Any, si
         theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
         await until(lambda: written > 0)
         before = -1
-        while before < written:  # until nothing more is written in a while
+        while before < written:  # until nothing more is written
             before = written
             for _ in range(100):
                 await asyncio.sleep(0)
@@ -198,7 +198,7 @@ async def test_who_leaves_before_a_reply_is_taken_is_no_error(until: Any, caplog
 
 
 async def test_while_draining_every_reply_closes_its_connection(service: FastAPI, until: Any) -> None:
-    """So that its client asks the next one elsewhere."""
+    """Its client then sends the next request to another process."""
     service.state.manager.is_draining = True
     wire = Wire()
     one = connect(service, wire)
@@ -211,7 +211,7 @@ async def test_while_draining_every_reply_closes_its_connection(service: FastAPI
 
 @pytest.mark.parametrize("piece", [1, 7, 50, 10_000])
 async def test_bodies_sent_ahead_do_not_mix(service: FastAPI, until: Any, piece: int) -> None:
-    """Requests that come before the last is answered, cut anywhere: each is answered for its own body, in order."""
+    """Pipelined requests, cut anywhere, are answered in order, each for its own body."""
     wire = Wire()
     one = connect(service, wire)
     bodies = [json.dumps({"seed": seed, "count": 1 + seed % 3, "format": "npy"}).encode() for seed in range(5)]
@@ -243,7 +243,7 @@ async def test_bodies_sent_ahead_do_not_mix(service: FastAPI, until: Any, piece:
 async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
     service: FastAPI, until: Any, sent: bytes, error: Exception | None
 ) -> None:
-    """It comes by seldom, and clients by the thousand."""
+    """The collector runs rarely, so connections must be freed by reference counting."""
     gc.collect()
     gc.disable()
     try:
@@ -254,7 +254,7 @@ async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
         seen = weakref.ref(one)
         one.connection_lost(error)
         del one
-        for _ in range(20):  # callbacks of what has ended
+        for _ in range(20):  # pending callbacks
             await asyncio.sleep(0)
         assert seen() is None
     finally:
@@ -268,7 +268,7 @@ UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Setting
 @pytest.mark.parametrize("piece", [1, 20, 10_000])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 async def test_an_offer_to_upgrade_changes_nothing(service: FastAPI, until: Any, piece: int, framing: str) -> None:
-    """As Java's client and curl --http2 make it: the body is the request's, also where it reads like another one."""
+    """As Java's client and curl --http2 make it: the body belongs to the request, even if it looks like another one."""
     wire = Wire()
     one = connect(service, wire)
     bodies = [b'{"seed":%d}' % seed for seed in range(3)] + [b"GET /bundles HTTP/1.1\r\nHost: x\r\n\r\n"]
@@ -289,7 +289,7 @@ async def test_an_offer_to_upgrade_changes_nothing(service: FastAPI, until: Any,
 
 
 async def test_thousands_of_offers_in_one_piece_are_taken_in_turn(until: Any) -> None:
-    """One after the other, not one inside the other."""
+    """Thousands of pipelined requests with such an offer are parsed without recursion."""
     asked = 0
 
     async def count(_: Scope, __: Receive, send: Send) -> None:
@@ -312,7 +312,7 @@ def statuses(wire: Wire) -> list[int]:
 async def test_who_pipelines_and_leaves_is_no_error(
     service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The first of the two requests ends without a reply, which nobody waits for."""
+    """A client that leaves while two of its requests wait causes no error in the log."""
     one = connect(service, Wire())
     one.data_received(b"GET /sample?count=500 HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
     await asyncio.sleep(0)
@@ -334,7 +334,7 @@ async def test_who_pipelines_and_leaves_is_no_error(
     ],
 )
 async def test_where_nobody_is_answered_a_connection_ends(service: FastAPI, until: Any, sent: bytes) -> None:
-    """Whatever has come of the next request, in one piece or byte by byte."""
+    """A connection without a request in progress is closed in time, whatever has arrived on it."""
     wire = Wire()
     one = connect(service, wire, keep_alive_s=0.05)
     for byte in sent:
@@ -345,7 +345,7 @@ async def test_where_nobody_is_answered_a_connection_ends(service: FastAPI, unti
 
 
 async def test_a_connection_lasts_while_somebody_is_answered(until: Any) -> None:
-    """However long that takes; and between two requests for as long as is promised."""
+    """A request may take any time; between two requests the connection stays for the keep-alive time."""
     go_on = asyncio.Event()
 
     async def wait(_: Scope, __: Receive, send: Send) -> None:
@@ -367,11 +367,11 @@ async def test_a_connection_lasts_while_somebody_is_answered(until: Any) -> None
 
 @pytest.mark.parametrize("piece", [10, 5000])
 async def test_a_head_has_a_largest_size(service: FastAPI, until: Any, piece: int) -> None:
-    """One that does not end would fill the memory."""
+    """A head without end would fill the memory."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\nGET /livez HTTP/1.1\r\nHost: x\r\nX-Long: ")
-    for _ in range(2 * HEAD_BYTES // piece):  # what comes after the refusal is thrown away
+    for _ in range(2 * HEAD_BYTES // piece):  # what comes after the refusal is ignored
         one.data_received(b"x" * piece)
     await until(wire.has_ended)
     assert statuses(wire) == [200, 400]
@@ -395,7 +395,7 @@ async def test_a_head_has_a_largest_size(service: FastAPI, until: Any, piece: in
 async def test_what_is_no_http_is_answered_in_its_turn(
     service: FastAPI, until: Any, sent: bytes, expected: list[int]
 ) -> None:
-    """As every error is, and the connection is closed; who came before loses nothing."""
+    """Requests before it are answered, it gets a problem, and the connection is closed."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(sent)
@@ -414,7 +414,7 @@ async def test_what_is_no_http_is_answered_in_its_turn(
 async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
     service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """With one line in the log, too."""
+    """It is also logged once."""
     caplog.set_level(logging.INFO, "service")
     wire = Wire()
     one = connect(service, wire)
@@ -429,7 +429,7 @@ async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
 
 
 async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: Any) -> None:
-    """A body that was refused, and turns out to be nonsense."""
+    """The body of an answered request is malformed: the connection ends without a second reply."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(b"POST /nope HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n")
@@ -441,7 +441,7 @@ async def test_what_was_answered_gets_no_second_answer(service: FastAPI, until: 
 
 
 async def test_no_refusal_gets_into_a_reply_that_has_begun(until: Any) -> None:
-    """Its client sees that it is not whole, and the application that its client is gone."""
+    """If the body becomes malformed during the reply, the connection ends and the application gets a disconnect."""
     heard: list[str] = []
 
     async def begin(_: Scope, receive: Receive, send: Send) -> None:
@@ -489,7 +489,7 @@ async def test_what_is_not_understood_is_one_request_in_the_metrics_and_in_the_l
     service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture, sent: bytes, route: str, method: str,
     status: int, piece: int,
 ) -> None:  # fmt: skip
-    """However its bytes come: somebody sends it again and again, and an operator wants to know."""
+    """Whatever its pieces, it is counted and logged, so that an operator notices repeated attempts."""
     caplog.set_level(logging.INFO, "service")
     wire = Wire()
     one = connect(service, wire)
@@ -543,7 +543,7 @@ INSIDE = b"GET /inside HTTP/1.1\r\nHost: x\r\n\r\n"
 async def test_where_a_request_may_be_taken_for_another_nothing_after_its_head_is_answered(
     service: FastAPI, until: Any, head: str, status: int, code: str, piece: int
 ) -> None:
-    """Neither as its body nor as the next request: whoever else reads this connection may see it otherwise."""
+    """Bytes after it are neither its body nor a request, because a proxy may read them differently."""
     wire = Wire()
     one = connect(service, wire)
     sent = HEAD + f"\r\nPOST /sample {head}\r\n\r\n0\r\n\r\n".encode() + INSIDE
@@ -571,7 +571,7 @@ async def test_where_a_request_may_be_taken_for_another_nothing_after_its_head_i
     ],
 )
 async def test_whom_a_request_is_for_can_be_said_in_many_ways(service: FastAPI, until: Any, request_head: str) -> None:
-    """All of those that RFC 9112 has."""
+    """Every form of target and Host that RFC 9112 allows is answered."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(f"{request_head}\r\n".encode())
@@ -580,7 +580,7 @@ async def test_whom_a_request_is_for_can_be_said_in_many_ways(service: FastAPI, 
 
 
 async def test_white_space_after_a_value_is_no_part_of_it(service: FastAPI, until: Any) -> None:
-    """Nor is what is before it."""
+    """White space around a header's value is removed."""
     wire = Wire()
     one = connect(service, wire)
     body = b'{"seed":3}'
@@ -597,7 +597,7 @@ async def test_white_space_after_a_value_is_no_part_of_it(service: FastAPI, unti
 
 @pytest.mark.parametrize("piece", [1, 10_000])
 async def test_a_field_after_a_body_is_no_part_of_its_head(service: FastAPI, until: Any, piece: int) -> None:
-    """What is on its way here, and looks at heads alone, would not have seen it."""
+    """A proxy that checks heads only would not have seen them."""
     wire = Wire()
     one = connect(service, wire)
     sent = CHUNKED + b"2\r\n{}\r\n0\r\nX-Request-ID: after\r\nX-Timeout-Ms: never\r\nHost: y\r\n\r\n" + HEAD + b"\r\n"
@@ -617,11 +617,11 @@ async def test_a_field_after_a_body_is_no_part_of_its_head(service: FastAPI, unt
     ],
 )
 async def test_what_is_around_a_body_has_a_largest_size(service: FastAPI, until: Any, sent: bytes) -> None:
-    """One that does not end would fill the memory, as a head would."""
+    """Trailers without end would fill the memory, as a head would."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(sent)
-    for _ in range(2 * HEAD_BYTES // 5000):  # what comes after the refusal is thrown away
+    for _ in range(2 * HEAD_BYTES // 5000):  # what comes after the refusal is ignored
         one.data_received(b"x" * 5000)
     await until(wire.has_ended)
     assert statuses(wire) == [400]
@@ -630,7 +630,7 @@ async def test_what_is_around_a_body_has_a_largest_size(service: FastAPI, until:
 
 
 async def test_a_body_may_be_large_in_many_small_chunks(service: FastAPI, until: Any) -> None:
-    """The limit on what is around them is for what comes between two of them."""
+    """The limit on bytes outside the body counts from one chunk to the next."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(CHUNKED)
@@ -642,7 +642,7 @@ async def test_a_body_may_be_large_in_many_small_chunks(service: FastAPI, until:
 
 
 async def test_who_asks_by_http_1_0_can_keep_the_connection(service: FastAPI, until: Any) -> None:
-    """As ab -k does. It has to be told, and to know where a reply ends."""
+    """As `ab -k` does: every reply says keep-alive and has a length."""
     wire = Wire()
     one = connect(service, wire)
     keep = b"GET /%b HTTP/1.0\r\nConnection: Keep-Alive\r\n\r\n"
@@ -661,7 +661,7 @@ async def test_who_asks_by_http_1_0_can_keep_the_connection(service: FastAPI, un
 
 
 async def test_a_draining_service_keeps_no_connection_by_http_1_0(service: FastAPI, until: Any) -> None:
-    """It says one of the two, not both."""
+    """Its replies say Connection: close, and have no second Connection field."""
     service.state.manager.is_draining = True
     wire = Wire()
     one = connect(service, wire)
@@ -675,7 +675,7 @@ async def test_a_draining_service_keeps_no_connection_by_http_1_0(service: FastA
 
 @pytest.mark.parametrize("method", ["TRACE", "CONNECT", "PROPFIND", "OPTIONS"])
 async def test_a_method_that_no_route_has_is_405(service: FastAPI, until: Any, method: str) -> None:
-    """With those that it has. Of what follows a CONNECT nobody knows what it is."""
+    """It gets 405 with the route's methods; bytes after a CONNECT are ignored, and the connection is closed."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(f"{method} /livez HTTP/1.1\r\nHost: x\r\nContent-Length: {len(INSIDE)}\r\n\r\n".encode())
@@ -688,7 +688,7 @@ async def test_a_method_that_no_route_has_is_405(service: FastAPI, until: Any, m
 
 
 async def test_who_sends_no_more_gets_what_is_answered_at_once(service: FastAPI, until: Any) -> None:
-    """Half a close counts as leaving: a probe is answered, work is not begun."""
+    """A half-closed connection counts as left: a probe is answered, but work is not started."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(HEAD + b"\r\n")
@@ -708,7 +708,7 @@ async def test_who_sends_no_more_gets_what_is_answered_at_once(service: FastAPI,
 
 @pytest.mark.parametrize("connection", ["close", "Close", "keep-alive, close"])
 async def test_who_wants_its_connection_closed_has_it_closed(service: FastAPI, until: Any, connection: str) -> None:
-    """After the reply, which says so."""
+    """The connection closes after the reply, which says Connection: close."""
     wire = Wire()
     one = connect(service, wire)
     one.data_received(HEAD + f"Connection: {connection}\r\n\r\n".encode())
@@ -719,7 +719,7 @@ async def test_who_wants_its_connection_closed_has_it_closed(service: FastAPI, u
 
 
 async def test_uvicorn_itself_can_serve_by_it(service: FastAPI) -> None:
-    """The class is what uvicorn's option `http` takes, and needs nothing else of this service."""
+    """The class works as uvicorn's option `http` for any ASGI application."""
     config = uvicorn.Config(service, http=HttpConnection, log_config=None, lifespan="off")
     server = uvicorn.Server(config)
     with socket.socket() as listener:

@@ -1,4 +1,4 @@
-"""The server drains on a signal, ends on a failed start, and its exit code says how it went."""
+"""The server drains on signals, ends if the start fails, and sets the exit code."""
 
 import asyncio
 import contextlib
@@ -53,7 +53,7 @@ def one_waiting(live_server: Any, tiny_settings: Callable[..., Settings]) -> Any
 
 
 def test_a_signal_lets_accepted_work_finish_and_refuses_new(one_waiting: Any, problem: Any) -> None:
-    """Not ready, no new work, and the one request that was in gets its answer; then the server ends with 0."""
+    """A draining server is not ready and refuses new work; the accepted request is answered, and the exit code is 0."""
     with one_waiting() as (server, waiting, let_go):
         server.handle_exit(signal.SIGTERM, None)
         server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -73,7 +73,7 @@ def test_a_signal_lets_accepted_work_finish_and_refuses_new(one_waiting: Any, pr
 
 
 def test_the_delay_accepts_work_while_not_ready(one_waiting: Any) -> None:
-    """Load balancers need a moment to notice: until the delay is over, what they still send is answered."""
+    """Until the delay is over, requests of load balancers that have not noticed yet are answered."""
     with one_waiting(drain_delay_s=600) as (server, waiting, let_go):
         server.handle_exit(signal.SIGTERM, None)
         server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -83,7 +83,7 @@ def test_the_delay_accepts_work_while_not_ready(one_waiting: Any) -> None:
 
 
 def test_ctrl_c_waits_for_no_load_balancer(one_waiting: Any) -> None:
-    """SIGINT comes from somebody at a terminal: the drain begins at once, and is as thorough."""
+    """On SIGINT the drain begins without the delay, and accepted work is still finished."""
     with one_waiting(drain_delay_s=600) as (server, waiting, let_go):
         server.handle_exit(signal.SIGINT, None)
         server.wait_for(lambda: httpx.get(f"{server.url}/sample").status_code == 503)
@@ -95,7 +95,7 @@ def test_ctrl_c_waits_for_no_load_balancer(one_waiting: Any) -> None:
 
 
 def test_what_does_not_finish_in_time_is_told(one_waiting: Any, problem: Any) -> None:
-    """The time-out ends what still runs with an answer, not with a cut connection."""
+    """After the time-out, unfinished requests get a reply, not a cut connection."""
     with one_waiting(drain_timeout_s=0.05) as (server, waiting, _):
         server.handle_exit(signal.SIGTERM, None)
         problem(waiting.result(60), 503, "draining")
@@ -105,7 +105,7 @@ def test_what_does_not_finish_in_time_is_told(one_waiting: Any, problem: Any) ->
 
 
 def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any, caplog: pytest.LogCaptureFixture) -> None:
-    """Whoever asks twice means it: the drain is cut short, and the exit code says so; the log has no error of ours."""
+    """A second signal cuts the drain short and sets the exit code; the log has no error."""
     with one_waiting(drain_timeout_s=600) as (server, waiting, _):
         server.handle_exit(signal.SIGTERM, None)
         server.wait_for(lambda: httpx.get(f"{server.url}/readyz").status_code == 503)
@@ -120,7 +120,7 @@ def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any, caplog: p
 def test_a_reply_that_is_not_taken_in_time_is_cut_off(
     live_server: Any, tiny_settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Its client sees that it is not whole; the log has one line of it, and no traceback."""
+    """Its client notices that it is incomplete; the log has one line for it and no traceback."""
     with live_server(tiny_settings(drain_timeout_s=0.05)).running() as server:
         slow = socket.socket()
         slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
@@ -142,13 +142,13 @@ def test_a_reply_that_is_not_taken_in_time_is_cut_off(
 
 
 def refuses_connections(port: int) -> bool:
-    """Whether nobody listens there any more."""
+    """Whether the port refuses connections."""
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
-    """Also when the work is done and only somebody who sends slowly is left, and the exit code is the signal's."""
+    """A second signal also ends a server that only waits for a slow client; the exit code is the signal's."""
     with (
         one_waiting(drain_timeout_s=600, deadline_s=120) as (server, waiting, let_go),
         socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow,
@@ -158,7 +158,7 @@ def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
         server.handle_exit(signal.SIGTERM, None)
         let_go()
         assert waiting.result(60).status_code == 200
-        server.wait_for(lambda: refuses_connections(server.port))  # only clients are left
+        server.wait_for(lambda: refuses_connections(server.port))  # only slow clients are left
         server.handle_exit(signal.SIGTERM, None)
         assert slow.makefile("rb").readline().startswith(b"HTTP/1.1 503 ")
         server.thread.join(30)
@@ -191,7 +191,7 @@ def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkey
 def test_a_connection_that_is_being_taken_at_the_end_is_ended_like_all_others(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """uvicorn tells those that it knows of to end; what it does not know of yet it would wait for, in vain."""
+    """At shutdown uvicorn closes only connections that it knows of, so the server first waits for those being set up."""
     known = []
 
     async def note(server: uvicorn.Server, _: Any) -> None:
@@ -221,7 +221,7 @@ def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Two hundred are as one, which finds what was changed before the last; a load's turn comes between the two."""
+    """Two hundred signals lead to one more reload, which sees all changes; a load request runs in between."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
     load, loads, reached, gate = Engine.load, list[str](), threading.Event(), threading.Event()
 
@@ -235,12 +235,12 @@ def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
     with server.running():
         monkeypatch.setattr(Engine, "load", noted)
         serving, loop = server.app.state.manager, server.loop
-        loop.call_soon_threadsafe(server.has_to_reload.set)
+        loop.call_soon_threadsafe(server.reload_requested.set)
         assert reached.wait(60)
         waiting = asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
         for _ in range(200):
-            loop.call_soon_threadsafe(server.has_to_reload.set)
+            loop.call_soon_threadsafe(server.reload_requested.set)
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(60)  # so all of these have come
         gate.set()
         waiting.result(60)
@@ -256,14 +256,14 @@ def test_a_signal_during_the_start_is_heeded_after_it(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The start has looked for bundles already, and would miss one that comes now."""
+    """The start would miss a bundle that is added after it has listed the folder."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
     server, load = live_server(tiny_settings(bundles=tmp_path)), Engine.load
 
     def late(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
         if not (tmp_path / "rgb").exists():
             shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
-            server.loop.call_soon_threadsafe(server.has_to_reload.set)
+            server.loop.call_soon_threadsafe(server.reload_requested.set)
         return load(engine, folder, known)
 
     monkeypatch.setattr(Engine, "load", late)
@@ -279,7 +279,7 @@ def test_a_reload_that_fails_is_not_the_last(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """Also where nobody has foreseen why: the log has it, and the next signal is heeded."""
+    """After any error, expected or not, it is logged, and the next signal reloads again."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
 
     def fail(_: Path) -> None:
@@ -289,10 +289,10 @@ def test_a_reload_that_fails_is_not_the_last(
     with server.running():
         with monkeypatch.context() as patch:
             patch.setattr("service.engine.model_manager.find_bundles", fail)
-            server.loop.call_soon_threadsafe(server.has_to_reload.set)
+            server.loop.call_soon_threadsafe(server.reload_requested.set)
             server.wait_for(lambda: "nobody knows" in caplog.text)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
-        server.loop.call_soon_threadsafe(server.has_to_reload.set)
+        server.loop.call_soon_threadsafe(server.reload_requested.set)
         server.wait_for(lambda: server.app.state.manager.version("rgb") is not None)
 
 
@@ -300,7 +300,7 @@ def test_a_reload_that_fails_is_not_the_last(
 
 
 def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    """Flag, variable and default of each."""
+    """Help shows flag, variable and default of each setting."""
     with pytest.raises(SystemExit) as ended:
         start(["--help"])
     assert ended.value.code == 0
@@ -330,7 +330,7 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_bad_setting_is_one_line_and_code_2(
     arguments: list[str], says: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Nothing is started."""
+    """The process ends with one line, before anything is started."""
     try:
         code = start(["--port", "0", *arguments])
     except SystemExit as ended:
@@ -354,14 +354,14 @@ def test_a_key_that_is_none_ends_it_and_is_not_repeated(
 
 
 def test_an_unusable_host_is_one_line_and_code_2(capsys: pytest.CaptureFixture[str]) -> None:
-    """It names the setting, and nothing is loaded before."""
+    """The line names the setting, and nothing is loaded before."""
     assert start(["--host", "192.0.2.1", "--port", "0"]) == 2
     err = capsys.readouterr().err
     assert err == "gan-service: GAN_HOST (or --host) is '192.0.2.1': Cannot assign requested address\n"
 
 
 def test_a_port_in_use_is_one_line_and_code_1(capsys: pytest.CaptureFixture[str]) -> None:
-    """Somebody else is there."""
+    """Another process listens on the port."""
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
         assert start(["--port", str(port)]) == 1
@@ -379,7 +379,7 @@ def test_a_start_without_its_bundles_is_one_line_and_code_3(
     capfd: pytest.CaptureFixture[str],
     flush_log: Callable[[], None],
 ) -> None:
-    """Which file, and why: no bundle can be loaded, or not the default one."""
+    """The line names the file and the reason, if no bundle or not the default one can be loaded."""
     arguments = []
     match damage:
         case "missing folder":
@@ -387,7 +387,7 @@ def test_a_start_without_its_bundles_is_one_line_and_code_3(
         case "no manifest":
             (tmp_path / "x").mkdir()
         case "changed weights" | "changed default":
-            if damage == "changed default":  # which another bundle is no substitute for
+            if damage == "changed default":  # no other bundle replaces the default one
                 shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
                 arguments = ["--default-bundle", "tiny"]
             shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
@@ -429,7 +429,7 @@ class Process:
                 self._news.notify_all()
 
     def message(self, start: str) -> str:
-        """Wait for a line that starts like this, and return all of it."""
+        """Wait for a message with this start, and return the whole message."""
 
         def found() -> list[str]:
             return [line["message"] for line in self.lines if line["message"].startswith(start)]
@@ -451,7 +451,7 @@ class Process:
 
 @pytest.mark.slow
 def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path: Path) -> None:
-    """Start beside a bad bundle, serve, take up a new one on SIGHUP, drain, end with 0; all of it in the log."""
+    """The log shows a whole life: a refused bundle, serving, a reload on SIGHUP, a drain, exit code 0."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "manifest.json").write_text("{}")
@@ -487,7 +487,7 @@ def test_a_stop_while_it_is_being_imported_ends_it_in_order(tiny_bundles: dict[s
 
 @pytest.mark.parametrize("command", [("-m", "service"), ("-c", "from service.server.script import main; main()")])
 def test_signals_are_handled_before_anything_that_takes_time(command: tuple[str, str], tmp_path: Path) -> None:
-    """The settings' library stops the process that imports it, which ends in order, as an orchestrator expects."""
+    """A signal during the import of the settings' library ends the process with exit code 0."""
     (tmp_path / "pydantic_settings.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGTERM)\n")
     environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     root = Path(__file__).parents[3]
@@ -498,7 +498,7 @@ def test_signals_are_handled_before_anything_that_takes_time(command: tuple[str,
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc to see that a signal is handled")
 @pytest.mark.slow
 def test_sighup_while_it_is_being_imported_changes_nothing(tiny_bundles: dict[str, Bundle]) -> None:
-    """The bundles are about to be read anyway."""
+    """SIGHUP is ignored then, because the bundles are about to be loaded anyway."""
     with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--default-bundle", "tiny") as service:
         wait_until_caught(service, signal.SIGTERM)
         service.process.send_signal(signal.SIGHUP)
@@ -515,7 +515,7 @@ def wait_until_caught(service: Process, number: signal.Signals) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bundle]) -> None:
-    """It listens at once, and can be stopped at any time."""
+    """The service can be stopped as soon as it listens."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with Process("--bundles", str(tiny_bundles["tiny"].folder.parent), "--port", str(port)) as service:
@@ -538,7 +538,7 @@ def test_ctrl_c_before_it_is_ready_ends_it_in_order(tiny_bundles: dict[str, Bund
 
 @contextmanager
 def unread(bundles: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[str], str]]:
-    """A service whose log nobody reads since it serves, and that has lost lines of it; with its address."""
+    """A service whose log is no longer read and that has dropped lines; with its address."""
     command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--log-format", "json"]
     command += ["--bundles", str(bundles), "--default-bundle", "tiny", "--workers", str(workers)]
     root = Path(__file__).parents[3]
@@ -558,7 +558,7 @@ def unread(bundles: Path, workers: int = 1) -> Iterator[tuple[subprocess.Popen[s
 
 
 def lines_lost(url: str) -> float:
-    """What the service counts."""
+    """The service's count of dropped log lines."""
     return Readings(httpx.get(f"{url}/metrics", timeout=60).text).total("gan_log_lines_dropped_total")
 
 
@@ -567,7 +567,7 @@ def lines_lost(url: str) -> float:
 def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
     workers: int, tiny_bundles: dict[str, Bundle]
 ) -> None:
-    """All is answered beside a full pipe, and SIGTERM ends the process in order."""
+    """With a full pipe, requests and probes are answered, and SIGTERM ends the process in order."""
     with unread(tiny_bundles["tiny"].folder.parent, workers) as (process, url):
         for target in ("/sample?seed=1", "/livez", "/readyz"):
             assert httpx.get(url + target, timeout=60).status_code == 200
@@ -577,7 +577,7 @@ def test_a_log_that_nobody_reads_stops_no_request_no_probe_and_no_end(
 
 @pytest.mark.slow
 def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) -> None:
-    """Where the gap is, once somebody reads it again; no line but those is missing."""
+    """Once the log is read again, a line says at the gap how many were dropped; no others are missing."""
     with unread(tiny_bundles["tiny"].folder.parent) as (process, url):
         assert process.stderr is not None
         lost, lines = lines_lost(url), map(json.loads, process.stderr)
@@ -589,7 +589,7 @@ def test_the_log_says_how_many_lines_it_lost(tiny_bundles: dict[str, Bundle]) ->
 
 @pytest.mark.slow
 def test_a_process_that_can_tell_nobody_why_it_ends_ends_all_the_same(tmp_path: Path) -> None:
-    """Its stderr is full from the first byte on: the exit code is left to say that the bundles can't be loaded."""
+    """With a full stderr, the exit code alone says that the bundles can't be loaded."""
     exit_, entry = os.pipe()
     os.set_blocking(entry, False)
     with contextlib.suppress(BlockingIOError):
@@ -604,7 +604,7 @@ def test_a_process_that_can_tell_nobody_why_it_ends_ends_all_the_same(tmp_path: 
 
 
 def test_what_nobody_expected_is_logged_and_code_1() -> None:
-    """In the form that was asked for, and not by way of the interpreter's own end, which threads inside torch break."""
+    """An unexpected error is logged in the configured format, and the process ends with exit code 1."""
     program = """
 from service.__main__ import run_process
 from service.logs import set_up_logs
@@ -618,7 +618,7 @@ run_process(int, "x")
 
 @pytest.mark.slow
 def test_the_reason_for_the_end_is_the_last_that_is_logged(tmp_path: Path) -> None:
-    """Also where the process ends at once."""
+    """The reason is logged even if the process ends at once."""
     command = [sys.executable, "-m", "service", "--port", "0", "--device", "cpu", "--bundles", str(tmp_path)]
     root = Path(__file__).parents[3]
     done = subprocess.run(command, stderr=subprocess.PIPE, text=True, cwd=root, timeout=60, check=False)

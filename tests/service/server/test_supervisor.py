@@ -1,4 +1,4 @@
-"""Several workers are one service to everyone outside: real processes around tiny bundles."""
+"""Several workers act as one service to clients: real processes with tiny bundles."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ from benchmarks.tools.process import ROOT, Service, running
 from models.bundle import Bundle
 from service.cpu import shares
 from service.server.channel import Channel
-from service.server.supervisor import DEAD_S, Worker, ask_all, hand_out, kill_the_dead
+from service.server.supervisor import DEAD_S, Worker, ask_all, hand_out, kill_dead_workers
 from service.server.worker_link import WorkerLink
 
 pytestmark = [
@@ -39,7 +39,7 @@ SLOW_BODY = b'{"seed": 1}'
 
 @pytest.fixture(scope="module")
 def folder(tiny_bundles: dict[str, Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of bundles of our own."""
+    """A folder of bundles for these tests."""
     return shutil.copytree(tiny_bundles["tiny"].folder.parent, tmp_path_factory.mktemp("workers") / "bundles")
 
 
@@ -51,12 +51,12 @@ def service(folder: Path) -> Iterator[Service]:
 
 
 def workers_of(service: Service) -> list[int]:
-    """Their process ids."""
+    """The workers' process ids."""
     return [int(pid) for pid in Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text().split()]
 
 
 def worker_of(reply: Reply) -> str:
-    """Who answered: the ids that a process gives to requests begin alike."""
+    """The worker that answered: all request ids of a process share a prefix."""
     return reply.headers["x-request-id"][:-12]
 
 
@@ -64,7 +64,7 @@ async def ask_each(service: Service, request: Request) -> list[Reply]:
     """Every worker's reply."""
     replies: dict[str, Reply] = {}
     connections: list[Connection] = []
-    while len(replies) < 2:  # connections of before may not have been heard to close
+    while len(replies) < 2:  # the supervisor may not know yet that earlier connections have closed
         assert len(connections) < 50
         connections.append(await Connection.open(service.port))
         reply = await connections[-1].ask(request)
@@ -75,7 +75,7 @@ async def ask_each(service: Service, request: Request) -> list[Reply]:
 
 
 async def test_every_worker_gets_as_many_connections_as_the_others(folder: Path) -> None:
-    """Also after some have been closed."""
+    """Connections are balanced, also after some have been closed."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
         connections = [await Connection.open(service.port) for _ in range(6)]
         by_worker: dict[str, list[Connection]] = {}
@@ -87,7 +87,7 @@ async def test_every_worker_gets_as_many_connections_as_the_others(folder: Path)
         for connection in by_worker[first]:
             await connection.ask(goodbye)
             with pytest.raises(NoReply):
-                await connection.ask(goodbye)  # it has been closed, then
+                await connection.ask(goodbye)  # read to the end: it has been closed
         reply = await by_worker[second][0].ask(Request("GET", "/metrics"))
         assert reply.status == 200  # so the supervisor has heard of it: it takes a worker's messages in order
         new = [await Connection.open(service.port) for _ in range(3)]
@@ -102,7 +102,7 @@ def threads_of(pid: int) -> list[int]:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="processes can't be bound to processors here")
 async def test_each_worker_keeps_to_its_processors(service: Service) -> None:
-    """All of its threads do, so that its event loop and its engine share caches."""
+    """All of its threads are bound, so that its event loop and its engine share caches."""
     mine = os.sched_getaffinity(0)
     expected = shares(2) or [mine, mine]
     for pid, share in zip(workers_of(service), expected, strict=True):
@@ -112,13 +112,13 @@ async def test_each_worker_keeps_to_its_processors(service: Service) -> None:
 
 
 async def test_metrics_are_the_sum_of_all_workers(service: Service) -> None:
-    """Counted exactly, whoever is asked; what is one thing to all is not multiplied."""
+    """Any worker gives exact sums; values that all workers share are not multiplied."""
     before = await service.metrics()
     async with Client(service.port) as client:
         replies = await asyncio.gather(*(client.ask(Request("GET", f"/sample?count=3&seed={n}")) for n in range(40)))
     assert {reply.status for reply in replies} == {200}
     assert len({worker_of(reply) for reply in replies}) == 2
-    pages = [await service.metrics() for _ in range(2)]  # a connection each: two workers
+    pages = [await service.metrics() for _ in range(2)]  # over two connections: one for each worker
     for now in pages:
         labels = {"route": "/sample", "status": "200"}
         assert now.total("gan_requests_total", **labels) - before.total("gan_requests_total", **labels) == 40
@@ -142,13 +142,13 @@ def resident(pid: int) -> int:
 
 
 async def test_a_seed_has_the_same_bytes_in_every_worker(service: Service) -> None:
-    """And the same ETag, so that a client may have asked another one before."""
+    """Bytes and ETag are the same, so a client may switch between workers."""
     one, other = await ask_each(service, Request("GET", "/sample?count=70&seed=5"))
     assert (one.status, one.body, one.headers["etag"]) == (other.status, other.body, other.headers["etag"])
 
 
 async def test_a_bundle_is_loaded_and_unloaded_in_every_worker(service: Service) -> None:
-    """By one request to any of them."""
+    """One request to any worker is enough."""
     sample = Request("GET", "/sample?bundle=rgb&seed=1")
     change = "/v2/repository/models/rgb"
     assert (await service.ask(Request("POST", f"{change}/unload", headers=ADMIN))).status == 200
@@ -156,11 +156,11 @@ async def test_a_bundle_is_loaded_and_unloaded_in_every_worker(service: Service)
     assert (await service.ask(Request("POST", f"{change}/load", headers=ADMIN))).status == 200
     assert [reply.status for reply in await ask_each(service, sample)] == [200, 200]
     swapped = await service.metrics()
-    assert swapped.total("gan_bundle_swaps_total", bundle="rgb", result="loaded") == 2  # each worker's own
+    assert swapped.total("gan_bundle_swaps_total", bundle="rgb", result="loaded") == 2  # one for each worker
 
 
 async def test_sighup_reaches_every_worker(service: Service, folder: Path) -> None:
-    """What has gone from the folder is gone from all of them, and comes back."""
+    """A bundle that is removed from the folder disappears from all workers, and comes back with it."""
     hidden = folder / ".cond"
     (folder / "cond").rename(hidden)
     loaded = service.log().count("bundles: ")
@@ -174,7 +174,7 @@ async def test_sighup_reaches_every_worker(service: Service, folder: Path) -> No
 
 
 async def test_what_one_worker_is_refused_changes_nothing_in_the_others(service: Service, folder: Path) -> None:
-    """A bundle that does not verify is refused where the request arrives, and all go on with what they have."""
+    """A bundle that fails verification is refused, and all workers keep the loaded version."""
     weights = folder / "rgb" / "generator.safetensors"
     good = weights.read_bytes()
     weights.write_bytes(good[:-1])
@@ -205,7 +205,7 @@ async def test_a_stop_under_load_loses_no_accepted_request(folder: Path) -> None
 
 
 async def test_a_worker_that_dies_ends_the_service_after_a_drain(folder: Path) -> None:
-    """The other one answers what it has taken in; the exit code asks for another start."""
+    """The other worker answers its accepted requests, and the exit code reports the failure."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, drain_delay_s=1) as service:
         connections = [await Connection.open(service.port) for _ in range(2)]
         for connection in connections:
@@ -223,7 +223,7 @@ async def test_a_worker_that_dies_ends_the_service_after_a_drain(folder: Path) -
 
 
 async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(folder: Path) -> None:
-    """Whoever is asked: the others have heard that it does not answer, and counters are not given without its share."""
+    """Every worker then says not ready, and metrics are refused without the stopped worker's share."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
         connections = [await Connection.open(service.port) for _ in range(2)]
         ready = Request("GET", "/readyz")
@@ -240,20 +240,20 @@ async def test_a_worker_that_stands_still_makes_the_whole_service_not_ready(fold
                 while (reply := await awake.ask(ready)).status == 200:
                     pass
             assert "does not answer" in json.loads(reply.body)["detail"]
-            async with asyncio.timeout(60):  # new connections go to the other, who answers at least
+            async with asyncio.timeout(60):  # new connections go to the other worker
                 for connection in [await Connection.open(service.port) for _ in range(4)]:
                     assert (await connection.ask(ready)).status == 503
                     connection.close()
         finally:
             os.kill(halted, signal.SIGCONT)
         async with asyncio.timeout(60):
-            while (await awake.ask(ready)).status != 200:  # it was not dead
+            while (await awake.ask(ready)).status != 200:  # the stopped worker recovers
                 pass
         await asyncio.wait(replies)
 
 
 async def test_nobody_waits_for_the_answer_of_a_worker_that_has_ended(folder: Path) -> None:
-    """Neither one that asked before nor one that asks after, while it drains: a scrape must not hold that up."""
+    """Questions from before and after its end return, so that a scrape does not hold up the drain."""
     with running(bundles=folder, device="cpu", workers=2, admin_keys="root", drain_delay_s=60) as service:
         connections = [await Connection.open(service.port) for _ in range(2)]
         for connection in connections:
@@ -273,7 +273,7 @@ async def test_nobody_waits_for_the_answer_of_a_worker_that_has_ended(folder: Pa
 
 @contextlib.asynccontextmanager
 async def slow_request(service: Service) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection with a request whose body has yet to come: `SLOW_BODY`."""
+    """A connection with a request whose body, `SLOW_BODY`, is not sent yet."""
     reader, writer = await asyncio.open_connection("127.0.0.1", service.port)
     head = f"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(SLOW_BODY)}"
     writer.write(f"{head}\r\nExpect: 100-continue\r\n\r\n".encode())
@@ -286,7 +286,7 @@ async def slow_request(service: Service) -> AsyncIterator[tuple[asyncio.StreamRe
 
 
 async def test_a_signal_to_all_processes_counts_once(folder: Path) -> None:
-    """As systemd sends it: each worker gets it from there and from its supervisor, and drains all the same."""
+    """With systemd a worker gets the signal twice, also from the supervisor, and still drains."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
         workers = workers_of(service)
         async with slow_request(service) as (reader, writer):
@@ -302,7 +302,7 @@ async def test_a_signal_to_all_processes_counts_once(folder: Path) -> None:
 
 
 async def test_a_second_signal_stops_all_workers_at_once(folder: Path) -> None:
-    """As it stops a single process."""
+    """It stops them as it stops a single process."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
         async with slow_request(service) as (reader, _):
             service.send(signal.SIGTERM)
@@ -314,7 +314,7 @@ async def test_a_second_signal_stops_all_workers_at_once(folder: Path) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stop_while_workers_are_being_started_ends_them_in_order(folder: Path, workers: int) -> None:
-    """Also those that can't hear of it yet: nothing was accepted, so there is nothing to drain."""
+    """Workers that do not handle signals yet end too; nothing was accepted, so the exit code is 0."""
     with starting(folder) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while len(children.read_text().split()) < workers:
@@ -324,7 +324,7 @@ def test_a_stop_while_workers_are_being_started_ends_them_in_order(folder: Path,
 
 
 def test_sighup_while_workers_are_being_started_is_heeded_later_and_ends_none(folder: Path) -> None:
-    """They can't hear it yet, and what it is about they may have read before: each reloads once it has started."""
+    """Workers can't handle it yet and may miss the change, so each reloads once it has started."""
     with starting(folder) as process:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
         while len(children.read_text().split()) < 2:
@@ -342,7 +342,7 @@ def test_sighup_while_workers_are_being_started_is_heeded_later_and_ends_none(fo
 
 @contextlib.contextmanager
 def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A service of two workers from its first moment on."""
+    """A service of two workers that has just been started."""
     command = [sys.executable, "-m", "service", "--workers", "2", "--port", "0", "--bundles", str(folder)]
     with subprocess.Popen(
         [*command, "--device", "cpu", "--default-bundle", "tiny"],
@@ -358,8 +358,8 @@ def starting(folder: Path) -> Iterator[subprocess.Popen[str]]:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="changes another process' limits")
-async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(folder: Path) -> None:
-    """The kernel closes it; the log says so, and the next ones are dealt out evenly all the same."""
+async def test_a_connection_that_a_worker_has_no_file_descriptor_for_is_not_counted(folder: Path) -> None:
+    """The kernel closes it, the log says so, and later connections are still balanced."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
         first, second = [await Connection.open(service.port) for _ in range(2)]
         there = worker_of(await first.ask(Request("GET", "/livez")))
@@ -370,7 +370,7 @@ async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(
         with pytest.raises(NoReply):
             await service.get("/livez")
         resource.prlimit(pid, resource.RLIMIT_NOFILE, limits)
-        service.wait_for_log("no file number was left")
+        service.wait_for_log("no file descriptor was left")
         assert (await first.ask(Request("GET", "/metrics"))).status == 200  # the supervisor has heard of it, then
         third = await Connection.open(service.port)
         assert worker_of(await third.ask(Request("GET", "/livez"))) == there
@@ -379,13 +379,13 @@ async def test_a_connection_that_a_worker_has_no_file_number_for_is_not_counted(
 
 
 class Process:
-    """Notes the signals that it is sent."""
+    """Records the signals that it is sent."""
 
     def __init__(self) -> None:
         self.signals: list[signal.Signals] = []
 
     def send_signal(self, number: signal.Signals) -> None:
-        """See the class."""
+        """Record a signal."""
         self.signals.append(number)
 
 
@@ -406,48 +406,48 @@ async def idle_workers(count: int) -> AsyncIterator[list[Worker]]:
 
 
 def signals_to(worker: Worker) -> list[signal.Signals]:
-    """What its process was sent."""
+    """The signals that its process was sent."""
     process: Any = worker.process
     return list(process.signals)
 
 
 async def test_a_worker_that_is_silent_for_too_long_is_killed() -> None:
-    """The others are not."""
+    """Other workers are not killed."""
     async with idle_workers(2) as (dead, alive):
         dead.last_heartbeat = time.monotonic() - DEAD_S - 1
-        kill_the_dead([dead, alive])
+        kill_dead_workers([dead, alive])
         assert signals_to(dead) == [signal.SIGKILL]
         assert signals_to(alive) == []
 
 
 async def test_a_suspended_service_blames_no_worker() -> None:
-    """After `docker pause`, say, the supervisor may be the first to run; whoever stays silent then is killed."""
+    """After a suspension, such as `docker pause`, silence counts anew; a worker that stays silent is killed."""
     async with idle_workers(1) as (worker,):
         heartbeat = worker.last_heartbeat = time.monotonic() - 2 * DEAD_S
-        worker.excuse(2 * DEAD_S)
+        worker.discount_silence(2 * DEAD_S)
         assert not worker.is_unresponsive
-        kill_the_dead([worker])
+        kill_dead_workers([worker])
         assert signals_to(worker) == []
         worker.last_heartbeat = heartbeat
-        worker.excuse(0.01)
+        worker.discount_silence(0.01)
         assert worker.is_unresponsive
-        kill_the_dead([worker])
+        kill_dead_workers([worker])
         assert signals_to(worker) == [signal.SIGKILL]
 
 
-async def test_no_excuse_makes_a_heartbeat_come_in_the_future() -> None:
-    """A worker that was heard just after a suspension does not get the time of it as an advance."""
+async def test_a_suspension_puts_no_heartbeat_into_the_future() -> None:
+    """A worker with a heartbeat right after a suspension does not get that time in advance."""
     async with idle_workers(1) as (worker,):
-        worker.excuse(1000)
+        worker.discount_silence(1000)
         assert worker.silent_s >= 0
 
 
 async def test_connections_go_to_workers_that_are_ready() -> None:
-    """While another one still loads; and where none is ready, to all alike, for each can say so."""
+    """Workers that still load get none; if no worker is ready, all get the same number."""
     async with idle_workers(2) as workers:
 
         def shared(connections: int) -> list[int]:
-            """How many each of the workers has, once so many more have been handed out."""
+            """Hand out this many more connections; returns the number that each worker has."""
             for _ in range(connections):
                 connection = socket.socket()
                 hand_out(connection, workers)
@@ -463,27 +463,27 @@ async def test_connections_go_to_workers_that_are_ready() -> None:
 
 
 class LonelyServer:
-    """One that waits to be left alone."""
+    """A server that waits for `supervisor_lost`."""
 
     def __init__(self) -> None:
         self.is_alone = asyncio.Event()
-        self.be_alone = self.is_alone.set
+        self.supervisor_lost = self.is_alone.set
 
     def reasons(self) -> dict[str, str | None]:
-        """None."""
+        """No reasons."""
         return {}
 
     def take(self, connection: socket.socket) -> None:
-        """There is none."""
+        """Not called."""
         raise AssertionError(connection)
 
     def stop_at_once(self, number: int) -> None:
-        """Not asked for."""
+        """Not called."""
         raise AssertionError(number)
 
 
 async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
-    """Half a message is none; and one that has not joined yet can be told to stop, too."""
+    """Half a message is dropped, and the worker learns that its supervisor is gone."""
     (messages, its_messages), (connections, its_connections) = socket.socketpair(), socket.socketpair()
     with connections, its_connections:
         others = asyncio.all_tasks()
@@ -500,7 +500,7 @@ async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> N
 
 
 async def test_who_asks_before_all_workers_exist_hears_that_one_is_missing() -> None:
-    """Instead of nothing for ever, or the sum of those that are there; one that ends meanwhile is missing, too."""
+    """A worker that does not exist yet, or ends meanwhile, counts as a missing answer."""
     async with idle_workers(2) as (answering, ending):
         answers = asyncio.create_task(ask_all([answering, ending], 3, {"name": "metrics"}, within_s=60))
         await asyncio.sleep(0)  # it has asked
@@ -512,7 +512,7 @@ async def test_who_asks_before_all_workers_exist_hears_that_one_is_missing() -> 
 
 
 async def test_nobody_waits_for_a_worker_longer_than_it_wants() -> None:
-    """Its answer is missing then, and comes too late afterwards."""
+    """A late answer counts as missing, and is ignored when it comes."""
     async with idle_workers(1) as (worker,):
         assert await ask_all([worker], 1, {"name": "metrics"}, within_s=0) == [None]
         worker.answers(0, "too late")
@@ -520,7 +520,7 @@ async def test_nobody_waits_for_a_worker_longer_than_it_wants() -> None:
 
 @pytest.mark.skipif(not hasattr(os, "pidfd_open"), reason="nothing here tells when somebody else's child ends")
 async def test_workers_end_with_their_supervisor(folder: Path) -> None:
-    """Even where it had no time to say so: nobody could reach them any more."""
+    """If the supervisor is killed, its workers end too."""
     with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2) as service:
         ends = [os.pidfd_open(pid) for pid in workers_of(service)]
         service.send(signal.SIGKILL)
@@ -537,14 +537,14 @@ def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
 
 
 def test_a_bad_bundle_ends_all_workers_with_its_exit_code(tmp_path: Path) -> None:
-    """As with one process."""
+    """The exit code is that of a single process."""
     ended = start(["--bundles", str(tmp_path), "--port", "0"])
     assert ended.returncode == 3
     assert "no sub-folder with a manifest.json" in ended.stderr
 
 
 def test_the_share_of_the_queue_must_hold_a_largest_request() -> None:
-    """Else such a request would be told to try again for ever."""
+    """Otherwise the largest request would get 429 every time."""
     ended = start(["--max-queued-images", "8000"])
     assert ended.returncode == 2
     assert "GAN_MAX_COUNT (4096) is over GAN_MAX_QUEUED_IMAGES (8000) / GAN_WORKERS (2)" in ended.stderr
