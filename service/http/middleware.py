@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -144,6 +144,8 @@ class Problems:
                 context.hang_up()  # so that the client notices that its reply is incomplete
             else:
                 await context.answer(self._problem(Draining(), context))
+        except ClientDisconnect:  # while its body was read: nobody is there for a reply
+            pass
         except Exception as error:
             if context.has_started:  # only a broken connection can tell the client that its reply is incomplete
                 raise

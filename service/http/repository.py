@@ -3,6 +3,8 @@
 Its errors have the protocol's own shape (problems.py). Load and unload need an administrator's key (app.py).
 """
 
+import asyncio
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +12,7 @@ from starlette.responses import Response
 from models.bundle import BundleError
 from service.codecs.time_slices import run_steps
 from service.engine.model_manager import ModelManager
-from service.errors import Invalid, ServiceError, TooLarge
+from service.errors import Invalid, RequestTimeout, ServiceError, TooLarge
 from service.http.json_limits import JsonLimits
 from service.http.openapi import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_UNLOAD
 from service.http.responses import JSON
@@ -26,6 +28,7 @@ from service.http.schemas import (
 )
 
 MAX_BODY_BYTES = 65536
+BODY_S = 30.0  # for the body to arrive
 LIMITS = JsonLimits(values=64)
 CHANGE_S = 300.0  # within which all workers must load a bundle
 
@@ -99,8 +102,12 @@ async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:
     """Read a small JSON object; an empty body counts as an empty object."""
     parse_query(Schema, request.scope["query_string"])
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise TooLarge(f"The body has more than {MAX_BODY_BYTES} bytes.")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > MAX_BODY_BYTES:
+                    raise TooLarge(f"The body has more than {MAX_BODY_BYTES} bytes.")
+    except TimeoutError:
+        raise RequestTimeout(f"The body was not there within {BODY_S:g} s.") from None
     return run_steps(parse_body(schema, bytes(body), LIMITS))

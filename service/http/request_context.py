@@ -56,7 +56,7 @@ class RequestContext(RequestMetadata, ABC):
         self.found: FoundRoute | None = None
         self.should_close: Callable[[], bool] = bool
         self._is_head = scope["method"] == "HEAD"
-        self._expects_body = scope["method"] != "GET"
+        self._expects_body = scope["method"] not in {"GET", "HEAD"}
         self._budgets: tuple[MemoryBudget, MemoryBudget] | None = None  # for bodies, for replies
         self._max_body_bytes = 0
         self._body_bytes = self._reply_bytes = 0  # counted in the budgets

@@ -42,10 +42,11 @@ from uvicorn.server import ServerState
 
 from service.errors import Malformed, ServiceError
 from service.http.memory_budget import SMALL_BYTES
-from service.http.request_context import Header, RequestContext
+from service.http.request_context import KEY, Header, RequestContext
 from service.server.head import MAX_FIELDS, check_head
 
 HEAD_BYTES = 2**16  # most bytes of a head, or between two pieces of a body; one received piece may exceed it
+PARSED_HEAD_BYTES, PARSED_BODY_BYTES = 2**12, 2**14  # at once: so many requests at most are queued
 BUFFERED_BODY_BYTES = 2**16  # reading pauses while more than this of a body waits for the application
 WHITESPACE = b" \t"  # allowed around a header's value
 LATE_BODY_S = 10.0  # a client that is still sending when it is refused has so long to read its reply
@@ -72,7 +73,8 @@ class HttpRequest(RequestContext):
         self.is_answered = False
         self._connection = connection
         self._is_http_1_0 = scope["http_version"] < "1.1"
-        self._waits_for_continue = (self.header(b"expect") or "").lower() == "100-continue"
+        expects = (self.header(b"expect") or "").lower()
+        self._waits_for_continue = expects == "100-continue" and not self._is_http_1_0  # RFC 9110, 10.1.1
         self._parts: list[bytes] = []  # of the body, received but not yet read by the application
         self._size = 0  # bytes in _parts
         self._was_read = False  # some of the body
@@ -109,7 +111,8 @@ class HttpRequest(RequestContext):
         self._wake_reader()
 
     def release(self) -> None:
-        """Free the body and the refusal. The refusal's traceback refers back here, which is a reference cycle."""
+        """Free the body, and break the reference cycles: the scope's, and that of a refusal's traceback."""
+        self.scope.pop(KEY, None)
         self._refusal = None
         self._parts.clear()
 
@@ -166,6 +169,7 @@ class HttpRequest(RequestContext):
     async def start_reply(self, status: int, headers: Iterable[Header]) -> None:
         """See the base class."""
         self._head = self._begin(status, headers)
+        self.status = status
 
     async def write_reply(self, body: bytes, *, is_last: bool) -> None:
         """See the base class."""
@@ -265,7 +269,8 @@ class HttpConnection(asyncio.Protocol):
         self._is_in_head = False
         self._offers_upgrade = False
         self._is_broken = False  # a request could not be parsed: later bytes are ignored
-        self._bytes_outside_body = 0  # received since the last piece of a body or the last edge of a head
+        self._unparsed = memoryview(b"")  # received, while there is a reason to wait
+        self._bytes_outside_body = 0  # parsed since the last piece of a body or the last edge of a head
         self._is_reading = True
         self.drained: asyncio.Future[None] | None = None
         self._late_body_s = LATE_BODY_S
@@ -289,14 +294,8 @@ class HttpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """See asyncio."""
-        if self._close_timer is None and not self._is_broken:
-            self._bytes_outside_body += len(data)
-            try:
-                self._parse(data)
-                if self._bytes_outside_body > HEAD_BYTES:
-                    raise Malformed(f"The request has over {HEAD_BYTES} bytes that are no part of a body.")
-            except (ServiceError, HttpParserError) as error:
-                self._refuse(_refusal(error))
+        self._unparsed = memoryview(bytes(self._unparsed) + data if self._unparsed else data)
+        self._parse_received()
         self._pause_if_needed()
 
     def eof_received(self) -> bool:
@@ -325,7 +324,9 @@ class HttpConnection(asyncio.Protocol):
             self._close_timer.cancel()
         for request in self._requests:
             request.client_left()
-        self._requests.clear()
+        if self._requests:
+            self._requests.popleft()  # is still in progress, and released at its end
+        self._release_waiting()
         self._incoming = None
         self.resume_writing()
         del self._parser  # a reference cycle
@@ -333,8 +334,23 @@ class HttpConnection(asyncio.Protocol):
 
     # ------------------------------------------------------------------------------------------ callbacks of the parser
 
-    def _parse(self, data: bytes) -> None:
-        left = memoryview(data)
+    def _parse_received(self) -> None:
+        """Parse in small pieces until there is a reason to wait: a piece may hold hundreds of requests."""
+        while self._unparsed and not self._should_pause():
+            if self._is_broken or self._close_timer is not None:  # nobody answers what comes now
+                self._unparsed = memoryview(b"")
+                return
+            size = PARSED_HEAD_BYTES if self._incoming is None else PARSED_BODY_BYTES
+            piece, self._unparsed = self._unparsed[:size], self._unparsed[size:]
+            self._bytes_outside_body += len(piece)
+            try:
+                self._parse(piece)
+                if self._bytes_outside_body > HEAD_BYTES:
+                    raise Malformed(f"The request has over {HEAD_BYTES} bytes that are no part of a body.")
+            except (ServiceError, HttpParserError) as error:
+                self._refuse(_refusal(error))
+
+    def _parse(self, left: memoryview) -> None:
         while left:
             try:
                 self._parser.feed_data(left)
@@ -382,7 +398,8 @@ class HttpConnection(asyncio.Protocol):
         check_head(version, self._headers)
         scope = self._scope(self._parser.get_method().decode(), version)
         self._is_in_head = False
-        self._begin(HttpRequest(scope, self, keeps_alive=self._parser.should_keep_alive() and not is_connect))
+        keeps_alive = self._parser.should_keep_alive() and not is_connect and not _says_close(self._headers)
+        self._begin(HttpRequest(scope, self, keeps_alive=keeps_alive))
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""
@@ -426,9 +443,11 @@ class HttpConnection(asyncio.Protocol):
             request = self._unread_request()
             request.refuse(error)
             self._begin(request)
-        elif request.has_started or request.is_answered:
-            request.client_left()
+        elif request.is_answered:
             self._close()
+        elif request.has_started:  # the client sees that its reply is incomplete
+            request.client_left()
+            self._transport.close()
         else:
             request.refuse(error)
 
@@ -473,11 +492,19 @@ class HttpConnection(asyncio.Protocol):
         self._state.total_requests += 1
         self._idle_since = self._loop.time()
         if not request.keeps_alive:
-            self._requests.clear()
+            self._release_waiting()
             self._close()
         elif self._requests:
             self._answer(self._requests[0])
+        elif self._incoming is not None:  # the rest of its body is dropped, but not for ever
+            self._idle_timer.cancel()
+            self._idle_timer = self._loop.call_later(self._late_body_s, self._close_if_idle, context=Context())
         self.resume_reading()
+
+    def _release_waiting(self) -> None:
+        for request in self._requests:
+            request.release()
+        self._requests.clear()
 
     # ------------------------------------------------------------------------------------------- reading and writing
 
@@ -498,6 +525,7 @@ class HttpConnection(asyncio.Protocol):
 
     def resume_reading(self) -> None:
         """Read again, unless there is still a reason to pause."""
+        self._parse_received()
         if not self._is_reading and not self._should_pause() and not self._transport.is_closing():
             self._is_reading = True
             self._transport.resume_reading()
@@ -538,7 +566,7 @@ class HttpConnection(asyncio.Protocol):
         """Close after writing everything. A client that may still be sending first gets some time to read its reply."""
         if self._close_timer is not None or self._transport.is_closing():
             return
-        is_sending = self._is_broken or self._incoming is not None
+        is_sending = self._is_broken or self._incoming is not None or not self._is_reading
         if not (is_sending and self._transport.can_write_eof()):
             self._transport.close()
             return
@@ -548,14 +576,21 @@ class HttpConnection(asyncio.Protocol):
         self.resume_reading()
 
     def _close_if_idle(self) -> None:
-        """Timer: close if no request is in progress and none has begun for `keep_alive_s`; else set the timer again."""
+        """Timer: close if no request is in progress and none has begun for a while; else set the timer again."""
         left: float = self._keep_alive_s
         if not self._requests:
-            left = self._idle_since + self._keep_alive_s - self._loop.time()
+            allowed_s = self._keep_alive_s if self._incoming is None else self._late_body_s
+            left = self._idle_since + allowed_s - self._loop.time()
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._close_if_idle)
         elif not self._transport.is_closing():
             self._transport.close()
+
+
+def _says_close(headers: Iterable[Header]) -> bool:
+    """Whether `close` is among the connection's options (RFC 9112, 9.3: it wins over all others)."""
+    options = b",".join([value for name, value in headers if name == b"connection"])
+    return b"close" in {option.strip(WHITESPACE) for option in options.lower().split(b",")}
 
 
 def _refusal(error: Exception) -> ServiceError:

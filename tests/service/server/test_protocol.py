@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from service.app import create_app
 from service.http.memory_budget import SMALL_BYTES
-from service.server.protocol import HEAD_BYTES, HttpConnection
+from service.server.protocol import HEAD_BYTES, HttpConnection, HttpRequest
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -191,7 +191,7 @@ async def test_who_leaves_before_a_reply_is_taken_is_no_error(until: Any, caplog
         config, state = uvicorn.Config(answer, log_config=None, lifespan="off"), ServerState()
         transport, one = await loop.create_connection(lambda: Connection(config, state), sock=ours)
         theirs.sendall(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        await until(lambda: one.taken is not None)
+        await until(lambda: one.drained is not None)
         transport.abort()
         await until(lambda: not one.tasks)
     assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
@@ -238,6 +238,7 @@ async def test_bodies_sent_ahead_do_not_mix(service: FastAPI, until: Any, piece:
         b"GET /sample?seed=7 HTTP/1.1\r\n\r\n",
         b"POST /sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nno number\r\n",
         b"\0",
+        b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n" * 50,
     ],
 )
 async def test_nothing_of_a_connection_waits_for_the_garbage_collector(
@@ -448,6 +449,7 @@ async def test_no_refusal_gets_into_a_reply_that_has_begun(until: Any) -> None:
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"9")]})
         await send({"type": "http.response.body", "body": b"half", "more_body": True})
         heard.append((await receive())["type"])
+        await send({"type": "http.response.body", "body": b" more"})
 
     wire = Wire()
     one = connect(begin, wire)
@@ -457,6 +459,7 @@ async def test_no_refusal_gets_into_a_reply_that_has_begun(until: Any) -> None:
     await until(wire.has_ended)
     await until(lambda: heard == ["http.disconnect"])
     assert b"".join(wire.writes).count(b"HTTP/1.1") == 1
+    assert b" more" not in wire.writes
     one.connection_lost(None)
 
 
@@ -733,3 +736,93 @@ async def test_uvicorn_itself_can_serve_by_it(service: FastAPI) -> None:
         await writer.wait_closed()
         server.should_exit = True
         await serving
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+async def test_work_ends_when_its_client_leaves(service: FastAPI, hold_engine: Any, until: Any, method: str) -> None:
+    """Also where the client wanted only the headers."""
+    one = connect(service, Wire())
+    async with hold_engine(service):
+        one.data_received(f"{method} /sample?count=3 HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        await until(lambda: service.state.manager.metrics.registry.get_sample_value(
+            "gan_requests_in_flight", {"route": "/sample"}) == 1)  # fmt: skip
+        await asyncio.sleep(0)
+        one.connection_lost(None)
+        await until(lambda: not one.tasks)
+
+
+async def test_the_last_reply_can_be_read_where_requests_came_ahead(service: FastAPI, until: Any) -> None:
+    """What is unread when a connection closes makes the system throw the reply away: so the client closes it first."""
+    service.state.manager.is_draining = True
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received((HEAD + b"\r\n") * 2)
+    await until(wire.has_ended)
+    assert statuses(wire) == [503 if b"503" in wire.writes[0] else 200]
+    assert b"closed" not in wire.writes
+    assert wire.is_read
+    service.state.manager.is_draining = False
+    one.connection_lost(None)
+
+
+async def test_few_of_many_requests_in_one_piece_are_kept_ahead(until: Any) -> None:
+    """A piece of a network's size may hold thousands, and each takes a hundred times as much memory as its bytes."""
+    go_on, asked = asyncio.Event(), 0
+
+    async def wait(_: Scope, __: Receive, send: Send) -> None:
+        nonlocal asked
+        asked += 1
+        await go_on.wait()
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    wire = Wire()
+    one = connect(wait, wire)
+    one.data_received(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n" * 5000)
+    assert not wire.is_read
+    assert sum(type(found) is HttpRequest for found in gc.get_objects()) < 500
+    go_on.set()
+    await until(lambda: asked == 5000)
+    one.connection_lost(None)
+
+
+async def test_who_leaves_in_the_body_of_a_small_request_is_no_error(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Routes that need no engine read bodies, too."""
+    one = connect(service, Wire())
+    one.data_received(b"POST /v2/repository/index HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    await asyncio.sleep(0)
+    one.connection_lost(None)
+    await until(lambda: not one.tasks)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    left = {"route": "/v2/repository/index", "method": "POST", "status": "499"}
+    assert service.state.manager.metrics.registry.get_sample_value("gan_requests_total", left) == 1
+
+
+async def test_the_rest_of_a_refused_body_is_not_read_for_ever(
+    service: FastAPI, until: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However much of it was announced."""
+    monkeypatch.setattr("service.server.protocol.LATE_BODY_S", 0.01)
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"POST /nope HTTP/1.1\r\nHost: x\r\nContent-Length: 10000000000\r\n\r\n")
+    await until(wire.has_ended)
+    assert statuses(wire) == [404]
+    one.connection_lost(None)
+
+
+async def test_http_1_0_knows_no_interim_replies_and_close_wins(service: FastAPI, until: Any) -> None:
+    """RFC 9110, 10.1.1, and RFC 9112, 9.3."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(
+        b"POST /sample HTTP/1.0\r\nExpect: 100-continue\r\nConnection: keep-alive, close\r\n"
+        b"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n"
+    )
+    await asyncio.sleep(0)
+    one.data_received(b"{}")
+    await until(wire.has_ended)
+    assert statuses(wire) == [200]
+    one.connection_lost(None)
