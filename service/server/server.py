@@ -135,9 +135,8 @@ class Server(uvicorn.Server):
     def take(self, connection: socket.socket) -> None:
         """Serve this connection."""
         connection.settimeout(0)
-        self._connecting.add(
-            task := self._loop.create_task(self._connect(connection))
-        )  # the loop keeps only a weak reference
+        task = self._loop.create_task(self._connect(connection))
+        self._connecting.add(task)  # the loop keeps only a weak reference
         task.add_done_callback(self._connecting.discard)
 
     async def _connect(self, connection: socket.socket) -> None:

@@ -1,4 +1,4 @@
-"""The application as a whole: its parts know one another, its documents are complete, and two of them don't meet."""
+"""The application as a whole: its start, its documents and pages, and that two of them share nothing."""
 
 import asyncio
 import base64
@@ -32,7 +32,7 @@ Start = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 async def test_two_applications_do_not_meet(start: Start, tiny_settings: Callable[..., Settings]) -> None:
-    """Each has its own bundles, engine and numbers."""
+    """Each has its own bundles, engine and metrics."""
     one, two = create_app(tiny_settings()), create_app(tiny_settings(default_bundle="rgb"))
     async with start(one) as first, start(two) as second:
         assert (await first.get("/sample?seed=1")).headers["x-bundle"].startswith("tiny@")
@@ -46,7 +46,7 @@ async def test_two_applications_do_not_meet(start: Start, tiny_settings: Callabl
 async def test_a_bundle_that_does_not_verify_is_reported_by_the_start(
     tiny_settings: Callable[..., Settings], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Whoever started the application is told, in one line, and it never becomes ready."""
+    """The log has one line with the reason, and the application never becomes ready."""
     (tmp_path / "bad").mkdir()
     (tmp_path / "bad" / "manifest.json").write_text("{}")
     app = create_app(tiny_settings(bundles=tmp_path, default_bundle=None))
@@ -60,14 +60,14 @@ async def test_a_bundle_that_does_not_verify_is_reported_by_the_start(
 
 
 def test_a_device_that_is_not_there_is_an_error(tiny_settings: Callable[..., Settings]) -> None:
-    """Before anything is loaded."""
+    """It is refused before anything is loaded."""
     with pytest.raises(ValueError, match="cuda:99"):
         create_app(tiny_settings(device="cuda:99"))
 
 
 @pytest.mark.slow
 def test_importing_does_nothing() -> None:
-    """No environment is read, no metric registered, no thread started by an import."""
+    """An import reads no environment, registers no metric and starts no thread."""
     program = (
         "import os, threading; os.environ['GAN_PORT'] = 'nonsense'; import service.app, prometheus_client;"
         "names = [m.name for m in prometheus_client.REGISTRY.collect() if m.name.startswith('gan')];"
@@ -77,7 +77,7 @@ def test_importing_does_nothing() -> None:
 
 
 def test_the_version_is_that_of_the_package() -> None:
-    """One number, wherever it is read."""
+    """The version is the same wherever it is read."""
     text = (Path(service.__file__).parent.parent / "pyproject.toml").read_text()
     assert f'version = "{service.__version__}"' in text
 
@@ -98,7 +98,7 @@ def refs(node: Any) -> Iterator[str]:
 
 
 async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
-    """Every route with its methods, parameters, bodies and errors; every reference leads somewhere."""
+    """It has every route with methods, parameters, bodies and errors, and every reference resolves."""
     document = (await client.get("/openapi.json")).json()
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
@@ -132,7 +132,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
 
 
 async def test_replies_are_what_openapi_says(client: httpx.AsyncClient) -> None:
-    """The media types of /sample, and a problem's fields."""
+    """It has the media types of /sample and the fields of a problem."""
     document = (await client.get("/openapi.json")).json()
     for media_type in document["paths"]["/sample"]["get"]["responses"]["200"]["content"]:
         assert (await client.get("/sample", headers={"Accept": media_type})).headers["content-type"] == media_type
@@ -141,7 +141,7 @@ async def test_replies_are_what_openapi_says(client: httpx.AsyncClient) -> None:
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
-    """Everything a page names is served here, and the policy forbids the rest."""
+    """Everything that a page refers to is served here, and the policy forbids other sources."""
     page = await client.get(path)
     assert page.headers["content-type"] == "text/html; charset=utf-8"
     assert page.headers["content-security-policy"].startswith("default-src 'self';")
@@ -157,7 +157,7 @@ async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path
 
 
 async def test_static_files_have_their_types_and_nothing_else_is_served(client: httpx.AsyncClient) -> None:
-    """Only what lies in the folder: no path leads out of it."""
+    """Only files of the folder are served; no path leads out of it."""
     for name, media_type in (("page.js", "text/javascript"), ("style.css", "text/css"), ("icon.svg", "image/svg+xml")):
         assert (await client.get(f"/static/{name}")).headers["content-type"].startswith(media_type)
     for path in ("/static/nope.js", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/", "/static/a/b"):
@@ -165,7 +165,7 @@ async def test_static_files_have_their_types_and_nothing_else_is_served(client: 
 
 
 async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
-    """The fields of the page's requests are fields of the API."""
+    """All fields that the page sends are fields of the API."""
     script = (await client.get("/static/page.js")).text
     document = (await client.get("/openapi.json")).json()
     known = {parameter["name"] for parameter in document["paths"]["/sample"]["get"]["parameters"]}
@@ -185,7 +185,7 @@ JUNK, IMAGES = b"no picture", npy(np.zeros((3, 8, 8), np.uint8))
 
 
 class Cycle:
-    """What a server keeps of one request, its body included, for as long as somebody refers to it."""
+    """The objects that a server holds for one request, its body included."""
 
     def __init__(self, method: str, path: str, content_type: bytes, body: bytes) -> None:
         self.body = body
@@ -206,14 +206,14 @@ class Cycle:
         }
 
     async def receive(self) -> Message:
-        """The whole body, then nothing more: the client stays."""
+        """Return the whole body, then wait: the client stays."""
         if self.is_read:
             await asyncio.Event().wait()
         self.is_read = True
         return {"type": "http.request", "body": self.body}
 
     async def send(self, message: Message) -> None:
-        """Notes the status."""
+        """Record the status."""
         self.status = message.get("status", self.status)
 
 
@@ -244,7 +244,7 @@ class Cycle:
 async def test_nothing_of_a_request_waits_for_the_garbage_collector(
     method: str, path: str, content_type: bytes, body: bytes, status: int, tiny_settings: Callable[..., Settings]
 ) -> None:
-    """It comes by seldom, and bodies may be large: what is refused, undecodable or answered is let go of at once."""
+    """The collector runs rarely and bodies may be large, so requests must be freed by reference counting."""
     app = create_app(tiny_settings())
     async with app.router.lifespan_context(app):
         await app.state.starting
@@ -257,7 +257,7 @@ async def test_nothing_of_a_request_waits_for_the_garbage_collector(
             seen = weakref.ref(cycle)
             assert cycle.status == status
             del cycle, task
-            for _ in range(20):  # callbacks of what has ended
+            for _ in range(20):  # pending callbacks
                 await asyncio.sleep(0)
             assert seen() is None
         finally:

@@ -1,4 +1,4 @@
-"""The service uses the processors that it may, and divides them where they are its own."""
+"""The service respects affinity and quota, and divides processors that it has to itself."""
 
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from service.cpu import cpu_limit, shares
 def test_the_containers_limit_counts_and_not_the_hosts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: dict[str, str], expected: int
 ) -> None:
-    """A process on a host of 64 processors uses what its container may, rounded up, and at least one."""
+    """The container's quota limits the processors on a large host; rounded up, and at least one."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)), raising=False)
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -55,13 +55,13 @@ def test_affinity_counts_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_processors_are_divided_where_they_are_the_services_own(
     monkeypatch: pytest.MonkeyPatch, allowed: set[int], limit: int, workers: int, expected: list[set[int]] | None
 ) -> None:
-    """Evenly and without overlap, or not at all."""
+    """Processors are divided evenly and without overlap, or not at all."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: allowed, raising=False)
     monkeypatch.setattr(processors, "cpu_limit", lambda: limit)
     assert shares(workers) == expected
 
 
 def test_nothing_is_divided_where_processes_cannot_be_bound(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on systems other than Linux."""
+    """Systems other than Linux can't bind processes to processors."""
     monkeypatch.delattr("os.sched_getaffinity", raising=False)
     assert shares(2) is None

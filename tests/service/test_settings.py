@@ -1,4 +1,4 @@
-"""What operators set is what they get, or one line that says why not."""
+"""Settings are read as given, or refused with one line that says why."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from service.settings import Settings, SettingsError, check_names, read_settings
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    """Nothing set: the service listens on this machine only and every limit is on."""
+    """By default the service listens on this machine only, and every limit is on."""
     settings = Settings()
     assert (settings.host, settings.port, settings.device) == ("127.0.0.1", 8000, "auto")
     assert settings.bundles.name == "bundles"
@@ -21,7 +21,7 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The environment says one thing, the command line another: the command line is nearer."""
+    """The command line wins over the environment."""
     monkeypatch.setenv("GAN_PORT", "9000")
     monkeypatch.setenv("GAN_MAX_COUNT", "10")
     settings = read_settings({"port": "9001"})
@@ -29,7 +29,7 @@ def test_a_flag_wins_over_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compose files pass variables on that nobody has set."""
+    """An empty variable counts as unset, because compose files pass such on."""
     monkeypatch.setenv("GAN_DEFAULT_BUNDLE", "")
     monkeypatch.setenv("GAN_PORT", "")
     assert read_settings({}) == Settings()
@@ -40,7 +40,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     [("1048576", 1048576), ("1MiB", 1048576), ("2 GiB", 2**31), ("16M", 16_000_000), ("4k", 4000), ("3KiB", 3072)],
 )
 def test_sizes_are_read_as_people_write_them(text: str, number: int) -> None:
-    """A number, or a number with a unit."""
+    """A number may have a unit."""
     assert read_settings({"max_body_bytes": text}).max_body_bytes == number
 
 
@@ -60,7 +60,7 @@ def test_sizes_are_read_as_people_write_them(text: str, number: int) -> None:
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_it(flags: dict[str, str], parts: list[str]) -> None:
-    """Whoever made the mistake learns which setting, what it was, and what it may be."""
+    """The line names the setting, its value and what is allowed."""
     with pytest.raises(SettingsError) as caught:
         read_settings(flags)
     line = str(caught.value)
@@ -70,7 +70,7 @@ def test_a_bad_setting_is_one_line_that_names_it(flags: dict[str, str], parts: l
 
 
 def test_a_misspelled_variable_is_named() -> None:
-    """A typing error must not silently mean the default."""
+    """A misspelled variable gets a warning, instead of silently meaning the default."""
     names = ["GAN_MAX_COUNTS", "GAN_COLOUR", "GAN_PORT", "GAN_DATA_DIR", "GAN_SERVICE_SERVICE_HOST", "HOME"]
     assert check_names(names) == [
         "GAN_COLOUR is not a setting and is ignored",
@@ -80,6 +80,6 @@ def test_a_misspelled_variable_is_named() -> None:
 
 @pytest.mark.parametrize("name", ["GAN_API_KEY", "GAN_ADMIN_KEY_FILE"])
 def test_a_misspelled_key_keeps_the_door_shut(name: str) -> None:
-    """Who sets a key believes the door is locked: an open one would be worse than none."""
+    """A misspelled key setting stops the start, which would otherwise leave the service open."""
     with pytest.raises(SettingsError, match=f"^{name} is not a setting"):
         check_names([name])

@@ -544,10 +544,8 @@ def test_a_long_reply_that_was_not_reserved_is_counted_too(live: Any) -> None:
     """A reply of thousands of results is counted from when it is written until the client has read it."""
     layer = admission(live)
     seen: list[int] = []
-    layer.replies.wait_for_client, waits = (
-        lambda _: seen.append(layer.replies.used_bytes),
-        layer.replies.wait_for_client,
-    )
+    waits = layer.replies.wait_for_client
+    layer.replies.wait_for_client = lambda _: seen.append(layer.replies.used_bytes)
     try:
         np.save(body := io.BytesIO(), np.zeros((2000, 8, 8), np.uint8))
         reply = httpx.post(

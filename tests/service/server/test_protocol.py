@@ -600,7 +600,7 @@ async def test_white_space_after_a_value_is_no_part_of_it(service: FastAPI, unti
 
 @pytest.mark.parametrize("piece", [1, 10_000])
 async def test_a_field_after_a_body_is_no_part_of_its_head(service: FastAPI, until: Any, piece: int) -> None:
-    """A proxy that checks heads only would not have seen them."""
+    """Trailer fields are ignored: a proxy that checks heads only would not have seen them."""
     wire = Wire()
     one = connect(service, wire)
     sent = CHUNKED + b"2\r\n{}\r\n0\r\nX-Request-ID: after\r\nX-Timeout-Ms: never\r\nHost: y\r\n\r\n" + HEAD + b"\r\n"

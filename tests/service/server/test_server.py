@@ -191,7 +191,7 @@ def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkey
 def test_a_connection_that_is_being_taken_at_the_end_is_ended_like_all_others(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At shutdown uvicorn closes only connections that it knows of: the server first waits for those being set up."""
+    """uvicorn closes only connections that it knows of, so the server first waits for those being set up."""
     known = []
 
     async def note(server: uvicorn.Server, _: Any) -> None:

@@ -483,7 +483,7 @@ class LonelyServer:
 
 
 async def test_a_worker_whose_supervisor_is_cut_off_in_a_message_is_alone() -> None:
-    """Half a message is dropped, and the worker learns that its supervisor is gone."""
+    """Half a message is dropped, and the worker learns that its supervisor is gone; `leave` works before `join`."""
     (messages, its_messages), (connections, its_connections) = socket.socketpair(), socket.socketpair()
     with connections, its_connections:
         others = asyncio.all_tasks()
