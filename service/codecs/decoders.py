@@ -47,6 +47,9 @@ class Decoders:
         seconds: Processor time that decoding one image may take.
         max_pixels: Largest image, in pixels.
         max_bytes: Largest file, in bytes.
+
+    Attributes:
+        processes: Those that are running.
     """
 
     def __init__(self, count: int, *, seconds: float, max_pixels: int, max_bytes: int) -> None:
@@ -56,7 +59,7 @@ class Decoders:
         self._seconds = seconds
         self._memory = _COPIES * _PIXEL_BYTES * max_pixels + 2 * max_bytes + _LIBRARIES_BYTES
         self._local = threading.local()  # each thread's process
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self.processes: set[subprocess.Popen[bytes]] = set()
         self._timed_out: set[subprocess.Popen[bytes]] = set()  # killed by the timer
         self._is_closed = False
 
@@ -138,7 +141,7 @@ class Decoders:
                 env={**os.environ, **_ONE_THREAD, "PYTHONPATH": os.pathsep.join([_ROOT, *sys.path[1:]])},
                 start_new_session=True,  # so that Ctrl-C in a terminal does not reach it
             )
-            self._processes.add(process)
+            self.processes.add(process)
             if self._is_closed:
                 process.kill()
         return process
@@ -160,7 +163,7 @@ class Decoders:
         return broken_image() if code < 0 else NotReady("a decoder can't run")  # a crash may be the image's fault
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
-        self._processes.discard(process)
+        self.processes.discard(process)
         self._timed_out.discard(process)
         for pipe in (process.stdin, process.stdout):
             with contextlib.suppress(OSError):  # unsent data can't be flushed
@@ -170,10 +173,10 @@ class Decoders:
     def close(self) -> None:
         """Kill all decoder processes and stop the threads. Images that are being decoded get an error."""
         self._is_closed = True
-        for process in list(self._processes):
+        for process in list(self.processes):
             process.kill()
         self._threads.shutdown(cancel_futures=True)
-        for process in list(self._processes):
+        for process in list(self.processes):
             process.wait()
             self._forget(process)
 

@@ -27,6 +27,7 @@ IMAGES = 1_500  # of so many a few have pixels half-way between two levels, whic
 
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
+    pytest.importorskip("sklearn", reason="calibrations are fitted with the train extra")
     return load_dataset(str(ROOT / "tests" / "data" / "mnist-2000.npz"), None, seed=0)
 
 

@@ -114,7 +114,7 @@ async def test_a_process_that_was_ended_from_outside_is_replaced(until: Any, cap
     """When the system kills it between two images, for memory say, the next image gets a new one."""
     async with running() as decoders:
         await decode(decoders, ORDINARY)
-        [process] = decoders._processes  # noqa: SLF001 - no other way to find it
+        [process] = decoders.processes
         os.kill(process.pid, signal.SIGKILL)
         await until(lambda: process.poll() is not None)
         assert (await decode(decoders, ORDINARY)).converted
@@ -125,7 +125,7 @@ async def test_a_process_that_was_stopped_is_killed_and_replaced() -> None:
     """It uses no processor time, so a timer by the clock kills it."""
     async with running(seconds=0.1) as decoders:
         await decode(decoders, ORDINARY)
-        [process] = decoders._processes  # noqa: SLF001 - no other way to find it
+        [process] = decoders.processes
         os.kill(process.pid, signal.SIGSTOP)
         with pytest.raises(Invalid, match="took more than"):
             await decode(decoders, ORDINARY)
@@ -138,7 +138,7 @@ async def test_processes_end_with_the_service() -> None:
     async with running(2) as decoders:
         busy = asyncio.create_task(decode(decoders, endless()))
         await decode(decoders, ORDINARY)
-        processes = list(decoders._processes)  # noqa: SLF001 - as above
+        processes = list(decoders.processes)
         assert len(processes) == 2
     with pytest.raises(Invalid):
         await busy
