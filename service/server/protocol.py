@@ -143,8 +143,8 @@ class HttpRequest(RequestContext):
         """See the base class."""
         while not (self._has_left or self.is_answered or self._refusal):
             if not self._end_was_read and (self._parts or self.is_whole):
-                self._end_was_read = self.is_whole
-                return {"type": "http.request", "body": self._take_parts(), "more_body": not self.is_whole}
+                is_last = self._end_was_read = self.is_whole  # asked first, for taking the parts makes room for more
+                return {"type": "http.request", "body": self._take_parts(), "more_body": not is_last}
             if self._waits_for_continue:
                 self._waits_for_continue = False
                 self._connection.write(b"HTTP/1.1 100 Continue\r\n\r\n")

@@ -826,3 +826,33 @@ async def test_http_1_0_knows_no_interim_replies_and_close_wins(service: FastAPI
     await until(wire.has_ended)
     assert statuses(wire) == [200]
     one.connection_lost(None)
+
+
+@pytest.mark.parametrize("piece", [5000, 2**16, 2**20])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+async def test_large_bodies_arrive_whole(until: Any, piece: int, framing: str) -> None:
+    """However they are cut, one after the other, and read by the application in whatever parts there are."""
+    bodies = [bytes([number]) * size for number, size in enumerate([300_000, 1, 70_000, 200_000])]
+    seen = []
+
+    async def read(_: Scope, receive: Receive, send: Send) -> None:
+        body, has_more = b"", True
+        while has_more:
+            message = await receive()
+            body, has_more = body + message["body"], message["more_body"]
+        seen.append(body)
+        await send({"type": "http.response.start", "status": 204})
+        await send({"type": "http.response.body"})
+
+    head = b"POST / HTTP/1.1\r\nHost: x\r\n"
+    if framing == "length":
+        sent = b"".join(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body) for body in bodies)
+    else:
+        sent = b"".join(head + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(b), b) for b in bodies)
+    one = connect(read, Wire())
+    for start in range(0, len(sent), piece):
+        one.data_received(sent[start : start + piece])
+        await asyncio.sleep(0)
+    await until(lambda: len(seen) == len(bodies))
+    assert seen == bodies
+    one.connection_lost(None)
