@@ -43,6 +43,9 @@ Run = Callable[[int, ModelRunner, Sequence[BatchSlice[Any]]], "asyncio.Future[Ro
 
 GROW_AFTER_BATCHES = 64  # batches without an out-of-memory error before a lowered limit is doubled
 
+MIN_SHARE_ROWS = 16  # fewer rows are not divided among idle engine instances
+UNDIVIDED_S = 0.01  # nor is what one instance computes in so short a time, where several callers wait
+
 log = logging.getLogger(__name__)
 
 
@@ -260,7 +263,8 @@ class Batcher:
         """Start a half of a failed batch, else the batch that is next in the queue; None where there is nothing."""
         if slices := self._next_retry():
             return self._launch(instance, slices)
-        slices = self._queue.take(self._room, self._clock())
+        share = self._fair_share()
+        slices = self._queue.take(lambda runner: min(self._room(runner), share), self._clock())
         if not slices:
             return None
         call = self._launch(instance, slices)
@@ -268,6 +272,18 @@ class Batcher:
         if self._queue:
             self._wake_one()
         return call
+
+    def _fair_share(self) -> int:
+        """Rows of those that wait that the next batch may have, so that idle engine instances get as many.
+
+        Instances beside each other hold up the event loop. Where one instance is done soon, several callers are better
+        off in one batch.
+        """
+        alone_s = self._instances * self._throughput.seconds_for(self._queue.rows)
+        if len(self._unfinished) > 1 and 0 < alone_s < UNDIVIDED_S:
+            return self._queue.rows
+        takers = 1 + len(self._idle) + self._arrivals.waiting_instances
+        return max(MIN_SHARE_ROWS, math.ceil(self._queue.rows / takers))
 
     def _next_retry(self) -> list[BatchSlice[Entry]]:
         """What is to be tried again. Some of its callers may have left since, and the limit may be lower."""

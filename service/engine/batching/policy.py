@@ -61,6 +61,7 @@ class ArrivalWait:
         self._waiting_rows = waiting_rows
         self._callers = callers
         self._clock = clock
+        self.waiting_instances = 0  # engine instances that are inside `wait`
         self._gap_s = MOST_GAP_S
         # When the last batch was done: rows that waited or were in it, their callers, and the time.
         self._rows_before = self._callers_before = 0
@@ -78,6 +79,13 @@ class ArrivalWait:
 
     async def wait(self, max_rows: int) -> None:
         """Return when a batch should start."""
+        self.waiting_instances += 1
+        try:
+            await self._wait(max_rows)
+        finally:
+            self.waiting_instances -= 1
+
+    async def _wait(self, max_rows: int) -> None:
         turns = quiet_turns = 0
         began = last_arrival = self._clock()
         while self._has_company() and not self.has_enough(max_rows):

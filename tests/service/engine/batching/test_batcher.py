@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from prometheus_client import CollectorRegistry
 
 from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, OutOfMemory, Rows
-from service.engine.batching.batcher import GROW_AFTER_BATCHES, Batcher
+from service.engine.batching.batcher import GROW_AFTER_BATCHES, MIN_SHARE_ROWS, Batcher
 from service.engine.batching.policy import (
     EAGER,
     LEAST_GAP_S,
@@ -357,6 +357,38 @@ async def test_instances_run_side_by_side_and_never_wait_for_one_another() -> No
         del one.engine.stuck[0]
         stuck.set()
         assert_own_rows(await first, 0, 48)
+
+
+@on_jumping_time
+async def test_idle_instances_divide_what_waits() -> None:
+    """So that one caller's many rows are computed by all of them."""
+    async with bench(max_rows=64, max_queued_rows=1000, instances=2) as one:
+        await one.submit(Doubler(), 48)
+        assert one.engine.calls == [{0: 24}, {0: 24}]
+
+
+@on_jumping_time
+async def test_few_rows_are_not_divided() -> None:
+    """Two small batches would cost nearly twice what one does."""
+    async with bench(max_rows=64, max_queued_rows=1000, instances=4) as one:
+        await one.submit(Doubler(), MIN_SHARE_ROWS)
+        assert one.engine.calls == [{0: MIN_SHARE_ROWS}]
+
+
+@on_jumping_time
+async def test_what_is_done_soon_is_not_divided_unless_it_is_one_callers() -> None:
+    """Instances side by side hold up the event loop, which has the other requests to see to."""
+    async with bench(max_rows=64, max_queued_rows=1000, instances=2) as one:
+        runner = Doubler()
+        for seconds, calls in ((1.0, 2), (0.001, 1)):
+            one.engine.seconds = seconds
+            for _ in range(50):  # so that the rate is known
+                await one.submit(runner, 64)
+            before = len(one.engine.calls)
+            await asyncio.gather(*(one.submit(runner, 1) for _ in range(40)))
+            assert len(one.engine.calls) == before + calls
+        await one.submit(runner, 40)
+        assert one.engine.calls[-2:] == [{one.callers - 1: 20}] * 2
 
 
 @on_jumping_time
