@@ -44,10 +44,12 @@ from service.errors import Malformed, ServiceError
 from service.http.memory_budget import SMALL_BYTES
 from service.http.request_context import KEY, Header, RequestContext
 from service.server.head import MAX_FIELDS, check_head
+from service.server.write_burst import WriteBurst
 
 HEAD_BYTES = 2**16  # most bytes of a head, or between two pieces of a body; one received piece may exceed it
 PARSED_HEAD_BYTES, PARSED_BODY_BYTES = 2**12, 2**14  # at once: so many requests at most are queued
 BUFFERED_BODY_BYTES = 2**16  # reading pauses while more than this of a body waits for the application
+MAX_UNWRITTEN = 16  # pieces of replies that wait for the end of the turn
 WHITESPACE = b" \t"  # allowed around a header's value
 LATE_BODY_S = 10.0  # a client that is still sending when it is refused has so long to read its reply
 LATE_BODY_AT_END_S = 1.0  # the same while the server shuts down
@@ -236,6 +238,7 @@ class HttpConnection(asyncio.Protocol):
 
     Args:
         config, server_state, app_state, _loop: The arguments of uvicorn's option `http`.
+        burst: Where its replies wait to be written with those of other connections.
         when_closed: Called when the connection has ended.
 
     Attributes:
@@ -249,6 +252,7 @@ class HttpConnection(asyncio.Protocol):
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
         *,
+        burst: WriteBurst | None = None,
         when_closed: Callable[[], None] = lambda: None,
     ) -> None:
         if not config.loaded:
@@ -259,7 +263,9 @@ class HttpConnection(asyncio.Protocol):
         self._state = server_state
         self._app_state = app_state
         self._loop = _loop or asyncio.get_running_loop()
+        self._burst = burst or WriteBurst()
         self._when_closed = when_closed
+        self._unwritten: list[bytes] = []
         self._transport: asyncio.Transport
         self._parser = self._new_parser()
         self._requests: deque[HttpRequest] = deque()  # not yet answered; the first is in progress
@@ -447,6 +453,7 @@ class HttpConnection(asyncio.Protocol):
             self._close()
         elif request.has_started:  # the client sees that its reply is incomplete
             request.client_left()
+            self.flush()
             self._transport.close()
         else:
             request.refuse(error)
@@ -519,9 +526,21 @@ class HttpConnection(asyncio.Protocol):
         return self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
-        """Write, unless the client has left."""
-        if not self._transport.is_closing():
-            self._transport.write(data)
+        """Write, what is small at the end of this turn of the loop; nothing if the client has left."""
+        if len(data) > SMALL_BYTES or len(self._unwritten) >= MAX_UNWRITTEN:
+            self.flush()
+            if not self._transport.is_closing():
+                self._transport.write(data)
+            return
+        if not self._unwritten:
+            self._burst.add(self)
+        self._unwritten.append(data)
+
+    def flush(self) -> None:
+        """Write what was kept for the end of this turn."""
+        unwritten, self._unwritten = self._unwritten, []
+        if unwritten and not self._transport.is_closing():
+            self._transport.write(b"".join(unwritten))
 
     def resume_reading(self) -> None:
         """Read again, unless there is still a reason to pause."""
@@ -555,7 +574,8 @@ class HttpConnection(asyncio.Protocol):
         if self._requests:
             self._requests[0].keeps_alive = False
         else:
-            self._transport.close()  # earlier replies have been written
+            self.flush()
+            self._transport.close()
         self._late_body_s = LATE_BODY_AT_END_S
 
     def hang_up(self) -> None:
@@ -566,6 +586,7 @@ class HttpConnection(asyncio.Protocol):
         """Close after writing everything. A client that may still be sending first gets some time to read its reply."""
         if self._close_timer is not None or self._transport.is_closing():
             return
+        self.flush()
         is_sending = self._is_broken or self._incoming is not None or not self._is_reading
         if not (is_sending and self._transport.can_write_eof()):
             self._transport.close()

@@ -22,6 +22,7 @@ from service.server import process_memory as memory
 from service.server.listener import Acceptor, url
 from service.server.protocol import HttpConnection
 from service.server.signals import sighup_reloads
+from service.server.write_burst import WriteBurst
 from service.settings import Settings
 from service.worker_group import PROBES, WorkerGroup
 
@@ -83,6 +84,7 @@ class Server(uvicorn.Server):
         self._draining: asyncio.Task[None] | None = None
         self._background_tasks: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []
+        self._burst = WriteBurst()
         self._connecting: set[asyncio.Task[None]] = set()
         self.reload_requested = asyncio.Event()  # set by SIGHUP, cleared when a reload begins
 
@@ -149,7 +151,11 @@ class Server(uvicorn.Server):
 
     def _make_protocol(self) -> HttpConnection:
         return HttpConnection(
-            self.config, self.server_state, self.lifespan.state, when_closed=self._worker_group.connection_closed
+            self.config,
+            self.server_state,
+            self.lifespan.state,
+            burst=self._burst,
+            when_closed=self._worker_group.connection_closed,
         )
 
     def supervisor_lost(self) -> None:

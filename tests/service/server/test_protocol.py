@@ -19,6 +19,7 @@ from uvicorn.server import ServerState
 from service.app import create_app
 from service.http.memory_budget import SMALL_BYTES
 from service.server.protocol import HEAD_BYTES, HttpConnection, HttpRequest
+from service.server.write_burst import MAX_BURST, WriteBurst
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -142,6 +143,25 @@ async def test_a_small_reply_is_written_in_one_piece_and_a_large_one_is_not_copi
     assert wire.writes[1].endswith(b"\r\n\r\n")
     assert wire.writes[2] == bytes(2 * SMALL_BYTES)
     one.connection_lost(None)
+
+
+async def test_replies_that_are_ready_together_are_written_together() -> None:
+    """A few at a time, so that no client waits for all of them; each in the order in which it was ready."""
+    written: list[int] = []
+
+    class Numbered:
+        def __init__(self, number: int) -> None:
+            self.number = number
+
+        def flush(self) -> None:
+            written.append(self.number)
+
+    burst = WriteBurst()
+    for number in range(MAX_BURST + 1):
+        burst.add(Numbered(number))
+    assert written == [*range(MAX_BURST)]
+    await asyncio.sleep(0)
+    assert written == [*range(MAX_BURST + 1)]
 
 
 @pytest.mark.parametrize("size", [2**10, 2 * SMALL_BYTES])
