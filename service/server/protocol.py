@@ -30,6 +30,7 @@ from typing import Any
 from urllib.parse import unquote
 
 from httptools import (
+    HttpParserCallbackError,
     HttpParserError,
     HttpParserInvalidURLError,
     HttpParserUpgrade,
@@ -616,9 +617,9 @@ def _says_close(headers: Iterable[Header]) -> bool:
 
 def _refusal(error: Exception) -> ServiceError:
     """The reply's error: ours, if a callback of the parser raised it, else one for the parser's."""
-    for one in (error, error.__context__):
-        if isinstance(one, ServiceError):
-            return one
+    raised = error.__context__ if isinstance(error, HttpParserCallbackError) else error
+    if isinstance(raised, ServiceError):
+        return raised
     return Malformed(f"This is no HTTP: {error}.")
 
 

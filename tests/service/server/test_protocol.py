@@ -876,3 +876,14 @@ async def test_large_bodies_arrive_whole(until: Any, piece: int, framing: str) -
     await until(lambda: len(seen) == len(bodies))
     assert seen == bodies
     one.connection_lost(None)
+
+
+async def test_what_is_refused_gets_its_own_error(service: FastAPI, until: Any) -> None:
+    """And not that of the request before it, at whose end it was parsed."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(b"GET /nope HTTP/1.1\r\nHost: x\r\n\r\n" * 2)
+    one.data_received(b"GARBAGE\0\r\n\r\n")
+    await until(wire.has_ended)
+    assert statuses(wire) == [404, 404, 400]
+    one.connection_lost(None)
