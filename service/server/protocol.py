@@ -506,7 +506,8 @@ class HttpConnection(asyncio.Protocol):
             self._answer(self._requests[0])
         elif self._incoming is not None:  # the rest of its body is dropped, but not for ever
             self._idle_timer.cancel()
-            self._idle_timer = self._loop.call_later(self._late_body_s, self._close_if_idle, context=Context())
+            seconds = min(self._late_body_s, self._keep_alive_s)
+            self._idle_timer = self._loop.call_later(seconds, self._close_if_idle, context=Context())
         self.resume_reading()
 
     def _release_waiting(self) -> None:
@@ -601,7 +602,7 @@ class HttpConnection(asyncio.Protocol):
         """Timer: close if no request is in progress and none has begun for a while; else set the timer again."""
         left: float = self._keep_alive_s
         if not self._requests:
-            allowed_s = self._keep_alive_s if self._incoming is None else self._late_body_s
+            allowed_s = self._keep_alive_s if self._incoming is None else min(self._late_body_s, self._keep_alive_s)
             left = self._idle_since + allowed_s - self._loop.time()
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._close_if_idle)

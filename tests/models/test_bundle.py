@@ -712,6 +712,7 @@ print(step)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems swap two folders in two steps")
 def test_a_kill_at_any_moment_of_writing_leaves_the_old_bundle_or_the_new(original: Bundle, tmp_path: Path) -> None:
     """SIGKILL before every single step of a replacement, and at random times: the folder always reads whole."""
@@ -791,6 +792,7 @@ def test_images_do_not_depend_on_the_number_of_threads() -> None:
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_reading_a_bundle_brings_no_compiler_along() -> None:
     """A second of start-up and 75 MB: what torch imports when a tensor on the meta device is filled."""
     program = f"""

@@ -20,6 +20,8 @@ from models.export import ExportError, check_onnx, export_onnx
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8
 
+pytestmark = pytest.mark.slow
+
 EMBEDDED = Path(__file__).parents[2] / "bundles" / "mnist-mlp"
 
 

@@ -217,6 +217,7 @@ class Cycle:
         self.status = message.get("status", self.status)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("method", "path", "content_type", "body", "status"),
     [

@@ -58,6 +58,7 @@ async def logits_of(client: httpx.AsyncClient, images: UInt8, labels: Any) -> to
     return torch.tensor([result["logit"] for result in reply.json()["results"]], dtype=torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["mnist", "mnist-mlp"])
 async def test_what_is_scored_is_what_clients_get(tmp_path: Path, start: Any, digits: Dataset, name: str) -> None:
     """The images that a run scores, those of the bundle that it publishes and /sample's replies, byte for byte.

@@ -941,6 +941,7 @@ def test_a_full_disk_of_the_cache_is_named(cache: Path, tmp_path: Path, monkeypa
     assert str(cache) in reason
 
 
+@pytest.mark.slow
 def test_memory_stays_bounded_while_a_folder_is_read(cache: Path, tmp_path: Path) -> None:
     """A folder of 48 MB of pixels, read by a process that may allocate half of that."""
     del cache

@@ -73,6 +73,7 @@ def test_any_latent_is_the_block_that_its_index_names(seed: int, index: int, dim
     np.testing.assert_array_equal(got, np.array([expected], np.float32))
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=100)
 @given(
     images=st.lists(st.tuples(seeds, seeds), min_size=1, max_size=9),

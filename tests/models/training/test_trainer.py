@@ -520,6 +520,7 @@ CONV_RUNS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONV_RUNS)
 @pytest.mark.parametrize("cut", [3, 6])
 def test_a_resumed_convolutional_run_is_the_uninterrupted_one(tmp_path: Path, name: str, cut: int) -> None:

@@ -84,6 +84,7 @@ async def test_a_process_refuses_as_the_event_loop_does() -> None:
         assert (await decode(decoders, ORDINARY)).converted
 
 
+@pytest.mark.slow
 async def test_an_image_that_takes_too_long_is_ended_and_the_next_one_decoded() -> None:
     """The system kills its process, whatever codec it is in."""
     async with running(seconds=0.5) as decoders:
@@ -93,6 +94,7 @@ async def test_an_image_that_takes_too_long_is_ended_and_the_next_one_decoded() 
         assert (await decode(decoders, ORDINARY)).converted
 
 
+@pytest.mark.slow
 async def test_an_image_that_takes_too_much_memory_is_refused() -> None:
     """A process may take the memory of the largest image allowed, and no more."""
     async with running(max_pixels=10**6) as decoders:
@@ -121,6 +123,7 @@ async def test_a_process_that_was_ended_from_outside_is_replaced(until: Any, cap
         assert not caplog.records
 
 
+@pytest.mark.slow
 async def test_a_process_that_was_stopped_is_killed_and_replaced() -> None:
     """It uses no processor time, so a timer by the clock kills it."""
     async with running(seconds=0.1) as decoders:
@@ -173,6 +176,7 @@ async def test_cheap_work_does_not_wait_for_all_expensive_work() -> None:
         await decoders.run(work("last"))
 
 
+@pytest.mark.slow
 async def test_slow_images_get_their_own_answer_and_an_ordinary_one_is_judged(
     start: Any, tiny_settings: Any, problem: Any
 ) -> None:

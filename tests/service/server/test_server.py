@@ -117,6 +117,7 @@ def test_a_second_signal_stops_at_once(one_waiting: Any, problem: Any, caplog: p
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
+@pytest.mark.slow
 def test_a_reply_that_is_not_taken_in_time_is_cut_off(
     live_server: Any, tiny_settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -167,6 +168,7 @@ def test_a_second_signal_waits_for_no_slow_client(one_waiting: Any) -> None:
         assert not server.server_state.connections
 
 
+@pytest.mark.slow
 def test_a_body_that_is_still_coming_at_the_end_is_told(one_waiting: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """When even the time for sending is over, a request that nobody has read yet hears why it is not answered.
 
