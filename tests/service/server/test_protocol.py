@@ -778,7 +778,7 @@ async def test_the_last_reply_can_be_read_where_requests_came_ahead(service: Fas
     one = connect(service, wire)
     one.data_received((HEAD + b"\r\n") * 2)
     await until(wire.has_ended)
-    assert statuses(wire) == [503 if b"503" in wire.writes[0] else 200]
+    assert statuses(wire) == [200]
     assert b"closed" not in wire.writes
     assert wire.is_read
     service.state.manager.is_draining = False
