@@ -31,7 +31,6 @@ from models.files import replace_file, replaced_folder, write_synced
 from models.inference.drawing import draw_images, images_of
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, encode_png
-from models.inference.prepacked import prepacked
 from models.networks import Discriminator, Generator, build_networks
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
@@ -156,14 +155,6 @@ class Bundle:
     def images(self, latents: Float32, labels: Int64 | None = None) -> UInt8:
         """(n, dim) latents, n ≥ 1, and (n,) labels where the bundle has some → uint8 (n, h, w, c)."""
         return images_of(self.generator, latents, labels)
-
-    def prepacked(self, *, half: bool = False) -> "Bundle":
-        """The same bundle with prepacked nets: the fastest on this device, and with the bits of `images`.
-
-        With `half` their layers are in bfloat16, and the bits are others.
-        """
-        generator, discriminator = prepacked(self.generator, half=half), prepacked(self.discriminator, half=half)
-        return replace(self, generator=generator, discriminator=discriminator)
 
     def _label_numbers(self, labels: int | str | Sequence[int | str], count: int) -> Int64:
         names = self.manifest.labels or ()

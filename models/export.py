@@ -1,9 +1,6 @@
 """A bundle's net as an ONNX file, written only if onnxruntime computes with it what torch computes."""
 
 import json
-import logging
-import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,11 +9,12 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.bundle import Bundle
 from models.files import replace_file
 from models.inference.noise import draw_latents
+from models.inference.onnx_nets import discriminator_graph, generator_graph
 from models.inference.pixels import to_pixels, to_uint8
 
 Net = Literal["generator", "discriminator"]
@@ -54,10 +52,10 @@ def export_onnx(bundle: Bundle, path: Path, net: Net = "generator") -> Parity:
     specification and the labels. The file is checked in memory before it is written.
 
     Raises:
-        ExportError: torch can't express the net in ONNX, or the check fails. Nothing is at `path` but what was before.
+        ExportError: The check fails. Nothing is at `path` but what was before.
         OSError: The disk, likewise.
     """
-    content = _with_metadata(_convert(bundle, net), bundle, net)
+    content = _with_metadata(_graph_of(bundle, net), bundle, net)
     parity = check_onnx(content, bundle, net)
     if not parity.holds:
         raise ExportError(
@@ -112,49 +110,13 @@ def _examples(bundle: Bundle, rows: int) -> tuple[Tensor, Tensor | None]:
     return latents, None if names is None else torch.arange(rows) % len(names)
 
 
-def _convert(bundle: Bundle, net: Net) -> onnx.ModelProto:
-    latents, labels = _examples(bundle, 2)  # the exporter takes a size of 1 for a constant
-    pixels = torch.zeros(2, *bundle.manifest.image.shape)
-    module: Callable[..., Tensor] = bundle.generator if net == "generator" else bundle.discriminator
-    inputs = (latents if net == "generator" else pixels, *([] if labels is None else [labels]))
-    names = [_INPUTS[net], "labels"][: len(inputs)]
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # it warns of optional packages
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", UserWarning)  # the exporter warns of what it leaves out
-            # November 2026, torch 2.13: its exporter still asks in a way that torch itself has deprecated.
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            program = torch.onnx.export(
-                _Positional(module).eval(),
-                inputs,
-                dynamo=True,
-                input_names=names,
-                output_names=[_OUTPUTS[net]],
-                dynamic_shapes=(tuple({0: torch.export.Dim("n")} for _ in inputs),),  # one entry: the star in forward
-                external_data=False,
-                verbose=False,
-            )
-    except ModuleNotFoundError:
-        raise
-    except Exception as error:  # noqa: BLE001 - the exporter's errors have no common class
-        raise ExportError(f"torch can't export the {net}: {_first_line(error.__cause__ or error)}") from None
-    if program is None:
-        raise ExportError("torch gave no program")  # only its older exporter, dynamo=False, may
-    return program.model_proto
+def _graph_of(bundle: Bundle, net: Net) -> bytes:
+    if net == "generator":
+        return generator_graph(bundle.generator, ["pixels"])
+    return discriminator_graph(bundle.discriminator, "logits")
 
 
-class _Positional(nn.Module):
-    """A net of either kind with positional inputs: latents or images, and labels where there are some."""
-
-    def __init__(self, net: Callable[..., Tensor]) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, *inputs: Tensor) -> Tensor:
-        return self.net(*inputs)
-
-
-def _with_metadata(model: onnx.ModelProto, bundle: Bundle, net: Net) -> bytes:
+def _with_metadata(graph: bytes, bundle: Bundle, net: Net) -> bytes:
     manifest = bundle.manifest
     metadata = {
         "bundle": bundle.name,
@@ -164,6 +126,17 @@ def _with_metadata(model: onnx.ModelProto, bundle: Bundle, net: Net) -> bytes:
         "labels": json.dumps(manifest.labels),
         "calibration": "null" if manifest.calibration is None else manifest.calibration.model_dump_json(),
     }
+    model = onnx.load_from_string(graph)
+    known = {
+        "dim": manifest.latent.dim,
+        "c": manifest.image.channels,
+        "h": manifest.image.height,
+        "w": manifest.image.width,
+    }
+    for value in (*model.graph.input, *model.graph.output):
+        for axis in value.type.tensor_type.shape.dim:
+            if axis.dim_param in known:
+                axis.dim_value = known[axis.dim_param]
     onnx.helper.set_model_props(model, metadata)
     content: bytes = model.SerializeToString(deterministic=True)
     return content

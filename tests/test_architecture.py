@@ -51,7 +51,7 @@ ROOMS = {
 }
 # Where the two packages meet, and so all of `models` that serving brings along.
 MEETING = ("models.bundle", "models.inference", "models.networks", "models.spec")
-TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard")
+TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "tensorboard")
 
 
 def name_of(path: Path) -> str:

@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from models import export
 from models.bundle import read_bundle
 from models.commands.arguments import Subparsers
 from models.training.run_folder import RunError
@@ -22,8 +23,6 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or say why not."""
-    from models import export  # noqa: PLC0415 — an extra of its own
-
     bundle = read_bundle(arguments.bundle)
     try:
         parity = export.export_onnx(bundle, arguments.out, arguments.net)

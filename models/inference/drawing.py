@@ -1,4 +1,4 @@
-"""The one way to an image: rows through a net in reference tiles, prepacked and on one thread, as the service computes.
+"""The one way to an image: rows through a net in reference tiles, as the service computes them.
 
 `Bundle.draw`, a run's scores and calibration, and `evaluate` come here, so what is judged is what clients get.
 """
@@ -9,9 +9,9 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from models.inference.fast_nets import fast_discriminator, fast_generator
 from models.inference.noise import Float32, Int64, draw_latents, sampled_labels
 from models.inference.pixels import UInt8, grey_levels, unit_levels
-from models.inference.prepacked import prepacked
 from models.inference.tiles import REFERENCE_TILE, Tiles
 from models.networks import Discriminator, Generator
 from models.spec import LatentSpec
@@ -45,7 +45,7 @@ def images_of(generator: Generator, latents: Float32, labels: Int64 | None = Non
         FloatingPointError: Some of the pixels are not numbers.
     """
     device = next(generator.parameters()).device
-    fast, finite = prepacked(generator), []
+    fast, finite = fast_generator(generator), []
 
     def levels(rows: Tensor, labels: Tensor | None) -> Tensor:
         pixels = fast(rows, labels)
@@ -63,11 +63,10 @@ def images_of(generator: Generator, latents: Float32, labels: Int64 | None = Non
 def logits_of(discriminator: Discriminator, images: UInt8, labels: Int64 | None = None) -> Float32:
     """D's logits (n,) of uint8 images (n, h, w, c), n ≥ 1, with (n,) labels where the net has classes."""
     device = next(discriminator.parameters()).device
-    fast = prepacked(discriminator)
+    fast = fast_discriminator(discriminator)
 
     def logits(levels: Tensor, labels: Tensor | None) -> Tensor:
-        found: Tensor = fast(unit_levels(levels), labels)
-        return found
+        return fast(unit_levels(levels), labels)[:, 0]
 
     with _as_served():
         tiles = Tiles(logits, [REFERENCE_TILE])

@@ -17,14 +17,11 @@ from torch.nn import functional as F
 REFERENCE_TILE = 64
 TILE_SIZES = (4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 LARGE_TILE, MOST_NUMBERS = 512, 2**22  # in a larger tile all images together have at most so many numbers
-# A CPU gains little by a tile of 128: a row of the paper's nets takes a twentieth less time than in two of 64. Each
-# size has to be proven at every start, and oneDNN keeps 0.6 MB for every size of every linear layer. So G has the sizes
-# that many requests need, one for single images among them, and D has fewer.
-CPU_TILE_SIZES, CPU_TILE_SIZES_OF_D = (2, 4, 8, 16, 32, 64, 256), (4, 16, 64, 256)
-# Padding that costs less than another tile, for which a CPU would read all weights again; a GPU hardly notices it.
-SPARE_ROWS, SPARE_ROWS_OF_GPU = 8, 256
-LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and the largest tile where it takes longer
-WORTH_IT = 1.25  # a row's time over its time in the reference tile
+# On a CPU a row takes the same time in every tile but the smallest: larger ones gain nothing, and padding is lost.
+CPU_TILE_SIZES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
+# Padding that costs less than another tile: on a CPU so small a share of the rows, on a GPU so many rows.
+SPARE_SHARE, SPARE_ROWS_OF_GPU = 1 / 8, 256
+LONG_S, LARGEST_OF_LONG = 0.01, 16  # a reference tile's time, and a CPU's largest tile where it takes longer
 
 
 class Tiles:
@@ -33,11 +30,11 @@ class Tiles:
     Args:
         run: float32 (n, *row) tensor and (n,) int64 labels or None → (n, *out) tensor, for n in `sizes`.
         sizes: Batch sizes that may be run, rising. Each must give a row the same bits; `proven` finds them.
-        most_padding: Rows of zeros that are cheaper than another tile.
+        most_padding: Rows of zeros that are cheaper than another tile, however few the others are.
     """
 
     def __init__(
-        self, run: Callable[[Tensor, Tensor | None], Tensor], sizes: Sequence[int], most_padding: int = SPARE_ROWS
+        self, run: Callable[[Tensor, Tensor | None], Tensor], sizes: Sequence[int], most_padding: int = 0
     ) -> None:
         self.run = run
         self.sizes = tuple(sizes)
@@ -60,32 +57,26 @@ class Tiles:
         holds them all. No row stands where it stood in the reference tile, which proves that the places there are alike
         too. If no candidate passes, rows are run one at a time.
 
-        `candidates` rise; the default are the device's for G. On a CPU they end where larger tiles gain nothing. If the
-        reference tile takes long, that is below it: several small tiles take no longer, and less memory. Otherwise it
-        is where a row takes clearly longer than in the reference tile, because so many rows no longer fit the caches.
-        On a GPU they end where its memory does, unless that is below `LARGE_TILE`.
+        `candidates` rise; the default are the device's. On a CPU whose reference tile takes long they end below it:
+        several small tiles take no longer, and less memory. On a GPU they end where its memory does, unless that is
+        below `LARGE_TILE`.
         """
         if expected is None:
             expected = cls(run, [REFERENCE_TILE])(example, labels)
         agrees, reference_s = _compare(run, REFERENCE_TILE, example, labels, expected)
         if not agrees:
             return cls(run, [1])
-        sizes, has_caches = [], example.device.type == "cpu"
+        sizes = []
         for size in candidates or tile_sizes(example.device):
-            if has_caches and size > LARGEST_OF_LONG and reference_s > LONG_S:
+            if example.device.type == "cpu" and size > LARGEST_OF_LONG and reference_s > LONG_S:
                 break
-            if size != REFERENCE_TILE:
-                try:
-                    agrees, took_s = _compare(run, size, example, labels, expected)
-                except torch.OutOfMemoryError:
-                    if size <= LARGE_TILE:
-                        raise
-                    break
-                is_slow = size > REFERENCE_TILE and took_s / size > WORTH_IT * reference_s / REFERENCE_TILE
-                if has_caches and is_slow:
-                    break
-            if agrees or size == REFERENCE_TILE:
-                sizes.append(size)
+            try:
+                if size == REFERENCE_TILE or _compare(run, size, example, labels, expected)[0]:
+                    sizes.append(size)
+            except torch.OutOfMemoryError:
+                if size <= LARGE_TILE:
+                    raise
+                break
         return cls(run, sizes or [1], spare_rows(example.device))
 
     def padded(self, rows: int) -> int:
@@ -115,19 +106,20 @@ class Tiles:
     def _size(self, rest: int) -> int:
         """Size of the next tile: the smallest that holds the rest if it is nearly full, else the largest full one."""
         filled = max((size for size in self.sizes if size <= rest), default=self.sizes[0])
-        return next((size for size in self.sizes if rest <= size <= rest + self.most_padding), filled)
+        most = rest + max(self.most_padding, int(SPARE_SHARE * rest))
+        return next((size for size in self.sizes if rest <= size <= most), filled)
 
 
-def tile_sizes(device: torch.device, numbers: int = 1, *, of_d: bool = False) -> tuple[int, ...]:
-    """Sizes of G's tiles, or D's, that may pay on this device for images of so many numbers, rising."""
-    if device.type != "cpu":
-        return tuple(size for size in TILE_SIZES if size <= max(LARGE_TILE, MOST_NUMBERS // numbers))
-    return CPU_TILE_SIZES_OF_D if of_d else CPU_TILE_SIZES
+def tile_sizes(device: torch.device, numbers: int = 1) -> tuple[int, ...]:
+    """Sizes of tiles that may pay on this device for images of so many numbers, rising."""
+    if device.type == "cpu":
+        return CPU_TILE_SIZES
+    return tuple(size for size in TILE_SIZES if size <= max(LARGE_TILE, MOST_NUMBERS // numbers))
 
 
 def spare_rows(device: torch.device) -> int:
     """Rows of padding that cost less on this device than another tile."""
-    return SPARE_ROWS if device.type == "cpu" else SPARE_ROWS_OF_GPU
+    return 0 if device.type == "cpu" else SPARE_ROWS_OF_GPU
 
 
 @torch.inference_mode()

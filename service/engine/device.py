@@ -5,15 +5,13 @@ from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-from torch import nn
 
+from models.inference.fast_nets import FastGenerator
 from models.inference.noise import Float32, Int64, draw_latent_ranges
 from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.cpu import cpu_limit
 from service.engine.batching.batch import DeviceFailed, OutOfMemory, Rows
-from service.engine.jit import traced
-from service.engine.nets import Finished
 from service.engine.payloads import SampleSlices, latent_ranges, truncate
 
 Precision = Literal["float32", "tf32", "bfloat16"]
@@ -56,11 +54,13 @@ class Sampler(NamedTuple):
 
     Attributes:
         net: (n, …) inputs and (n,) labels or None → pixels.
+        levels: The same → uint8 (n, h, w, c).
         example: Inputs for the first images of `WARMUP_SEED`, one reference tile.
         draw: Inputs for a batch, as an array.
     """
 
-    net: nn.Module
+    net: Call
+    levels: Call
     example: torch.Tensor
     draw: Callable[[SampleSlices], Float32 | Int64]
 
@@ -110,29 +110,27 @@ class Device:
         array: Rows = tensor.numpy()
         return array
 
-    def sampler(self, latent: LatentSpec, generator: nn.Module, latents: torch.Tensor) -> Sampler:
+    def sampler(self, latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler:
         """The generator of latents that the CPU draws; `latents` are the example."""
 
         def draw(slices: SampleSlices) -> Float32:
             return truncate(draw_latent_ranges(latent, latent_ranges(slices)), slices)
 
-        return Sampler(generator, latents, draw)
+        return Sampler(generator, generator.levels, latents, draw)
 
-    def accelerate(
+    def image_call(self, sampler: Sampler, labels: torch.Tensor | None, sizes: Sequence[int]) -> Call:  # noqa: ARG002 - for those that need them
+        """What makes uint8 images of a sampler's inputs, in batches of these sizes; `labels` are for its example."""
+        return sampler.levels
+
+    def verdict_call(
         self,
-        net: nn.Module,
-        example: torch.Tensor,
-        labels: torch.Tensor | None,
-        sizes: Sequence[int],
-        *,
-        finish: Callable[[torch.Tensor], torch.Tensor] | None,
-        architecture: str,
+        net: Call,
+        example: torch.Tensor,  # noqa: ARG002 - for those that need them
+        labels: torch.Tensor | None,  # noqa: ARG002
+        sizes: Sequence[int],  # noqa: ARG002
     ) -> Call:
-        """The net, then `finish` on what it gives: the same bits sooner, for batches of these sizes.
-
-        `architecture` is equal for nets that differ in their weights only.
-        """
-        return traced(Finished(net, finish), example, labels, sizes, architecture)
+        """What judges images, in batches of these sizes."""
+        return net
 
     def release_unused_memory(self) -> None:
         """Give memory back that is kept for later."""

@@ -14,7 +14,6 @@ import torch
 
 from models.bundle import Bundle, BundleError, read_bundle
 from models.inference.devices import find_device
-from models.inference.pixels import grey_levels
 from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision
@@ -88,18 +87,21 @@ class Engine:
         bundle = read_bundle(folder, self.device.torch_device, known)
         if isinstance(bundle, Loaded):
             return bundle
-        fast = bundle.prepacked(half=self.precision == "bfloat16")
         with torch.inference_mode():
-            reference = Reference.of(fast, self.device)
+            reference = Reference.of(bundle, self.device, self.precision)
             for net in reference.nets_without_numbers():
                 raise BundleError(folder, f"its {net} gives NaN or Inf")
             if self.precision != "float32":
                 reference.report_error(bundle, self.precision)
-            sample, discriminate = self._sample_runner(fast, reference), self._discriminate_runner(fast, reference)
+            sample, discriminate = self._sample_runner(bundle, reference), self._discriminate_runner(bundle, reference)
         self.device.release_unused_memory()
         warmup_s = time.monotonic() - started
         return Loaded(
-            **vars(fast), sample=sample, discriminate=discriminate, fingerprint=reference.fingerprint, warmup_s=warmup_s
+            **vars(bundle),
+            sample=sample,
+            discriminate=discriminate,
+            fingerprint=reference.fingerprint,
+            warmup_s=warmup_s,
         )
 
     def _sample_runner(self, bundle: Bundle, reference: Reference) -> SampleRunner:
@@ -107,35 +109,15 @@ class Engine:
         candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
         # Proven on numbers: two that differ in their last bits may well be the same grey level.
         tiles = self._tiles(candidates, sampler.net, sampler.example, labels, reference.pixels)
-        tiles.run = self.device.accelerate(
-            sampler.net,
-            sampler.example,
-            labels,
-            tiles.sizes,
-            finish=grey_levels,
-            architecture=f"generator {self._architecture(bundle)}",
-        )
+        tiles.run = self.device.image_call(sampler, labels, tiles.sizes)
         return SampleRunner(bundle.name, tiles, self.device, sampler.draw, max(MAX_BATCH_ROWS, tiles.sizes[-1]))
 
     def _discriminate_runner(self, bundle: Bundle, reference: Reference) -> DiscriminateRunner:
         net, pixels, labels = reference.verdicts, reference.pixels, reference.asked
-        candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size, of_d=True)
+        candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
         tiles = self._tiles(candidates, net, pixels, labels, reference.judged)
-        tiles.run = self.device.accelerate(
-            net,
-            pixels,
-            labels,
-            tiles.sizes,
-            finish=None,
-            architecture=f"discriminator {self._architecture(bundle)}",
-        )
+        tiles.run = self.device.verdict_call(net, pixels, labels, tiles.sizes)
         return DiscriminateRunner(bundle.name, tiles, self.device, max(MAX_BATCH_ROWS, tiles.sizes[-1]))
-
-    def _architecture(self, bundle: Bundle) -> str:
-        """What bundles have in common whose weights alone differ."""
-        manifest = bundle.manifest
-        classes = len(manifest.labels or ())
-        return f"{manifest.network!r} {manifest.image!r} {manifest.latent.dim} {classes} {self.precision}"
 
     def _tiles(
         self,

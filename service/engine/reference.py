@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 
 from models.bundle import Bundle
+from models.inference.fast_nets import FastDiscriminator, fast_discriminator, fast_generator
 from models.inference.noise import draw_latents
 from models.inference.tiles import REFERENCE_TILE
 from service.engine.device import Device, Precision, Sampler
-from service.engine.nets import Verdicts
 from service.engine.payloads import UNKNOWN_LABEL
 
 WARMUP_SEED = 0
@@ -34,7 +34,7 @@ class Reference:
     """
 
     sampler: Sampler
-    verdicts: Verdicts
+    verdicts: FastDiscriminator
     latents: torch.Tensor
     labels: torch.Tensor | None
     asked: torch.Tensor | None
@@ -42,8 +42,9 @@ class Reference:
     judged: torch.Tensor
 
     @classmethod
-    def of(cls, bundle: Bundle, device: Device) -> "Reference":
+    def of(cls, bundle: Bundle, device: Device, precision: Precision) -> "Reference":
         """Run a bundle's nets on the device."""
+        half = precision == "bfloat16"
         latent, names = bundle.manifest.latent, bundle.manifest.labels
         latents = device.send(draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE))
         labels = asked = None
@@ -51,7 +52,8 @@ class Reference:
             numbers = torch.arange(REFERENCE_TILE, device=device.torch_device)
             labels = numbers % len(names)
             asked = labels.where(numbers % 2 == 0, UNKNOWN_LABEL)
-        sampler, verdicts = device.sampler(latent, bundle.generator, latents), Verdicts(bundle)
+        sampler = device.sampler(latent, fast_generator(bundle.generator, half=half), latents)
+        verdicts = fast_discriminator(bundle.discriminator, half=half)
         # Contiguous, as uploads are: for other layouts there may be other kernels.
         pixels = sampler.net(sampler.example, labels).contiguous()
         return cls(sampler, verdicts, latents, labels, asked, pixels, verdicts(pixels, asked))

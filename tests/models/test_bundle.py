@@ -798,7 +798,7 @@ def test_reading_a_bundle_brings_no_compiler_along() -> None:
     program = f"""
 import sys
 from models.bundle import read_bundle
-read_bundle({str(ROOT / "bundles/mnist")!r}).prepacked()
+read_bundle({str(ROOT / "bundles/mnist")!r}).draw(1)
 print([name for name in ("sympy", "torch._dynamo") if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

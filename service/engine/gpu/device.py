@@ -1,18 +1,17 @@
 """A GPU, with the same questions and answers as the CPU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
-from torch import nn
 
+from models.inference.fast_nets import FastGenerator
 from models.inference.noise import Float32, Int64
-from models.inference.pixels import UInt8
+from models.inference.pixels import UInt8, grey_levels
 from models.spec import LatentSpec
 from service.engine.batching.batch import Rows
 from service.engine.device import Call, Device, NoSuchPrecision, Precision, Sampler
 from service.engine.gpu.cuda_graphs import give_back, graphed
 from service.engine.gpu.noise import device_sampler
-from service.engine.nets import Finished
 
 INSTANCES = 2  # while the GPU computes one's batch, the other draws noise and copies
 TENSOR_CORES = (8, 0)  # the least compute capability of a GPU that has tf32 and bfloat16
@@ -68,23 +67,21 @@ class GPU(Device):
         array: Rows = pinned.numpy()
         return array
 
-    def sampler(self, latent: LatentSpec, generator: nn.Module, latents: torch.Tensor) -> Sampler:
+    def sampler(self, latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler:
         """The generator of noise that the GPU draws, where it may and draws what a CPU does."""
         own = device_sampler(latent, generator, latents) if self.draws_noise else None
         return own or super().sampler(latent, generator, latents)
 
-    def accelerate(
-        self,
-        net: nn.Module,
-        example: torch.Tensor,
-        labels: torch.Tensor | None,
-        sizes: Sequence[int],
-        *,
-        finish: Callable[[torch.Tensor], torch.Tensor] | None,
-        architecture: str,  # noqa: ARG002 - graphs hold the weights
-    ) -> Call:
-        """As CUDA graphs, where they are on. They are compared before `finish` rounds what they give."""
-        return Finished(graphed(net, example, labels, sizes) if self.has_graphs else net, finish)
+    def image_call(self, sampler: Sampler, labels: torch.Tensor | None, sizes: Sequence[int]) -> Call:
+        """As CUDA graphs, where they are on. They are compared before rounding to levels."""
+        if not self.has_graphs:
+            return sampler.levels
+        graphs = graphed(sampler.net, sampler.example, labels, sizes)
+        return lambda rows, labels: grey_levels(graphs(rows, labels))
+
+    def verdict_call(self, net: Call, example: torch.Tensor, labels: torch.Tensor | None, sizes: Sequence[int]) -> Call:
+        """As CUDA graphs, where they are on."""
+        return graphed(net, example, labels, sizes) if self.has_graphs else net
 
     def release_unused_memory(self) -> None:
         """What warming took for this thread's stream, others can't use."""

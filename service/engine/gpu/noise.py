@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models.inference.fast_nets import FastGenerator
 from models.inference.noise import Int64, Noise
 from models.spec import LatentSpec
 from service.engine.batching.batch import BatchSlice
@@ -19,13 +20,13 @@ TOLERANCE = 1e-5  # between the device's noise and the CPU's, whose last bits di
 log = logging.getLogger(__name__)
 
 
-def device_sampler(latent: LatentSpec, generator: nn.Module, latents: torch.Tensor) -> Sampler | None:
+def device_sampler(latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler | None:
     """The generator of the device's own noise; None if that is not what a CPU drew, the first images' `latents`."""
     net = FromKeys(latent, generator).to(latents.device)
     keys = torch.from_numpy(image_keys([BatchSlice(SamplePayload(WARMUP_SEED, 0, None, 1.0), 0, len(latents))]))
     keys = keys.to(latents.device)
     if torch.allclose(net.latents(keys), latents, rtol=0, atol=TOLERANCE):
-        return Sampler(net, keys, image_keys)
+        return Sampler(net, net.levels, keys, image_keys)
     log.warning("noise is drawn on the CPU: %s draws another", latents.device)
     return None
 
@@ -44,14 +45,18 @@ def image_keys(slices: SampleSlices) -> Int64:
 class FromKeys(nn.Module):
     """G of `image_keys` instead of latents."""
 
-    def __init__(self, latent: LatentSpec, generator: nn.Module) -> None:
+    def __init__(self, latent: LatentSpec, generator: FastGenerator) -> None:
         super().__init__()
         self.noise = Noise(latent)
         self.generator = generator
 
     def forward(self, keys: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
         """(n, 3) → pixels."""
-        return cast("torch.Tensor", self.generator(self.latents(keys), labels))
+        return self.generator(self.latents(keys), labels)
+
+    def levels(self, keys: torch.Tensor, labels: torch.Tensor | None = None) -> torch.Tensor:
+        """(n, 3) → uint8 (n, h, w, c)."""
+        return self.generator.levels(self.latents(keys), labels)
 
     def latents(self, keys: torch.Tensor) -> torch.Tensor:
         """(n, 3) → (n, dim)."""

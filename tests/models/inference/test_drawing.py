@@ -6,6 +6,7 @@ import platform
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 
@@ -18,7 +19,14 @@ from models.spec import PRESETS, ImageSpec
 
 ROOT = Path(__file__).parents[3]
 KNOWN = json.loads((ROOT / "tests" / "data" / "embedded-images.json").read_bytes())
-KIND = f"torch {torch.__version__} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+KIND = " ".join(
+    [
+        f"onnxruntime {onnxruntime.__version__}",
+        f"torch {torch.__version__}",
+        platform.machine(),
+        torch.backends.cpu.get_cpu_capability(),
+    ]
+)
 
 
 @pytest.fixture(scope="module", params=["mnist", "mnist-mlp"])

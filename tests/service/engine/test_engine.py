@@ -264,26 +264,6 @@ print(*[name for name in sys.modules if name.startswith("service.engine.gpu")])
 # Loading
 
 
-def test_bundles_that_come_and_go_share_what_is_traced(
-    tiny_bundles: dict[str, Bundle],
-    engine: Engine,
-    loaded: dict[str, Loaded],
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    """torch never frees a graph: loading again makes none, and other weights of one architecture give other images."""
-    first, slices = loaded["tiny"], [BatchSlice(SamplePayload(1, 0, None, 1.0), 0, 8)]
-    with monkeypatch.context() as patch:
-        patch.delattr(torch.jit, "trace")
-        again = engine.load(tiny_bundles["tiny"].folder, {})
-    assert "layer by layer" not in caplog.text
-    np.testing.assert_array_equal(first.sample.run(slices), again.sample.run(slices))
-    with torch.no_grad():
-        for weight in again.generator.parameters():
-            weight.mul_(-1)
-    assert not np.array_equal(first.sample.run(slices), again.sample.run(slices))
-
-
 def test_two_engines_of_one_kind_have_the_same_fingerprints(
     loaded: dict[str, Loaded], tiny_bundles: dict[str, Bundle], engine: Engine
 ) -> None:

@@ -27,9 +27,9 @@ from models.bundle import (
     record_evaluation,
     write_bundle,
 )
+from models.inference.fast_nets import fast_discriminator, fast_generator
 from models.inference.noise import draw_labels, draw_latents
-from models.inference.pixels import UInt8, to_pixels, to_uint8
-from models.inference.tiles import REFERENCE_TILE, Tiles
+from models.inference.pixels import UInt8, to_pixels
 from service.engine.engine import Engine, Loaded
 from service.engine.health import DEAD_AFTER_S, NOT_READY_AFTER_S
 from service.engine.model_manager import ModelManager
@@ -321,8 +321,7 @@ async def test_bundles_are_found_by_name_and_version(tiny_settings: Make, tiny_b
 async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
     """What callers get, many at a time, is what the nets give for their latents and images alone."""
     async with started(tiny_settings()) as manager:
-        for name, plain in tiny_bundles.items():
-            bundle = plain.prepacked()
+        for name, bundle in tiny_bundles.items():
             classes = None if bundle.manifest.labels is None else [2, 0, 1, 1, 0]
             labels = None if classes is None else torch.tensor(classes)
             options = {"labels": classes, "truncation": 0.5, "first_index": 3}
@@ -332,15 +331,15 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
                 sample(manager, name, 2, **options | {"labels": classes and classes[1:3], "first_index": 4}),
             )
             z = torch.from_numpy(draw_latents(bundle.manifest.latent, 7, 3, 5) * np.float32(0.5))
-            expected = to_uint8(Tiles(bundle.generator, [REFERENCE_TILE])(z, labels))
+            expected = fast_generator(bundle.generator).levels(z, labels).numpy()
             np.testing.assert_array_equal(images, expected)
             np.testing.assert_array_equal(again, expected)
             np.testing.assert_array_equal(pair, expected[1:3])
             found = manager.find(name)
             logits, judged_as, timing = await manager.discriminate(found, images, labels=classes, deadline_s=60)
             assert judged_as == classes
-            judged = Tiles(bundle.discriminator, [REFERENCE_TILE])(to_pixels(images), labels)
-            np.testing.assert_array_equal(logits, judged.numpy())
+            judged = fast_discriminator(bundle.discriminator)(to_pixels(images), labels)
+            np.testing.assert_array_equal(logits, judged[:, 0].numpy())
             assert timing.queue_s >= 0
             assert timing.compute_s > 0
 

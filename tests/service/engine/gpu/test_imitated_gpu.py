@@ -239,7 +239,7 @@ def test_runners_with_graphs_give_what_runners_without_give(
     # On the CPU's own noise, so that all bits can be compared.
     engines[1].device.draws_noise = False  # type: ignore[attr-defined]
     one, other = (engine.load(tiny_bundles[kind].folder, {}) for engine in engines)
-    assert isinstance(other.discriminate.tiles.run.net, GraphedNet)  # type: ignore[attr-defined]
+    assert isinstance(other.discriminate.tiles.run, GraphedNet)
     assert one.sample.tiles.sizes == other.sample.tiles.sizes
     names = one.manifest.labels
     for count in (1, 2, 5, 70, 300):

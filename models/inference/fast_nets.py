@@ -1,0 +1,138 @@
+"""A bundle's nets as a device runs them fastest: on a CPU by onnxruntime, on a GPU and in bfloat16 by torch.
+
+onnxruntime takes from a fifth to two thirds less time than torch for a few rows, and no more for many; a row's bits
+do not depend on how many there are, down to one; and a batch is one call that does not return to the interpreter, so
+that it need not wait for a busy event loop at every layer (docs/decisions/onnxruntime-on-cpus.md).
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import onnxruntime
+import torch
+from torch import Tensor, nn
+
+from models.inference.bfloat16 import in_bfloat16
+from models.inference.onnx_nets import discriminator_graph, generator_graph
+from models.inference.pixels import grey_levels
+from models.networks import Discriminator, Generator
+
+
+class FastGenerator(Protocol):
+    """G, ready to run."""
+
+    def __call__(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(n, dim) latents and (n,) labels or None → (n, c, h, w) pixels in [0, 1]."""
+        ...
+
+    def levels(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        """The same as uint8 (n, h, w, c)."""
+        ...
+
+
+class FastDiscriminator(Protocol):
+    """D, ready to run."""
+
+    def __call__(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See `Verdicts`."""
+        ...
+
+
+def fast_generator(net: Generator, *, half: bool = False) -> FastGenerator:
+    """G as its device runs it fastest; with `half`, with layers in bfloat16."""
+    if half or _device_of(net).type != "cpu":
+        return _TorchGenerator(in_bfloat16(net) if half else net)
+    return _OnnxGenerator(generator_graph(net))
+
+
+def fast_discriminator(net: Discriminator, *, half: bool = False) -> FastDiscriminator:
+    """D as its device runs it fastest; with `half`, with layers in bfloat16."""
+    if half or _device_of(net).type != "cpu":
+        return Verdicts(in_bfloat16(net) if half else net)
+    return _OnnxDiscriminator(discriminator_graph(net))
+
+
+class Verdicts(nn.Module):
+    """All that D says of images, in one tensor whose bits can be compared.
+
+    (n, 1) logits without labels; with them (n, 2 + classes): the logit, the label that it is for, each class's score. A
+    label of −1 is unknown, and becomes the likeliest one.
+    """
+
+    def __init__(self, discriminator: Discriminator) -> None:
+        super().__init__()
+        self.discriminator = discriminator
+
+    def forward(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        """See the class."""
+        if labels is None:
+            logits: Tensor = self.discriminator(pixels)
+            return logits[:, None]
+        logits, labels, scores = self.discriminator.judge(pixels, labels)
+        return torch.cat([logits[:, None], labels[:, None].to(scores.dtype), scores], dim=1)
+
+
+class _TorchGenerator(nn.Module):
+    def __init__(self, generator: Generator) -> None:
+        super().__init__()
+        self.generator = generator
+
+    def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        pixels: Tensor = self.generator(latents, labels)
+        return pixels
+
+    def levels(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return grey_levels(self(latents, labels))
+
+
+class _OnnxGenerator:
+    def __init__(self, graph: bytes) -> None:
+        self._session = _session(graph)
+
+    def __call__(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return _run(self._session, "pixels", _fed("latents", latents, labels))
+
+    def levels(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
+        return _run(self._session, "levels", _fed("latents", latents, labels))
+
+
+class _OnnxDiscriminator:
+    def __init__(self, graph: bytes) -> None:
+        self._session = _session(graph)
+
+    def __call__(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        return _run(self._session, "verdicts", _fed("pixels", pixels, labels))
+
+
+def _session(graph: bytes) -> onnxruntime.InferenceSession:
+    """The graph as onnxruntime runs it, on the calling thread: several threads may each run a batch."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    # Its own allocator keeps what the largest batch ever took.
+    options.enable_cpu_mem_arena = False
+    options.log_severity_level = 4  # nothing: errors are raised
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+def _fed(source: str, rows: Tensor, labels: Tensor | None) -> Mapping[str, object]:
+    fed = {source: rows.numpy()}
+    return fed if labels is None else {**fed, "labels": labels.numpy()}
+
+
+def _run(session: onnxruntime.InferenceSession, output: str, fed: Mapping[str, object]) -> Tensor:
+    """Run a batch.
+
+    Raises:
+        MemoryError: There is not enough.
+        RuntimeError: Any other error, in onnxruntime's words.
+    """
+    try:
+        (found,) = session.run([output], fed)
+    except Exception as error:  # noqa: BLE001 - its errors have no class in common
+        kind = MemoryError if "alloc" in str(error) else RuntimeError
+        raise kind(str(error)) from None
+    return torch.from_numpy(found)
+
+
+def _device_of(net: nn.Module) -> torch.device:
+    return next(net.parameters()).device

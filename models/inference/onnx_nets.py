@@ -1,0 +1,229 @@
+"""A bundle's nets as ONNX graphs: what onnxruntime runs on a CPU, and what `export` writes.
+
+A graph computes what the net's module in `models.networks` computes, and tests/models/inference/test_fast_nets.py
+compares both for every family. Latents or pixels go in, with labels where the net has classes; the number of rows is
+free.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from torch import nn
+
+from models.networks import (
+    SLOPE,
+    ConvDiscriminator,
+    ConvGenerator,
+    Discriminator,
+    Generator,
+    Maxout,
+    MaxoutDiscriminator,
+    MLPGenerator,
+    ResidualBlock,
+)
+
+OPSET, IR_VERSION = 20, 10  # of 2023, which onnxruntime reads from 1.17 on
+Axes = list[int | str]  # a free one has a name
+
+
+class Output(NamedTuple):
+    """A result of a graph: the value's name in it, its type and its shape."""
+
+    value: str
+    kind: int
+    shape: Axes
+
+
+def generator_graph(net: Generator, outputs: Iterable[str] = ("pixels", "levels")) -> bytes:
+    """G as a serialised graph.
+
+    Inputs are `latents` (n, dim) and, with classes, `labels` (n,), int64. Of the outputs, `pixels` are float32
+    (n, c, h, w) in [0, 1], and `levels` are what `models.inference.pixels.grey_levels` makes of them.
+    """
+    graph = _Graph(net)
+    pixels = _mlp_generator(graph, net) if isinstance(net, MLPGenerator) else _conv_generator(graph, net)
+    rounded = graph.add("Round", graph.add("Mul", pixels, graph.constant(255.0)))
+    levels = graph.add("Transpose", graph.add("Cast", rounded, to=TensorProto.UINT8), perm=[0, 2, 3, 1])
+    found = {
+        "pixels": Output(pixels, TensorProto.FLOAT, ["n", "c", "h", "w"]),
+        "levels": Output(levels, TensorProto.UINT8, ["n", "h", "w", "c"]),
+    }
+    return graph.finish("latents", ["n", "dim"], net.classes, {name: found[name] for name in outputs})
+
+
+def discriminator_graph(net: Discriminator, output: str = "verdicts") -> bytes:
+    """D as a serialised graph.
+
+    Inputs are `pixels`, float32 (n, c, h, w) in [0, 1], and, with classes, `labels` (n,), int64, −1 where unknown. The
+    output is `logits` (n,), or `verdicts`, as `models.inference.fast_nets.Verdicts` gives them.
+    """
+    graph = _Graph(net)
+    if isinstance(net, MaxoutDiscriminator):
+        logits, verdicts = _maxout_verdicts(graph, net)
+    else:
+        logits, verdicts = _conv_verdicts(graph, net)
+    found = {
+        "logits": Output(graph.reshape(logits, [-1]), TensorProto.FLOAT, ["n"]),
+        "verdicts": Output(verdicts, TensorProto.FLOAT, ["n", 2 + net.classes if net.classes else 1]),
+    }
+    return graph.finish("pixels", ["n", "c", "h", "w"], net.classes, {output: found[output]})
+
+
+class _Graph:
+    """The nodes of a graph in the order in which they run, and the constants that they read. Values go by name."""
+
+    def __init__(self, net: nn.Module) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: list[TensorProto] = []
+        self._names = {id(weight): name for name, weight in net.named_parameters()}
+
+    def finish(self, source: str, shape: Axes, classes: int, outputs: Mapping[str, Output]) -> bytes:
+        """The graph as bytes. `source` is the input beside the labels."""
+        inputs = [helper.make_tensor_value_info(source, TensorProto.FLOAT, shape)]
+        if classes:
+            inputs.append(helper.make_tensor_value_info("labels", TensorProto.INT64, ["n"]))
+        given = [helper.make_tensor_value_info(name, kind, axes) for name, (_, kind, axes) in outputs.items()]
+        named = [helper.make_node("Identity", [value], [name], name) for name, (value, _, _) in outputs.items()]
+        graph: GraphProto = helper.make_graph([*self.nodes, *named], "net", inputs, given, self.constants)
+        opset = helper.make_opsetid("", OPSET)
+        model: ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
+        return bytes(model.SerializeToString(deterministic=True))
+
+    def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
+        """The result of one more node."""
+        name = f"{operator}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name, **attributes))
+        return name
+
+    def constant(self, numbers: torch.Tensor | NDArray[np.float32] | Sequence[int] | float) -> str:
+        """Numbers, as float32 or int64; a weight of the net under its own name."""
+        array = numbers.detach().cpu().numpy() if isinstance(numbers, torch.Tensor) else np.asarray(numbers)
+        array = np.ascontiguousarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
+        name = self._names.get(id(numbers), f"constant_{len(self.constants)}")
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def reshape(self, x: str, shape: Sequence[int]) -> str:
+        return self.add("Reshape", x, self.constant(shape))
+
+    def linear(self, x: str, layer: nn.Module, order: torch.Tensor | None = None) -> str:
+        """A linear layer's outputs, in another order of them if one is given."""
+        given = [cast("nn.Linear", layer).weight, cast("nn.Linear", layer).bias]
+        ordered = given if order is None else [numbers[order] for numbers in given]
+        return self.add("Gemm", x, *map(self.constant, ordered), transB=1)
+
+    def convolution(self, x: str, layer: nn.Module) -> str:
+        conv = cast("nn.Conv2d", layer)
+        given = [conv.weight] if conv.bias is None else [conv.weight, conv.bias]
+        pads = [int(side) for side in conv.padding] * 2
+        return self.add("Conv", x, *map(self.constant, given), group=conv.groups, pads=pads)
+
+    def leaky(self, x: str) -> str:
+        return self.add("LeakyRelu", x, alpha=SLOPE)
+
+    def enlarge(self, x: str, before: int, after: int) -> str:
+        """Squares of a side to squares of another, bilinear."""
+        if after % before:
+            return self.add("Resize", x, "", "", self.constant([after, after]), axes=[2, 3], mode="linear")
+        ratio = after // before  # onnxruntime has a faster kernel for whole ones
+        return self.add("Resize", x, "", self.constant(np.array([1, 1, ratio, ratio], np.float32)), mode="linear")
+
+    def stage(self, x: str, blocks: nn.Module) -> str:
+        for block in cast("Iterable[ResidualBlock]", blocks.children()):
+            inner = self.leaky(self.convolution(x, block.widen))
+            inner = self.leaky(self.convolution(inner, block.mix))
+            x = self.add("Add", x, self.convolution(inner, block.narrow))
+        return x
+
+    def one_hot(self, labels: str, classes: int) -> str:
+        return self.add("OneHot", labels, self.constant([classes]), self.constant(np.array([0, 1], np.float32)))
+
+    def likeliest_where_unknown(self, scores: str) -> str:
+        """The labels of the input; where one is −1, that of the highest score."""
+        likeliest = self.add("ArgMax", scores, axis=1, keepdims=0)
+        return self.add("Where", self.add("Less", "labels", self.constant([0])), likeliest, "labels")
+
+    def verdicts(self, logits: str, labels: str, scores: str) -> str:
+        column = self.reshape(self.add("Cast", labels, to=TensorProto.FLOAT), [-1, 1])
+        return self.add("Concat", logits, column, scores, axis=1)
+
+
+def _mlp_generator(graph: _Graph, net: MLPGenerator) -> str:
+    x = "latents"
+    if net.classes:
+        x = graph.add("Concat", x, graph.one_hot("labels", net.classes), axis=1)
+    for layer in net.layers:
+        x = graph.add("Relu", graph.linear(x, layer))
+    x = graph.add("Sigmoid", graph.linear(x, net.output))
+    return graph.reshape(x, [-1, *net.image_shape])
+
+
+def _conv_generator(graph: _Graph, net: ConvGenerator) -> str:
+    x, side = "latents", net.sizes[0]
+    if net.classes:
+        x = graph.add("Concat", x, graph.add("Gather", graph.constant(net.embedding.weight), "labels"), axis=1)
+    x = graph.linear(x, net.start)
+    x = graph.stage(graph.reshape(x, [-1, net.start.out_features // side**2, side, side]), net.stages[0])
+    for before, size, step, stage in zip(net.sizes[:-1], net.sizes[1:], net.steps, list(net.stages)[1:], strict=True):
+        x = graph.convolution(x, step)
+        x = graph.stage(graph.enlarge(x, before, size), stage)
+    return graph.add("Sigmoid", graph.convolution(graph.leaky(x), net.output))
+
+
+def _maxout_verdicts(graph: _Graph, net: MaxoutDiscriminator) -> tuple[str, str]:
+    """Logits (n, 1) and verdicts. As in `MaxoutDiscriminator.judge`, scores come from a pass without a label."""
+    image = graph.add("Flatten", "pixels")
+    if not net.classes:
+        logits = _maxout_logits(graph, net, image)
+        return logits, logits
+    nothing = graph.add("Mul", graph.one_hot("labels", net.classes), graph.constant(0.0))
+    hidden = _hidden(graph, net, graph.add("Concat", image, nothing, axis=1))
+    scores = graph.linear(hidden, net.class_head)
+    labels = graph.likeliest_where_unknown(scores)
+    logits = _maxout_logits(graph, net, graph.add("Concat", image, graph.one_hot(labels, net.classes), axis=1))
+    return logits, graph.verdicts(logits, labels, scores)
+
+
+def _maxout_logits(graph: _Graph, net: MaxoutDiscriminator, x: str) -> str:
+    return graph.linear(_hidden(graph, net, x), net.output)
+
+
+def _hidden(graph: _Graph, net: MaxoutDiscriminator, x: str) -> str:
+    """The maxout layers, their linear functions in another order: the first of every unit, the second of every unit, ….
+
+    The maxima of many units are then found at once.
+    """
+    for layer in cast("Iterable[Maxout]", net.layers):
+        order = torch.arange(layer.units * layer.pieces).view(layer.units, layer.pieces).T.flatten()
+        pieces = graph.linear(x, layer.linear, order)
+        pieces = graph.reshape(pieces, [-1, layer.pieces, layer.units])
+        x = graph.add("ReduceMax", pieces, graph.constant([1]), keepdims=0)
+    return x
+
+
+def _conv_verdicts(graph: _Graph, net: ConvDiscriminator) -> tuple[str, str]:
+    """Logits (n, 1) and verdicts."""
+    x = graph.add("Sub", graph.add("Mul", "pixels", graph.constant(2.0)), graph.constant(1.0))
+    x = graph.stage(graph.convolution(x, net.input), net.stages[0])
+    for step, stage in zip(net.steps, list(net.stages)[1:], strict=True):
+        x = graph.add("AveragePool", x, kernel_shape=[2, 2], strides=[2, 2], ceil_mode=1)
+        x = graph.stage(graph.convolution(x, step), stage)
+    x = graph.add("Flatten", graph.convolution(x, net.gather))
+    h = graph.leaky(graph.linear(x, net.features))
+    logits = graph.linear(h, net.output)
+    if not net.classes:
+        return logits, logits
+    scores = graph.linear(h, net.class_head)
+    labels = graph.likeliest_where_unknown(scores)
+    embedded = graph.add("Gather", graph.constant(net.embedding.weight), labels)
+    projected = graph.add("ReduceSum", graph.add("Mul", embedded, h), graph.constant([1]), keepdims=1)
+    root = graph.constant(math.sqrt(net.features.out_features))
+    logits = graph.add("Add", logits, graph.add("Div", projected, root))
+    return logits, graph.verdicts(logits, labels, scores)

@@ -1,0 +1,125 @@
+"""Nets as devices run them fastest compute what the nets' modules compute, whatever the family."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from models.bundle import Bundle, read_bundle
+from models.inference.bfloat16 import HalfLayer, in_bfloat16
+from models.inference.fast_nets import Verdicts, fast_discriminator, fast_generator
+from models.inference.noise import draw_latents
+from models.inference.onnx_nets import discriminator_graph, generator_graph
+from models.inference.pixels import grey_levels
+from models.networks import Discriminator, Generator, build_networks
+from models.spec import PRESETS, ImageSpec
+
+EMBEDDED = Path(__file__).parents[3] / "bundles"
+# Sides whose stages double, and sides whose stages don't; grey and colour; with classes and without.
+KINDS = [
+    (preset, ImageSpec(channels=channels, height=side, width=side), classes)
+    for preset, side, channels, classes in (
+        ("mlp-paper", 9, 1, 0),
+        ("mlp-paper", 8, 3, 4),
+        ("conv-ns", 28, 1, 10),
+        ("conv-ns", 25, 3, 0),
+        ("conv-ns", 37, 1, 2),
+    )
+]
+ROWS = 20
+
+
+@pytest.fixture(scope="module", params=KINDS, ids=lambda kind: f"{kind[0]} {kind[1].shape} {kind[2]}")
+def nets(request: pytest.FixtureRequest) -> tuple[Generator, Discriminator]:
+    """Both nets of a kind with random weights and biases."""
+    preset, image, classes = request.param
+    rng = torch.Generator().manual_seed(0)
+    built = build_networks(PRESETS[preset].network, image, PRESETS[preset].latent, classes)
+    for net in built:
+        net.to_empty(device="cpu").requires_grad_(requires_grad=False)
+        for weight in net.parameters():
+            weight.normal_(0, weight[0].numel() ** -0.5 if weight.dim() > 1 else 0.1, generator=rng)
+    return built
+
+
+def rows_of(net: Generator) -> tuple[torch.Tensor, torch.Tensor | None]:
+    preset = "conv-ns" if hasattr(net, "stages") else "mlp-paper"
+    latents = torch.from_numpy(draw_latents(PRESETS[preset].latent, 3, 0, ROWS))
+    return latents, torch.arange(ROWS) % net.classes if net.classes else None
+
+
+@torch.inference_mode()
+def test_a_generator_of_any_family_makes_the_same_images(nets: tuple[Generator, Discriminator]) -> None:
+    """Pixels agree to the last bits, and levels are the pixels rounded."""
+    generator, _ = nets
+    fast, given = fast_generator(generator), rows_of(generator)
+    pixels = fast(*given)
+    torch.testing.assert_close(pixels, generator(*given), rtol=0, atol=1e-5)
+    assert torch.equal(fast.levels(*given), grey_levels(pixels))
+
+
+@torch.inference_mode()
+def test_a_discriminator_of_any_family_says_the_same(nets: tuple[Generator, Discriminator]) -> None:
+    """Logits, and with classes the labels that were unknown, and the class head's scores."""
+    generator, discriminator = nets
+    latents, labels = rows_of(generator)
+    pixels = generator(latents, labels)
+    asked = None if labels is None else labels.where(torch.arange(ROWS) % 2 == 0, -1)
+    said, plain = fast_discriminator(discriminator)(pixels, asked), Verdicts(discriminator)(pixels, asked)
+    torch.testing.assert_close(said, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+def test_a_row_has_the_same_bits_alone_and_among_others(nets: tuple[Generator, Discriminator]) -> None:
+    """Down to a single row, so that a lone request pays for one image."""
+    (latents, labels), fast = rows_of(nets[0]), fast_generator(nets[0])
+    whole = fast(latents, labels)
+    verdicts = fast_discriminator(nets[1])
+    judged = verdicts(whole, labels)
+    for row in range(ROWS):
+        place = slice(row, row + 1)
+        given = None if labels is None else labels[place]
+        assert torch.equal(fast(latents[place], given), whole[place])
+        assert torch.equal(verdicts(whole[place], given), judged[place])
+
+
+def test_the_graphs_are_sound_onnx(nets: tuple[Generator, Discriminator]) -> None:
+    """ONNX's own checker infers every shape and finds nothing wrong, and weights have their modules' names."""
+    for graph in (generator_graph(nets[0]), discriminator_graph(nets[1])):
+        model = onnx.load_from_string(graph)
+        onnx.checker.check_model(model, full_check=True)
+        assert {"output.weight", "output.bias"} <= {constant.name for constant in model.graph.initializer}
+
+
+@pytest.fixture(scope="module", params=["mnist-mlp", "mnist"])
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    return read_bundle(EMBEDDED / request.param)
+
+
+def test_in_bfloat16_both_nets_say_nearly_the_same(bundle: Bundle) -> None:
+    """Each layer's numbers have 8 significant bits; what comes of it are a few grey levels, and other bits."""
+    names, generator = bundle.manifest.labels, fast_generator(bundle.generator, half=True)
+    labels = None if names is None else torch.arange(64) % len(names)
+    latents = torch.from_numpy(draw_latents(bundle.manifest.latent, 3, 0, 64))
+    with torch.inference_mode():
+        images = bundle.generator(latents, labels)
+        off = 255 * (generator(latents, labels) - images).abs()
+        assert off.max() > 0
+        assert off.mean() < 1
+        said, plain = (fast_discriminator(bundle.discriminator, half=half)(images, labels) for half in (True, False))
+        torch.testing.assert_close(said[:, 0], plain[:, 0], rtol=0.05, atol=0.1)
+
+
+def test_a_net_in_bfloat16_leaves_the_given_one_as_it_was() -> None:
+    """Linear layers and convolutions are replaced in a twin that shares the rest."""
+    net = nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 3))
+    twin = in_bfloat16(net)
+    assert isinstance(net[0], nn.Conv2d)
+    assert isinstance(net[3], nn.Linear)
+    assert [type(twin[place]) for place in (0, 3)] == [HalfLayer, HalfLayer]
+    assert {layer.layer.weight.dtype for layer in twin.modules() if isinstance(layer, HalfLayer)} == {torch.bfloat16}
+    assert twin[1].weight is net[1].weight
+    np.testing.assert_allclose(twin(torch.ones(1, 1, 2, 2)).detach(), net(torch.ones(1, 1, 2, 2)).detach(), atol=0.05)
