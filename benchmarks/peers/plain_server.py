@@ -1,18 +1,22 @@
-"""FastAPI as people write it first: `def` handlers, which run in a pool of threads, and no batching."""
+"""FastAPI as people write it first: `def` handlers, which run in a pool of threads, and no batching.
 
+PEER_ENGINE is `torch`, or `onnxruntime` for those who have exported their nets.
+"""
+
+import os
 from contextlib import asynccontextmanager
 from typing import Annotated
 
 import uvicorn
 from fastapi import Body, FastAPI, Request, Response
 
-from benchmarks.peers.work import HOST, MEDIA_TYPES, Ask, Nets, decode, encode, port, workers
+from benchmarks.peers.work import HOST, MEDIA_TYPES, Ask, Nets, OnnxNets, decode, encode, port, workers
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI):
     """Load the nets in each process that serves."""
-    app.state.nets = Nets()
+    app.state.nets = OnnxNets() if os.environ.get("PEER_ENGINE") == "onnxruntime" else Nets()
     yield
 
 

@@ -11,17 +11,20 @@ import base64
 import io
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
+import onnxruntime
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from models.bundle import read_bundle
-from models.inference.noise import LatentRange, draw_latent_ranges
+from models.inference.fast_nets import Verdicts
+from models.inference.noise import LatentRange, draw_latent_ranges, sampled_labels
+from models.inference.onnx_nets import discriminator_graph, generator_graph
 from models.inference.pixels import UInt8, grid, to_pixels, to_uint8
 
 HOST = "127.0.0.1"
@@ -53,28 +56,52 @@ class Ask(BaseModel):
 
 
 class Nets:
-    """The bundle's nets, warm."""
+    """The bundle's nets, warm, as torch runs them. Of a bundle with labels, images have those that their seed draws."""
 
     def __init__(self) -> None:
         torch.set_num_threads(int(os.environ.get("PEER_THREADS", "1")))
         self._bundle = read_bundle(os.environ["PEER_BUNDLE"])
+        self._prepare()
         for rows in WARM_ROWS:
             self.judge([self.sample([Ask(count=rows, seed=0)])[0]])
+
+    def _prepare(self) -> None:
+        self._generator, self._verdicts = self._bundle.generator, Verdicts(self._bundle.discriminator)
 
     @torch.inference_mode()
     def sample(self, asked: Sequence[Ask]) -> list[UInt8]:
         """The images of each request, (count, h, w, c)."""
-        ranges = [LatentRange(ask.seed, 0, ask.count) for ask in asked]
-        latents = torch.from_numpy(draw_latent_ranges(self._bundle.manifest.latent, ranges))
-        images = [to_uint8(self._bundle.generator(part)) for part in torch.split(latents, ROWS_AT_ONCE)]
-        return _split(images, [ask.count for ask in asked])
+        latent = self._bundle.manifest.latent
+        latents = draw_latent_ranges(latent, [LatentRange(ask.seed, 0, ask.count) for ask in asked])
+        drawn = [sampled_labels(latent, ask.seed, 0, ask.count) for ask in asked]
+        labels = (
+            None
+            if self._bundle.manifest.labels is None
+            else np.concatenate([part for part in drawn if part is not None])
+        )
+        return _split(self._in_parts(self._draw, latents, labels), [ask.count for ask in asked])
+
+    def _draw(self, latents: NDArray[np.float32], labels: NDArray[np.int64] | None) -> UInt8:
+        given = None if labels is None else torch.from_numpy(labels)
+        return to_uint8(self._generator(torch.from_numpy(latents), given))
 
     @torch.inference_mode()
     def judge(self, asked: Sequence[UInt8]) -> list[NDArray[np.float32]]:
-        """The logit of each image of each request."""
-        pixels = to_pixels(np.concatenate(asked))
-        logits = [self._bundle.discriminator(part).numpy() for part in torch.split(pixels, ROWS_AT_ONCE)]
-        return _split(logits, [len(images) for images in asked])
+        """The logit of each image of each request, by the likeliest label where there are labels."""
+        images = np.concatenate(asked)
+        unknown = None if self._bundle.manifest.labels is None else np.full(len(images), -1)
+        return _split(self._in_parts(self._judge, images, unknown), [len(images) for images in asked])
+
+    def _judge(self, images: UInt8, labels: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        given = None if labels is None else torch.from_numpy(labels)
+        logits: NDArray[np.float32] = self._verdicts(to_pixels(images), given)[:, 0].numpy()
+        return logits
+
+    def _in_parts(
+        self, work: Callable[..., NDArray[Any]], rows: NDArray[Any], labels: NDArray[np.int64] | None
+    ) -> list[NDArray[Any]]:
+        cuts = [slice(start, start + ROWS_AT_ONCE) for start in range(0, len(rows), ROWS_AT_ONCE)]
+        return [work(rows[cut], None if labels is None else labels[cut]) for cut in cuts]
 
     def verdicts(self, logits: NDArray[np.float32]) -> bytes:
         """The reply to /discriminate: JSON, as the service's."""
@@ -86,6 +113,31 @@ class Nets:
             for p, logit in zip(probabilities.tolist(), logits.tolist(), strict=True)
         ]
         return json.dumps({"results": results}).encode()
+
+
+class OnnxNets(Nets):
+    """The same by onnxruntime, from the files that `export` writes."""
+
+    def _prepare(self) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = int(os.environ.get("PEER_THREADS", "1"))
+        graphs = generator_graph(self._bundle.generator, ["pixels"]), discriminator_graph(self._bundle.discriminator)
+        self._sessions = [
+            onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"]) for graph in graphs
+        ]
+
+    def _draw(self, latents: NDArray[np.float32], labels: NDArray[np.int64] | None) -> UInt8:
+        given = {"latents": latents} if labels is None else {"latents": latents, "labels": labels}
+        (pixels,) = self._sessions[0].run(["pixels"], given)
+        images: UInt8 = (255 * pixels).round().astype(np.uint8).transpose(0, 2, 3, 1)
+        return images
+
+    def _judge(self, images: UInt8, labels: NDArray[np.int64] | None) -> NDArray[np.float32]:
+        pixels = images.transpose(0, 3, 1, 2).astype(np.float32) / 255
+        given = {"pixels": pixels} if labels is None else {"pixels": pixels, "labels": labels}
+        (verdicts,) = self._sessions[1].run(["verdicts"], given)
+        logits: NDArray[np.float32] = verdicts[:, 0]
+        return logits
 
 
 def _split(parts: Sequence[NDArray[Any]], lengths: Sequence[int]) -> list[NDArray[Any]]:

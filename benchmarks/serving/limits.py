@@ -4,8 +4,8 @@
 
 On one thread, in processor time: one image of G in the batch size at which it is cheapest, and one PNG. On all
 processors, by the clock: images of G, images of G as PNG grids of 64, and verdicts of D. Two ways are tried, a thread
-with batches of its own for each processor, and one thread whose batches torch divides among all; each with the nets as
-they are, and with prepacked weights as the service runs them. The fastest counts. Noise is drawn beforehand, and pixels
+with batches of its own for each processor, and one thread whose batches torch divides among all; each with torch's nets
+and with onnxruntime's, as the service runs them. The fastest counts. Noise is drawn beforehand, and pixels
 become bytes only where they are encoded: the limit is the net's.
 """
 
@@ -17,22 +17,23 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from benchmarks.serving.contenders import CORES, GRID
 from benchmarks.tools.report import parser
 from models.bundle import Bundle, read_bundle
-from models.inference.noise import draw_latents
+from models.inference.fast_nets import Verdicts, fast_discriminator, fast_generator
+from models.inference.noise import draw_latents, sampled_labels
 from models.inference.pixels import to_pixels, to_uint8
-from models.inference.prepacked import prepacked
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
 
-BATCHES = (64, 128, 256, 512)
+BATCHES = (16, 64, 128, 256, 512)
 BATCHES_OF_GRIDS = (256, 512)
 TRIAL_S = 0.1
 ORIGIN = SampleMetadata("", "", 0, 0, None)
 ONE, PICTURE = RenderOptions("png", 1, 1), RenderOptions("png", round(GRID**0.5), 1)
 
+Call = Callable[[Tensor, Tensor | None], Tensor]
 Work = Callable[[], int]  # does something, and says how many rows of it
 
 
@@ -51,10 +52,13 @@ class Limits(NamedTuple):
 def measure(bundle: Bundle, seconds: float) -> Limits:
     """All of them; each takes about so long."""
     torch.set_num_threads(1)
-    latents = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, max(BATCHES)))
-    images = to_uint8(bundle.generator(latents))
-    makes = _passes(bundle.generator, latents)
-    judges = _passes(bundle.discriminator, to_pixels(images))
+    given = draw_latents(bundle.manifest.latent, 0, 0, max(BATCHES))
+    labels = sampled_labels(bundle.manifest.latent, 0, 0, max(BATCHES))
+    images = bundle.images(given, labels)
+    latents, known = torch.from_numpy(given), None if labels is None else torch.from_numpy(labels)
+    makes = [_pass(net, latents, known, size) for net in _generators(bundle) for size in BATCHES]
+    unknown = None if known is None else torch.full_like(known, -1)
+    judges = [_pass(net, to_pixels(images), unknown, size) for net in _discriminators(bundle) for size in BATCHES]
 
     def pngs() -> int:
         return sum(bool(encode(image[None], ONE, ORIGIN)) for image in images)
@@ -65,37 +69,43 @@ def measure(bundle: Bundle, seconds: float) -> Limits:
         image_batch=best(),
         png_s=_cpu_s(pngs, seconds),
         images_per_s=_on_all(makes, seconds),
-        grid_images_per_s=_on_all(_grids(bundle.generator, latents), seconds),
+        grid_images_per_s=_on_all(
+            [_grids(net, latents, known, size) for net in _generators(bundle) for size in BATCHES_OF_GRIDS], seconds
+        ),
         verdicts_per_s=_on_all(judges, seconds),
     )
 
 
-def _passes(net: nn.Module, rows: Tensor) -> list[Work]:
-    """A net on batches of each size."""
-
-    def once(net: nn.Module, batch: Tensor) -> Work:
-        def work() -> int:
-            net(batch)
-            return len(batch)
-
-        return work
-
-    return [once(either, rows[:size]) for either in (net, prepacked(net)) for size in BATCHES]
+def _generators(bundle: Bundle) -> Sequence[Call]:
+    return bundle.generator, fast_generator(bundle.generator)
 
 
-def _grids(generator: nn.Module, latents: Tensor) -> list[Work]:
-    """G on batches, and a picture of every 64 images."""
+def _discriminators(bundle: Bundle) -> Sequence[Call]:
+    return Verdicts(bundle.discriminator), fast_discriminator(bundle.discriminator)
 
-    def once(net: nn.Module, batch: Tensor) -> Work:
-        def work() -> int:
-            images = to_uint8(net(batch))
-            for start in range(0, len(images), GRID):
-                encode(images[start : start + GRID], PICTURE, ORIGIN)
-            return len(images)
 
-        return work
+def _pass(net: Call, rows: Tensor, labels: Tensor | None, size: int) -> Work:
+    """A net on a batch of a size."""
+    given = rows[:size], None if labels is None else labels[:size]
 
-    return [once(net, latents[:size]) for net in (generator, prepacked(generator)) for size in BATCHES_OF_GRIDS]
+    def work() -> int:
+        net(*given)
+        return size
+
+    return work
+
+
+def _grids(generator: Call, latents: Tensor, labels: Tensor | None, size: int) -> Work:
+    """G on a batch, and a picture of every 64 images."""
+    given = latents[:size], None if labels is None else labels[:size]
+
+    def work() -> int:
+        images = to_uint8(generator(*given))
+        for start in range(0, size, GRID):
+            encode(images[start : start + GRID], PICTURE, ORIGIN)
+        return size
+
+    return work
 
 
 def _cpu_s(work: Work, seconds: float) -> float:

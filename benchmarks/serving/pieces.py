@@ -23,23 +23,24 @@ import torch
 from PIL import Image
 from prometheus_client import CollectorRegistry
 from pydantic import TypeAdapter
+from torch import Tensor
 
 from benchmarks.tools.report import machine, parser, table
 from models.bundle import read_bundle
+from models.inference.fast_nets import Verdicts, fast_discriminator, fast_generator
 from models.inference.noise import draw_latents
-from models.inference.pixels import UInt8, grey_levels, grid, to_uint8
+from models.inference.pixels import UInt8, grey_levels, grid
 from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
-from service.engine.jit import traced
-from service.engine.nets import Finished
 from service.http.schemas import DiscriminateReply, DiscriminateResult, DiscriminatorOutput, discriminate_reply
 from service.metrics import Metrics
 
 ROUNDS = 30
 LEAST_S = 0.002  # of one round: what is shorter is repeated
 ORIGIN = SampleMetadata("", "", 0, 0, None)
-ROWS, VERDICTS, LARGE = (4, 64, 512), 256, 512
+ROWS, VERDICTS, LARGE = (1, 4, 16, 64, 512), 256, 512
 
+Call = Callable[[Tensor, Tensor | None], Tensor]
 Work = Callable[[], object]
 
 
@@ -116,21 +117,24 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
     yield f"{VERDICTS} verdicts as JSON, with their histogram", plain, ours
 
 
-def halves(bundles: Path) -> Iterator[tuple[str, Work, Work]]:
-    """G in float32 and in bfloat16, each in the tiles that the service would run."""
-    for bundle in (read_bundle(bundles / "mnist-mlp"), read_bundle(bundles / "mnist")):
+def nets(bundles: Path) -> Iterator[tuple[str, Work, Work]]:
+    """Both nets in the tiles that the service would run: by torch and by onnxruntime, in float32 and in bfloat16."""
+    for bundle in (read_bundle(bundles / "mnist"), read_bundle(bundles / "mnist-mlp")):
         noise, names = torch.from_numpy(draw_latents(bundle.manifest.latent, 0, 0, LARGE)), bundle.manifest.labels
         labels = None if names is None else torch.arange(LARGE) % len(names)
-        example = noise[:REFERENCE_TILE], None if labels is None else labels[:REFERENCE_TILE]
-        exact = Tiles.proven(bundle.prepacked().generator, *example)
-        half = Tiles.proven(bundle.prepacked(half=True).generator, *example)
-        for n in (1, *ROWS[1:]):
-            given = noise[:n], None if labels is None else labels[:n]
-            yield (
-                f"{n} images of {bundle.name}: float32, bfloat16",
-                lambda run=exact, given=given: run(*given),  # type: ignore[misc]
-                lambda run=half, given=given: run(*given),  # type: ignore[misc]
-            )
+        fast, pixels = fast_generator(bundle.generator), bundle.generator(noise, labels)
+        half, judge = fast_generator(bundle.generator, half=True), fast_discriminator(bundle.discriminator)
+        pairs: list[tuple[str, Call, Call, Tensor]] = [
+            ("G by torch, by onnxruntime", bundle.generator, fast, noise),
+            ("G in float32, in bfloat16", fast, half, noise),
+            ("D by torch, by onnxruntime", Verdicts(bundle.discriminator), judge, pixels),
+        ]
+        for name, before, after, rows in pairs:
+            example = rows[:REFERENCE_TILE], None if labels is None else labels[:REFERENCE_TILE]
+            one, other = (Tiles.proven(net, *example) for net in (before, after))
+            for size in ROWS:
+                given = rows[:size], None if labels is None else labels[:size]
+                yield f"{size} rows of {bundle.name}: {name}", partial(one, *given), partial(other, *given)
 
 
 @torch.inference_mode()
@@ -138,42 +142,20 @@ def measure(bundles: Path) -> list[dict[str, object]]:
     """Every piece: microseconds the plain way, ours, and how many times less that is."""
     torch.set_num_threads(1)
     paper = read_bundle(bundles / "mnist-mlp")
-    fast = paper.prepacked().generator
-    latents = torch.from_numpy(draw_latents(paper.manifest.latent, 0, 0, LARGE))
     rows: list[dict[str, object]] = []
 
     def add(name: str, plain: Work, ours: Work) -> None:
+        gc.collect()
         before, after = microseconds(plain), microseconds(ours)
         cells = {"plain_us": float(f"{before:.3g}"), "ours_us": float(f"{after:.3g}")}
         rows.append({"piece": name, **cells, "times": float(f"{before / after:.2g}")})
 
-    for piece in (*pictures(to_uint8(paper.generator(latents))), *verdicts()):
+    for piece in (*pictures(paper.draw(LARGE)), *verdicts(), *nets(bundles)):
         add(*piece)
-    for n in ROWS:
-        few = latents[:n].contiguous()
-        plain, ours = partial(paper.generator, few), partial(fast, few)
-        add(f"G of mnist-mlp, {n} rows: linear layers, prepacked", plain, ours)
-    few = latents[:32].contiguous()
-    images = Finished(fast, grey_levels)
-    call = traced(images, few, None, [len(few)], "pieces")
+    few, fast = torch.from_numpy(draw_latents(paper.manifest.latent, 0, 0, 32)), fast_generator(paper.generator)
     with busy_interpreter():
-        add(
-            "the same prepacked, 32 rows, beside a busy thread: by layer, traced",
-            lambda: grey_levels(fast(few)),
-            lambda: call(few, None),
-        )
-    conv = read_bundle(bundles / "mnist").prepacked()
-    noise = torch.from_numpy(draw_latents(conv.manifest.latent, 0, 0, LARGE))
-    labels = torch.arange(LARGE) % len(conv.manifest.labels or ())
-    largest, fitting = Tiles(conv.generator, [LARGE]), Tiles.proven(conv.generator, noise, labels)
-    gc.collect()
-    add(
-        f"{LARGE} images of mnist: one tile, tiles of {fitting.sizes[-1]}",
-        lambda: largest(noise, labels),
-        lambda: fitting(noise, labels),
-    )
-    for piece in halves(bundles):
-        add(*piece)
+        name = "32 rows of mnist-mlp beside a busy thread: G by torch, by onnxruntime"
+        add(name, lambda: grey_levels(paper.generator(few)), lambda: fast.levels(few))
     return rows
 
 

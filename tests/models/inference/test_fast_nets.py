@@ -19,15 +19,12 @@ from models.spec import PRESETS, ImageSpec
 
 EMBEDDED = Path(__file__).parents[3] / "bundles"
 # Sides whose stages double, and sides whose stages don't; grey and colour; with classes and without.
-KINDS = [
-    (preset, ImageSpec(channels=channels, height=side, width=side), classes)
-    for preset, side, channels, classes in (
-        ("mlp-paper", 9, 1, 0),
-        ("mlp-paper", 8, 3, 4),
-        ("conv-ns", 28, 1, 10),
-        ("conv-ns", 25, 3, 0),
-        ("conv-ns", 37, 1, 2),
-    )
+KINDS: list[tuple[str, ImageSpec, int]] = [
+    ("mlp-paper", ImageSpec(channels=1, height=9, width=9), 0),
+    ("mlp-paper", ImageSpec(channels=3, height=8, width=8), 4),
+    ("conv-ns", ImageSpec(channels=1, height=28, width=28), 10),
+    ("conv-ns", ImageSpec(channels=3, height=25, width=25), 0),
+    ("conv-ns", ImageSpec(channels=1, height=37, width=37), 2),
 ]
 ROWS = 20
 
