@@ -9,6 +9,11 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 
+def duration(seconds: float) -> str:
+    """A duration as a client writes it: 250 ms, 1.5 s."""
+    return f"{1000 * seconds:g} ms" if seconds < 1 else f"{seconds:g} s"
+
+
 class ServiceError(Exception):
     """Base of the errors that become a problem reply.
 
@@ -253,8 +258,9 @@ class DeadlinePassed(ServiceError):
     title = "The deadline passed"
     rejection = "deadline"
 
-    def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"The deadline of {deadline_s:.3g} s passed before the answer was there.")
+    def __init__(self, deadline_s: float | None = None) -> None:
+        named = "" if deadline_s is None else f" of {duration(deadline_s)}"
+        super().__init__(f"The deadline{named} passed before the answer was there.")
 
 
 class Internal(ServiceError):

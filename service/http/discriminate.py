@@ -108,9 +108,8 @@ async def _discriminate_images(
         return DiscriminatorOutput([], [], None, bool(calibration), []), Timing(0.0, 0.0)
     if classes is not None:
         classes = [label for index, label in enumerate(classes) if index not in upload.errors]
-    logits, predicted, timing = await context.manager.discriminate(
-        bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s()
-    )
+    judged = context.manager.discriminate(bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s())
+    logits, predicted, timing = await deadline.wait_for(judged)
     named = None
     if names and predicted and classes is None:
         named = [names[label] for label in predicted]

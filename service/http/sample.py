@@ -115,7 +115,7 @@ async def _draw(
 ) -> Response:
     """Compute the images, encode them and build the reply."""
     request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
-    images, labels, timing = await context.manager.sample(
+    drawn = context.manager.sample(
         bundle,
         seed=plan.seed,
         first_index=plan.first_index,
@@ -124,6 +124,7 @@ async def _draw(
         truncation=plan.truncation,
         deadline_s=deadline.left_s(),
     )
+    images, labels, timing = await deadline.wait_for(drawn)
     metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
     content, encode_s = await _encode(context, images, plan.render, metadata, deadline)
     deadline.left_s()  # raises if the deadline has passed

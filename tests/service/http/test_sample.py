@@ -620,7 +620,9 @@ async def test_a_deadline_that_passes_is_504(
         await until(lambda: batches(app) > started)
         before = metric(app, "gan_images_total", bundle="tiny", operation="sample")
         late = await client.get("/sample?count=50", headers={"X-Timeout-Ms": "20"})
-        problem(late, 504, "deadline_exceeded")
+        assert "The deadline of 20 ms passed" in problem(late, 504, "deadline_exceeded")
+        late = await client.post("/discriminate", content=BLACK, headers=PNG | {"X-Timeout-Ms": "30"})
+        assert "The deadline of 30 ms passed" in problem(late, 504, "deadline_exceeded")
     assert (await first).status_code == 200
     assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == before + 1
     assert metric(app, "gan_rejected_total", route="/sample", reason="deadline") >= 1
