@@ -125,7 +125,9 @@ async def _draw(
         deadline_s=deadline.left_s(),
     )
     images, labels, timing = await deadline.wait_for(drawn)
-    metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
+    names = bundle.manifest.labels
+    label_names = [names[label] for label in labels] if names and labels else None
+    metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels, label_names)
     content, encode_s = await _encode(context, images, plan.render, metadata, deadline)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)

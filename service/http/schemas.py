@@ -20,18 +20,21 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    InstanceOf,
     JsonValue,
     RootModel,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, to_json
 
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
-from service.codecs.time_slices import Steps
+from service.codecs.time_slices import Steps, run_steps
 from service.errors import Invalid, Malformed, NotAcceptable
 from service.http.json_limits import JsonLimits, check_json
 from service.http.problems import Problem
@@ -40,6 +43,7 @@ from service.settings import Settings
 # JavaScript's numbers are exact only up to this, and our page sends the seed back.
 SEED_LIMIT = 2**53
 MAX_QUERY_FIELDS = 32
+MAX_INDEX_DIGITS = 9
 
 
 def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
@@ -70,11 +74,23 @@ Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
 Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
 # "name@" is refused: it looks pinned to a version but is not.
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
-Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
+
+
+@dataclass(frozen=True)
+class QueryDigits:
+    """Digits among the labels of a query: an index, unless they are also the name of another class."""
+
+    text: str
+
+
+# An index or a name. In JSON the type says which; JSON never gives QueryDigits.
+Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | SkipJsonSchema[InstanceOf[QueryDigits]]
 # Validation stops at a list's first mistake. Otherwise a body could make pydantic collect an error for each element.
 Labels = Annotated[
     Label | Annotated[list[Label], Field(min_length=1, fail_fast=True)] | None, WrapValidator(_explain_labels)
 ]
+_LABELS: TypeAdapter[Labels] = TypeAdapter(Labels)
+_LABELS_LIMITS = JsonLimits(values=2**16, keys=0, containers=1, depth=1)
 
 
 _NULL = {"type": "null"}
@@ -117,7 +133,8 @@ class SampleRequest(Schema):
     )
     labels: Labels = Field(
         None,
-        description="Class by index or name, one for all images or one per image; in a query joined by commas. "
+        description="Class by index (a number) or name (a string), one for all images or one per image. In a query "
+        'joined by commas, digits being an index, or as JSON: `["3","a,b"]`. '
         "Default: drawn from the seed at the training data's frequencies.",
     )
     truncation: Real = Field(
@@ -177,6 +194,9 @@ class SampleReply(Reply):
     first_index: int
     labels: list[int] | None = Field(
         description="The class of each image, drawn or given; null for a bundle without classes."
+    )
+    label_names: list[str] | None = Field(
+        description="The name of each image's class, as `labels` of another request takes it; null as above."
     )
     images: list[str] = Field(description="PNG files in base64.")
 
@@ -346,16 +366,29 @@ def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
     for name, value in pairs:
         if name in fields:
             raise Invalid(f"{name[:100]}: given more than once.")
-        fields[name] = [_label(part) for part in value.split(",")] if name == "labels" else value
+        fields[name] = _query_labels(value) if name == "labels" else value
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
         raise _refusal(error) from None
 
 
-def _label(text: str) -> Label:
-    """A label in a query, where all values are text: digits are a class index, other text is a name."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
+def _query_labels(text: str) -> Labels:
+    """Labels in a query: JSON if they begin as such, else joined by commas.
+
+    Raises:
+        Invalid: They begin as JSON but are none.
+    """
+    if not text.startswith(("[", '"')):
+        return [QueryDigits(part) if re.fullmatch("[0-9]+", part) else part for part in text.split(",")]
+    try:
+        run_steps(check_json(text.encode(), _LABELS_LIMITS))
+        return _LABELS.validate_json(text, strict=True)
+    except (Invalid, ValidationError):
+        raise Invalid(
+            'labels: begins as JSON but is no index, name or list of these in JSON, such as labels=[3,1], labels="a" '
+            'or labels=["3","a,b"].'
+        ) from None
 
 
 def _refusal(error: ValidationError) -> Malformed | Invalid:
@@ -436,18 +469,36 @@ def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> l
     wanted = labels if isinstance(labels, list) else [labels]
     if len(wanted) not in {1, count}:
         raise Invalid(f"labels: {len(wanted)} labels for {count} images; give one for all or one per image.")
-    indices = [_index(label, names) for label in wanted]
+    places = {name: place for place, name in enumerate(names)}
+    indices = [_index(label, names, places) for label in wanted]
     return indices * count if len(indices) == 1 else indices
 
 
-def _index(label: Label, names: Sequence[str]) -> int:
-    if isinstance(label, int):
-        if 0 <= label < len(names):
-            return label
-    elif label in names:
-        return names.index(label)
+def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int:
+    match label:
+        case int():
+            index, shown = label, str(label)
+        case str():
+            index, shown = places.get(label, len(names)), label
+        case QueryDigits(shown):
+            index = int(shown) if len(shown) <= MAX_INDEX_DIGITS else len(names)
+            if places.get(shown, index) != index:
+                raise Invalid(_ambiguous(shown, index, names))
+    if 0 <= index < len(names):
+        return index
     known = ", ".join(f"{index} ({name})" for index, name in list(enumerate(names))[:20])
-    raise Invalid(f"labels: {str(label)[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
+    raise Invalid(f"labels: {shown[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
+
+
+def _ambiguous(digits: str, index: int, names: Sequence[str]) -> str:
+    """Why digits in a query are refused, and how to write what was meant."""
+    by_name = f'labels=["{digits}"]'
+    if index >= len(names):
+        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name} for the name."
+    return (
+        f"labels: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another class; "
+        f"write labels=[{index}] for the index, {by_name} for the name."
+    )
 
 
 @dataclass(slots=True)

@@ -53,9 +53,15 @@ function showBundle() {
   const bundle = bundles.get($("bundle").value);
   const names = bundle?.labels ?? [];
   $("classes").hidden = names.length === 0;
-  $("labels").replaceChildren(new Option("any", ""), ...names.map((name, index) => new Option(name, index)));
+  $("labels").replaceChildren(new Option("any", ""), ...names.map((name, index) => new Option(name, labelOf(names, index))));
   $("curl-discriminate").textContent =
     `curl --data-binary @image.png -H 'Content-Type: image/png' '${location.origin}/discriminate?${judgeQuery()}'`;
+}
+
+/** A class in a query: its index, as JSON where another class is called by that number. */
+function labelOf(names, index) {
+  const named = names.indexOf(`${index}`);
+  return named === -1 || named === index ? `${index}` : `[${index}]`;
 }
 
 function judgeQuery() {

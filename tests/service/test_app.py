@@ -125,7 +125,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     }  # fmt: skip
     upload = operations["/discriminate", "post"]
     assert set(upload["requestBody"]["content"]) == {
-        "image/png", "image/jpeg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
+        "image/png", "image/jpeg", "image/jpg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
         "application/json",
     }  # fmt: skip
     assert {"408", "413", "415"} <= set(upload["responses"])

@@ -60,7 +60,7 @@ def test_an_empty_request_asks_for_one_new_image() -> None:
 
 def test_query_and_body_say_the_same() -> None:
     """A query and a JSON body with the same fields give the same plan."""
-    query = b"count=2&seed=7&first_index=3&labels=2,dog&truncation=0.5&bundle=b%40v"
+    query = b"count=2&seed=7&first_index=3&labels=[2,%22dog%22]&truncation=0.5&bundle=b%40v"
     query += b"&format=npy&layout=grid&columns=2&scale=3"
     same = {
         "count": 2, "seed": 7, "first_index": 3, "labels": [2, "dog"], "truncation": 0.5, "bundle": "b@v",
