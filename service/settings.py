@@ -1,6 +1,5 @@
 """The settings: environment variables GAN_…, each also a flag of `python -m service`."""
 
-import difflib
 import re
 import socket
 from collections.abc import Iterable, Mapping
@@ -10,6 +9,8 @@ from typing import Annotated, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import did_you_mean
 
 PREFIX = "GAN_"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
@@ -169,6 +170,5 @@ def check_names(names: Iterable[str]) -> list[str]:
             continue
         if name.startswith(_KEYS):
             raise SettingsError(f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS and …_FILE")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        warnings.append(f"{name} is not a setting and is ignored" + (f"; did you mean {near[0]}?" if near else ""))
+        warnings.append(f"{name} is not a setting and is ignored{did_you_mean(name, known)}")
     return warnings

@@ -74,7 +74,7 @@ async def _read_upload(
     """The bundle and labels that a request names, and the steps that will decode its images."""
     query, kind = request.scope["query_string"], request.media_type()
     if kind == JSON:
-        parse_query(Schema, query)
+        parse_query(Schema, query, body=DiscriminateRequest)
         body = await read_body(request, deadline)
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)

@@ -39,10 +39,8 @@ def sample_routes(context: RouteContext) -> APIRouter:
     @router.post("/sample", **SAMPLE_BY_BODY)
     async def sample_by_body(request: Request) -> Response:
         """Draw images from the generator. All options are in a JSON body; an empty body asks for one image."""
-        if request.scope["query_string"]:
-            parse_query(
-                Schema, request.scope["query_string"]
-            )  # refuses any field: it belongs into the body, and would be ignored here
+        if request.scope["query_string"]:  # its fields would be ignored
+            parse_query(Schema, request.scope["query_string"], body=SampleRequest)
         return await _post(context, context_of(request))
 
     return router

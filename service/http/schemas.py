@@ -30,12 +30,12 @@ from pydantic import (
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import CoreSchema, to_json
+from pydantic_core import CoreSchema, ErrorDetails, to_json
 
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
 from service.codecs.time_slices import Steps, run_steps
-from service.errors import Invalid, Malformed, NotAcceptable
+from service.errors import Invalid, Malformed, NotAcceptable, did_you_mean
 from service.http.json_limits import JsonLimits, check_json
 from service.http.problems import Problem
 from service.settings import Settings
@@ -44,6 +44,8 @@ from service.settings import Settings
 SEED_LIMIT = 2**53
 MAX_QUERY_FIELDS = 32
 MAX_INDEX_DIGITS = 9
+MAX_REASONS = 8  # in one error
+_REPEATED = {"labels": "; join several by commas, as in labels=3,1"}
 
 
 def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
@@ -104,6 +106,8 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_nulls(cls, given: Any) -> Any:
+        if given is None:  # a body that is null
+            return {}
         if not isinstance(given, dict):
             return given
         return {name: value for name, value in given.items() if value is not None or name not in cls.model_fields}
@@ -346,11 +350,16 @@ def parse_body(schema: type[SchemaT], body: bytes, limits: JsonLimits) -> Steps[
     try:
         return schema.model_validate_json(body or b"{}", strict=True)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, schema) from None
 
 
-def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
+def parse_query(schema: type[SchemaT], query: bytes, body: type[Schema] = Schema) -> SchemaT:
     """Parse a query string. Each field may be given once; lists are joined by commas.
+
+    Args:
+        schema: Of the query.
+        query: As it was sent.
+        body: Of the body: a field that belongs there is refused by saying so.
 
     Raises:
         Malformed: Not percent-encoded UTF-8, or more than `MAX_QUERY_FIELDS` fields.
@@ -364,13 +373,15 @@ def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
         raise Malformed(f"The query is not percent-encoded UTF-8 of at most {MAX_QUERY_FIELDS} fields.") from None
     fields: dict[str, Any] = {}
     for name, value in pairs:
-        if name in fields:
-            raise Invalid(f"{name[:100]}: given more than once.")
+        if name in body.model_fields and name not in schema.model_fields:
+            raise Invalid(f"{name}: belongs in the JSON body, not in the query.")
+        if name in fields and name in schema.model_fields:
+            raise Invalid(f"{name}: given more than once{_REPEATED.get(name, '')}.")
         fields[name] = _query_labels(value) if name == "labels" else value
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, schema) from None
 
 
 def _query_labels(text: str) -> Labels:
@@ -391,17 +402,25 @@ def _query_labels(text: str) -> Labels:
         ) from None
 
 
-def _refusal(error: ValidationError) -> Malformed | Invalid:
-    """The error for a client: one sentence for each wrong field, up to eight."""
-    reasons: dict[str, str] = {}
+def _refusal(error: ValidationError, schema: type[Schema]) -> Malformed | Invalid:
+    """The error for a client: one sentence for each wrong field, up to `MAX_REASONS`."""
+    mistakes: dict[str, ErrorDetails] = {}
     for mistake in error.errors(include_url=False, include_context=False, include_input=False):
         if mistake["type"] == "json_invalid":
             return Malformed(f"The body is not JSON: {mistake['msg'].removeprefix('Invalid JSON: ')}.")
-        field = ".".join(str(part)[:100] for part in mistake["loc"]) or "body"
-        message = "unknown field" if mistake["type"] == "extra_forbidden" else mistake["msg"]
-        reasons.setdefault(field, message.removeprefix("Value error, "))
-    shown = [f"{field}: {reason}." for field, reason in list(reasons.items())[:8]]
-    return Invalid(" ".join(shown))
+        mistakes.setdefault(".".join(str(part)[:100] for part in mistake["loc"]) or "body", mistake)
+    shown = list(mistakes.items())[:MAX_REASONS]
+    return Invalid(" ".join(f"{field}: {_reason(mistake, schema)}" for field, mistake in shown))
+
+
+def _reason(mistake: ErrorDetails, schema: Any) -> str:
+    """What is wrong with a field of this schema, or of one within it."""
+    if mistake["type"] != "extra_forbidden":
+        return mistake["msg"].removeprefix("Value error, ") + "."
+    *outer, name = map(str, mistake["loc"])
+    for field in outer:
+        schema = schema.model_fields[field].annotation
+    return f"unknown field{did_you_mean(name, schema.model_fields) or '.'}"
 
 
 def choose_format(wanted: Format | None, accept: str | None) -> Format:
@@ -524,7 +543,11 @@ def resolve_sample(
     """
     count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
     if not 1 <= count <= settings.max_count:
-        raise Invalid(f"count: {count} images; one request may ask for 1 to {settings.max_count}.")
+        following = request.first_index + settings.max_count
+        raise Invalid(
+            f"count: {count} images; one request may ask for 1 to {settings.max_count}. "
+            f"Ask for the others with the same seed and first_index={following}."
+        )
     if request.first_index + count > SEED_LIMIT:
         raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
     asked = request.format, request.layout, request.columns, request.scale

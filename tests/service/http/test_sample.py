@@ -307,7 +307,11 @@ async def test_an_empty_body_asks_for_the_defaults(client: httpx.AsyncClient) ->
 
 async def test_a_query_beside_a_body_is_refused(client: httpx.AsyncClient, problem: Problem) -> None:
     """A count in the query would otherwise be ignored silently."""
-    problem(await client.post("/sample?count=3", json={}), 422, "invalid")
+    detail = problem(await client.post("/sample?count=3", json={}), 422, "invalid")
+    assert detail == "count: belongs in the JSON body, not in the query."
+    asked = {"images": [base64.b64encode(BLACK).decode()]}
+    assert "bundle: belongs in" in problem(await client.post("/discriminate?bundle=rgb", json=asked), 422, "invalid")
+    assert "unknown field" in problem(await client.post("/sample?colour=3", json={}), 422, "invalid")
 
 
 @SLOW_BUT_FINE
