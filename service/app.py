@@ -38,7 +38,7 @@ from service.worker_group import WorkerGroup
 MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
-    **dict.fromkeys(("/livez", "/readyz", "/startupz", "/metrics"), KeyScope.NONE),
+    **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
     **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,

@@ -27,7 +27,7 @@ from service.metrics import METHODS, Metrics, RouteSeries
 # All bodies together may hold this many times the largest body, and all replies this many times the largest reply.
 BUDGET_FACTOR = 8
 # Machines request these all the time; their lines would fill the log.
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/startupz", "/metrics"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

@@ -152,9 +152,9 @@ async def test_each_request_is_one_line_of_fields(client: httpx.AsyncClient, cap
 async def test_probes_do_not_fill_the_log(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     """Lines of probes and scrapes are logged at debug level only."""
     with caplog.at_level(logging.DEBUG, "service"):
-        for path in ("/livez", "/readyz", "/startupz", "/metrics"):
+        for path in ("/livez", "/readyz", "/health", "/startupz", "/metrics"):
             await client.get(path)
-    assert [record.levelname for record in own(caplog)] == ["DEBUG"] * 4
+    assert [record.levelname for record in own(caplog)] == ["DEBUG"] * 5
 
 
 @pytest.mark.anyio

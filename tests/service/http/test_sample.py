@@ -239,6 +239,15 @@ async def test_reply_headers_say_what_and_how_long(client: httpx.AsyncClient, ti
     assert all(float(value) >= 0 for value in parts.values())
 
 
+async def test_what_browsers_cannot_show_has_a_name_to_be_kept_under(client: httpx.AsyncClient) -> None:
+    """The name has the bundle, the seed and the images, so that no two replies get the same; pictures have none."""
+    for form in MEDIA_TYPES:
+        asked: dict[str, Any] = {"bundle": "cond", "seed": 7, "first_index": 5, "count": 3, "format": form}
+        for reply in (await client.get("/sample", params=asked), await client.post("/sample", json=asked)):
+            named = f'attachment; filename="cond-seed-7-images-5-7.{form}"' if form in {"npy", "zip"} else None
+            assert reply.headers.get("content-disposition") == named
+
+
 async def test_head_has_the_headers_of_get(client: httpx.AsyncClient) -> None:
     """HEAD has the headers of GET, its Content-Length included, and no body."""
     for path in ("/sample?seed=1&count=5", "/bundles", "/bundles/tiny", "/livez", "/", "/openapi.json"):
