@@ -23,6 +23,7 @@ from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.auth import Keys, KeyScope, read_keys
 from service.http.bundles import bundle_routes
+from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -179,7 +180,11 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         max_reply_bytes=settings.max_output_pixels,
     )
     app = Authentication(app, keys, SCOPES)
+    if settings.cors_origins:
+        app = Preflights(app)
     app = Problems(app, context.metrics, lambda: manager.is_draining)
+    if settings.cors_origins:
+        app = CrossOrigin(app, settings.cors_origins.split(","))
     return Observe(app, context.metrics, RouteTable(routes), lambda: manager.is_draining)
 
 

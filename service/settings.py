@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -17,6 +17,8 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20,
 _WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
 # GAN_DATA_DIR belongs to `python -m models`; Kubernetes sets the others for a Service called gan-service.
 _NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+_OWN_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 _KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
 
 
@@ -31,6 +33,14 @@ def _number(value: object) -> object:
     if not (match := _WITH_UNIT.fullmatch(value)):
         raise ValueError("write a whole number, alone or with k, M, G (thousands) or KiB, MiB, GiB (1024s)")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _origins(text: str) -> str:
+    """Check origins and write them as browsers do: in lower case and without the scheme's own port."""
+    origins = [_OWN_PORT.sub(r"\1\2", origin.strip().lower()) for origin in text.split(",")]
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("write origins such as https://example.com:8443, without a path and separated by commas, or *")
+    return ",".join(origins)
 
 
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
@@ -100,6 +110,11 @@ class Settings(BaseSettings):
         None, description="Keys that also allow loading and unloading bundles, separated by commas; unset: nobody may."
     )
     admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
+    cors_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
+        None,
+        description="Origins whose pages may call the service from a browser, separated by commas, such as "
+        "https://example.com; * for all.",
+    )
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."

@@ -1,6 +1,7 @@
 """Middleware around every request: context, metrics, log line, errors as problems, keys and admission.
 
-From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`. All are pure ASGI:
+From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`; around and within `Problems`
+the layers of cross_origin.py, if pages of other origins may call. All are pure ASGI:
 middleware that runs a request in another task, or puts its body into a queue, would hide a client's disconnect from the
 layers inside it.
 """
