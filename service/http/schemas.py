@@ -78,7 +78,7 @@ Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class QueryDigits:
     """Digits among the labels of a query: an index, unless they are also the name of another class."""
 
@@ -86,7 +86,7 @@ class QueryDigits:
 
 
 # An index or a name. In JSON the type says which; JSON never gives QueryDigits.
-Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)] | SkipJsonSchema[InstanceOf[QueryDigits]]
+Label = SkipJsonSchema[InstanceOf[QueryDigits]] | Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 # Validation stops at a list's first mistake. Otherwise a body could make pydantic collect an error for each element.
 Labels = Annotated[
     Label | Annotated[list[Label], Field(min_length=1, fail_fast=True)] | None, WrapValidator(_explain_labels)
@@ -371,11 +371,11 @@ def parse_query(schema: type[SchemaT], query: bytes, body: type[Schema] = Schema
         )
     except ValueError:
         raise Malformed(f"The query is not percent-encoded UTF-8 of at most {MAX_QUERY_FIELDS} fields.") from None
-    fields: dict[str, Any] = {}
+    known, fields = schema.model_fields, dict[str, Any]()
     for name, value in pairs:
-        if name in body.model_fields and name not in schema.model_fields:
+        if name not in known and name in body.model_fields:
             raise Invalid(f"{name}: belongs in the JSON body, not in the query.")
-        if name in fields and name in schema.model_fields:
+        if name in fields and name in known:
             raise Invalid(f"{name}: given more than once{_REPEATED.get(name, '')}.")
         fields[name] = _query_labels(value) if name == "labels" else value
     try:
@@ -391,7 +391,7 @@ def _query_labels(text: str) -> Labels:
         Invalid: They begin as JSON but are none.
     """
     if not text.startswith(("[", '"')):
-        return [QueryDigits(part) if re.fullmatch("[0-9]+", part) else part for part in text.split(",")]
+        return [QueryDigits(part) if part.isascii() and part.isdecimal() else part for part in text.split(",")]
     try:
         run_steps(check_json(text.encode(), _LABELS_LIMITS))
         return _LABELS.validate_json(text, strict=True)
@@ -494,15 +494,13 @@ def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> l
 
 
 def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int:
-    match label:
-        case int():
-            index, shown = label, str(label)
-        case str():
-            index, shown = places.get(label, len(names)), label
-        case QueryDigits(shown):
-            index = int(shown) if len(shown) <= MAX_INDEX_DIGITS else len(names)
-            if places.get(shown, index) != index:
-                raise Invalid(_ambiguous(shown, index, names))
+    if isinstance(label, QueryDigits):
+        shown = label.text
+        index = int(shown) if len(shown) <= MAX_INDEX_DIGITS else len(names)
+        if places.get(shown, index) != index:
+            raise Invalid(_ambiguous(shown, index, names))
+    else:
+        index, shown = (label, str(label)) if isinstance(label, int) else (places.get(label, len(names)), label)
     if 0 <= index < len(names):
         return index
     known = ", ".join(f"{index} ({name})" for index, name in list(enumerate(names))[:20])
