@@ -44,6 +44,7 @@ from service.settings import Settings
 SEED_LIMIT = 2**53
 MAX_QUERY_FIELDS = 32
 MAX_INDEX_DIGITS = 9
+_ALIASES = {"image/jpg": "image/jpeg"}  # in Accept
 MAX_REASONS = 8  # in one error
 _REPEATED = {"labels": "; join several by commas, as in labels=3,1"}
 
@@ -445,7 +446,7 @@ def _accept_ranges(accept: str) -> dict[str, float]:
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
         if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality):
-            ranges[name] = min(float(quality), 1.0)
+            ranges[_ALIASES.get(name, name)] = min(float(quality), 1.0)
     return ranges
 
 

@@ -205,6 +205,7 @@ def test_any_query_and_any_body_is_parsed_or_refused(noise: bytes) -> None:
         ("text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "webp"),
         ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "png"),
         ("IMAGE/JPEG", "jpeg"),
+        ("image/jpg;q=0.9, image/png;q=0.8", "jpeg"),
         ("nonsense, image/jpeg ; q=0.3", "jpeg"),
     ],
 )
