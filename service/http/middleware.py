@@ -66,14 +66,18 @@ class Observe:
         app: The next layer.
         metrics: Where requests are counted.
         routes: Finds the request's route.
+        root_path: A prefix that a proxy may have left before the path.
         is_draining: Whether the process is about to end. If so, every reply closes its connection, so that the client
             sends its next request over a new one, which a load balancer leads to another process.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: RouteTable, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, routes: RouteTable, root_path: str, is_draining: Callable[[], bool]
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
+        self.root_path = root_path
         self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -82,7 +86,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         context: RequestContext = scope.get(KEY) or AsgiRequest(scope, receive, send)
-        context.found = self.routes.find(scope["path"])
+        context.found = self._find(scope)
         context.method = scope["method"] if scope["method"] in METHODS else "other"
         context.route = context.found.template if context.found else UNMATCHED
         context.arrived_s = time.monotonic()
@@ -96,6 +100,15 @@ class Observe:
             series.in_flight -= 1
             del scope[KEY]  # it refers to the scope: this reference cycle would keep the unread part of a body
             self._record(context, series)
+
+    def _find(self, scope: Scope) -> FoundRoute | None:
+        """The route of a path. Where there is none, and the path begins with the prefix, all layers get it without."""
+        found = self.routes.find(scope["path"])
+        prefix = self.root_path or scope.get("root_path", "")
+        if found is None and prefix and f"{scope['path']}/".startswith(f"{prefix}/"):
+            scope["path"] = scope["path"].removeprefix(prefix) or "/"
+            found = self.routes.find(scope["path"])
+        return found
 
     def _record(self, context: RequestContext, series: RouteSeries) -> None:
         seconds = time.monotonic() - context.arrived_s

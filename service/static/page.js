@@ -17,6 +17,11 @@ async function ask(url, options = {}) {
   throw new Error(`${problem.detail} (${reply.status}${problem.request_id ? `, request ${problem.request_id}` : ""})`);
 }
 
+/** The whole address of a route, for other programs. */
+function here(route) {
+  return new URL(route, document.baseURI).href;
+}
+
 /** Run something, and show its failure where the user looks. */
 async function guarded(place, work) {
   place.textContent = "";
@@ -39,12 +44,11 @@ async function show() {
   history.replaceState(null, "", `#${asked}`);
   $("figure").ariaBusy = "true";
   await guarded($("error"), async () => {
-    const url = `/sample?${asked}&format=png`;
-    const reply = await ask(url);
+    const reply = await ask(`sample?${asked}&format=png`);
     URL.revokeObjectURL($("picture").src);
     $("picture").src = URL.createObjectURL(await reply.blob());
     $("caption").textContent = `${reply.headers.get("X-Bundle")}, seed ${reply.headers.get("X-Seed")}`;
-    $("curl-sample").textContent = `curl -o samples.png '${location.origin}/sample?${asked}'`;
+    $("curl-sample").textContent = `curl -o samples.png '${here("sample")}?${asked}'`;
   });
   $("figure").ariaBusy = "false";
 }
@@ -55,7 +59,7 @@ function showBundle() {
   $("classes").hidden = names.length === 0;
   $("labels").replaceChildren(new Option("any", ""), ...names.map((name, index) => new Option(name, index)));
   $("curl-discriminate").textContent =
-    `curl --data-binary @image.png -H 'Content-Type: image/png' '${location.origin}/discriminate?${judgeQuery()}'`;
+    `curl --data-binary @image.png -H 'Content-Type: image/png' '${here("discriminate")}?${judgeQuery()}'`;
 }
 
 function judgeQuery() {
@@ -80,7 +84,7 @@ async function judge(files) {
   await guarded($("judge-error"), async () => {
     const form = new FormData();
     for (const file of files) form.append("images", file);
-    const reply = await (await ask(`/discriminate?${judgeQuery()}`, { method: "POST", body: form })).json();
+    const reply = await (await ask(`discriminate?${judgeQuery()}`, { method: "POST", body: form })).json();
     const rows = reply.results.map((result, place) => {
       const row = document.createElement("tr");
       const picture = new Image();
@@ -125,7 +129,7 @@ document.addEventListener("drop", (event) => {
 });
 
 guarded($("error"), async () => {
-  const listed = await (await ask("/bundles")).json();
+  const listed = await (await ask("bundles")).json();
   for (const bundle of listed.bundles) {
     bundles.set(bundle.name, bundle);
     $("bundle").add(new Option(bundle.name));
