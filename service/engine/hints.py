@@ -31,11 +31,11 @@ class Hints:
     @classmethod
     def of(cls, images: UInt8) -> "Hints":
         """What is usual for images (n, h, w, c) that the bundle's generator drew."""
-        dark, light = _grounds(images)
+        border = _border(images)
         ground: Literal["dark", "light"] | None = None
-        if dark.mean() >= _IMAGES_SHARE:
+        if _are_mostly(border < _DARK).mean() >= _IMAGES_SHARE:
             ground = "dark"
-        elif light.mean() >= _IMAGES_SHARE:
+        elif _are_mostly(border > _LIGHT).mean() >= _IMAGES_SHARE:
             ground = "light"
         return cls(ground, bool(_are_blank(images).any()))
 
@@ -43,21 +43,24 @@ class Hints:
         """The hint for each of these images (n, h, w, c) that needs one, by its place."""
         found: dict[int, str] = {}
         if self.ground is not None:
-            dark, light = _grounds(images)
-            odd, hint = (light, DARK_ON_LIGHT) if self.ground == "dark" else (dark, LIGHT_ON_DARK)
-            found |= dict.fromkeys(np.flatnonzero(odd).tolist(), hint)
+            border, is_dark = _border(images), self.ground == "dark"
+            odd = _are_mostly(border > _LIGHT if is_dark else border < _DARK)
+            found |= dict.fromkeys(np.flatnonzero(odd).tolist(), DARK_ON_LIGHT if is_dark else LIGHT_ON_DARK)
         if not self.has_blank:
             found |= dict.fromkeys(np.flatnonzero(_are_blank(images)).tolist(), BLANK)
         return found
 
 
-def _grounds(images: UInt8) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Of which images the border is clearly dark, and of which it is clearly light: (n,) each."""
-    n = len(images)
+def _border(images: UInt8) -> UInt8:
+    """The values of each image's border: (n, values)."""
     edges = images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]
-    border = np.concatenate([edge.reshape(n, -1) for edge in edges], axis=1)
-    least = _BORDER_SHARE * border.shape[1]
-    return np.count_nonzero(border < _DARK, axis=1) >= least, np.count_nonzero(border > _LIGHT, axis=1) >= least
+    return np.concatenate([edge.reshape(len(images), -1) for edge in edges], axis=1)
+
+
+def _are_mostly(border: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """For which images this holds on most of the border: (n,)."""
+    mostly: NDArray[np.bool_] = np.count_nonzero(border, axis=1) >= _BORDER_SHARE * border.shape[1]
+    return mostly
 
 
 def _are_blank(images: UInt8) -> NDArray[np.bool_]:
