@@ -39,10 +39,11 @@ def add_to(commands: Subparsers) -> None:
     evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
     evaluate.add_argument("--time-limit", type=float, metavar="S",
                           help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
-    evaluate.add_argument("--neighbours", type=Path, metavar="PNG",
-                          help="write a picture of samples beside their nearest training images")  # fmt: skip
-    evaluate.add_argument("--verdicts-only", action="store_true",
-                          help="how often D says what, and no scores: seconds; recorded scores stay")  # fmt: skip
+    more_or_less = evaluate.add_mutually_exclusive_group()
+    more_or_less.add_argument("--neighbours", type=Path, metavar="PNG",
+                              help="write a picture of samples beside their nearest training images")  # fmt: skip
+    more_or_less.add_argument("--verdicts-only", action="store_true",
+                              help="count D's verdicts alone, in seconds; scores recorded before stay")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -36,7 +36,7 @@ def page_routes() -> APIRouter:
 
     @router.get("/")
     async def home(request: Request) -> Response:
-        sent = request.scope.get("raw_path", b"/").decode("ascii", "replace")
+        sent = (request.scope.get("raw_path") or b"/").decode("ascii", "replace")
         if not sent.endswith("/"):  # a prefix alone, as GAN_ROOT_PATH says: links on the page would miss it
             return RedirectResponse(sent.rpartition("/")[2] + "/", headers=_HEADERS)
         return page("index.html")

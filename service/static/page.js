@@ -194,6 +194,7 @@ function judgeInverted(old, picture, result) {
 
 /** A picture with every colour inverted, as a file. */
 async function inverted(picture, hint) {
+  await picture.decode();
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [picture.naturalWidth, picture.naturalHeight];
   const context = canvas.getContext("2d");

@@ -179,14 +179,15 @@ async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
     assert json.dumps(document)
 
 
-@pytest.mark.parametrize("root_path", [None, "/gan", "/a/b.c/"])
+@pytest.mark.parametrize("root_path", [None, "/", "/gan", "/a/b.c/"])
 async def test_every_prefix_that_a_proxy_strips_is_served(
     start: Start, tiny_settings: Callable[..., Settings], root_path: str | None
 ) -> None:
     """OpenAPI names the prefix as the server's address; without one it says nothing, which means the root."""
     async with start(create_app(tiny_settings(root_path=root_path))) as client:
         document = (await client.get("/openapi.json")).json()
-        assert document.get("servers", []) == ([{"url": root_path.rstrip("/")}] if root_path else [])
+        prefix = (root_path or "").rstrip("/")
+        assert document.get("servers", []) == ([{"url": prefix}] if prefix else [])
         assert (await client.get("/bundles/tiny")).json()["name"] == "tiny"
 
 
