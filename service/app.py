@@ -181,7 +181,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
     )
     app = Authentication(app, keys, SCOPES)
     app = Problems(app, context.metrics, lambda: manager.is_draining)
-    return Observe(app, context.metrics, RouteTable(routes), settings.root_path or "", lambda: manager.is_draining)
+    return Observe(app, context.metrics, RouteTable(routes, settings.root_path), lambda: manager.is_draining)
 
 
 @asynccontextmanager

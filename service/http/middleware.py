@@ -35,9 +35,15 @@ log = logging.getLogger(__name__)
 
 
 class RouteTable:
-    """Finds a path's route without the router, because metrics and 405 replies need it for every request."""
+    """Finds a request's route without the router, because metrics and 405 replies need it for every request.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    Args:
+        routes: All of them.
+        root_path: The prefix that a proxy may leave before the path. By default ASGI's root_path.
+    """
+
+    def __init__(self, routes: Iterable[Route], root_path: str | None = None) -> None:
+        self._root_path = root_path
         methods: dict[str, set[str]] = {}
         patterns: dict[str, re.Pattern[str]] = {}
         for route in routes:
@@ -52,8 +58,19 @@ class RouteTable:
             else:
                 self._exact[path] = found
 
-    def find(self, path: str) -> FoundRoute | None:
-        """The route of a path, whatever the method; None if there is none."""
+    def find(self, scope: Scope) -> FoundRoute | None:
+        """The route of a request, whatever the method; None if there is none.
+
+        Where its path has none and begins with the prefix, all layers get the path without it.
+        """
+        found = self._of_path(scope["path"])
+        prefix = self._root_path or scope.get("root_path", "")
+        if found is None and prefix and f"{scope['path']}/".startswith(f"{prefix}/"):
+            scope["path"] = scope["path"].removeprefix(prefix) or "/"
+            found = self._of_path(scope["path"])
+        return found
+
+    def _of_path(self, path: str) -> FoundRoute | None:
         if (found := self._exact.get(path)) is not None:
             return found
         return next((found for pattern, found in self._patterns if pattern.match(path)), None)
@@ -66,18 +83,14 @@ class Observe:
         app: The next layer.
         metrics: Where requests are counted.
         routes: Finds the request's route.
-        root_path: A prefix that a proxy may have left before the path.
         is_draining: Whether the process is about to end. If so, every reply closes its connection, so that the client
             sends its next request over a new one, which a load balancer leads to another process.
     """
 
-    def __init__(
-        self, app: ASGIApp, metrics: Metrics, routes: RouteTable, root_path: str, is_draining: Callable[[], bool]
-    ) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, routes: RouteTable, is_draining: Callable[[], bool]) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
-        self.root_path = root_path
         self.is_draining = is_draining
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -86,7 +99,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         context: RequestContext = scope.get(KEY) or AsgiRequest(scope, receive, send)
-        context.found = self._find(scope)
+        context.found = self.routes.find(scope)
         context.method = scope["method"] if scope["method"] in METHODS else "other"
         context.route = context.found.template if context.found else UNMATCHED
         context.arrived_s = time.monotonic()
@@ -100,15 +113,6 @@ class Observe:
             series.in_flight -= 1
             del scope[KEY]  # it refers to the scope: this reference cycle would keep the unread part of a body
             self._record(context, series)
-
-    def _find(self, scope: Scope) -> FoundRoute | None:
-        """The route of a path. Where there is none, and the path begins with the prefix, all layers get it without."""
-        found = self.routes.find(scope["path"])
-        prefix = self.root_path or scope.get("root_path", "")
-        if found is None and prefix and f"{scope['path']}/".startswith(f"{prefix}/"):
-            scope["path"] = scope["path"].removeprefix(prefix) or "/"
-            found = self.routes.find(scope["path"])
-        return found
 
     def _record(self, context: RequestContext, series: RouteSeries) -> None:
         seconds = time.monotonic() - context.arrived_s

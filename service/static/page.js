@@ -57,18 +57,16 @@ function showBundle() {
   const bundle = bundles.get($("bundle").value);
   const names = bundle?.labels ?? [];
   $("classes").hidden = names.length === 0;
-  $("labels").replaceChildren(
-    new Option("any", ""), ...names.map((name, index) => new Option(name, classInQuery(names, index))),
-  );
+  $("labels").replaceChildren(new Option("any", ""), ...names.map((name, index) => new Option(name, labelOf(names, index))));
   $("worth").textContent = bundle ? worth(bundle) : "";
   $("curl-discriminate").textContent =
     `curl --data-binary @image.png -H 'Content-Type: image/png' '${here("discriminate")}?${judgeQuery()}'`;
 }
 
-/** A class in a query: its index, or its name as JSON where another class has this index for a name. */
-function classInQuery(names, index) {
-  const isTaken = names.includes(String(index)) && names[index] !== String(index);
-  return isTaken ? JSON.stringify([names[index]]) : String(index);
+/** A class in a query: its index, as JSON where another class is called by that number. */
+function labelOf(names, index) {
+  const named = names.indexOf(`${index}`);
+  return named === -1 || named === index ? `${index}` : `[${index}]`;
 }
 
 /** What a bundle's verdicts are worth, and what the plots beside them show. */

@@ -183,12 +183,12 @@ def test_the_slider_shows_its_value(browser: Browser, url: str) -> None:
 
 @pytest.mark.parametrize(
     ("names", "index", "sent"),
-    [(["cat", "dog"], 1, "1"), (["0", "1", "10", "2"], 3, "3"), (["3", "2"], 1, "1"), (["1", "0"], 0, '["1"]')],
+    [(["cat", "dog"], 1, "1"), (["0", "1", "10", "2"], 3, "3"), (["3", "2"], 1, "1"), (["1", "0"], 0, "[0]")],
 )
 def test_a_class_is_sent_without_doubt(browser: Browser, url: str, names: list[str], index: int, sent: str) -> None:
-    """By its index, or by its name where that index is another class's name."""
+    """By its index, as JSON where that is also another class's name."""
     browser.open(f"{url}/", DESK)
-    assert browser.run(f"classInQuery({json.dumps(names)}, {index})") == sent
+    assert browser.run(f"labelOf({json.dumps(names)}, {index})") == sent
 
 
 def test_commands_name_the_address_below_the_prefix(browser: Browser, url: str) -> None:
