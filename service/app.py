@@ -114,6 +114,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         title="gan-service",
         summary="Images of generative adversarial nets: reproducible, batched, observable.",
         version=__version__,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=partial(_lifespan, context=context),
         redirect_slashes=False,
         # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
@@ -185,7 +186,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
     app = Problems(app, context.metrics, lambda: manager.is_draining)
     if settings.cors_origins:
         app = CrossOrigin(app, settings.cors_origins.split(","))
-    return Observe(app, context.metrics, RouteTable(routes), lambda: manager.is_draining)
+    return Observe(app, context.metrics, RouteTable(routes, settings.root_path), lambda: manager.is_draining)
 
 
 @asynccontextmanager

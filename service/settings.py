@@ -47,6 +47,13 @@ _Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 _Seconds = Annotated[float, Field(allow_inf_nan=False)]
 
 
+def _prefix(value: str) -> str:
+    """A prefix of paths, without the slash at its end."""
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?", value):
+        raise ValueError("write a path such as /gan or /apps/gan, of letters, digits and ._~-")
+    return value.rstrip("/")
+
+
 class Settings(BaseSettings):
     """Each field is a setting: GAN_MAX_COUNT, --max-count and `Settings(max_count=…)` are the same.
 
@@ -101,6 +108,9 @@ class Settings(BaseSettings):
     )
     drain_timeout_s: _Seconds = Field(
         25, ge=0, description="Seconds that accepted requests get to finish, at shutdown."
+    )
+    root_path: Annotated[str, AfterValidator(_prefix)] | None = Field(
+        None, max_length=200, description="Prefix of our addresses at the proxy in front, such as /gan; unset: none."
     )
     api_keys: SecretStr | None = Field(
         None, description="Keys of clients, separated by commas; unset: no key is needed."

@@ -171,6 +171,17 @@ def test_the_parzen_table_has_the_numbers_of_the_manifest() -> None:
     }
 
 
+def test_the_table_of_verdicts_has_the_numbers_of_the_manifests() -> None:
+    """The AUC as it is recorded, and the ends of each range in the bins that 5 and 95 % of the verdicts reach."""
+    for name, auc, *ranges in rows(section("scores.md", "What D's verdicts are worth"))[1:]:
+        manifest = json.loads((ROOT / "bundles" / name.strip("`") / "manifest.json").read_text())
+        assert number(auc) == round(manifest["calibration"]["auc"], 2)
+        for kind, text in zip(("real", "generated"), ranges, strict=True):
+            counts = np.array(manifest["evaluation"]["verdicts"][kind])
+            bins = np.searchsorted(counts.cumsum() / counts.sum(), (0.05, 0.95))
+            assert [int(len(counts) * number(end)) for end in text.split(" … ")] == bins.tolist()
+
+
 def test_the_ways_on_the_page_are_those_of_the_bundle(tmp_path: Path) -> None:
     """The page's own command makes its picture, to one grey level."""
     (command,) = (arguments for arguments in commands() if arguments[0] == "interpolate")

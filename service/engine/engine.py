@@ -14,11 +14,12 @@ import torch
 
 from models.bundle import Bundle, BundleError, read_bundle
 from models.inference.devices import find_device
-from models.inference.pixels import grey_levels
+from models.inference.pixels import grey_levels, to_uint8
 from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision
 from service.engine.engine_thread import EngineThread
+from service.engine.hints import Hints
 from service.engine.payloads import DiscriminatePayload, SamplePayload
 from service.engine.reference import WARMUP_SEED, Reference
 from service.engine.runners import DiscriminateRunner, SampleRunner
@@ -29,11 +30,12 @@ class Loaded(Bundle):
     """A bundle on the device, warm, with a runner for each net.
 
     `fingerprint` is a hash of what G computes here for fixed latents: equal where this device and its libraries give
-    the same bits, which no list of versions could promise.
+    the same bits, which no list of versions could promise. `hints` finds uploads that can't be what was meant.
     """
 
     sample: SampleRunner
     discriminate: DiscriminateRunner
+    hints: Hints
     fingerprint: str
     warmup_s: float
 
@@ -99,7 +101,12 @@ class Engine:
         self.device.release_unused_memory()
         warmup_s = time.monotonic() - started
         return Loaded(
-            **vars(fast), sample=sample, discriminate=discriminate, fingerprint=reference.fingerprint, warmup_s=warmup_s
+            **vars(fast),
+            sample=sample,
+            discriminate=discriminate,
+            hints=Hints.of(to_uint8(reference.pixels)),
+            fingerprint=reference.fingerprint,
+            warmup_s=warmup_s,
         )
 
     def _sample_runner(self, bundle: Bundle, reference: Reference) -> SampleRunner:

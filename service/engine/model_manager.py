@@ -20,6 +20,7 @@ from service.engine.bundle_folders import find_bundles
 from service.engine.engine import Engine, Loaded
 from service.engine.engine_thread import EngineThread
 from service.engine.health import Health
+from service.engine.hints import Hints
 from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
 from service.errors import Draining, NotReady, UnknownBundle
 from service.metrics import Metrics
@@ -353,6 +354,10 @@ class ModelManager:
     def fingerprint(self, bundle: Bundle) -> str:
         """Equal for two replicas where the bundle's images have the same bytes on both."""
         return _warm(bundle).fingerprint
+
+    def hints(self, bundle: Bundle) -> Hints:
+        """What tells images that a client can't have meant for this bundle."""
+        return _warm(bundle).hints
 
     async def sample(
         self,

@@ -1,5 +1,7 @@
 """POST /discriminate: decodes a client's images and returns the discriminator's output for each."""
 
+import math
+
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from models.inference.noise import Float32
 from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.codecs.time_slices import Steps
+from service.engine.hints import Hints
 from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
 from service.http.json_limits import json_limits
@@ -33,6 +36,7 @@ from service.http.schemas import (
 
 # The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
+_HINT_BYTES = 2**20  # of pixels, looked at in one step
 
 
 def discriminate_routes(context: RouteContext) -> APIRouter:
@@ -51,7 +55,7 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     """Read the body, decode its images, run the discriminator, and build the reply."""
     deadline = Deadline(request, context.settings)
     bundle, labels, steps = await _read_upload(context, request, deadline)
-    upload, decode_s = await context.decode(steps, deadline)
+    (upload, hints), decode_s = await context.decode(_find_hints(steps, context.manager.hints(bundle)), deadline)
     context.metrics.decode.observe(decode_s)
     request.bundle, request.count = bundle.name, len(upload)
     if len(upload) == len(upload.errors) == 1:
@@ -61,6 +65,7 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
             del upload
     classes = resolve_labels(labels, bundle.manifest.labels, len(upload))
     output, timing = await _discriminate_images(context, bundle, upload, classes, deadline)
+    output = output._replace(hints=hints)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * decode_s, 1e3 * timing.queue_s, 1e3 * timing.compute_s)
     problems = {index: problem(error, request.id) for index, error in upload.errors.items()}
@@ -97,6 +102,18 @@ def _upload_limits(context: RouteContext, bundle: Bundle, deadline: Deadline) ->
         check_deadline=deadline.left_s,
         decode=context.decoders.decode,
     )
+
+
+def _find_hints(steps: Steps[Upload], hints: Hints) -> Steps[tuple[Upload, dict[int, str]]]:
+    """Decode, and find the hints for images that can't be what was meant, by their place among the decoded ones."""
+    upload = yield from steps
+    found: dict[int, str] = {}
+    rows = _HINT_BYTES // math.prod(upload.pixels.shape[1:]) + 1
+    for start in range(0, len(upload.pixels), rows):
+        some = hints.find(upload.pixels[start : start + rows])
+        found |= {start + place: hint for place, hint in some.items()}
+        yield None
+    return upload, found
 
 
 async def _discriminate_images(

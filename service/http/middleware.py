@@ -36,9 +36,15 @@ log = logging.getLogger(__name__)
 
 
 class RouteTable:
-    """Finds a path's route without the router, because metrics and 405 replies need it for every request."""
+    """Finds a request's route without the router, because metrics and 405 replies need it for every request.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    Args:
+        routes: All of them.
+        root_path: The prefix that a proxy may leave before the path. By default ASGI's root_path.
+    """
+
+    def __init__(self, routes: Iterable[Route], root_path: str | None = None) -> None:
+        self._root_path = root_path
         methods: dict[str, set[str]] = {}
         patterns: dict[str, re.Pattern[str]] = {}
         for route in routes:
@@ -53,8 +59,19 @@ class RouteTable:
             else:
                 self._exact[path] = found
 
-    def find(self, path: str) -> FoundRoute | None:
-        """The route of a path, whatever the method; None if there is none."""
+    def find(self, scope: Scope) -> FoundRoute | None:
+        """The route of a request, whatever the method; None if there is none.
+
+        Where its path has none and begins with the prefix, all layers get the path without it.
+        """
+        found = self._of_path(scope["path"])
+        prefix = self._root_path or scope.get("root_path", "")
+        if found is None and prefix and f"{scope['path']}/".startswith(f"{prefix}/"):
+            scope["path"] = scope["path"].removeprefix(prefix) or "/"
+            found = self._of_path(scope["path"])
+        return found
+
+    def _of_path(self, path: str) -> FoundRoute | None:
         if (found := self._exact.get(path)) is not None:
             return found
         return next((found for pattern, found in self._patterns if pattern.match(path)), None)
@@ -83,7 +100,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         context: RequestContext = scope.get(KEY) or AsgiRequest(scope, receive, send)
-        context.found = self.routes.find(scope["path"])
+        context.found = self.routes.find(scope)
         context.method = scope["method"] if scope["method"] in METHODS else "other"
         context.route = context.found.template if context.found else UNMATCHED
         context.arrived_s = time.monotonic()

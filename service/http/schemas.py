@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -223,6 +224,11 @@ class DiscriminateResult(Reply):
     converted: Literal[True] | None = Field(
         None, description="true if the image was converted from another size or colour mode to the bundle's."
     )
+    hint: str | None = Field(
+        None,
+        description="In words, why the image can't be what was meant: it is blank, or it is dark on light where the "
+        "bundle's images are light on dark, or the other way round.",
+    )
     error: Problem | None = Field(
         None, description="Why the image could not be decoded; the other fields are then left out."
     )
@@ -237,13 +243,17 @@ class DiscriminateReply(Reply):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """The fields of `DiscriminateResult`, as columns over the decoded images. `labels` is None if none are shown."""
+    """The fields of `DiscriminateResult`, as columns over the decoded images.
+
+    `labels` is None if none are shown. `hints` has only those that there are, by the image's place.
+    """
 
     probabilities_real: Sequence[float]
     logits: Sequence[float]
     labels: Sequence[str] | None
     is_calibrated: bool
     converted: Sequence[bool]
+    hints: Mapping[int, str] = MappingProxyType({})
 
 
 def discriminate_reply(
@@ -268,6 +278,9 @@ def discriminate_reply(
     if any(output.converted):
         marks = [b',"converted":true' if converted else b"" for converted in output.converted]
         shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
+    hints = {hint: b',"hint":' + to_json(hint) for hint in set(output.hints.values())}
+    for place, hint in output.hints.items():
+        shown[place] += hints[hint]
     for index in sorted(problems):  # in ascending order, so that each insertion ends up at its final index
         shown.insert(index, b'"error":' + to_json(problems[index]))
     head = to_json({"bundle": bundle, "version": version})[:-1]

@@ -56,6 +56,10 @@ def test_sizes_are_read_as_people_write_them(text: str, number: int) -> None:
         pytest.param({"log_format": "xml"}, ["GAN_LOG_FORMAT", "'console' or 'json'"], id="no such format"),
         pytest.param({"deadline_s": "200"}, ["GAN_DEADLINE_S (200)", "GAN_MAX_DEADLINE_S (120)"], id="deadlines"),
         pytest.param({"max_count": "20000"}, ["GAN_MAX_COUNT (20000)", "GAN_MAX_QUEUED_IMAGES (16384)"], id="counts"),
+        pytest.param({"root_path": "gan"}, ["GAN_ROOT_PATH", "'gan'", "such as /gan"], id="a prefix without its slash"),
+        pytest.param({"root_path": "/../x"}, ["GAN_ROOT_PATH", "such as /gan"], id="a prefix that leads elsewhere"),
+        pytest.param({"root_path": "//host"}, ["GAN_ROOT_PATH", "such as /gan"], id="a prefix that is a host"),
+        pytest.param({"root_path": "/a\n"}, ["GAN_ROOT_PATH", "such as /gan"], id="a prefix of two lines"),
         pytest.param({"port": "x", "max_count": "y"}, ["GAN_PORT", "GAN_MAX_COUNT"], id="two at once"),
     ],
 )

@@ -498,6 +498,23 @@ async def test_other_sizes_and_colours_are_converted_and_say_so(client: httpx.As
     assert [result.get("converted") for result in two.json()["results"]] == [None, True]
 
 
+async def test_a_blank_image_gets_a_hint_however_it_is_sent(client: httpx.AsyncClient, digits: UInt8) -> None:
+    """And it alone, at its place among others and among broken ones; it has its verdict all the same."""
+    white = np.full((8, 8), 255, np.uint8)
+    array = await client.post("/discriminate", content=npy(np.stack([digits[0], white, digits[1]])), headers=NPY)
+    files = [digits[0], None, white]
+    form = await client.post(
+        "/discriminate", files=[("images", ("a", b"broken" if one is None else png(one))) for one in files]
+    )
+    for reply, place in ((array, 1), (form, 2)):
+        results = reply.json()["results"]
+        assert [index for index, result in enumerate(results) if "hint" in result] == [place]
+        assert "blank" in results[place]["hint"]
+        assert {"probability_real", "logit"} < set(results[place])
+    many = await client.post("/discriminate", content=npy(np.zeros((4096, 8, 8), np.uint8)), headers=NPY)
+    assert all("hint" in result for result in many.json()["results"])
+
+
 async def test_one_broken_image_among_many_gets_its_own_problem(client: httpx.AsyncClient, digits: UInt8) -> None:
     """The other images get the scores that they get without it."""
     good = png(digits[1])

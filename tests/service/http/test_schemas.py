@@ -355,13 +355,22 @@ def test_results_are_written_as_their_schema_says() -> None:
         discriminate_reply("tiny", "0123456789ab", plain, {}),
         [DiscriminateResult.model_validate(first), DiscriminateResult.model_validate(last)],
     )
-    named = DiscriminatorOutput(probabilities, logits, ["cat", "dog"], is_calibrated=False, converted=[False, True])
+    named = DiscriminatorOutput(
+        probabilities,
+        logits,
+        ["cat", "dog"],
+        is_calibrated=False,
+        converted=[False, True],
+        hints={1: 'It is "blank".'},
+    )
     check(
         discriminate_reply("tiny", "0123456789ab", named, {3: broken, 1: broken, 4: broken}),
         [
             DiscriminateResult.model_validate(first | {"label": "cat", "calibrated": False}),
             DiscriminateResult(error=broken),
-            DiscriminateResult.model_validate(last | {"label": "dog", "calibrated": False, "converted": True}),
+            DiscriminateResult.model_validate(
+                last | {"label": "dog", "calibrated": False, "converted": True, "hint": 'It is "blank".'}
+            ),
             DiscriminateResult(error=broken),
             DiscriminateResult(error=broken),
         ],
