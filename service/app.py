@@ -23,6 +23,7 @@ from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.auth import Keys, KeyScope, read_keys
 from service.http.bundles import bundle_routes
+from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -38,7 +39,7 @@ from service.worker_group import WorkerGroup
 MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
-    **dict.fromkeys(("/livez", "/readyz", "/startupz", "/metrics"), KeyScope.NONE),
+    **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
     **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
@@ -180,7 +181,11 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         max_reply_bytes=settings.max_output_pixels,
     )
     app = Authentication(app, keys, SCOPES)
+    if settings.cors_origins:
+        app = Preflights(app)
     app = Problems(app, context.metrics, lambda: manager.is_draining)
+    if settings.cors_origins:
+        app = CrossOrigin(app, settings.cors_origins.split(","))
     return Observe(app, context.metrics, RouteTable(routes, settings.root_path), lambda: manager.is_draining)
 
 

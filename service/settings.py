@@ -1,6 +1,5 @@
 """The settings: environment variables GAN_…, each also a flag of `python -m service`."""
 
-import difflib
 import re
 import socket
 from collections.abc import Iterable, Mapping
@@ -11,11 +10,15 @@ from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, Validati
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.errors import did_you_mean
+
 PREFIX = "GAN_"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
 # GAN_DATA_DIR belongs to `python -m models`; Kubernetes sets the others for a Service called gan-service.
 _NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+_OWN_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 _KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
 
 
@@ -30,6 +33,14 @@ def _number(value: object) -> object:
     if not (match := _WITH_UNIT.fullmatch(value)):
         raise ValueError("write a whole number, alone or with k, M, G (thousands) or KiB, MiB, GiB (1024s)")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def _origins(text: str) -> str:
+    """Check origins and write them as browsers do: in lower case and without the scheme's own port."""
+    origins = [_OWN_PORT.sub(r"\1\2", origin.strip().lower()) for origin in text.split(",")]
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("write origins such as https://example.com:8443, without a path and separated by commas, or *")
+    return ",".join(origins)
 
 
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
@@ -109,6 +120,11 @@ class Settings(BaseSettings):
         None, description="Keys that also allow loading and unloading bundles, separated by commas; unset: nobody may."
     )
     admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
+    cors_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
+        None,
+        description="Origins whose pages may call the service from a browser, separated by commas, such as "
+        "https://example.com; * for all.",
+    )
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
@@ -179,6 +195,5 @@ def check_names(names: Iterable[str]) -> list[str]:
             continue
         if name.startswith(_KEYS):
             raise SettingsError(f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS and …_FILE")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        warnings.append(f"{name} is not a setting and is ignored" + (f"; did you mean {near[0]}?" if near else ""))
+        warnings.append(f"{name} is not a setting and is ignored{did_you_mean(name, known)}")
     return warnings

@@ -4,9 +4,12 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -115,6 +118,17 @@ def test_every_command_is_documented() -> None:
     offered = set(re.findall(r"^    (\w+)(?: |$)", told.getvalue(), flags=re.MULTILINE))
     assert len(offered) >= 7
     assert offered == {arguments[0] for arguments in commands()}
+
+
+def test_the_page_draws_ten_thousand_images(live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of api.md, run: each part is the continuation of the one before."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    (lines,) = re.findall(r"```python\n(.*?)```", section("api.md", SAMPLE), flags=re.DOTALL)
+    (tmp_path / "lines.py").write_text(lines.replace("http://localhost:8000", live.url))
+    images = runpy.run_path(str(tmp_path / "lines.py"))["images"]
+    assert images.shape == (10_000, 8, 8, 1)
+    across = httpx.get(f"{live.url}/sample?seed=7&first_index=4090&count=20&format=npy").content
+    np.testing.assert_array_equal(images[4090:4110], np.load(io.BytesIO(across)))
 
 
 def number(text: str) -> float:

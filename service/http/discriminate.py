@@ -79,7 +79,7 @@ async def _read_upload(
     """The bundle and labels that a request names, and the steps that will decode its images."""
     query, kind = request.scope["query_string"], request.media_type()
     if kind == JSON:
-        parse_query(Schema, query)
+        parse_query(Schema, query, body=DiscriminateRequest)
         body = await read_body(request, deadline)
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)
@@ -125,9 +125,8 @@ async def _discriminate_images(
         return DiscriminatorOutput([], [], None, bool(calibration), []), Timing(0.0, 0.0)
     if classes is not None:
         classes = [label for index, label in enumerate(classes) if index not in upload.errors]
-    logits, predicted, timing = await context.manager.discriminate(
-        bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s()
-    )
+    judged = context.manager.discriminate(bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s())
+    logits, predicted, timing = await deadline.wait_for(judged)
     named = None
     if names and predicted and classes is None:
         named = [names[label] for label in predicted]

@@ -1,6 +1,7 @@
 """Middleware around every request: context, metrics, log line, errors as problems, keys and admission.
 
-From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`. All are pure ASGI:
+From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`; around and within `Problems`
+the layers of cross_origin.py, if pages of other origins may call. All are pure ASGI:
 middleware that runs a request in another task, or puts its body into a queue, would hide a client's disconnect from the
 layers inside it.
 """
@@ -27,7 +28,7 @@ from service.metrics import METHODS, Metrics, RouteSeries
 # All bodies together may hold this many times the largest body, and all replies this many times the largest reply.
 BUDGET_FACTOR = 8
 # Machines request these all the time; their lines would fill the log.
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/startupz", "/metrics"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 

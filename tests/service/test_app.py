@@ -106,7 +106,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
         "/sample": {"get", "post"}, "/discriminate": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
-        "/livez": {"get"}, "/readyz": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
+        "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},
     }  # fmt: skip
@@ -128,7 +128,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     }  # fmt: skip
     upload = operations["/discriminate", "post"]
     assert set(upload["requestBody"]["content"]) == {
-        "image/png", "image/jpeg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
+        "image/png", "image/jpeg", "image/jpg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
         "application/json",
     }  # fmt: skip
     assert {"408", "413", "415"} <= set(upload["responses"])

@@ -17,7 +17,7 @@ Start = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 Make = Callable[..., Settings]
 Problem = Callable[[httpx.Response, int, str], str]
 
-OPEN = ("/", "/docs", "/openapi.json", "/livez", "/readyz", "/startupz", "/metrics")
+OPEN = ("/", "/docs", "/openapi.json", "/livez", "/readyz", "/health", "/startupz", "/metrics")
 CLOSED = ("/sample", "/bundles", "/bundles/tiny")
 LOAD = "/v2/repository/models/tiny/load"
 

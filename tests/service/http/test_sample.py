@@ -239,6 +239,15 @@ async def test_reply_headers_say_what_and_how_long(client: httpx.AsyncClient, ti
     assert all(float(value) >= 0 for value in parts.values())
 
 
+async def test_what_browsers_cannot_show_has_a_name_to_be_kept_under(client: httpx.AsyncClient) -> None:
+    """The name has the bundle, the seed and the images, so that no two replies get the same; pictures have none."""
+    for form in MEDIA_TYPES:
+        asked: dict[str, Any] = {"bundle": "cond", "seed": 7, "first_index": 5, "count": 3, "format": form}
+        for reply in (await client.get("/sample", params=asked), await client.post("/sample", json=asked)):
+            named = f'attachment; filename="cond-seed-7-images-5-7.{form}"' if form in {"npy", "zip"} else None
+            assert reply.headers.get("content-disposition") == named
+
+
 async def test_head_has_the_headers_of_get(client: httpx.AsyncClient) -> None:
     """HEAD has the headers of GET, its Content-Length included, and no body."""
     for path in ("/sample?seed=1&count=5", "/bundles", "/bundles/tiny", "/livez", "/", "/openapi.json"):
@@ -307,7 +316,11 @@ async def test_an_empty_body_asks_for_the_defaults(client: httpx.AsyncClient) ->
 
 async def test_a_query_beside_a_body_is_refused(client: httpx.AsyncClient, problem: Problem) -> None:
     """A count in the query would otherwise be ignored silently."""
-    problem(await client.post("/sample?count=3", json={}), 422, "invalid")
+    detail = problem(await client.post("/sample?count=3", json={}), 422, "invalid")
+    assert detail == "count: belongs in the JSON body, not in the query."
+    asked = {"images": [base64.b64encode(BLACK).decode()]}
+    assert "bundle: belongs in" in problem(await client.post("/discriminate?bundle=rgb", json=asked), 422, "invalid")
+    assert "unknown field" in problem(await client.post("/sample?colour=3", json={}), 422, "invalid")
 
 
 @SLOW_BUT_FINE
@@ -637,7 +650,9 @@ async def test_a_deadline_that_passes_is_504(
         await until(lambda: batches(app) > started)
         before = metric(app, "gan_images_total", bundle="tiny", operation="sample")
         late = await client.get("/sample?count=50", headers={"X-Timeout-Ms": "20"})
-        problem(late, 504, "deadline_exceeded")
+        assert "The deadline of 20 ms passed" in problem(late, 504, "deadline_exceeded")
+        late = await client.post("/discriminate", content=BLACK, headers=PNG | {"X-Timeout-Ms": "30"})
+        assert "The deadline of 30 ms passed" in problem(late, 504, "deadline_exceeded")
     assert (await first).status_code == 200
     assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == before + 1
     assert metric(app, "gan_rejected_total", route="/sample", reason="deadline") >= 1
