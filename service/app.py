@@ -23,6 +23,7 @@ from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.auth import Keys, KeyScope, read_keys
 from service.http.bundles import bundle_routes
+from service.http.client_address import TrustedProxies
 from service.http.discriminate import discriminate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -32,7 +33,7 @@ from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
 MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
@@ -93,8 +94,8 @@ def _raise(_: Request, error: Exception) -> NoReturn:
 def create_app(settings: Settings, keys: Keys | None = None, worker_group: WorkerGroup | None = None) -> FastAPI:
     """Build the application. Its lifespan loads the bundles, while probes are already answered.
 
-    `app.state.manager` is the model manager. `app.state.starting`, once the lifespan has begun, is the task that loads
-    the bundles. If it raises BundleError, the service stays not ready.
+    `app.state.manager` is the model manager, `app.state.keys` the keys that are in force. `app.state.starting`, once
+    the lifespan has begun, is the task that loads the bundles. If it raises BundleError, the service stays not ready.
 
     Args:
         settings: All settings.
@@ -122,7 +123,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
     )
     for router in routers:
         app.include_router(router)
-    app.state.manager = context.manager
+    app.state.manager, app.state.keys = context.manager, keys
     return app
 
 
@@ -180,7 +181,8 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
     )
     app = Authentication(app, keys, SCOPES)
     app = Problems(app, context.metrics, lambda: manager.is_draining)
-    return Observe(app, context.metrics, RouteTable(routes), lambda: manager.is_draining)
+    proxies = TrustedProxies(networks(settings.trusted_proxies))
+    return Observe(app, context.metrics, RouteTable(routes), lambda: manager.is_draining, proxies)
 
 
 @asynccontextmanager

@@ -1,13 +1,14 @@
 """The settings: environment variables GAN_…, each also a flag of `python -m service`."""
 
 import difflib
+import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
@@ -30,6 +31,20 @@ def _number(value: object) -> object:
     if not (match := _WITH_UNIT.fullmatch(value)):
         raise ValueError("write a whole number, alone or with k, M, G (thousands) or KiB, MiB, GiB (1024s)")
     return int(match[1]) * _UNITS[match[2]]
+
+
+def networks(listed: str | None) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Parse addresses and networks, separated by commas, such as 10.0.0.0/8,::1; None holds none.
+
+    Raises:
+        ValueError: One is neither.
+    """
+    return [ipaddress.ip_network(one.strip()) for one in (listed or "").split(",") if listed is not None]
+
+
+def _networks_listed(listed: str | None) -> str | None:
+    networks(listed)
+    return listed
 
 
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
@@ -94,11 +109,17 @@ class Settings(BaseSettings):
     api_keys: SecretStr | None = Field(
         None, description="Keys of clients, separated by commas; unset: no key is needed."
     )
-    api_keys_file: Path | None = Field(None, description="File with a client's key on each line; # starts a comment.")
+    api_keys_file: Path | None = Field(
+        None, description="File with a client's key on each line, a name before it or not; # starts a comment."
+    )
     admin_keys: SecretStr | None = Field(
         None, description="Keys that also allow loading and unloading bundles, separated by commas; unset: nobody may."
     )
     admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
+    trusted_proxies: Annotated[str | None, AfterValidator(_networks_listed)] = Field(
+        None,
+        description="Addresses and networks, separated by commas, whose X-Forwarded-For names the client in the log.",
+    )
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
