@@ -189,7 +189,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
 async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
     """Load the bundles in the background; at the end, stop everything."""
     starting = app.state.starting = asyncio.create_task(context.manager.start(), name="start")
-    starting.add_done_callback(_report_start)
+    starting.add_done_callback(partial(_report_start, context.manager.worker_group))
     try:
         yield
     finally:
@@ -200,12 +200,13 @@ async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
         context.decoders.close()
 
 
-def _report_start(starting: "asyncio.Task[None]") -> None:
+def _report_start(worker_group: WorkerGroup, starting: "asyncio.Task[None]") -> None:
     """Log why start-up failed; in one line if the operator can fix it."""
     if starting.cancelled():
         return
     error = starting.exception()
     if isinstance(error, BundleError):
-        log.error("cannot start: %s", error, exc_info=error.__cause__)  # unexpected errors have a cause
+        if error.__cause__ is not None or not worker_group.cannot_start(str(error)):  # unexpected errors have a cause
+            log.error("cannot start: %s", error, exc_info=error.__cause__)
     elif error is not None:
         log.error("cannot start", exc_info=error)

@@ -48,6 +48,13 @@ class WorkerGroup:
         """
         return []
 
+    def has_started(self, serves: Mapping[str, object]) -> None:
+        """Tell that this worker serves: fields for the log's line, which is written once all workers do."""
+
+    def cannot_start(self, reason: str) -> bool:  # noqa: ARG002 - for those that have others
+        """Tell why this worker can't start. False if nobody says it for all workers, so that the caller has to."""
+        return False
+
     def answer(self, handlers: Mapping[str, Handler]) -> None:
         """Answer the others' questions with what these return: handlers by question, called with its details."""
 

@@ -10,17 +10,18 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from types import FrameType
 from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from models.bundle import BundleError
+from models.bundle import Bundle, BundleError
 from service.errors import ServiceError
 from service.http.auth import Keys, KeyScope, has_files, read_keys
 from service.server import process_memory as memory
-from service.server.listener import Acceptor, url
+from service.server.listener import Acceptor, in_words
 from service.server.protocol import HttpConnection
 from service.server.signals import sighup_reloads
 from service.server.write_burst import WriteBurst
@@ -108,7 +109,7 @@ class Server(uvicorn.Server):
         chores = (self._watch(), self._keep_reloading(), self._keep_reading_keys(), memory.keep_trimming_heap())
         self._background_tasks = [self._loop.create_task(chore) for chore in chores]
         await self._worker_group.join(self)
-        addresses = [url(listener) for listener in sockets or []]
+        addresses = [in_words(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
     def request_reload(self) -> None:
@@ -178,11 +179,18 @@ class Server(uvicorn.Server):
         error = starting.exception()
         if error is None:
             memory.freeze_startup_objects()
+            serves = self._serves()
+            self._worker_group.has_started(serves)
             if addresses:  # else the supervisor logs this
-                log.info("serving %s", " ".join(addresses))
+                log.info("serving %s", " ".join(addresses), extra={"fields": serves | {"workers": 1}})
             return
         self.exit_code = BAD_BUNDLE if isinstance(error, BundleError) else FAILED
         self.should_exit = True
+
+    def _serves(self) -> dict[str, object]:
+        """What is served, and where it is computed."""
+        manager = self._app.state.manager
+        return {"bundles": _names(manager.loaded()), "device": manager.engine.name}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Handle a signal to stop. Python may call this between any two instructions of the main thread."""
@@ -264,7 +272,7 @@ class Server(uvicorn.Server):
             else:
                 gc.unfreeze()  # the replaced bundles are among the frozen objects
                 memory.freeze_startup_objects()
-                log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
+                log.info("bundles: %s", _names(serving.loaded()))
 
     async def _keep_reading_keys(self) -> None:
         """Read the files of keys again on SIGHUP, without waiting for bundles; the old keys stay where one is bad."""
@@ -280,3 +288,7 @@ class Server(uvicorn.Server):
             if changed:
                 fields = {"clients": keys.count(KeyScope.USE), "administrators": keys.count(KeyScope.ADMIN)}
                 log.info("keys have changed", extra={"fields": fields})
+
+
+def _names(bundles: Iterable[Bundle]) -> str:
+    return " ".join(f"{bundle.name}@{bundle.version}" for bundle in bundles)

@@ -459,6 +459,9 @@ def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path:
     (tmp_path / "broken" / "manifest.json").write_text("{}")
     with Process("--bundles", str(tmp_path), GAN_MAX_COUNTS="3") as service:
         url = service.message("serving ").removeprefix("serving ")
+        [serving] = [line for line in service.lines if line["message"].startswith("serving ")]
+        assert serving["bundles"] == f"tiny@{tiny_bundles['tiny'].version}"
+        assert (serving["device"], serving["workers"]) == ("cpu", 1)
         assert "format null" in service.message(f"bundle refused: {tmp_path}/broken/manifest.json: ")
         assert "did you mean GAN_MAX_COUNT?" in service.message("GAN_MAX_COUNTS")
         reply = httpx.get(f"{url}/sample?seed=1", headers={"X-Request-ID": "find-me"})

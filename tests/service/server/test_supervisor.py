@@ -554,11 +554,29 @@ def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_bad_bundle_ends_all_workers_with_its_exit_code(tmp_path: Path) -> None:
-    """The exit code is that of a single process."""
-    ended = start(["--bundles", str(tmp_path), "--port", "0"])
-    assert ended.returncode == 3
-    assert "no sub-folder with a manifest.json" in ended.stderr
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        pytest.param(["--bundles", str(ROOT / "docs")], 3, "docs: no sub-folder with a manifest.json\n", id="bundles"),
+        pytest.param(["--device", "cpu", "--precision", "tf32"], 2, "(or --precision): there is no tf32", id="setting"),
+    ],
+)
+def test_why_workers_cannot_start_is_said_once(arguments: list[str], code: int, says: str) -> None:
+    """One line for all of them, and the exit code of a single process."""
+    ended = start(["--port", "0", *arguments])
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_the_log_says_what_is_served_where_and_by_how_many(
+    service: Service, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """Once, when the last worker has started."""
+    [line] = [line for line in service.log_lines() if line["message"].startswith("serving ")]
+    assert line["message"] == f"serving http://127.0.0.1:{service.port}"
+    assert set(line["bundles"].split()) == {f"{one.name}@{one.version}" for one in tiny_bundles.values()}
+    assert (line["device"], line["workers"]) == ("cpu", 2)
 
 
 def test_the_share_of_the_queue_must_hold_a_largest_request() -> None:
