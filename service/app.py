@@ -131,7 +131,7 @@ def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None) -> 
     """Create the parts that routes work with. Threads and processes start when they are first needed."""
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
-    processors = max(1, cpu_limit() // settings.workers)
+    processors = max(1, cpu_limit() // settings.worker_count)
     return RouteContext(
         settings=settings,
         manager=ModelManager(settings, metrics, worker_group=worker_group),

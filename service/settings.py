@@ -17,6 +17,7 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20,
 _WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
 # GAN_DATA_DIR belongs to `python -m models`; Kubernetes sets the others for a Service called gan-service.
 _NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
+MAX_WORKERS = 64
 _KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
 
 
@@ -45,6 +46,12 @@ def networks(listed: str | None) -> list[ipaddress.IPv4Network | ipaddress.IPv6N
 def _networks_listed(listed: str | None) -> str | None:
     networks(listed)
     return listed
+
+
+def _worker_count(value: object) -> object:
+    if value == "auto" or (re.fullmatch("[0-9]+", str(value)) and 1 <= int(str(value)[:9]) <= MAX_WORKERS):
+        return value
+    raise ValueError(f"write auto, or a whole number from 1 to {MAX_WORKERS}")
 
 
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
@@ -78,8 +85,9 @@ class Settings(BaseSettings):
     cuda_graphs: bool = Field(
         default=False, description="On GPUs: run each batch as one CUDA graph, captured in warm-up."
     )
-    workers: _Count = Field(
-        1, le=64, description="Worker processes, each with its share of the processors and of the queue."
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = Field(
+        "auto",
+        description="Worker processes, each with its share of the processors and of the queue; auto: as many as pay.",
     )
     max_count: _Count = Field(4096, description="Most images in one request; over it 422.")
     max_queued_images: _Count = Field(16384, description="Most images that wait per device; over it 429.")
@@ -132,18 +140,23 @@ class Settings(BaseSettings):
                 f"GAN_DEADLINE_S ({self.deadline_s:g}) is over GAN_MAX_DEADLINE_S ({self.max_deadline_s:g})"
             )
         if self.max_count > self.own_queued_images:  # such a request would get 429 every time
-            share = f" / GAN_WORKERS ({self.workers})" if self.workers > 1 else ""
+            share = f" / GAN_WORKERS ({self.workers})" if self.worker_count > 1 else ""
             raise ValueError(
                 f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images}){share}"
             )
-        if self.workers > 1 and not hasattr(socket, "send_fds"):
+        if self.worker_count > 1 and not hasattr(socket, "send_fds"):
             raise ValueError("GAN_WORKERS can't be more than 1 on this system: it passes no connections to processes")
         return self
 
     @property
+    def worker_count(self) -> int:
+        """The number of workers; 1 where it is still to be chosen, as for an application that is built by itself."""
+        return 1 if self.workers == "auto" else self.workers
+
+    @property
     def own_queued_images(self) -> int:
         """Most images that wait in one worker: its share of the queue."""
-        return self.max_queued_images // self.workers
+        return self.max_queued_images // self.worker_count
 
 
 def read_settings(flags: Mapping[str, str]) -> Settings:

@@ -70,7 +70,7 @@ class ModelManager:
         self.engine = Engine(
             settings.device,
             exact=settings.exact,
-            workers=settings.workers,
+            workers=settings.worker_count,
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
         )

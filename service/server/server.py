@@ -182,7 +182,7 @@ class Server(uvicorn.Server):
             serves = self._serves()
             self._worker_group.has_started(serves)
             if addresses:  # else the supervisor logs this
-                log.info("serving %s", " ".join(addresses), extra={"fields": serves | {"workers": 1}})
+                log.info("serving %s", " ".join(addresses), extra={"fields": {**serves, **self._worker_group.size}})
             return
         self.exit_code = BAD_BUNDLE if isinstance(error, BundleError) else FAILED
         self.should_exit = True

@@ -30,7 +30,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from service.cpu import set_affinity, shares
@@ -205,14 +205,23 @@ class Supervisor:
         address: Where it is reached, for the log.
         arguments: The command line, which each worker parses itself.
         workers: Number of workers.
+        size: The number and why, as fields of the log's line at the start.
     """
 
-    def __init__(self, listener: socket.socket, address: str, arguments: Sequence[str], workers: int) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        address: str,
+        arguments: Sequence[str],
+        workers: int,
+        size: Mapping[str, object],
+    ) -> None:
         self._listener = listener
         self._acceptor = Acceptor(listener, lambda connection: hand_out(connection, self._workers))
         self._address = address
         self._arguments = arguments
         self._wanted = workers
+        self._size = size
         self._shares = shares(workers)
         self._workers: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
@@ -347,7 +356,7 @@ class Supervisor:
         if self._shares is not None:  # not earlier: loading is faster on all processors
             set_affinity(self._shares[worker.number - 1], worker.process.pid)
         if sum(one.has_started for one in self._workers) == self._wanted:
-            log.info("serving %s", self._address, extra={"fields": serves | {"workers": self._wanted}})
+            log.info("serving %s", self._address, extra={"fields": {**serves, **self._size}})
 
     async def _relay(self, asker: Worker, number: int, what: Message, within_s: float) -> None:
         """Pass one worker's question to all others, and send it their answers."""

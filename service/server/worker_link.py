@@ -27,6 +27,7 @@ class WorkerLink(WorkerGroup):
     reports_second_signal = True
 
     def __init__(self, messages: socket.socket, connections: socket.socket) -> None:
+        super().__init__()
         self._messages = messages
         self._connections = connections
         self._server: Server

@@ -30,8 +30,15 @@ from service.engine.engine import Engine, Loaded
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
-    "logging_as_before"
+    "logging_as_before", "one_worker"
 )  # `start` sets up the log of its process, which here is pytest's
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services that are started here have one process, whatever the machine; test_supervisor.py has others."""
+    monkeypatch.setenv("GAN_WORKERS", "1")
+
 
 # ------------------------------------------------------------------------------------------- drain, in a thread of ours
 
