@@ -40,7 +40,7 @@ def networks(listed: str | None) -> list[ipaddress.IPv4Network | ipaddress.IPv6N
     Raises:
         ValueError: One is neither.
     """
-    return [ipaddress.ip_network(one.strip()) for one in (listed or "").split(",") if listed is not None]
+    return [] if listed is None else [ipaddress.ip_network(one.strip()) for one in listed.split(",")]
 
 
 def _networks_listed(listed: str | None) -> str | None:
