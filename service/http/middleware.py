@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
 from service.http.auth import Keys, KeyScope
+from service.http.client_address import TrustedProxies
 from service.http.memory_budget import MemoryBudget
 from service.http.problems import problem_reply
 from service.http.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, RequestContext
@@ -86,13 +87,22 @@ class Observe:
         routes: Finds the request's route.
         is_draining: Whether the process is about to end. If so, every reply closes its connection, so that the client
             sends its next request over a new one, which a load balancer leads to another process.
+        proxies: Those that are believed who their clients are.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: RouteTable, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        routes: RouteTable,
+        is_draining: Callable[[], bool],
+        proxies: TrustedProxies,
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
         self.is_draining = is_draining
+        self.proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and measure it."""
@@ -128,6 +138,10 @@ class Observe:
         }
         if context.bundle is not None:
             line["bundle"], line["count"] = context.bundle, context.count
+        if context.scope.get("client"):
+            line["client"] = self.proxies.client(context.scope["client"][0], context.all_of_header(b"x-forwarded-for"))
+        if context.key is not None:
+            line["key"] = context.key
         line["request_id"] = context.id
         log.log(level, "request", extra={"fields": line})
 
@@ -177,6 +191,8 @@ class Problems:
             log.error("the engine failed", exc_info=error)
         if error.rejection and context.route not in QUIET_ROUTES:  # a failing probe is no rejection
             self.metrics.rejected.labels(context.route, error.rejection).inc()
+            if context.key is not None:
+                self.metrics.of_key(context.key).rejected.inc()
         return problem_reply(error, context.id, context.scope["path"])
 
 
@@ -200,9 +216,16 @@ class Authentication:
             context: RequestContext = scope[KEY]
             found = context.found
             if found is not None and scope["method"] in found.methods:  # others get 404 or 405 without a key
-                needed = self.scopes.get(found.template, KeyScope.USE)
-                self.keys.check(context.header(b"authorization"), context.header(b"x-api-key"), needed)
+                self._check(context, self.scopes.get(found.template, KeyScope.USE))
         return self.app(scope, receive, send)
+
+    def _check(self, context: RequestContext, needed: KeyScope) -> None:
+        if self.keys.need_none(needed):
+            return
+        key = self.keys.find(context.header(b"authorization"), context.header(b"x-api-key"))
+        if key is not None:
+            context.key = key.name
+        self.keys.check(key, needed)
 
 
 class Admission:
