@@ -1,7 +1,7 @@
 # What a person runs is what CI runs. Two environments in one: `make serve` installs what serving needs, the rest adds
-# the training and test extras. With another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13. TORCH_INDEX chooses
-# where torch comes from; unset is the default index, whose Linux build brings CUDA (gigabytes). The small build:
-# make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# the training and test extras. With another Python: make test-fast PYTHON=python3.13 VENV=.venv-3.13. TORCH_INDEX is
+# the index that torch comes from. Unset, deploy/torch_index.py chooses: where no NVIDIA driver is found PyTorch's index
+# of builds without CUDA, else the default index, whose Linux build brings CUDA (gigabytes).
 PYTHON ?= python3
 TORCH_INDEX ?=
 VENV ?= .venv
@@ -60,7 +60,8 @@ $(VENV)/created:
 	touch $@
 
 $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
-	$(if $(TORCH_INDEX),$(PIP) --no-deps --index-url $(TORCH_INDEX) torch)
+	@index=$$($(PYTHON) deploy/torch_index.py "$(VENV)" "$(TORCH_INDEX)") && \
+		if [ -n "$$index" ]; then $(PIP) --no-deps --index-url "$$index" torch; fi
 	$(PIP) --editable .
 	touch $@
 

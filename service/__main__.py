@@ -23,8 +23,9 @@ from typing import NoReturn
 from service.http.auth import Keys, read_keys
 from service.logs import set_up_logs
 from service.server import process_memory as memory
-from service.server.listener import HostError, listen, url
+from service.server.listener import HostError, in_words, listen
 from service.server.supervisor import Supervisor
+from service.server.worker_count import Machine, choose_workers, weights_bytes
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
 from service.worker_group import WorkerGroup
 
@@ -68,9 +69,15 @@ def start(arguments: Sequence[str]) -> int:
     except OSError as error:
         reason = os.strerror(error.errno or 0)
         return _print_error(f"cannot listen on {settings.host} port {settings.port}: {reason}", FAILED)
-    if settings.workers > 1:
-        return asyncio.run(Supervisor(listener, url(listener), arguments, settings.workers).run())
-    return serve(settings, keys, [listener], WorkerGroup())
+    workers = settings.worker_count
+    size: dict[str, object] = {"workers": workers}
+    if settings.workers == "auto":
+        workers, why = choose_workers(settings, Machine.here(settings.device), weights_bytes(settings.bundles))
+        size = {"workers": workers, "because": why}
+        arguments = [*arguments, flag("workers"), str(workers)]
+    if workers > 1:
+        return asyncio.run(Supervisor(listener, in_words(listener), arguments, workers, size).run())
+    return serve(settings, keys, [listener], WorkerGroup(size))
 
 
 def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
@@ -103,7 +110,8 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker
         for listener in listeners:
             listener.close()
         field = "precision" if isinstance(error, NoSuchPrecision) else "device"
-        return _print_error(f"{variable(field)} (or {flag(field)}): {error}", BAD_SETTING)
+        reason = f"{variable(field)} (or {flag(field)}): {error}"
+        return BAD_SETTING if worker_group.cannot_start(reason) else _print_error(reason, BAD_SETTING)
     return run(app, settings, listeners, worker_group)
 
 

@@ -23,6 +23,8 @@ from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.auth import Keys, KeyScope, read_keys
 from service.http.bundles import bundle_routes
+from service.http.client_address import TrustedProxies
+from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -32,13 +34,13 @@ from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
 MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
-    **dict.fromkeys(("/livez", "/readyz", "/startupz", "/metrics"), KeyScope.NONE),
+    **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
     **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
@@ -93,8 +95,8 @@ def _raise(_: Request, error: Exception) -> NoReturn:
 def create_app(settings: Settings, keys: Keys | None = None, worker_group: WorkerGroup | None = None) -> FastAPI:
     """Build the application. Its lifespan loads the bundles, while probes are already answered.
 
-    `app.state.manager` is the model manager. `app.state.starting`, once the lifespan has begun, is the task that loads
-    the bundles. If it raises BundleError, the service stays not ready.
+    `app.state.manager` is the model manager, `app.state.keys` the keys that are in force. `app.state.starting`, once
+    the lifespan has begun, is the task that loads the bundles. If it raises BundleError, the service stays not ready.
 
     Args:
         settings: All settings.
@@ -113,6 +115,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         title="gan-service",
         summary="Images of generative adversarial nets: reproducible, batched, observable.",
         version=__version__,
+        servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=partial(_lifespan, context=context),
         redirect_slashes=False,
         # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
@@ -122,7 +125,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
     )
     for router in routers:
         app.include_router(router)
-    app.state.manager = context.manager
+    app.state.manager, app.state.keys = context.manager, keys
     return app
 
 
@@ -130,7 +133,7 @@ def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None) -> 
     """Create the parts that routes work with. Threads and processes start when they are first needed."""
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
-    processors = max(1, cpu_limit() // settings.workers)
+    processors = max(1, cpu_limit() // settings.worker_count)
     return RouteContext(
         settings=settings,
         manager=ModelManager(settings, metrics, worker_group=worker_group),
@@ -179,15 +182,20 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         max_reply_bytes=settings.max_output_pixels,
     )
     app = Authentication(app, keys, SCOPES)
+    if settings.cors_origins:
+        app = Preflights(app)
     app = Problems(app, context.metrics, lambda: manager.is_draining)
-    return Observe(app, context.metrics, RouteTable(routes), lambda: manager.is_draining)
+    if settings.cors_origins:
+        app = CrossOrigin(app, settings.cors_origins.split(","))
+    table, proxies = RouteTable(routes, settings.root_path), TrustedProxies(networks(settings.trusted_proxies))
+    return Observe(app, context.metrics, table, lambda: manager.is_draining, proxies)
 
 
 @asynccontextmanager
 async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
     """Load the bundles in the background; at the end, stop everything."""
     starting = app.state.starting = asyncio.create_task(context.manager.start(), name="start")
-    starting.add_done_callback(_report_start)
+    starting.add_done_callback(partial(_report_start, context.manager.worker_group))
     try:
         yield
     finally:
@@ -198,12 +206,13 @@ async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
         context.decoders.close()
 
 
-def _report_start(starting: "asyncio.Task[None]") -> None:
+def _report_start(worker_group: WorkerGroup, starting: "asyncio.Task[None]") -> None:
     """Log why start-up failed; in one line if the operator can fix it."""
     if starting.cancelled():
         return
     error = starting.exception()
     if isinstance(error, BundleError):
-        log.error("cannot start: %s", error, exc_info=error.__cause__)  # unexpected errors have a cause
+        if error.__cause__ is not None or not worker_group.cannot_start(str(error)):  # unexpected errors have a cause
+            log.error("cannot start: %s", error, exc_info=error.__cause__)
     elif error is not None:
         log.error("cannot start", exc_info=error)

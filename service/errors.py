@@ -5,8 +5,21 @@ under the request id that the client gets.
 """
 
 # ruff: noqa: N818 - the module and `raise` say that these are errors, so their names need no suffix
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
+
+
+def duration(seconds: float) -> str:
+    """A duration as a client writes it: 250 ms, 1.5 s."""
+    return f"{1000 * seconds:g} ms" if seconds < 1 else f"{seconds:g} s"
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that it is most like; empty if none is."""
+    by_lower = {one.lower(): one for one in known}
+    near = difflib.get_close_matches(name[:100].lower(), by_lower, n=1, cutoff=0.75)
+    return f"; did you mean {by_lower[near[0]]}?" if near else ""
 
 
 class ServiceError(Exception):
@@ -253,8 +266,9 @@ class DeadlinePassed(ServiceError):
     title = "The deadline passed"
     rejection = "deadline"
 
-    def __init__(self, deadline_s: float) -> None:
-        super().__init__(f"The deadline of {deadline_s:.3g} s passed before the answer was there.")
+    def __init__(self, deadline_s: float | None = None) -> None:
+        named = "" if deadline_s is None else f" of {duration(deadline_s)}"
+        super().__init__(f"The deadline{named} passed before the answer was there.")
 
 
 class Internal(ServiceError):

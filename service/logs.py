@@ -33,6 +33,7 @@ class RequestMetadata:
     arrived_s: float  # time.monotonic()
     bundle: str | None = None
     count: int | None = None
+    key: str | None = None  # name of the client's key, where one is needed
 
 
 _to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
@@ -63,6 +64,12 @@ def current_route() -> str:
     """Route template of the request that this task works for, as a metric's label."""
     request = _current.get()
     return request.route if request else "unmatched"
+
+
+def current_key() -> str | None:
+    """Name of the key of the request that this task works for, if any."""
+    request = _current.get()
+    return request.key if request else None
 
 
 class _Formatter(logging.Formatter):

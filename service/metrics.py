@@ -7,6 +7,7 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -112,7 +113,9 @@ class Metrics:
         self.declarations: list[Declaration] = []
         self._routes: dict[str, RouteSeries] = {}
         self._work: dict[tuple[str, str], WorkSeries] = {}
+        self._keys: dict[str, KeySeries] = {}
         self._declare_requests()
+        self._declare_keys()
         self._declare_queue()
         self._declare_batches()
         self._declare_engine()
@@ -142,6 +145,14 @@ class Metrics:
         # How much work do departing clients leave behind? The batcher counts, with logs.current_route().
         self.cancelled = self._counter(
             "gan_cancelled_total", "Requests whose client left, by phase: queued, running.", ["route", "phase"]
+        )
+
+    def _declare_keys(self) -> None:
+        # Who asks for how much? By the name of the client's key, where keys are needed.
+        self.key_images = self._counter("gan_key_images_total", "Images that a key's requests had computed.", ["key"])
+        self.key_rejected = self._counter("gan_key_rejected_total", "A key's requests that were refused.", ["key"])
+        self.key_images_in_flight = self._gauge(
+            "gan_key_images_in_flight", "Images of a key's requests that wait or are being computed.", ["key"]
         )
 
     def _declare_queue(self) -> None:
@@ -192,6 +203,10 @@ class Metrics:
             "gan_engine_last_progress_timestamp_seconds",
             "Unix time at which the engine last finished a batch.",
             ["device"],
+        )
+        # At what share of its capacity does it work? The sum of gan_compute_seconds over this.
+        self.engine_threads = self._gauge(
+            "gan_engine_threads", "Threads that run batches: so many can be computed at once.", ["device"]
         )
         self.ready = self._gauge("gan_ready", "1 when /readyz says yes, else 0.")
         self.device_memory = self._gauge(
@@ -249,6 +264,33 @@ class Metrics:
         if series is None:
             series = self._work[bundle, operation] = WorkSeries(self, bundle, operation)
         return series
+
+    def of_key(self, name: str) -> "KeySeries":
+        """The series of one key, by its name."""
+        series = self._keys.get(name)
+        if series is None:
+            series = self._keys[name] = KeySeries(self, name)
+        return series
+
+
+class KeySeries:
+    """The series of one client's key."""
+
+    def __init__(self, metrics: Metrics, name: str) -> None:
+        self._in_flight = 0
+        metrics.key_images_in_flight.labels(name).set_function(lambda: self._in_flight)
+        self._images = metrics.key_images.labels(name)
+        self.rejected = metrics.key_rejected.labels(name)
+
+    @contextmanager
+    def computing(self, images: int) -> Iterator[None]:
+        """So many images are in flight inside the block; they count as computed if it ends without an error."""
+        self._in_flight += images
+        try:
+            yield
+            self._images.inc(images)
+        finally:
+            self._in_flight -= images
 
 
 class WorkSeries:

@@ -1,21 +1,26 @@
 """The settings: environment variables GAN_…, each also a flag of `python -m service`."""
 
-import difflib
+import ipaddress
 import re
 import socket
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from service.errors import did_you_mean
 
 PREFIX = "GAN_"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
 # GAN_DATA_DIR belongs to `python -m models`; Kubernetes sets the others for a Service called gan-service.
 _NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
+_OWN_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
+MAX_WORKERS = 64
 _KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
 
 
@@ -32,8 +37,43 @@ def _number(value: object) -> object:
     return int(match[1]) * _UNITS[match[2]]
 
 
+def _origins(text: str) -> str:
+    """Check origins and write them as browsers do: in lower case and without the scheme's own port."""
+    origins = [_OWN_PORT.sub(r"\1\2", origin.strip().lower()) for origin in text.split(",")]
+    if not all(_ORIGIN.fullmatch(origin) for origin in origins):
+        raise ValueError("write origins such as https://example.com:8443, without a path and separated by commas, or *")
+    return ",".join(origins)
+
+
+def networks(listed: str | None) -> list[ipaddress.IPv4Network | ipaddress.IPv6Network]:
+    """Parse addresses and networks, separated by commas, such as 10.0.0.0/8,::1; None holds none.
+
+    Raises:
+        ValueError: One is neither.
+    """
+    return [] if listed is None else [ipaddress.ip_network(one.strip()) for one in listed.split(",")]
+
+
+def _networks_listed(listed: str | None) -> str | None:
+    networks(listed)
+    return listed
+
+
+def _worker_count(value: object) -> object:
+    if value == "auto" or (re.fullmatch("[0-9]+", str(value)) and 1 <= int(str(value)[:9]) <= MAX_WORKERS):
+        return value
+    raise ValueError(f"write auto, or a whole number from 1 to {MAX_WORKERS}")
+
+
 _Count = Annotated[int, BeforeValidator(_number), Field(ge=1)]
 _Seconds = Annotated[float, Field(allow_inf_nan=False)]
+
+
+def _prefix(value: str) -> str:
+    """A prefix of paths, without the slash at its end."""
+    if not re.fullmatch(r"(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)*/?", value):
+        raise ValueError("write a path such as /gan or /apps/gan, of letters, digits and ._~-")
+    return value.rstrip("/")
 
 
 class Settings(BaseSettings):
@@ -63,8 +103,9 @@ class Settings(BaseSettings):
     cuda_graphs: bool = Field(
         default=False, description="On GPUs: run each batch as one CUDA graph, captured in warm-up."
     )
-    workers: _Count = Field(
-        1, le=64, description="Worker processes, each with its share of the processors and of the queue."
+    workers: Annotated[int | Literal["auto"], BeforeValidator(_worker_count)] = Field(
+        "auto",
+        description="Worker processes, each with its share of the processors and of the queue; auto: as many as pay.",
     )
     max_count: _Count = Field(4096, description="Most images in one request; over it 422.")
     max_queued_images: _Count = Field(16384, description="Most images that wait per device; over it 429.")
@@ -91,14 +132,28 @@ class Settings(BaseSettings):
     drain_timeout_s: _Seconds = Field(
         25, ge=0, description="Seconds that accepted requests get to finish, at shutdown."
     )
+    root_path: Annotated[str, AfterValidator(_prefix)] | None = Field(
+        None, max_length=200, description="Prefix of our addresses at the proxy in front, such as /gan; unset: none."
+    )
     api_keys: SecretStr | None = Field(
         None, description="Keys of clients, separated by commas; unset: no key is needed."
     )
-    api_keys_file: Path | None = Field(None, description="File with a client's key on each line; # starts a comment.")
+    api_keys_file: Path | None = Field(
+        None, description="File with a client's key on each line, a name before it or not; # starts a comment."
+    )
     admin_keys: SecretStr | None = Field(
         None, description="Keys that also allow loading and unloading bundles, separated by commas; unset: nobody may."
     )
     admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
+    cors_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
+        None,
+        description="Origins whose pages may call the service from a browser, separated by commas, such as "
+        "https://example.com; * for all.",
+    )
+    trusted_proxies: Annotated[str | None, AfterValidator(_networks_listed)] = Field(
+        None,
+        description="Addresses and networks, separated by commas, whose X-Forwarded-For names the client in the log.",
+    )
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
@@ -111,18 +166,23 @@ class Settings(BaseSettings):
                 f"GAN_DEADLINE_S ({self.deadline_s:g}) is over GAN_MAX_DEADLINE_S ({self.max_deadline_s:g})"
             )
         if self.max_count > self.own_queued_images:  # such a request would get 429 every time
-            share = f" / GAN_WORKERS ({self.workers})" if self.workers > 1 else ""
+            share = f" / GAN_WORKERS ({self.workers})" if self.worker_count > 1 else ""
             raise ValueError(
                 f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images}){share}"
             )
-        if self.workers > 1 and not hasattr(socket, "send_fds"):
+        if self.worker_count > 1 and not hasattr(socket, "send_fds"):
             raise ValueError("GAN_WORKERS can't be more than 1 on this system: it passes no connections to processes")
         return self
 
     @property
+    def worker_count(self) -> int:
+        """The number of workers; 1 where it is still to be chosen, as for an application that is built by itself."""
+        return 1 if self.workers == "auto" else self.workers
+
+    @property
     def own_queued_images(self) -> int:
         """Most images that wait in one worker: its share of the queue."""
-        return self.max_queued_images // self.workers
+        return self.max_queued_images // self.worker_count
 
 
 def read_settings(flags: Mapping[str, str]) -> Settings:
@@ -169,6 +229,5 @@ def check_names(names: Iterable[str]) -> list[str]:
             continue
         if name.startswith(_KEYS):
             raise SettingsError(f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS and …_FILE")
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.75)
-        warnings.append(f"{name} is not a setting and is ignored" + (f"; did you mean {near[0]}?" if near else ""))
+        warnings.append(f"{name} is not a setting and is ignored{did_you_mean(name, known)}")
     return warnings

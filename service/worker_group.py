@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Awaitable, Callable, Mapping
+from types import MappingProxyType
 from typing import Any, Protocol
 
 PROBES = ("started", "ready", "live")
@@ -33,12 +34,18 @@ class Server(Protocol):
 class WorkerGroup:
     """All workers of a service but this one. This class is for a service of one process: there are none.
 
+    Args:
+        size: How many workers there are and why, as fields of the log's line at the start.
+
     Attributes:
         reports_second_signal: Whether the group reports a second signal to stop, through `Server.stop_at_once`. The
             process then ignores a second signal of its own, which may be the first one delivered twice.
     """
 
     reports_second_signal = False
+
+    def __init__(self, size: Mapping[str, object] = MappingProxyType({"workers": 1})) -> None:
+        self.size = size
 
     async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:  # noqa: ARG002 - for those that have others
         """Every other worker's answer to a question.
@@ -47,6 +54,13 @@ class WorkerGroup:
             NotReady: One of them gave none in time.
         """
         return []
+
+    def has_started(self, serves: Mapping[str, object]) -> None:
+        """Tell that this worker serves: fields for the log's line, which is written once all workers do."""
+
+    def cannot_start(self, reason: str) -> bool:  # noqa: ARG002 - for those that have others
+        """Tell why this worker can't start. False if nobody says it for all workers, so that the caller has to."""
+        return False
 
     def answer(self, handlers: Mapping[str, Handler]) -> None:
         """Answer the others' questions with what these return: handlers by question, called with its details."""

@@ -139,6 +139,12 @@ def write_tiny(
 
 
 @pytest.fixture(scope="session")
+def make_tiny() -> Callable[..., Bundle]:
+    """For tests that need a bundle of their own: `write_tiny`."""
+    return write_tiny
+
+
+@pytest.fixture(scope="session")
 def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
     """Three bundles in one folder: grey; in colour and calibrated; with classes and calibrated."""
     folder = tmp_path_factory.mktemp("bundles")

@@ -4,9 +4,12 @@ import contextlib
 import io
 import json
 import re
+import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
@@ -117,6 +120,17 @@ def test_every_command_is_documented() -> None:
     assert offered == {arguments[0] for arguments in commands()}
 
 
+def test_the_page_draws_ten_thousand_images(live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The lines of api.md, run: each part is the continuation of the one before."""
+    monkeypatch.setenv("NO_PROXY", "*")
+    (lines,) = re.findall(r"```python\n(.*?)```", section("api.md", SAMPLE), flags=re.DOTALL)
+    (tmp_path / "lines.py").write_text(lines.replace("http://localhost:8000", live.url))
+    images = runpy.run_path(str(tmp_path / "lines.py"))["images"]
+    assert images.shape == (10_000, 8, 8, 1)
+    across = httpx.get(f"{live.url}/sample?seed=7&first_index=4090&count=20&format=npy").content
+    np.testing.assert_array_equal(images[4090:4110], np.load(io.BytesIO(across)))
+
+
 def number(text: str) -> float:
     return float(text.replace("−", "-").replace(",", ""))
 
@@ -155,6 +169,17 @@ def test_the_parzen_table_has_the_numbers_of_the_manifest() -> None:
         ]
         for name, row in manifest["evaluation"]["parzen"].items()
     }
+
+
+def test_the_table_of_verdicts_has_the_numbers_of_the_manifests() -> None:
+    """The AUC as it is recorded, and the ends of each range in the bins that 5 and 95 % of the verdicts reach."""
+    for name, auc, *ranges in rows(section("scores.md", "What D's verdicts are worth"))[1:]:
+        manifest = json.loads((ROOT / "bundles" / name.strip("`") / "manifest.json").read_text())
+        assert number(auc) == round(manifest["calibration"]["auc"], 2)
+        for kind, text in zip(("real", "generated"), ranges, strict=True):
+            counts = np.array(manifest["evaluation"]["verdicts"][kind])
+            bins = np.searchsorted(counts.cumsum() / counts.sum(), (0.05, 0.95))
+            assert [int(len(counts) * number(end)) for end in text.split(" … ")] == bins.tolist()
 
 
 def test_the_ways_on_the_page_are_those_of_the_bundle(tmp_path: Path) -> None:

@@ -62,6 +62,20 @@ def test_the_five_requests_give_what_the_readme_says(embedded: Any, tmp_path: Pa
     assert result.get("converted") is not True
 
 
+def test_a_digit_in_black_on_white_is_named_and_its_inverse_is_not(embedded: Any) -> None:
+    """What the README says of hints, with a real digit."""
+    digit = np.load(SAMPLE)["images"][:1].reshape(1, 28, 28)
+    both = np.concatenate([255 - digit, digit])
+    file = io.BytesIO()
+    np.save(file, both)
+    headers = {"Content-Type": "application/x-npy"}
+    for bundle in ("mnist", "mnist-mlp"):
+        url = f"{embedded.url}/discriminate?bundle={bundle}"
+        inverted, right = httpx.post(url, content=file.getvalue(), headers=headers).json()["results"]
+        assert "dark on light" in inverted["hint"]
+        assert "hint" not in right
+
+
 def test_the_embedded_digits_have_the_brightness_of_real_ones(embedded: Any) -> None:
     """What is shipped was trained: its mean image is the real digits', pixel by pixel, and its samples differ."""
     reply = httpx.get(f"{embedded.url}/sample?count=1000&seed=1&format=npy")

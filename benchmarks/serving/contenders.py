@@ -260,11 +260,11 @@ def _triton(uploads: Uploads) -> dict[str, Request]:
 def contenders(uploads: Uploads, bundles: Path, bundle: str) -> list[Contender]:
     """All of them: the service first, the limit last."""
     plain = _plain(uploads)
-    settings = {"GAN_HOST": HOST, "GAN_BUNDLES": str(bundles), "GAN_DEFAULT_BUNDLE": bundle}
+    settings = {"GAN_HOST": HOST, "GAN_BUNDLES": str(bundles), "GAN_DEFAULT_BUNDLE": bundle, "GAN_WORKERS": "1"}
     service = partial(Contender, requests=plain, port_variable="GAN_PORT")
     peer = partial(Contender, requests=plain, tunings=TUNINGS)
     return [
-        service("ours", "service", variables=settings),
+        service("ours", "service", variables=settings, says="`GAN_WORKERS=1`: one process"),
         service(
             "ours, more workers",
             "service",

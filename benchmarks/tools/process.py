@@ -44,7 +44,8 @@ class Service:
     Args:
         module: What `python -m` runs: the service, or a program of this folder that is the service and a little more.
         arguments: For that program.
-        settings: By field name, as in `Settings`; GAN_ variables of this process don't reach it.
+        settings: By field name, as in `Settings`; GAN_ variables of this process don't reach it. Unless they say
+            otherwise it has one worker: memory and processor time are those of one process.
 
     Raises:
         RuntimeError: It ended, or was not ready in time; its log is in the message.
@@ -52,7 +53,7 @@ class Service:
 
     def __init__(self, module: str = "service", arguments: Sequence[str] = (), **settings: object) -> None:
         environment = {name: value for name, value in os.environ.items() if not name.startswith("GAN_")}
-        settings = {"host": "127.0.0.1", "port": 0, "log_format": "json"} | settings
+        settings = {"host": "127.0.0.1", "port": 0, "log_format": "json", "workers": 1} | settings
         environment |= {f"GAN_{name.upper()}": str(value) for name, value in settings.items()}
         self._log: IO[str] = tempfile.TemporaryFile("w+")  # noqa: SIM115 — closed by `stop`
         self._process = subprocess.Popen(  # noqa: S603 — our own modules

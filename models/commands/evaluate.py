@@ -14,10 +14,12 @@ import torch
 from models.bundle import Bundle, read_bundle, record_evaluation
 from models.commands.arguments import Subparsers, add_data, device_of, load_as_trained, require_png
 from models.data.load import Dataset
+from models.evaluation.calibration import count_verdicts
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.evaluation.parzen import parzen_table
 from models.files import replace_file
+from models.inference.drawing import logits_of
 from models.inference.noise import sampled_labels
 from models.inference.pixels import encode_png, to_pixels
 
@@ -37,8 +39,11 @@ def add_to(commands: Subparsers) -> None:
     evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
     evaluate.add_argument("--time-limit", type=float, metavar="S",
                           help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
-    evaluate.add_argument("--neighbours", type=Path, metavar="PNG",
-                          help="write a picture of samples beside their nearest training images")  # fmt: skip
+    more_or_less = evaluate.add_mutually_exclusive_group()
+    more_or_less.add_argument("--neighbours", type=Path, metavar="PNG",
+                              help="write a picture of samples beside their nearest training images")  # fmt: skip
+    more_or_less.add_argument("--verdicts-only", action="store_true",
+                              help="count D's verdicts alone, in seconds; scores recorded before stay")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -51,7 +56,10 @@ def run(arguments: argparse.Namespace) -> int:
     device = device_of(arguments)
     bundle = read_bundle(arguments.bundle, device)
     dataset = load_as_trained(arguments, bundle)
-    scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
+    if arguments.verdicts_only:
+        verdicts, skipped = _verdicts(bundle, dataset)
+        return _conclude(arguments, bundle, verdicts, skipped)
+    scores: dict[str, Any] = {"data": _data(dataset)}
     with Status() as status:
         suite, skipped = _suite(bundle, dataset, device, status.show)
         if suite is not None:
@@ -61,14 +69,42 @@ def run(arguments: argparse.Namespace) -> int:
                 replace_file(arguments.neighbours, encode_png(suite.nearest_pictures()))
         elif arguments.neighbours is not None:
             skipped.append("neighbours: as the figures")
+        if time.monotonic() <= deadline:
+            status.show("judging images")
+            verdicts, missing = _verdicts(bundle, dataset)
+            scores |= verdicts
+            skipped += missing
+        else:
+            skipped.append("verdicts: out of time")
         scores["parzen"], late = _parzen(bundle, dataset, deadline, status.show)
     scores["skipped"] = skipped + late
-    for reason in scores["skipped"]:
+    return _conclude(arguments, bundle, scores, scores["skipped"])
+
+
+def _conclude(arguments: argparse.Namespace, bundle: Bundle, scores: dict[str, Any], skipped: list[str]) -> int:
+    """Say what is missing, record the scores where that is asked for, and print them for programs."""
+    for reason in skipped:
         print(f"not computed: {reason}")
     if arguments.record:
         record_evaluation(bundle, scores)
     print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
+
+
+def _data(dataset: Dataset) -> dict[str, str]:
+    return {"name": dataset.name, "checksum": dataset.checksum}
+
+
+def _verdicts(bundle: Bundle, dataset: Dataset) -> tuple[dict[str, Any], list[str]]:
+    """How often D says what of the test images and of as many generated ones, or why that is missing."""
+    if bundle.manifest.labels not in {None, dataset.label_names}:
+        return {}, [f"verdicts: the labels of {bundle.name} are not those of {dataset.name}"]
+    count = len(dataset.test.images)
+    asked = sampled_labels(bundle.manifest.latent, 0, 0, count)
+    real = logits_of(bundle.discriminator, dataset.test.images, None if asked is None else dataset.test.labels)
+    generated = logits_of(bundle.discriminator, bundle.draw(count), asked)
+    counts = count_verdicts(bundle.manifest.calibration, torch.from_numpy(real), torch.from_numpy(generated))
+    return {"verdicts": {"data": _data(dataset), "split": "test", **counts}}, []
 
 
 def _suite(bundle: Bundle, dataset: Dataset, device: torch.device, show: Show) -> tuple[MetricSuite | None, list[str]]:

@@ -1,4 +1,4 @@
-"""What D's logit is worth: the probability that an image is real, fitted on images that D never saw."""
+"""What D's logit is worth: the probability that an image is real, and how it is spread, on images that D never saw."""
 
 import math
 
@@ -11,6 +11,7 @@ from models.spec import Calibration
 
 Float64s = npt.NDArray[np.float64]
 
+VERDICT_BINS = 20
 _CALIBRATION_BINS = 15
 
 
@@ -44,6 +45,25 @@ def fit_calibration(logits_real: Tensor, logits_fake: Tensor, *, seed: int = 0) 
         return None
     error = _expected_calibration_error(_sigmoid(scale * held_real + offset), _sigmoid(scale * held_fake + offset))
     return Calibration(scale=scale, offset=offset, auc=auc, expected_calibration_error=error)
+
+
+def count_verdicts(calibration: Calibration | None, logits_real: Tensor, logits_fake: Tensor) -> dict[str, list[int]]:
+    """How many real and how many generated images get which probability of being real, as a manifest holds it.
+
+    Args:
+        calibration: Makes logits probabilities; without one they are σ(logit), as the service says it.
+        logits_real, logits_fake: (n,) and (m,), as for `fit_calibration`.
+
+    Returns:
+        `real` and `generated`: images in each of `VERDICT_BINS` equal bins from 0 to 1.
+
+    Raises:
+        ValueError: As `fit_calibration`.
+    """
+    scale, offset = (1.0, 0.0) if calibration is None else (calibration.scale, calibration.offset)
+    sets = {"real": logits_real, "generated": logits_fake}
+    said = {name: _sigmoid(scale * _checked_logits(logits) + offset) for name, logits in sets.items()}
+    return {name: np.histogram(of, VERDICT_BINS, (0.0, 1.0))[0].tolist() for name, of in said.items()}
 
 
 def _checked_logits(logits: Tensor) -> Float64s:

@@ -28,7 +28,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset
-from models.evaluation.calibration import fit_calibration
+from models.evaluation.calibration import count_verdicts, fit_calibration
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.evaluation.parzen import PAPER_SAMPLES, validation_log_likelihood
 from models.inference.drawing import draw_images, logits_of
@@ -36,7 +36,7 @@ from models.inference.noise import sampled_labels
 from models.inference.pixels import UInt8, grid, to_pixels
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
 from models.schedules import half_cosine
-from models.spec import AdamSpec, Calibration, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
 from models.training.losses import LOSSES, gradient_penalty
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
@@ -471,6 +471,9 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
     generator.load_state_dict(best.generator)
     discriminator.load_state_dict(best.discriminator)
     images = _drawn(generator, state.latent, len(dataset.validation.images))
+    logits = _validation_logits(discriminator, state, dataset, images)
+    calibration = fit_calibration(*logits)
+    verdicts = {"data": {"name": dataset.name, "checksum": dataset.checksum}, "split": "validation"}
     metadata = {
         "name": name,
         "created": datetime.now(UTC),
@@ -478,7 +481,7 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
         "image": state.image,
         "latent": state.latent,
         "labels": dataset.label_names if options.conditional else None,
-        "calibration": _calibrate(discriminator, state, dataset, images),
+        "calibration": calibration,
         "training": record
         | {
             "steps": state.step,
@@ -487,19 +490,21 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
             "seed": options.seed,
             "selection": {"rule": state.selection.rule if rule == "best" else "last step", "step": best.step},
         },
-        "evaluation": {f"validation_{options.selection}": best.metadata},
+        "evaluation": {
+            f"validation_{options.selection}": best.metadata,
+            "verdicts": verdicts | count_verdicts(calibration, *logits),
+        },
     }
     return write_bundle(folder, metadata, best.generator, best.discriminator, grid(images[:64], columns=8))
 
 
-def _calibrate(discriminator: Discriminator, state: State, dataset: Dataset, images: UInt8) -> Calibration | None:
-    """Fitted to what the service says of the validation images, and of as many first images of seed 0."""
+def _validation_logits(
+    discriminator: Discriminator, state: State, dataset: Dataset, images: UInt8
+) -> tuple[Tensor, Tensor]:
+    """What the service says of the validation images, and of as many first images of seed 0."""
     real, asked = dataset.validation, sampled_labels(state.latent, 0, 0, len(images))
-    logits = (
-        logits_of(discriminator, real.images, None if asked is None else real.labels),
-        logits_of(discriminator, images, asked),
-    )
-    return fit_calibration(*map(torch.from_numpy, logits))
+    of_real = logits_of(discriminator, real.images, None if asked is None else real.labels)
+    return torch.from_numpy(of_real), torch.from_numpy(logits_of(discriminator, images, asked))
 
 
 def draw(state: State, count: int) -> UInt8:

@@ -29,9 +29,13 @@ if TYPE_CHECKING:
 
 NPY = "application/x-npy"
 MULTIPART = "multipart/form-data"
-UPLOAD_TYPES = ("image/png", "image/jpeg", "image/webp", "image/bmp", MULTIPART, NPY)
+UPLOAD_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/bmp", MULTIPART, NPY)
 _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
-_DATA_URL = re.compile(r"data:[^,]{0,200};base64,", re.IGNORECASE)
+_DATA_URL = re.compile(r"[ \t\r\n]*+data:[^,]{0,200};base64,", re.IGNORECASE)
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+# Some clients name a file in this way alone (RFC 5987, 6266). The parser leaves it out, because forms should not (RFC
+# 7578, 4.2).
+_EXTENDED_FILENAME = re.compile(rb";[ \t]*filename\*", re.IGNORECASE)
 _MAX_CONTENT_TYPE = 1024
 _PIECE_BYTES = 2**14  # of a form or of base64, processed in one step
 
@@ -302,7 +306,8 @@ class _FilePartCollector:
         self._max_count = max_count
         self._header = b""
         self._value = b""
-        self._disposition: dict[bytes, bytes] = {}
+        self._name = b""
+        self._is_file = False
 
     def callbacks(self) -> "MultipartCallbacks":
         return {
@@ -316,7 +321,7 @@ class _FilePartCollector:
         }
 
     def _begin(self) -> None:
-        self._disposition = {}
+        self._name, self._is_file = b"", False
 
     def _header_name(self, data: bytes, start: int, end: int) -> None:
         self._header += data[start:end]
@@ -325,16 +330,28 @@ class _FilePartCollector:
         self._value += data[start:end]
 
     def _header_end(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            if len(self._value) > _MAX_CONTENT_TYPE:  # parsing its parameters takes as long as for Content-Type
-                raise Malformed("A part's Content-Disposition is too long.")
-            _, self._disposition = parse_options_header(self._value)
+        match self._header.lower():
+            case b"content-disposition":
+                self._read_disposition(self._value)
+            case b"content-type" if self._value.strip().lower().startswith(b"image/"):
+                self._is_file = True
         self._header = self._value = b""
 
+    def _read_disposition(self, value: bytes) -> None:
+        if len(value) > _MAX_CONTENT_TYPE:  # parsing its parameters takes as long as for Content-Type
+            raise Malformed("A part's Content-Disposition is too long.")
+        _, parameters = parse_options_header(value)
+        self._name = parameters.get(b"name", b"")
+        if b"filename" in parameters or _EXTENDED_FILENAME.search(_QUOTED.sub(b"", value)):
+            self._is_file = True
+
     def _headers_finished(self) -> None:
-        if b"filename" not in self._disposition:
-            name = self._disposition.get(b"name", b"").decode("utf-8", "replace")
-            raise Invalid(f"{name[:100]}: every part must be an image file; bundle and labels go in the query.")
+        if not self._is_file:
+            name = self._name.decode("utf-8", "replace")
+            raise Invalid(
+                f"{name[:100]}: every part must be an image file, with a filename or an image's Content-Type; "
+                "bundle and labels go in the query."
+            )
         if len(self.files) == self._max_count:
             raise Invalid(f"images: more than {self._max_count} images, the most in one request.")
         self.files.append(bytearray())

@@ -40,6 +40,7 @@ MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
 _VERSIONS = " ".join(
     [f"pillow-{pillow_version}", f"numpy-{np.__version__}", f"zlib-ng-{zlib_ng.ZLIBNG_VERSION}"]
     + [f"{name}-{features.version(name)}" for name in ("zlib", "libjpeg_turbo", "webp")]
+    + ["json-2"]  # counts the changes to what our JSON says
 )
 # A constant date, so that the same request always gives the same archive. ZIP can express none earlier.
 _NO_DATE = (1980, 1, 1, 0, 0, 0)
@@ -67,6 +68,7 @@ class SampleMetadata(NamedTuple):
     seed: int
     first_index: int
     labels: list[int] | None
+    label_names: list[str] | None = None
 
 
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
@@ -137,6 +139,7 @@ def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
             "seed": metadata.seed,
             "first_index": metadata.first_index,
             "labels": metadata.labels,
+            "label_names": metadata.label_names,
             "images": [base64.b64encode(_picture(image, "png")).decode() for image in images],
         }
     ).encode()

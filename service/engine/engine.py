@@ -14,10 +14,12 @@ import torch
 
 from models.bundle import Bundle, BundleError, read_bundle
 from models.inference.devices import find_device
+from models.inference.pixels import to_uint8
 from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision
 from service.engine.engine_thread import EngineThread
+from service.engine.hints import Hints
 from service.engine.payloads import DiscriminatePayload, SamplePayload
 from service.engine.reference import WARMUP_SEED, Reference
 from service.engine.runners import DiscriminateRunner, SampleRunner
@@ -28,11 +30,12 @@ class Loaded(Bundle):
     """A bundle on the device, warm, with a runner for each net.
 
     `fingerprint` is a hash of what G computes here for fixed latents: equal where this device and its libraries give
-    the same bits, which no list of versions could promise.
+    the same bits, which no list of versions could promise. `hints` finds uploads that can't be what was meant.
     """
 
     sample: SampleRunner
     discriminate: DiscriminateRunner
+    hints: Hints
     fingerprint: str
     warmup_s: float
 
@@ -100,6 +103,7 @@ class Engine:
             **vars(bundle),
             sample=sample,
             discriminate=discriminate,
+            hints=Hints.of(to_uint8(reference.pixels)),
             fingerprint=reference.fingerprint,
             warmup_s=warmup_s,
         )

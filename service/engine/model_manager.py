@@ -4,6 +4,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,12 +17,15 @@ from models.inference.pixels import UInt8
 from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
 from service.engine.batching.batcher import Batcher
 from service.engine.batching.policy import EAGER, SHARING
+from service.engine.batching.request_queue import Result
 from service.engine.bundle_folders import find_bundles
 from service.engine.engine import Engine, Loaded
 from service.engine.engine_thread import EngineThread
 from service.engine.health import Health
+from service.engine.hints import Hints
 from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
 from service.errors import Draining, NotReady, UnknownBundle
+from service.logs import current_key
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
@@ -67,7 +71,7 @@ class ModelManager:
         self.engine = Engine(
             settings.device,
             exact=settings.exact,
-            workers=settings.workers,
+            workers=settings.worker_count,
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
         )
@@ -103,6 +107,7 @@ class ModelManager:
         )
 
     def _set_gauges(self) -> None:
+        self.metrics.engine_threads.labels(self.engine.name).set(len(self.engine.threads))
         self.metrics.ready.set_function(lambda: float(self.health.ready() is None))
         for kind in self.engine.memory():
             gauge = self.metrics.device_memory.labels(self.engine.name, kind)
@@ -185,6 +190,8 @@ class ModelManager:
                 raise
             self._refused.pop(folder, None)
             self._count_swaps(before, self._bundles, [])
+            if self._bundles[name] is before.get(name):
+                log.info("bundle loaded already: %s@%s", name, before[name].version)
 
     async def unload(self, name: str) -> None:
         """Unload a bundle, until it is loaded again or all are reloaded.
@@ -304,6 +311,9 @@ class ModelManager:
         results += [(folder.name, "refused") for folder in refused]
         for name, result in results:
             self.metrics.bundle_swaps.labels(name, result).inc()
+            if result != "refused":  # which has its own line
+                one = (after if result == "loaded" else before)[name]
+                log.info("bundle %s: %s@%s", result, name, one.version)
 
     async def stop(self, delay_s: float = 0.0) -> None:
         """Say not ready; after the delay refuse new requests; finish what runs, up to the drain time-out; end."""
@@ -354,6 +364,10 @@ class ModelManager:
         """Equal for two replicas where the bundle's images have the same bytes on both."""
         return _warm(bundle).fingerprint
 
+    def hints(self, bundle: Bundle) -> Hints:
+        """What tells images that a client can't have meant for this bundle."""
+        return _warm(bundle).hints
+
     async def sample(
         self,
         bundle: Bundle,
@@ -376,7 +390,7 @@ class ModelManager:
         if chosen is None and frequencies is not None:
             chosen = draw_labels(frequencies, seed, first_index, count)
         payload = SamplePayload(seed, first_index, chosen, truncation)
-        result = await self.batcher.submit(_warm(bundle).sample, payload, count, deadline_s)
+        result = await self._submit(_warm(bundle).sample, payload, count, deadline_s)
         return result.rows, None if chosen is None else chosen.tolist(), Timing(result.queue_s, result.compute_s)
 
     async def discriminate(
@@ -391,9 +405,15 @@ class ModelManager:
         if bundle.manifest.labels is not None:
             chosen = np.asarray([UNKNOWN_LABEL] * len(images) if labels is None else labels, dtype=np.int64)
         payload = DiscriminatePayload(images, chosen)
-        result = await self.batcher.submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
+        result = await self._submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
         judged_as = None if chosen is None else result.rows[:, 1].astype(np.int64).tolist()
         return result.rows[:, 0], judged_as, Timing(result.queue_s, result.compute_s)
+
+    async def _submit(self, runner: ModelRunner, payload: Any, rows: int, deadline_s: float) -> Result:
+        """Rows through the batcher, which are counted for the client's key."""
+        key = current_key()
+        with nullcontext() if key is None else self.metrics.of_key(key).computing(rows):
+            return await self.batcher.submit(runner, payload, rows, deadline_s)
 
 
 def _warm(bundle: Bundle) -> Loaded:

@@ -1,5 +1,7 @@
 """POST /discriminate: decodes a client's images and returns the discriminator's output for each."""
 
+import math
+
 import numpy as np
 from fastapi import APIRouter
 from numpy.typing import NDArray
@@ -11,6 +13,7 @@ from models.inference.noise import Float32
 from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.codecs.time_slices import Steps
+from service.engine.hints import Hints
 from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
 from service.http.json_limits import json_limits
@@ -33,6 +36,7 @@ from service.http.schemas import (
 
 # The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
+_HINT_BYTES = 2**20  # of pixels, looked at in one step
 
 
 def discriminate_routes(context: RouteContext) -> APIRouter:
@@ -51,7 +55,7 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     """Read the body, decode its images, run the discriminator, and build the reply."""
     deadline = Deadline(request, context.settings)
     bundle, labels, steps = await _read_upload(context, request, deadline)
-    upload, decode_s = await context.decode(steps, deadline)
+    (upload, hints), decode_s = await context.decode(_find_hints(steps, context.manager.hints(bundle)), deadline)
     context.metrics.decode.observe(decode_s)
     request.bundle, request.count = bundle.name, len(upload)
     if len(upload) == len(upload.errors) == 1:
@@ -61,6 +65,7 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
             del upload
     classes = resolve_labels(labels, bundle.manifest.labels, len(upload))
     output, timing = await _discriminate_images(context, bundle, upload, classes, deadline)
+    output = output._replace(hints=hints)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * decode_s, 1e3 * timing.queue_s, 1e3 * timing.compute_s)
     problems = {index: problem(error, request.id) for index, error in upload.errors.items()}
@@ -74,7 +79,7 @@ async def _read_upload(
     """The bundle and labels that a request names, and the steps that will decode its images."""
     query, kind = request.scope["query_string"], request.media_type()
     if kind == JSON:
-        parse_query(Schema, query)
+        parse_query(Schema, query, body=DiscriminateRequest)
         body = await read_body(request, deadline)
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)
@@ -99,6 +104,18 @@ def _upload_limits(context: RouteContext, bundle: Bundle, deadline: Deadline) ->
     )
 
 
+def _find_hints(steps: Steps[Upload], hints: Hints) -> Steps[tuple[Upload, dict[int, str]]]:
+    """Decode, and find the hints for images that can't be what was meant, by their place among the decoded ones."""
+    upload = yield from steps
+    found: dict[int, str] = {}
+    rows = _HINT_BYTES // math.prod(upload.pixels.shape[1:]) + 1
+    for start in range(0, len(upload.pixels), rows):
+        some = hints.find(upload.pixels[start : start + rows])
+        found |= {start + place: hint for place, hint in some.items()}
+        yield None
+    return upload, found
+
+
 async def _discriminate_images(
     context: RouteContext, bundle: Bundle, upload: Upload, classes: list[int] | None, deadline: Deadline
 ) -> tuple[DiscriminatorOutput, Timing]:
@@ -108,9 +125,8 @@ async def _discriminate_images(
         return DiscriminatorOutput([], [], None, bool(calibration), []), Timing(0.0, 0.0)
     if classes is not None:
         classes = [label for index, label in enumerate(classes) if index not in upload.errors]
-    logits, predicted, timing = await context.manager.discriminate(
-        bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s()
-    )
+    judged = context.manager.discriminate(bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s())
+    logits, predicted, timing = await deadline.wait_for(judged)
     named = None
     if names and predicted and classes is None:
         named = [names[label] for label in predicted]

@@ -1,6 +1,7 @@
 """Middleware around every request: context, metrics, log line, errors as problems, keys and admission.
 
-From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`. All are pure ASGI:
+From the outside in: `Observe`, `Problems`, `Authentication`, `Admission` and `Shortcut`; around and within `Problems`
+the layers of cross_origin.py, if pages of other origins may call. All are pure ASGI:
 middleware that runs a request in another task, or puts its body into a queue, would hide a client's disconnect from the
 layers inside it.
 """
@@ -18,6 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
 from service.http.auth import Keys, KeyScope
+from service.http.client_address import TrustedProxies
 from service.http.memory_budget import MemoryBudget
 from service.http.problems import problem_reply
 from service.http.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, RequestContext
@@ -27,7 +29,7 @@ from service.metrics import METHODS, Metrics, RouteSeries
 # All bodies together may hold this many times the largest body, and all replies this many times the largest reply.
 BUDGET_FACTOR = 8
 # Machines request these all the time; their lines would fill the log.
-QUIET_ROUTES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})
+QUIET_ROUTES = frozenset({"/livez", "/readyz", "/health", "/startupz", "/metrics"})
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -35,9 +37,15 @@ log = logging.getLogger(__name__)
 
 
 class RouteTable:
-    """Finds a path's route without the router, because metrics and 405 replies need it for every request."""
+    """Finds a request's route without the router, because metrics and 405 replies need it for every request.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
+    Args:
+        routes: All of them.
+        root_path: The prefix that a proxy may leave before the path. By default ASGI's root_path.
+    """
+
+    def __init__(self, routes: Iterable[Route], root_path: str | None = None) -> None:
+        self._root_path = root_path
         methods: dict[str, set[str]] = {}
         patterns: dict[str, re.Pattern[str]] = {}
         for route in routes:
@@ -52,8 +60,19 @@ class RouteTable:
             else:
                 self._exact[path] = found
 
-    def find(self, path: str) -> FoundRoute | None:
-        """The route of a path, whatever the method; None if there is none."""
+    def find(self, scope: Scope) -> FoundRoute | None:
+        """The route of a request, whatever the method; None if there is none.
+
+        Where its path has none and begins with the prefix, all layers get the path without it.
+        """
+        found = self._of_path(scope["path"])
+        prefix = self._root_path or scope.get("root_path", "")
+        if found is None and prefix and f"{scope['path']}/".startswith(f"{prefix}/"):
+            scope["path"] = scope["path"].removeprefix(prefix) or "/"
+            found = self._of_path(scope["path"])
+        return found
+
+    def _of_path(self, path: str) -> FoundRoute | None:
         if (found := self._exact.get(path)) is not None:
             return found
         return next((found for pattern, found in self._patterns if pattern.match(path)), None)
@@ -68,13 +87,22 @@ class Observe:
         routes: Finds the request's route.
         is_draining: Whether the process is about to end. If so, every reply closes its connection, so that the client
             sends its next request over a new one, which a load balancer leads to another process.
+        proxies: Those that are believed who their clients are.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, routes: RouteTable, is_draining: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        routes: RouteTable,
+        is_draining: Callable[[], bool],
+        proxies: TrustedProxies,
+    ) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
         self.is_draining = is_draining
+        self.proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and measure it."""
@@ -82,7 +110,7 @@ class Observe:
             await self.app(scope, receive, send)
             return
         context: RequestContext = scope.get(KEY) or AsgiRequest(scope, receive, send)
-        context.found = self.routes.find(scope["path"])
+        context.found = self.routes.find(scope)
         context.method = scope["method"] if scope["method"] in METHODS else "other"
         context.route = context.found.template if context.found else UNMATCHED
         context.arrived_s = time.monotonic()
@@ -110,6 +138,10 @@ class Observe:
         }
         if context.bundle is not None:
             line["bundle"], line["count"] = context.bundle, context.count
+        if context.scope.get("client"):
+            line["client"] = self.proxies.client(context.scope["client"][0], context.all_of_header(b"x-forwarded-for"))
+        if context.key is not None:
+            line["key"] = context.key
         line["request_id"] = context.id
         log.log(level, "request", extra={"fields": line})
 
@@ -159,6 +191,8 @@ class Problems:
             log.error("the engine failed", exc_info=error)
         if error.rejection and context.route not in QUIET_ROUTES:  # a failing probe is no rejection
             self.metrics.rejected.labels(context.route, error.rejection).inc()
+            if context.key is not None:
+                self.metrics.of_key(context.key).rejected.inc()
         return problem_reply(error, context.id, context.scope["path"])
 
 
@@ -182,9 +216,16 @@ class Authentication:
             context: RequestContext = scope[KEY]
             found = context.found
             if found is not None and scope["method"] in found.methods:  # others get 404 or 405 without a key
-                needed = self.scopes.get(found.template, KeyScope.USE)
-                self.keys.check(context.header(b"authorization"), context.header(b"x-api-key"), needed)
+                self._check(context, self.scopes.get(found.template, KeyScope.USE))
         return self.app(scope, receive, send)
+
+    def _check(self, context: RequestContext, needed: KeyScope) -> None:
+        if self.keys.need_none(needed):
+            return
+        key = self.keys.find(context.header(b"authorization"), context.header(b"x-api-key"))
+        if key is not None:
+            context.key = key.name
+        self.keys.check(key, needed)
 
 
 class Admission:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastapi import APIRouter, FastAPI
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 
 from service.errors import NotFound
 
@@ -35,7 +35,10 @@ def page_routes() -> APIRouter:
         return Response(files[name], headers=_HEADERS, media_type=_TYPES[Path(name).suffix])
 
     @router.get("/")
-    async def home(_: Request) -> Response:
+    async def home(request: Request) -> Response:
+        sent = (request.scope.get("raw_path") or b"/").decode("ascii", "replace")
+        if not sent.endswith("/"):  # a prefix alone, as GAN_ROOT_PATH says: links on the page would miss it
+            return RedirectResponse(sent.rpartition("/")[2] + "/", headers=_HEADERS)
         return page("index.html")
 
     @router.get("/docs")

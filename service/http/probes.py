@@ -18,7 +18,7 @@ _YES = b'{"status":"ok"}'
 
 
 def probe_routes(manager: ModelManager) -> APIRouter:
-    """GET /livez, /readyz and /startupz: 200 for yes, or 503 with the reason."""
+    """GET /livez, /readyz (also as /health) and /startupz: 200 for yes, or 503 with the reason."""
     router = APIRouter()
 
     @router.get("/livez", **PROBE)
@@ -26,6 +26,7 @@ def probe_routes(manager: ModelManager) -> APIRouter:
         """Whether this process works; if not, it has to be replaced."""
         return _reply(manager, manager.health.live())
 
+    @router.get("/health", **PROBE)
     @router.get("/readyz", **PROBE)
     async def readyz(_: Request) -> Response:
         """Whether requests should be sent here now."""

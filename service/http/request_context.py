@@ -9,7 +9,7 @@ import asyncio
 import re
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
@@ -45,6 +45,7 @@ class RequestContext(RequestMetadata, ABC):
         bytes_in, bytes_out: Of the request's body and the reply's body so far.
         found: The route of its path; None if there is none.
         should_close: Called when the reply starts; True closes the connection after the reply.
+        more_headers: Of the reply, whatever it will be.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -55,6 +56,7 @@ class RequestContext(RequestMetadata, ABC):
         self.bytes_in = self.bytes_out = 0
         self.found: FoundRoute | None = None
         self.should_close: Callable[[], bool] = bool
+        self.more_headers: Sequence[Header] = ()
         self._is_head = scope["method"] == "HEAD"
         self._expects_body = scope["method"] not in {"GET", "HEAD"}
         self._budgets: tuple[MemoryBudget, MemoryBudget] | None = None  # for bodies, for replies
@@ -239,7 +241,7 @@ class RequestContext(RequestMetadata, ABC):
         self._reply_bytes += more
 
     def _complete(self, headers: Iterable[Header]) -> list[Header]:
-        complete = [*headers]
+        complete = [*headers, *self.more_headers]
         names = {name for name, _ in complete}
         complete += [(b"x-request-id", self.id.encode("latin-1")), (b"x-content-type-options", b"nosniff")]
         if b"cache-control" not in names:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from service.codecs.decoders import Decoders
 from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices
 from service.engine.model_manager import ModelManager
-from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding
+from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding, duration
 from service.http.request_context import RequestContext
 from service.http.schemas import timeout_s
 from service.metrics import Metrics
@@ -93,6 +93,17 @@ class Deadline:
             raise DeadlinePassed(self.seconds)
         return left
 
+    async def wait_for(self, work: Awaitable[T]) -> T:
+        """Wait for the engine, which ends work at the deadline by itself.
+
+        Raises:
+            DeadlinePassed: It did. Names the deadline that the client knows, not what was left of it for the engine.
+        """
+        try:
+            return await work
+        except DeadlinePassed:
+            raise DeadlinePassed(self.seconds) from None
+
 
 async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
     """Read the whole body, whose size the context bounds.
@@ -110,4 +121,4 @@ async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
         async with asyncio.timeout(deadline.left_s()):
             return await request.read_body()
     except TimeoutError:
-        raise RequestTimeout(f"The body was not there within {deadline.seconds:.3g} s.") from None
+        raise RequestTimeout(f"The body was not there within {duration(deadline.seconds)}.") from None

@@ -22,6 +22,7 @@ from service.http.schemas import SamplePlan, SampleRequest, Schema, parse_body, 
 # Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
 # most), and what Pillow encodes. On a busy machine that takes less time than handing them to a thread.
 SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
+DOWNLOADS = frozenset({"npy", "zip"})
 # The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
@@ -39,10 +40,8 @@ def sample_routes(context: RouteContext) -> APIRouter:
     @router.post("/sample", **SAMPLE_BY_BODY)
     async def sample_by_body(request: Request) -> Response:
         """Draw images from the generator. All options are in a JSON body; an empty body asks for one image."""
-        if request.scope["query_string"]:
-            parse_query(
-                Schema, request.scope["query_string"]
-            )  # refuses any field: it belongs into the body, and would be ignored here
+        if request.scope["query_string"]:  # its fields would be ignored
+            parse_query(Schema, request.scope["query_string"], body=SampleRequest)
         return await _post(context, context_of(request))
 
     return router
@@ -100,6 +99,15 @@ def _names(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
     }
 
 
+def _file_name(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
+    """The name under which browsers keep formats that they can't show. All its characters are safe in any folder."""
+    if plan.render.format not in DOWNLOADS:
+        return {}
+    images = f"{plan.first_index}-{plan.first_index + plan.count - 1}"
+    name = f"{bundle.name}-seed-{plan.seed}-images-{images}.{plan.render.format}"
+    return {b"content-disposition": f'attachment; filename="{name}"'.encode()}
+
+
 def _caching(context: RouteContext, asked: SampleRequest, plan: SamplePlan, bundle: Bundle) -> Caching:
     kind = context.manager.fingerprint(bundle)
     return caching(asked, plan, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
@@ -115,7 +123,7 @@ async def _draw(
 ) -> Response:
     """Compute the images, encode them and build the reply."""
     request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
-    images, labels, timing = await context.manager.sample(
+    drawn = context.manager.sample(
         bundle,
         seed=plan.seed,
         first_index=plan.first_index,
@@ -124,11 +132,14 @@ async def _draw(
         truncation=plan.truncation,
         deadline_s=deadline.left_s(),
     )
-    metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels)
+    images, labels, timing = await deadline.wait_for(drawn)
+    names = bundle.manifest.labels
+    label_names = [names[label] for label in labels] if names and labels else None
+    metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels, label_names)
     content, encode_s = await _encode(context, images, plan.render, metadata, deadline)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
-    headers = _names(bundle, plan) | headers | {b"server-timing": took}
+    headers = _names(bundle, plan) | _file_name(bundle, plan) | headers | {b"server-timing": took}
     return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
 
 

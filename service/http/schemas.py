@@ -10,6 +10,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
 
@@ -20,19 +21,22 @@ from pydantic import (
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
+    InstanceOf,
     JsonValue,
     RootModel,
+    TypeAdapter,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
-from pydantic_core import CoreSchema, to_json
+from pydantic.json_schema import SkipJsonSchema
+from pydantic_core import CoreSchema, ErrorDetails, to_json
 
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
-from service.codecs.time_slices import Steps
-from service.errors import Invalid, Malformed, NotAcceptable
+from service.codecs.time_slices import Steps, run_steps
+from service.errors import Invalid, Malformed, NotAcceptable, did_you_mean
 from service.http.json_limits import JsonLimits, check_json
 from service.http.problems import Problem
 from service.settings import Settings
@@ -40,6 +44,10 @@ from service.settings import Settings
 # JavaScript's numbers are exact only up to this, and our page sends the seed back.
 SEED_LIMIT = 2**53
 MAX_QUERY_FIELDS = 32
+MAX_INDEX_DIGITS = 9
+_ALIASES = {"image/jpg": "image/jpeg"}  # in Accept
+MAX_REASONS = 8  # in one error
+_REPEATED = {"labels": "; join several by commas, as in labels=3,1"}
 
 
 def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
@@ -70,11 +78,23 @@ Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
 Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
 # "name@" is refused: it looks pinned to a version but is not.
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
-Label = Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
+
+
+@dataclass(slots=True)
+class QueryDigits:
+    """Digits among the labels of a query: an index, unless they are also the name of another class."""
+
+    text: str
+
+
+# An index or a name. In JSON the type says which; JSON never gives QueryDigits.
+Label = SkipJsonSchema[InstanceOf[QueryDigits]] | Annotated[int, Field(ge=0)] | Annotated[str, Field(min_length=1)]
 # Validation stops at a list's first mistake. Otherwise a body could make pydantic collect an error for each element.
 Labels = Annotated[
     Label | Annotated[list[Label], Field(min_length=1, fail_fast=True)] | None, WrapValidator(_explain_labels)
 ]
+_LABELS: TypeAdapter[Labels] = TypeAdapter(Labels)
+_LABELS_LIMITS = JsonLimits(values=2**16, keys=0, containers=1, depth=1)
 
 
 _NULL = {"type": "null"}
@@ -88,6 +108,8 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out_nulls(cls, given: Any) -> Any:
+        if given is None:  # a body that is null
+            return {}
         if not isinstance(given, dict):
             return given
         return {name: value for name, value in given.items() if value is not None or name not in cls.model_fields}
@@ -117,7 +139,8 @@ class SampleRequest(Schema):
     )
     labels: Labels = Field(
         None,
-        description="Class by index or name, one for all images or one per image; in a query joined by commas. "
+        description="Class by index (a number) or name (a string), one for all images or one per image. In a query "
+        'joined by commas, digits being an index, or as JSON: `["3","a,b"]`. '
         "Default: drawn from the seed at the training data's frequencies.",
     )
     truncation: Real = Field(
@@ -178,6 +201,9 @@ class SampleReply(Reply):
     labels: list[int] | None = Field(
         description="The class of each image, drawn or given; null for a bundle without classes."
     )
+    label_names: list[str] | None = Field(
+        description="The name of each image's class, as `labels` of another request takes it; null as above."
+    )
     images: list[str] = Field(description="PNG files in base64.")
 
 
@@ -198,6 +224,11 @@ class DiscriminateResult(Reply):
     converted: Literal[True] | None = Field(
         None, description="true if the image was converted from another size or colour mode to the bundle's."
     )
+    hint: str | None = Field(
+        None,
+        description="In words, why the image can't be what was meant: it is blank, or it is dark on light where the "
+        "bundle's images are light on dark, or the other way round.",
+    )
     error: Problem | None = Field(
         None, description="Why the image could not be decoded; the other fields are then left out."
     )
@@ -212,13 +243,17 @@ class DiscriminateReply(Reply):
 
 
 class DiscriminatorOutput(NamedTuple):
-    """The fields of `DiscriminateResult`, as columns over the decoded images. `labels` is None if none are shown."""
+    """The fields of `DiscriminateResult`, as columns over the decoded images.
+
+    `labels` is None if none are shown. `hints` has only those that there are, by the image's place.
+    """
 
     probabilities_real: Sequence[float]
     logits: Sequence[float]
     labels: Sequence[str] | None
     is_calibrated: bool
     converted: Sequence[bool]
+    hints: Mapping[int, str] = MappingProxyType({})
 
 
 def discriminate_reply(
@@ -243,6 +278,9 @@ def discriminate_reply(
     if any(output.converted):
         marks = [b',"converted":true' if converted else b"" for converted in output.converted]
         shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
+    hints = {hint: b',"hint":' + to_json(hint) for hint in set(output.hints.values())}
+    for place, hint in output.hints.items():
+        shown[place] += hints[hint]
     for index in sorted(problems):  # in ascending order, so that each insertion ends up at its final index
         shown.insert(index, b'"error":' + to_json(problems[index]))
     head = to_json({"bundle": bundle, "version": version})[:-1]
@@ -326,11 +364,16 @@ def parse_body(schema: type[SchemaT], body: bytes, limits: JsonLimits) -> Steps[
     try:
         return schema.model_validate_json(body or b"{}", strict=True)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, schema) from None
 
 
-def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
+def parse_query(schema: type[SchemaT], query: bytes, body: type[Schema] = Schema) -> SchemaT:
     """Parse a query string. Each field may be given once; lists are joined by commas.
+
+    Args:
+        schema: Of the query.
+        query: As it was sent.
+        body: Of the body: a field that belongs there is refused by saying so.
 
     Raises:
         Malformed: Not percent-encoded UTF-8, or more than `MAX_QUERY_FIELDS` fields.
@@ -342,33 +385,56 @@ def parse_query(schema: type[SchemaT], query: bytes) -> SchemaT:
         )
     except ValueError:
         raise Malformed(f"The query is not percent-encoded UTF-8 of at most {MAX_QUERY_FIELDS} fields.") from None
-    fields: dict[str, Any] = {}
+    known, fields = schema.model_fields, dict[str, Any]()
     for name, value in pairs:
-        if name in fields:
-            raise Invalid(f"{name[:100]}: given more than once.")
-        fields[name] = [_label(part) for part in value.split(",")] if name == "labels" else value
+        if name not in known and name in body.model_fields:
+            raise Invalid(f"{name}: belongs in the JSON body, not in the query.")
+        if name in fields and name in known:
+            raise Invalid(f"{name}: given more than once{_REPEATED.get(name, '')}.")
+        fields[name] = _query_labels(value) if name == "labels" else value
     try:
         return schema.model_validate(fields)
     except ValidationError as error:
-        raise _refusal(error) from None
+        raise _refusal(error, schema) from None
 
 
-def _label(text: str) -> Label:
-    """A label in a query, where all values are text: digits are a class index, other text is a name."""
-    return int(text) if re.fullmatch("[0-9]{1,9}", text) else text
+def _query_labels(text: str) -> Labels:
+    """Labels in a query: JSON if they begin as such, else joined by commas.
+
+    Raises:
+        Invalid: They begin as JSON but are none.
+    """
+    if not text.startswith(("[", '"')):
+        return [QueryDigits(part) if part.isascii() and part.isdecimal() else part for part in text.split(",")]
+    try:
+        run_steps(check_json(text.encode(), _LABELS_LIMITS))
+        return _LABELS.validate_json(text, strict=True)
+    except (Invalid, ValidationError):
+        raise Invalid(
+            'labels: begins as JSON but is no index, name or list of these in JSON, such as labels=[3,1], labels="a" '
+            'or labels=["3","a,b"].'
+        ) from None
 
 
-def _refusal(error: ValidationError) -> Malformed | Invalid:
-    """The error for a client: one sentence for each wrong field, up to eight."""
-    reasons: dict[str, str] = {}
+def _refusal(error: ValidationError, schema: type[Schema]) -> Malformed | Invalid:
+    """The error for a client: one sentence for each wrong field, up to `MAX_REASONS`."""
+    mistakes: dict[str, ErrorDetails] = {}
     for mistake in error.errors(include_url=False, include_context=False, include_input=False):
         if mistake["type"] == "json_invalid":
             return Malformed(f"The body is not JSON: {mistake['msg'].removeprefix('Invalid JSON: ')}.")
-        field = ".".join(str(part)[:100] for part in mistake["loc"]) or "body"
-        message = "unknown field" if mistake["type"] == "extra_forbidden" else mistake["msg"]
-        reasons.setdefault(field, message.removeprefix("Value error, "))
-    shown = [f"{field}: {reason}." for field, reason in list(reasons.items())[:8]]
-    return Invalid(" ".join(shown))
+        mistakes.setdefault(".".join(str(part)[:100] for part in mistake["loc"]) or "body", mistake)
+    shown = list(mistakes.items())[:MAX_REASONS]
+    return Invalid(" ".join(f"{field}: {_reason(mistake, schema)}" for field, mistake in shown))
+
+
+def _reason(mistake: ErrorDetails, schema: Any) -> str:
+    """What is wrong with a field of this schema, or of one within it."""
+    if mistake["type"] != "extra_forbidden":
+        return mistake["msg"].removeprefix("Value error, ") + "."
+    *outer, name = map(str, mistake["loc"])
+    for field in outer:
+        schema = schema.model_fields[field].annotation
+    return f"unknown field{did_you_mean(name, schema.model_fields) or '.'}"
 
 
 def choose_format(wanted: Format | None, accept: str | None) -> Format:
@@ -393,7 +459,7 @@ def _accept_ranges(accept: str) -> dict[str, float]:
         name, *parameters = (piece.strip() for piece in part.split(";"))
         quality = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
         if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality):
-            ranges[name] = min(float(quality), 1.0)
+            ranges[_ALIASES.get(name, name)] = min(float(quality), 1.0)
     return ranges
 
 
@@ -436,18 +502,34 @@ def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> l
     wanted = labels if isinstance(labels, list) else [labels]
     if len(wanted) not in {1, count}:
         raise Invalid(f"labels: {len(wanted)} labels for {count} images; give one for all or one per image.")
-    indices = [_index(label, names) for label in wanted]
+    places = {name: place for place, name in enumerate(names)}
+    indices = [_index(label, names, places) for label in wanted]
     return indices * count if len(indices) == 1 else indices
 
 
-def _index(label: Label, names: Sequence[str]) -> int:
-    if isinstance(label, int):
-        if 0 <= label < len(names):
-            return label
-    elif label in names:
-        return names.index(label)
+def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int:
+    if isinstance(label, QueryDigits):
+        shown = label.text
+        index = int(shown) if len(shown) <= MAX_INDEX_DIGITS else len(names)
+        if places.get(shown, index) != index:
+            raise Invalid(_ambiguous(shown, index, names))
+    else:
+        index, shown = (label, str(label)) if isinstance(label, int) else (places.get(label, len(names)), label)
+    if 0 <= index < len(names):
+        return index
     known = ", ".join(f"{index} ({name})" for index, name in list(enumerate(names))[:20])
-    raise Invalid(f"labels: {str(label)[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
+    raise Invalid(f"labels: {shown[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
+
+
+def _ambiguous(digits: str, index: int, names: Sequence[str]) -> str:
+    """Why digits in a query are refused, and how to write what was meant."""
+    by_name = f'labels=["{digits}"]'
+    if index >= len(names):
+        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name} for the name."
+    return (
+        f"labels: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another class; "
+        f"write labels=[{index}] for the index, {by_name} for the name."
+    )
 
 
 @dataclass(slots=True)
@@ -473,7 +555,11 @@ def resolve_sample(
     """
     count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
     if not 1 <= count <= settings.max_count:
-        raise Invalid(f"count: {count} images; one request may ask for 1 to {settings.max_count}.")
+        following = request.first_index + settings.max_count
+        raise Invalid(
+            f"count: {count} images; one request may ask for 1 to {settings.max_count}. "
+            f"Ask for the others with the same seed and first_index={following}."
+        )
     if request.first_index + count > SEED_LIMIT:
         raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
     asked = request.format, request.layout, request.columns, request.scale

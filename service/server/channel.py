@@ -13,6 +13,11 @@ HEARTBEAT_S = 0.5  # interval at which a worker reports its state
 Message = dict[str, Any]
 
 
+def encoded(message: Message) -> bytes:
+    """A message's line."""
+    return json.dumps(message).encode() + b"\n"
+
+
 class Channel:
     """One end of the socket."""
 
@@ -28,7 +33,7 @@ class Channel:
     def send(self, message: Message) -> None:
         """Send a message. It is dropped if the other end has closed."""
         if not self._writer.is_closing():
-            self._writer.write(json.dumps(message).encode() + b"\n")
+            self._writer.write(encoded(message))
 
     async def received(self) -> AsyncIterator[Message]:
         """Each message until the other end closes. An incomplete message of a killed sender is dropped."""

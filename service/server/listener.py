@@ -50,10 +50,13 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def url(listener: socket.socket) -> str:
-    """The listener's URL."""
+def in_words(listener: socket.socket) -> str:
+    """Where this machine reaches the listener, for the log: a URL, and that there are others where it has them all."""
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    if host not in {"0.0.0.0", "::"}:  # noqa: S104 - only compared
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    only_ipv6 = host == "::" and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
+    return f"http://{'[::1]' if only_ipv6 else '127.0.0.1'}:{port}, and on every other address of this machine"
 
 
 class Acceptor:

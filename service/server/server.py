@@ -10,20 +10,22 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Iterable
 from types import FrameType
 from typing import cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from models.bundle import BundleError
+from models.bundle import Bundle, BundleError
 from service.errors import ServiceError
+from service.http.auth import Keys, KeyScope, has_files, read_keys
 from service.server import process_memory as memory
-from service.server.listener import Acceptor, url
+from service.server.listener import Acceptor, in_words
 from service.server.protocol import HttpConnection
 from service.server.signals import sighup_reloads
 from service.server.write_burst import WriteBurst
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 from service.worker_group import PROBES, WorkerGroup
 
 if sys.platform == "win32":
@@ -87,6 +89,7 @@ class Server(uvicorn.Server):
         self._burst = WriteBurst()
         self._connecting: set[asyncio.Task[None]] = set()
         self.reload_requested = asyncio.Event()  # set by SIGHUP, cleared when a reload begins
+        self.keys_requested = asyncio.Event()  # likewise, for the files of keys
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
@@ -97,16 +100,22 @@ class Server(uvicorn.Server):
         """Begin to accept; the bundles are still being loaded."""
         if sighup_reloads():  # before anything else: the start may miss changes from now on
             with contextlib.suppress(RuntimeError):  # not in the main thread, as in tests
-                self._loop.add_signal_handler(signal.SIGHUP, self.reload_requested.set)
+                self._loop.add_signal_handler(signal.SIGHUP, self.request_reload)
         await super().startup([])  # no sockets for uvicorn: Acceptor accepts instead
         self._acceptors = [Acceptor(listener, self.take) for listener in sockets or []]
         for acceptor in self._acceptors:
             acceptor.start()
-        chores = (self._watch(), self._keep_reloading(), memory.keep_trimming_heap())
+        self.keys_requested.set()  # they were read before SIGHUP was heeded, and may have changed since
+        chores = (self._watch(), self._keep_reloading(), self._keep_reading_keys(), memory.keep_trimming_heap())
         self._background_tasks = [self._loop.create_task(chore) for chore in chores]
         await self._worker_group.join(self)
-        addresses = [url(listener) for listener in sockets or []]
+        addresses = [in_words(listener) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
+
+    def request_reload(self) -> None:
+        """Read the files of keys and the folder of bundles again."""
+        self.keys_requested.set()
+        self.reload_requested.set()
 
     def reasons(self) -> dict[str, str | None]:
         """For each probe, why this process says no; None for yes."""
@@ -170,11 +179,18 @@ class Server(uvicorn.Server):
         error = starting.exception()
         if error is None:
             memory.freeze_startup_objects()
+            serves = self._serves()
+            self._worker_group.has_started(serves)
             if addresses:  # else the supervisor logs this
-                log.info("serving %s", " ".join(addresses))
+                log.info("serving %s", " ".join(addresses), extra={"fields": {**serves, **self._worker_group.size}})
             return
         self.exit_code = BAD_BUNDLE if isinstance(error, BundleError) else FAILED
         self.should_exit = True
+
+    def _serves(self) -> dict[str, object]:
+        """What is served, and where it is computed."""
+        manager = self._app.state.manager
+        return {"bundles": _names(manager.loaded()), "device": manager.engine.name}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Handle a signal to stop. Python may call this between any two instructions of the main thread."""
@@ -256,4 +272,23 @@ class Server(uvicorn.Server):
             else:
                 gc.unfreeze()  # the replaced bundles are among the frozen objects
                 memory.freeze_startup_objects()
-                log.info("bundles: %s", " ".join(f"{bundle.name}@{bundle.version}" for bundle in serving.loaded()))
+                log.info("bundles: %s", _names(serving.loaded()))
+
+    async def _keep_reading_keys(self) -> None:
+        """Read the files of keys again on SIGHUP, without waiting for bundles; the old keys stay where one is bad."""
+        keys: Keys = self._app.state.keys
+        while has_files(self._settings):
+            await self.keys_requested.wait()
+            self.keys_requested.clear()
+            try:
+                changed = keys.replace_by(await asyncio.to_thread(read_keys, self._settings))
+            except SettingsError as error:
+                log.error("keys not read again, the old ones stay: %s", error)  # noqa: TRY400 - as above
+                continue
+            if changed:
+                fields = {"clients": keys.count(KeyScope.USE), "administrators": keys.count(KeyScope.ADMIN)}
+                log.info("keys have changed", extra={"fields": fields})
+
+
+def _names(bundles: Iterable[Bundle]) -> str:
+    return " ".join(f"{bundle.name}@{bundle.version}" for bundle in bundles)

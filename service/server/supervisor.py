@@ -30,7 +30,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Coroutine, Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import Any
 
 from service.cpu import set_affinity, shares
@@ -60,6 +60,7 @@ class Worker:
         last_heartbeat: When it last sent anything (time.monotonic()); None before the first message.
         known_others: The reasons of the others that were last sent to it.
         has_started: Whether it has loaded its bundles.
+        listening: Reads its messages, until it ends.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Worker:
         self.last_heartbeat: float | None = None
         self.known_others: Reasons = {}
         self.has_started = False
+        self.listening: asyncio.Task[None] | None = None
         self._connection_socket = connection_socket
         self._has_ended = False
         self._questions: dict[int, asyncio.Future[Any]] = {}
@@ -139,6 +141,13 @@ class Worker:
         if self.last_heartbeat is not None:
             self.last_heartbeat = min(time.monotonic(), self.last_heartbeat + seconds)
 
+    async def end_of_process(self) -> int:
+        """Wait until its process has ended and all its messages are read. Returns the exit code."""
+        code = await self.process.wait()
+        if self.listening is not None:
+            await asyncio.wait([self.listening], timeout=HEARTBEAT_S)
+        return code
+
     def end(self) -> None:
         """Note that its process has ended."""
         self._has_ended = True
@@ -193,17 +202,26 @@ class Supervisor:
 
     Args:
         listener: Where clients connect.
-        address: Its URL, for the log.
+        address: Where it is reached, for the log.
         arguments: The command line, which each worker parses itself.
         workers: Number of workers.
+        size: The number and why, as fields of the log's line at the start.
     """
 
-    def __init__(self, listener: socket.socket, address: str, arguments: Sequence[str], workers: int) -> None:
+    def __init__(
+        self,
+        listener: socket.socket,
+        address: str,
+        arguments: Sequence[str],
+        workers: int,
+        size: Mapping[str, object],
+    ) -> None:
         self._listener = listener
         self._acceptor = Acceptor(listener, lambda connection: hand_out(connection, self._workers))
         self._address = address
         self._arguments = arguments
         self._wanted = workers
+        self._size = size
         self._shares = shares(workers)
         self._workers: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
@@ -211,6 +229,7 @@ class Supervisor:
         self._was_told_to_stop = False
         self._reload_requested = False  # SIGHUP came, perhaps before some workers could handle it
         self._is_accepting = False
+        self._failure: str | None = None  # why a worker could not start
 
     async def run(self) -> int:
         """Serve until a signal or a worker's end; returns the exit code."""
@@ -226,7 +245,7 @@ class Supervisor:
                 self._workers[-1].signal(signal.SIGTERM)
                 break
         watch = loop.create_task(self._watch())
-        ends = {loop.create_task(worker.process.wait()): worker for worker in self._workers}
+        ends = {loop.create_task(worker.end_of_process()): worker for worker in self._workers}
         codes = []
         while ends:
             for end in (await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED))[0]:
@@ -250,17 +269,18 @@ class Supervisor:
         connections.settimeout(0)
         worker = Worker(number, process, connections, await Channel.open(messages))
         self._workers.append(worker)
-        self._spawn(self._listen_to(worker))
+        worker.listening = self._spawn(self._listen_to(worker))
 
     def _ended(self, worker: Worker, code: int) -> None:
         worker.end()
         self._update_accepting()
         if self._exit_code is not None:
             return
-        log.critical("worker %d ended with exit code %d: stopping the others", worker.number, code)
+        if self._failure is None:
+            log.critical("worker %d ended with exit code %d: stopping the others", worker.number, code)
         self._exit_code = code if code > 0 else 1
-        for other in self._workers:
-            other.signal(signal.SIGTERM)
+        for other in self._workers:  # one that still loads has nothing to drain, and no more to say
+            other.signal(signal.SIGTERM if other.has_started else signal.SIGKILL)
 
     def _pass_on(self, number: signal.Signals) -> None:
         if number == signal.SIGHUP:
@@ -315,8 +335,12 @@ class Supervisor:
                 worker.reasons = reasons
                 self._tell_others()
                 self._update_accepting()
-                if reasons["started"] is None and not worker.has_started:
-                    self._note_start(worker)
+            case {"serves": serves}:
+                self._note_start(worker, serves)
+            case {"cannot_start": reason}:
+                if self._failure is None:  # most likely the others fail in the same way
+                    self._failure = reason
+                    log.error("cannot start: %s", reason)
             case {"closed": connections}:
                 worker.connections -= connections
             case {"closing": True}:
@@ -327,12 +351,12 @@ class Supervisor:
             case {"answer": number, "value": value}:
                 worker.answers(number, value)
 
-    def _note_start(self, worker: Worker) -> None:
+    def _note_start(self, worker: Worker, serves: Message) -> None:
         worker.has_started = True
         if self._shares is not None:  # not earlier: loading is faster on all processors
             set_affinity(self._shares[worker.number - 1], worker.process.pid)
         if sum(one.has_started for one in self._workers) == self._wanted:
-            log.info("serving %s", self._address)
+            log.info("serving %s", self._address, extra={"fields": {**serves, **self._size}})
 
     async def _relay(self, asker: Worker, number: int, what: Message, within_s: float) -> None:
         """Pass one worker's question to all others, and send it their answers."""
@@ -354,10 +378,11 @@ class Supervisor:
         if self._exit_code is not None:
             self._listener.close()  # from now on clients are refused
 
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
 
 def _exit_code(code: int) -> int:

@@ -9,7 +9,7 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from service.errors import NotReady
-from service.server.channel import HEARTBEAT_S, Channel, Message
+from service.server.channel import HEARTBEAT_S, Channel, Message, encoded
 from service.worker_group import PROBES, Handler, Reasons, Server, WorkerGroup
 
 MAX_RECEIVED = 64  # connections received in one step of the event loop
@@ -27,6 +27,7 @@ class WorkerLink(WorkerGroup):
     reports_second_signal = True
 
     def __init__(self, messages: socket.socket, connections: socket.socket) -> None:
+        super().__init__()
         self._messages = messages
         self._connections = connections
         self._server: Server
@@ -42,6 +43,21 @@ class WorkerLink(WorkerGroup):
     def reason(self, probe: str) -> str | None:
         """See the base class."""
         return self._others[probe]
+
+    def has_started(self, serves: Mapping[str, object]) -> None:
+        """See the base class. The supervisor hears first that this worker is ready, so that it gets connections."""
+        self._send({"reasons": self._server.reasons()})
+        self._send({"serves": dict(serves)})
+
+    def cannot_start(self, reason: str) -> bool:
+        """See the base class."""
+        message = {"cannot_start": reason}
+        if self._channel is None:
+            with contextlib.suppress(OSError):  # the supervisor is gone
+                self._messages.sendall(encoded(message))
+        else:
+            self._channel.send(message)
+        return True
 
     def answer(self, handlers: Mapping[str, Handler]) -> None:
         """See the base class."""

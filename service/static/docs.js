@@ -77,7 +77,7 @@ function route(path, method, facts) {
 }
 
 (async () => {
-  const reply = await fetch("/openapi.json");
+  const reply = await fetch("openapi.json");
   if (!reply.ok) throw new Error(`openapi.json: ${reply.status}`);
   const api = await reply.json();
   document.getElementById("summary").prepend(`${api.info.summary} Version ${api.info.version}. `);

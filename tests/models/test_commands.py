@@ -276,6 +276,28 @@ def test_evaluate_prints_a_table_and_one_line_of_json(
     assert again.manifest.evaluation["parzen"] == scores["parzen"]
     assert again.manifest.evaluation["suite"] == scores["suite"]
     assert "validation_parzen" in again.manifest.evaluation  # from training: recording adds
+    assert again.manifest.evaluation["verdicts"] == scores["verdicts"]
+
+
+def test_verdicts_are_counted_by_training_and_again_on_test_images(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """First on the validation images; --verdicts-only --record puts the test images' there and leaves the rest."""
+    assert train(data, tmp_path / "run", "--steps", "5", preset="classes") == 0
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    first: Any = bundle.manifest.evaluation["verdicts"]
+    assert first["split"] == "validation"
+    capsys.readouterr()
+    assert main(["evaluate", str(bundle.folder), "--data", str(data), "--verdicts-only", "--record"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    again = read_bundle(bundle.folder)
+    assert again.version == bundle.version
+    assert again.manifest.evaluation == {**bundle.manifest.evaluation, "verdicts": said["verdicts"]}
+    assert said["verdicts"]["split"] == "test"
+    assert said["verdicts"]["data"] == first["data"]
+    for verdicts in (first, said["verdicts"]):
+        assert [len(verdicts[name]) for name in ("real", "generated")] == [20, 20]
+        assert sum(verdicts["real"]) == sum(verdicts["generated"]) == 8
 
 
 def test_evaluate_stops_in_time_and_says_what_is_missing(
@@ -291,6 +313,7 @@ def test_evaluate_stops_in_time_and_says_what_is_missing(
     assert lines[:-1] == [f"not computed: {reason}" for reason in skipped]
     assert [reason.partition(":")[0] for reason in skipped] == [
         *("distances", "overlap", "classes", "memorisation", "memorisation in pixels", "control"),
+        "verdicts",
         "Parzen windows after 0 rows",
     ]
 
@@ -352,7 +375,10 @@ def test_a_bundle_is_not_asked_for_the_labels_of_other_data(
     assert main(["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(tmp_path / "other.npz")]) == 0
     out, err = capsys.readouterr()
     scores = json.loads(out.splitlines()[-1])
-    assert scores["skipped"] == ["accuracy: the labels of colours-small-classes are not those of other"]
+    assert scores["skipped"] == [
+        f"{part}: the labels of colours-small-classes are not those of other" for part in ("accuracy", "verdicts")
+    ]
+    assert "verdicts" not in scores
     assert "classifier_score" in scores["suite"]["figures"]
     assert "accuracy" not in scores["suite"]["figures"]
     assert "warning: this is not the data that the bundle was trained on" in err

@@ -13,11 +13,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
 import pytest
 from fastapi import FastAPI
+from starlette.applications import Starlette
+from starlette.routing import Mount
 from starlette.types import Message
 
 import service
@@ -103,7 +106,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
         "/sample": {"get", "post"}, "/discriminate": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
-        "/livez": {"get"}, "/readyz": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
+        "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},
     }  # fmt: skip
@@ -125,7 +128,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     }  # fmt: skip
     upload = operations["/discriminate", "post"]
     assert set(upload["requestBody"]["content"]) == {
-        "image/png", "image/jpeg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
+        "image/png", "image/jpeg", "image/jpg", "image/webp", "image/bmp", "multipart/form-data", "application/x-npy",
         "application/json",
     }  # fmt: skip
     assert {"408", "413", "415"} <= set(upload["responses"])
@@ -152,8 +155,8 @@ async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path
     links = re.findall(r'(?:src|href)="([^"]+)"', page.text)
     assert len(links) >= 4
     for link in links:
-        assert link.startswith("/")
-        assert (await client.get(link)).status_code == 200
+        assert not re.match(r"[a-z]+:|/", link), "absolute links would lead past a proxy's prefix"
+        assert (await client.get(urljoin(path, link))).status_code == 200
 
 
 async def test_static_files_have_their_types_and_nothing_else_is_served(client: httpx.AsyncClient) -> None:
@@ -170,9 +173,76 @@ async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     known = {parameter["name"] for parameter in document["paths"]["/sample"]["get"]["parameters"]}
     assert {"count", "seed", "bundle", "truncation", "labels"} <= known
-    for path in re.findall(r'["`](/[a-z]+)', script):
-        assert path in document["paths"]
+    asked = set(re.findall(r'(?:ask|here)\(["`]([^"`?]+)', script))
+    assert asked == {"bundles", "sample", "discriminate"}
+    assert {f"/{path}" for path in asked} <= document["paths"].keys()
     assert json.dumps(document)
+
+
+@pytest.mark.parametrize("root_path", [None, "/", "/gan", "/a/b.c/"])
+async def test_every_prefix_that_a_proxy_strips_is_served(
+    start: Start, tiny_settings: Callable[..., Settings], root_path: str | None
+) -> None:
+    """OpenAPI names the prefix as the server's address; without one it says nothing, which means the root."""
+    async with start(create_app(tiny_settings(root_path=root_path))) as client:
+        document = (await client.get("/openapi.json")).json()
+        prefix = (root_path or "").rstrip("/")
+        assert document.get("servers", []) == ([{"url": prefix}] if prefix else [])
+        assert (await client.get("/bundles/tiny")).json()["name"] == "tiny"
+
+
+async def test_a_prefix_that_the_proxy_leaves_changes_nothing(
+    start: Start, tiny_settings: Callable[..., Settings]
+) -> None:
+    """Pages, the API, errors and keys are those without it, and metrics have the same routes."""
+    async with start(create_app(tiny_settings(root_path="/gan", api_keys="secret"))) as client:
+        for path in ("/", "/docs", "/static/page.js", "/openapi.json", "/livez"):
+            plain, prefixed = await client.get(path), await client.get(f"/gan{path}")
+            assert (plain.status_code, plain.content) == (prefixed.status_code, prefixed.content)
+            assert plain.status_code == 200
+        for path, status in (("/bundles/tiny", 401), ("/nope", 404), ("/gan/gan/docs", 404), ("/ganymede", 404)):
+            assert (await client.get(f"/gan{path}")).status_code == (await client.get(path)).status_code == status
+        assert (await client.delete("/gan/sample")).headers["allow"] == "GET, HEAD, POST"
+        assert set((await client.get("/gan/v2/nope")).json()) == {"error"}
+        key = {"Authorization": "Bearer secret"}
+        for path in ("/bundles/tiny", "/sample?seed=1"):
+            plain, prefixed = [await client.get(at + path, headers=key) for at in ("", "/gan")]
+            assert plain.content == prefixed.content
+        assert "/gan" not in (await client.get("/metrics")).text
+
+
+@pytest.mark.parametrize("root_path", ["/gan", "/outer/gan"])
+async def test_a_prefix_alone_leads_to_the_page(
+    start: Start, tiny_settings: Callable[..., Settings], root_path: str
+) -> None:
+    """Its links are relative, so its address has to end in a slash."""
+    async with start(create_app(tiny_settings(root_path=root_path))) as client:
+        reply = await client.get(root_path)
+        assert reply.is_redirect
+        assert urljoin(root_path, reply.headers["location"]) == f"{root_path}/"
+        assert (await client.get(f"{root_path}/")).text == (await client.get("/")).text
+
+
+async def test_a_route_wins_over_a_prefix_of_its_name(start: Start, tiny_settings: Callable[..., Settings]) -> None:
+    """The proxy strips the prefix, so that what begins with it is first of all a route."""
+    async with start(create_app(tiny_settings(root_path="/bundles"))) as client:
+        assert (await client.get("/bundles/tiny")).json()["name"] == "tiny"
+        assert (await client.get("/bundles/docs")).status_code == 404
+        assert (await client.get("/bundles")).json()["default"] == "tiny"
+        assert (await client.get("/bundles/static/page.js")).status_code == 200
+
+
+async def test_an_application_that_is_mounted_in_another_answers_below_its_place(
+    tiny_settings: Callable[..., Settings],
+) -> None:
+    """ASGI's root_path is such a prefix too."""
+    inner = create_app(tiny_settings())
+    async with inner.router.lifespan_context(inner):
+        await inner.state.starting
+        transport = httpx.ASGITransport(Starlette(routes=[Mount("/gan", inner)]))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+            for path in ("/gan/", "/gan/static/page.js", "/gan/bundles/tiny", "/gan/sample?seed=1"):
+                assert (await client.get(path)).status_code == 200
 
 
 def npy(array: UInt8) -> bytes:

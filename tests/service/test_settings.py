@@ -12,6 +12,7 @@ def test_defaults_are_the_documented_ones() -> None:
     assert settings.bundles.name == "bundles"
     assert settings.bundles.parent.joinpath("service", "settings.py").exists()
     assert settings.default_bundle is None
+    assert (settings.workers, settings.worker_count, settings.own_queued_images) == ("auto", 1, 16384)
     assert (settings.max_count, settings.max_queued_images) == (4096, 16384)
     assert (settings.max_body_bytes, settings.max_image_pixels) == (33_554_432, 16_000_000)
     assert settings.max_output_pixels == 64_000_000
@@ -56,6 +57,12 @@ def test_sizes_are_read_as_people_write_them(text: str, number: int) -> None:
         pytest.param({"log_format": "xml"}, ["GAN_LOG_FORMAT", "'console' or 'json'"], id="no such format"),
         pytest.param({"deadline_s": "200"}, ["GAN_DEADLINE_S (200)", "GAN_MAX_DEADLINE_S (120)"], id="deadlines"),
         pytest.param({"max_count": "20000"}, ["GAN_MAX_COUNT (20000)", "GAN_MAX_QUEUED_IMAGES (16384)"], id="counts"),
+        pytest.param({"root_path": "gan"}, ["GAN_ROOT_PATH", "'gan'", "such as /gan"], id="a prefix without its slash"),
+        pytest.param({"root_path": "/../x"}, ["GAN_ROOT_PATH", "such as /gan"], id="a prefix that leads elsewhere"),
+        pytest.param({"root_path": "//host"}, ["GAN_ROOT_PATH", "such as /gan"], id="a prefix that is a host"),
+        pytest.param({"root_path": "/a\n"}, ["GAN_ROOT_PATH", "such as /gan"], id="a prefix of two lines"),
+        pytest.param({"workers": "all"}, ["GAN_WORKERS", "--workers", "'all'", "auto", "1 to 64"], id="no number"),
+        pytest.param({"workers": "65"}, ["GAN_WORKERS", "'65'", "1 to 64"], id="too many workers"),
         pytest.param({"port": "x", "max_count": "y"}, ["GAN_PORT", "GAN_MAX_COUNT"], id="two at once"),
     ],
 )
@@ -83,3 +90,9 @@ def test_a_misspelled_key_keeps_the_door_shut(name: str) -> None:
     """A misspelled key setting stops the start, which would otherwise leave the service open."""
     with pytest.raises(SettingsError, match=f"^{name} is not a setting"):
         check_names([name])
+
+
+@pytest.mark.parametrize(("value", "workers"), [("auto", "auto"), ("1", 1), ("64", 64)])
+def test_workers_are_a_number_or_chosen(value: str, workers: object) -> None:
+    """An explicit number is taken as it is."""
+    assert read_settings({"workers": value, "max_count": "100"}).workers == workers

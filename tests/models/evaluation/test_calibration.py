@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from models.evaluation.calibration import fit_calibration
+from models.evaluation.calibration import VERDICT_BINS, count_verdicts, fit_calibration
+from models.spec import Calibration
 
 
 def separated_logits(n_real: int, n_fake: int, *, scale: float, offset: float, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -163,3 +164,22 @@ def test_unusable_logits_are_refused(bad: Tensor) -> None:
     """NaN, Inf or a matrix of logits is an error, not a calibration."""
     with pytest.raises(ValueError, match="logits must be finite"):
         fit_calibration(bad, torch.zeros(50))
+
+
+def test_verdicts_are_counted_as_the_service_says_them() -> None:
+    """Each image is in the bin of its probability, the two ends included; without a calibration that is σ(logit)."""
+    logits = torch.tensor([-1000.0, -0.5, 0.0, 0.5, 1000.0])
+    counts = count_verdicts(None, logits, logits[:2])
+    bins = [0, int(VERDICT_BINS / (1 + math.exp(0.5))), VERDICT_BINS // 2, int(VERDICT_BINS / (1 + math.exp(-0.5)))]
+    expected = [[*bins, VERDICT_BINS - 1], bins[:2]]
+    assert [counts[name] for name in ("real", "generated")] == [
+        [places.count(place) for place in range(VERDICT_BINS)] for places in expected
+    ]
+    calibration = Calibration(scale=2.0, offset=-1.0, auc=0.9, expected_calibration_error=0.0)
+    assert count_verdicts(calibration, logits, logits) == count_verdicts(None, 2 * logits - 1, 2 * logits - 1)
+
+
+def test_verdicts_of_no_numbers_are_refused() -> None:
+    """As calibrations of them are."""
+    with pytest.raises(ValueError, match="finite"):
+        count_verdicts(None, torch.tensor([math.nan]), torch.zeros(1))

@@ -309,6 +309,48 @@ def test_every_file_part_of_a_form_is_an_image() -> None:
         np.testing.assert_array_equal(result.pixels[..., 0], pixels)
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'Content-Disposition: form-data; name="images"; filename="a.png"',
+        b"Content-Disposition: form-data; name=images; filename=a.png",
+        b'Content-Disposition: form-data; name="images"; filename=""',
+        b"Content-Disposition: form-data; name=\"images\"; filename*=utf-8''%C3%A9.png",
+        b"content-disposition: form-data; name=\"images\" ;\tFileName*=utf-8''a.png; size=3",
+        b'Content-Disposition: form-data; name="images"; filename*0="a"; filename*1=".png"',
+        b'Content-Disposition: form-data; name="images"\r\nContent-Type: image/png',
+        b'Content-Type: IMAGE/jpeg; q=1\r\nContent-Disposition: form-data; name="images"',
+        b"Content-Type:image/png",
+    ],
+)
+def test_a_part_is_known_as_a_file_by_its_filename_or_its_type(head: bytes) -> None:
+    """As clients write it: a plain filename, an extended one alone, or an image's media type and no filename."""
+    body = b"--B\r\n" + head + b"\r\n\r\n" + file(Image.fromarray(PIXELS)) + b"\r\n--B--\r\n"
+    (result,) = decode(body, GREY, "multipart/form-data; boundary=B")
+    assert isinstance(result, Decoded)
+    np.testing.assert_array_equal(result.pixels[..., 0], PIXELS)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b'Content-Disposition: form-data; name="bundle"',
+        b'Content-Disposition: form-data; name="a; filename*=b"',
+        b'Content-Disposition: form-data; name="a\\"; filename*=b"',
+        b'Content-Disposition: form-data; name="bundle"\r\nContent-Type: text/plain',
+        b'Content-Disposition: form-data; name="bundle"\r\nX-Content-Type: image/png',
+        b"X-Nothing: 1",
+    ],
+)
+def test_a_field_of_a_form_is_told_how_to_be_a_file(head: bytes) -> None:
+    """A part without either is refused, also beside one that is a file."""
+    good = b'--B\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\nx\r\n'
+    for body in (b"", good):
+        form = body + b"--B\r\n" + head + b"\r\n\r\ntiny\r\n--B--\r\n"
+        with pytest.raises(Invalid, match="with a filename or an image's Content-Type"):
+            decode(form, GREY, "multipart/form-data; boundary=B")
+
+
 def test_a_file_that_looks_like_a_boundary_survives() -> None:
     """Line ends and dashes inside a file do not end its part."""
     tricky = file(Image.fromarray(PIXELS)) + b"\r\n--BoUn\r\n--\r\n-"
@@ -368,8 +410,9 @@ LARGE = file(Image.fromarray(RNG.integers(0, 256, (100, 99, 3), dtype=np.uint8))
         lambda text: base64.encodebytes(base64.b64decode(text)).decode(),
         lambda text: "\r\n".join(text[start : start + 61] for start in range(0, len(text), 61)) + "\r\n",
         lambda text: "data:;base64, \t" + " ".join(text),
+        lambda text: "\n data:image/png;base64,\n" + text + "\n",
     ],
-    ids=["plain", "data URL", "capitals", "76 columns", "61 columns", "spaced"],
+    ids=["plain", "data URL", "capitals", "76 columns", "61 columns", "spaced", "lines around a data URL"],
 )
 def test_base64_is_read_as_clients_write_it(content: bytes, written: Callable[[str], str]) -> None:
     """With line ends anywhere, and as a data URL, it gives the same image."""

@@ -15,7 +15,7 @@ from models.inference.pixels import UInt8
 from service.codecs.encode import MEDIA_TYPES, Format, RenderOptions, SampleMetadata, encode, picture_size
 from service.http.schemas import SampleReply
 
-ORIGIN = SampleMetadata("tiny", "0123456789ab", 7, 3, [1, 0, 1, 0, 1])
+ORIGIN = SampleMetadata("tiny", "0123456789ab", 7, 3, [1, 0, 1, 0, 1], ["b", "a", "b", "a", "b"])
 GREY = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
 

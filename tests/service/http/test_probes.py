@@ -31,6 +31,9 @@ SERIES = {
     "gan_cancelled_total": {"route", "phase"},
     "gan_response_bytes": {"route"},
     "gan_request_bytes": {"route"},
+    "gan_key_images_total": {"key"},
+    "gan_key_rejected_total": {"key"},
+    "gan_key_images_in_flight": {"key"},
     "gan_queue_images": {"device"},
     "gan_queue_capacity_images": {"device"},
     "gan_queue_oldest_age_seconds": {"device"},
@@ -46,6 +49,7 @@ SERIES = {
     "gan_engine_errors_total": {"kind"},
     "gan_engine_last_progress_timestamp_seconds": {"device"},
     "gan_out_of_memory_total": set(),
+    "gan_engine_threads": {"device"},
     "gan_ready": set(),
     "gan_bundle_info": {"bundle", "version", "device"},
     "gan_bundle_swaps_total": {"bundle", "result"},
@@ -57,8 +61,8 @@ SERIES = {
 
 
 async def test_a_warm_service_says_yes(client: httpx.AsyncClient) -> None:
-    """All three probes answer 200."""
-    for path in ("/livez", "/readyz", "/startupz"):
+    """All probes answer 200."""
+    for path in ("/livez", "/readyz", "/health", "/startupz"):
         reply = await client.get(path)
         assert (reply.status_code, reply.json()) == (200, {"status": "ok"})
 
@@ -73,7 +77,7 @@ async def test_a_starting_service_lives_and_is_not_ready(
     client = httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service")
     async with app.router.lifespan_context(app), client:
         assert (await client.get("/livez")).status_code == 200
-        for path in ("/readyz", "/startupz", "/sample", "/bundles"):
+        for path in ("/readyz", "/health", "/startupz", "/sample", "/bundles"):
             reply = await client.get(path)
             assert "loaded" in problem(reply, 503, "not_ready")
             assert int(reply.headers["retry-after"]) >= 1
@@ -101,7 +105,7 @@ async def test_a_draining_service_says_so(
 async def test_probes_do_not_wait_for_the_engine(client: httpx.AsyncClient, app: FastAPI, hold_engine: Hold) -> None:
     """While the engine is busy, every probe and the metrics answer."""
     async with hold_engine(app):
-        for path in ("/livez", "/readyz", "/startupz", "/metrics"):
+        for path in ("/livez", "/readyz", "/health", "/startupz", "/metrics"):
             assert (await client.get(path)).status_code == 200
 
 

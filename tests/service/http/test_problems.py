@@ -51,6 +51,15 @@ EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.001, "1 ms"), (0.029, "29 ms"), (0.999, "999 ms"), (1, "1 s"), (1.001, "1.001 s"), (30.0, "30 s")],
+)
+def test_a_deadline_is_named_as_it_was_asked_for(seconds: float, words: str) -> None:
+    """In milliseconds or seconds, exactly."""
+    assert errors.DeadlinePassed(seconds).detail == f"The deadline of {words} passed before the answer was there."
+
+
 def all_errors(base: type[ServiceError] = ServiceError) -> set[type[ServiceError]]:
     return {base}.union(*(all_errors(one) for one in base.__subclasses__())) if base.__subclasses__() else {base}
 

@@ -1,5 +1,6 @@
 """Bundles are loaded and unloaded by request; if that fails, loaded bundles go on serving."""
 
+import logging
 import os
 import shutil
 import sys
@@ -49,6 +50,21 @@ async def index(client: httpx.AsyncClient, **asked: Any) -> dict[str, tuple[str,
     reply = await client.post("/v2/repository/index", json=asked)
     assert reply.status_code == 200
     return {entry["name"]: (entry["state"], entry["reason"]) for entry in reply.json()}
+
+
+async def test_the_log_says_what_was_loaded_and_unloaded(
+    admin: httpx.AsyncClient, tiny_bundles: dict[str, Bundle], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each with its version."""
+    rgb = f"rgb@{tiny_bundles['rgb'].version}"
+    with caplog.at_level(logging.INFO, "service"):
+        for verb in ("unload", "load", "load"):
+            assert (await change(admin, "rgb", verb)).status_code == 200
+    assert [message for message in caplog.messages if message != "request"] == [
+        f"bundle unloaded: {rgb}",
+        f"bundle loaded: {rgb}",
+        f"bundle loaded already: {rgb}",
+    ]
 
 
 async def change(client: httpx.AsyncClient, name: str, verb: str, **body: Any) -> httpx.Response:

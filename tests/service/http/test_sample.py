@@ -239,6 +239,15 @@ async def test_reply_headers_say_what_and_how_long(client: httpx.AsyncClient, ti
     assert all(float(value) >= 0 for value in parts.values())
 
 
+async def test_what_browsers_cannot_show_has_a_name_to_be_kept_under(client: httpx.AsyncClient) -> None:
+    """The name has the bundle, the seed and the images, so that no two replies get the same; pictures have none."""
+    for form in MEDIA_TYPES:
+        asked: dict[str, Any] = {"bundle": "cond", "seed": 7, "first_index": 5, "count": 3, "format": form}
+        for reply in (await client.get("/sample", params=asked), await client.post("/sample", json=asked)):
+            named = f'attachment; filename="cond-seed-7-images-5-7.{form}"' if form in {"npy", "zip"} else None
+            assert reply.headers.get("content-disposition") == named
+
+
 async def test_head_has_the_headers_of_get(client: httpx.AsyncClient) -> None:
     """HEAD has the headers of GET, its Content-Length included, and no body."""
     for path in ("/sample?seed=1&count=5", "/bundles", "/bundles/tiny", "/livez", "/", "/openapi.json"):
@@ -307,7 +316,11 @@ async def test_an_empty_body_asks_for_the_defaults(client: httpx.AsyncClient) ->
 
 async def test_a_query_beside_a_body_is_refused(client: httpx.AsyncClient, problem: Problem) -> None:
     """A count in the query would otherwise be ignored silently."""
-    problem(await client.post("/sample?count=3", json={}), 422, "invalid")
+    detail = problem(await client.post("/sample?count=3", json={}), 422, "invalid")
+    assert detail == "count: belongs in the JSON body, not in the query."
+    asked = {"images": [base64.b64encode(BLACK).decode()]}
+    assert "bundle: belongs in" in problem(await client.post("/discriminate?bundle=rgb", json=asked), 422, "invalid")
+    assert "unknown field" in problem(await client.post("/sample?colour=3", json={}), 422, "invalid")
 
 
 @SLOW_BUT_FINE
@@ -485,6 +498,23 @@ async def test_other_sizes_and_colours_are_converted_and_say_so(client: httpx.As
     assert [result.get("converted") for result in two.json()["results"]] == [None, True]
 
 
+async def test_a_blank_image_gets_a_hint_however_it_is_sent(client: httpx.AsyncClient, digits: UInt8) -> None:
+    """And it alone, at its place among others and among broken ones; it has its verdict all the same."""
+    white = np.full((8, 8), 255, np.uint8)
+    array = await client.post("/discriminate", content=npy(np.stack([digits[0], white, digits[1]])), headers=NPY)
+    files = [digits[0], None, white]
+    form = await client.post(
+        "/discriminate", files=[("images", ("a", b"broken" if one is None else png(one))) for one in files]
+    )
+    for reply, place in ((array, 1), (form, 2)):
+        results = reply.json()["results"]
+        assert [index for index, result in enumerate(results) if "hint" in result] == [place]
+        assert "blank" in results[place]["hint"]
+        assert {"probability_real", "logit"} < set(results[place])
+    many = await client.post("/discriminate", content=npy(np.zeros((4096, 8, 8), np.uint8)), headers=NPY)
+    assert all("hint" in result for result in many.json()["results"])
+
+
 async def test_one_broken_image_among_many_gets_its_own_problem(client: httpx.AsyncClient, digits: UInt8) -> None:
     """The other images get the scores that they get without it."""
     good = png(digits[1])
@@ -620,7 +650,9 @@ async def test_a_deadline_that_passes_is_504(
         await until(lambda: batches(app) > started)
         before = metric(app, "gan_images_total", bundle="tiny", operation="sample")
         late = await client.get("/sample?count=50", headers={"X-Timeout-Ms": "20"})
-        problem(late, 504, "deadline_exceeded")
+        assert "The deadline of 20 ms passed" in problem(late, 504, "deadline_exceeded")
+        late = await client.post("/discriminate", content=BLACK, headers=PNG | {"X-Timeout-Ms": "30"})
+        assert "The deadline of 30 ms passed" in problem(late, 504, "deadline_exceeded")
     assert (await first).status_code == 200
     assert metric(app, "gan_images_total", bundle="tiny", operation="sample") == before + 1
     assert metric(app, "gan_rejected_total", route="/sample", reason="deadline") >= 1

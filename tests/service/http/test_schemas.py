@@ -60,7 +60,7 @@ def test_an_empty_request_asks_for_one_new_image() -> None:
 
 def test_query_and_body_say_the_same() -> None:
     """A query and a JSON body with the same fields give the same plan."""
-    query = b"count=2&seed=7&first_index=3&labels=2,dog&truncation=0.5&bundle=b%40v"
+    query = b"count=2&seed=7&first_index=3&labels=[2,%22dog%22]&truncation=0.5&bundle=b%40v"
     query += b"&format=npy&layout=grid&columns=2&scale=3"
     same = {
         "count": 2, "seed": 7, "first_index": 3, "labels": [2, "dog"], "truncation": 0.5, "bundle": "b@v",
@@ -72,9 +72,15 @@ def test_query_and_body_say_the_same() -> None:
 @pytest.mark.parametrize(
     ("query", "error", "says"),
     [
-        (b"color=red", Invalid, "color: unknown field"),
-        (b"count=1&count=2", Invalid, "count: given more than once"),
-        (b"labels=1&labels=2", Invalid, "labels: given more than once"),
+        (b"color=red", Invalid, r"^color: unknown field\.$"),
+        (b"cuont=2", Invalid, r"^cuont: unknown field; did you mean count\?$"),
+        (b"firstIndex=2", Invalid, r"did you mean first_index\?"),
+        (b"SEED=2", Invalid, r"did you mean seed\?"),
+        (b"label=2", Invalid, r"did you mean labels\?"),
+        (b"labels%5B%5D=2&labels%5B%5D=3", Invalid, r"did you mean labels\?"),
+        (b"seed" * 9000 + b"=2", Invalid, r"seed: unknown field\.$"),
+        (b"count=1&count=2", Invalid, r"^count: given more than once\.$"),
+        (b"labels=3&labels=1", Invalid, r"^labels: given more than once; join several by commas, as in labels=3,1\.$"),
         (b"count=many", Invalid, "count: "),
         (b"count=0", Invalid, "count: "),
         (b"seed=-1", Invalid, "seed: "),
@@ -133,7 +139,8 @@ def test_a_bad_query_is_refused_by_name(query: bytes, error: type[Exception], sa
         (b'{"labels": []}', Invalid, "labels: must be an index, a name, or a list of one or more"),
         (b'{"labels": [""]}', Invalid, "labels: must be an index, a name, or a list"),
         (b'{"labels": -1}', Invalid, "labels: must be an index, a name, or a list"),
-        (b'{"nested": {"deep": 1}}', Invalid, "nested: unknown field"),
+        (b'{"nested": {"deep": 1}}', Invalid, r"nested: unknown field\.$"),
+        (b'{"sede": 1, "Truncation": 1}', Invalid, r"^sede: unknown field; did you mean seed\? Truncation: "),
     ],
 )
 def test_a_bad_body_is_refused_by_name(text: bytes, error: type[Exception], says: str) -> None:
@@ -164,8 +171,12 @@ def test_null_counts_as_left_out() -> None:
         assert body(schema, nulls) == body(schema, b"{}")
     nested = b'{"parameters": {"unload_dependents": null}}'
     assert body(RepositoryUnload, nested) == body(RepositoryUnload, b"{}")
-    with pytest.raises(Invalid, match="images: "):
-        body(DiscriminateRequest, b'{"images": null}')
+    for nothing in (b'{"images": null}', b"null"):
+        with pytest.raises(Invalid, match="images: "):
+            body(DiscriminateRequest, nothing)
+    assert body(SampleRequest, b" null ") == body(SampleRequest, b"")
+    with pytest.raises(Invalid, match=r"parameters.unload_dependants: .* did you mean unload_dependents\?"):
+        body(RepositoryUnload, b'{"parameters": {"unload_dependants": true}}')
     with pytest.raises(Invalid, match="colour: unknown field"):
         body(SampleRequest, b'{"colour": null}')
 
@@ -194,6 +205,7 @@ def test_any_query_and_any_body_is_parsed_or_refused(noise: bytes) -> None:
         ("text/html,application/xhtml+xml,image/avif,image/webp,*/*;q=0.8", "webp"),
         ("image/avif,image/webp,image/apng,image/*,*/*;q=0.8", "png"),
         ("IMAGE/JPEG", "jpeg"),
+        ("image/jpg;q=0.9, image/png;q=0.8", "jpeg"),
         ("nonsense, image/jpeg ; q=0.3", "jpeg"),
     ],
 )
@@ -274,7 +286,8 @@ def test_columns_and_strips() -> None:
 @pytest.mark.parametrize(
     ("fields", "says"),
     [
-        ({"count": 4097}, "count: 4097 images; one request may ask for 1 to 4096"),
+        ({"count": 4097}, "count: 4097 images; one request may ask for 1 to 4096. .* first_index=4096"),
+        ({"count": 10_000, "first_index": 4096}, "with the same seed and first_index=8192"),
         ({"labels": ["cat"] * 5000}, "count: 5000 images"),
         ({"first_index": SEED_LIMIT - 1, "count": 2}, "first_index: "),
         ({"count": 4096, "scale": 16}, "pixels; the most is 64000000"),
@@ -342,13 +355,22 @@ def test_results_are_written_as_their_schema_says() -> None:
         discriminate_reply("tiny", "0123456789ab", plain, {}),
         [DiscriminateResult.model_validate(first), DiscriminateResult.model_validate(last)],
     )
-    named = DiscriminatorOutput(probabilities, logits, ["cat", "dog"], is_calibrated=False, converted=[False, True])
+    named = DiscriminatorOutput(
+        probabilities,
+        logits,
+        ["cat", "dog"],
+        is_calibrated=False,
+        converted=[False, True],
+        hints={1: 'It is "blank".'},
+    )
     check(
         discriminate_reply("tiny", "0123456789ab", named, {3: broken, 1: broken, 4: broken}),
         [
             DiscriminateResult.model_validate(first | {"label": "cat", "calibrated": False}),
             DiscriminateResult(error=broken),
-            DiscriminateResult.model_validate(last | {"label": "dog", "calibrated": False, "converted": True}),
+            DiscriminateResult.model_validate(
+                last | {"label": "dog", "calibrated": False, "converted": True, "hint": 'It is "blank".'}
+            ),
             DiscriminateResult(error=broken),
             DiscriminateResult(error=broken),
         ],

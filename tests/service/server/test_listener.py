@@ -5,11 +5,12 @@ import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import ExitStack, asynccontextmanager, contextmanager
+from urllib.parse import urlsplit
 
 import pytest
 
 from service.server import listener as listening
-from service.server.listener import Acceptor, HostError, listen, url
+from service.server.listener import Acceptor, HostError, in_words, listen
 
 Until = Callable[[Callable[[], bool]], Awaitable[None]]
 
@@ -146,7 +147,6 @@ async def test_every_address_of_ipv6_is_every_one_of_ipv4_too(host: str) -> None
     """Clients of both families can connect, with and without brackets around the address."""
     with listen(host, 0) as listener:
         port = listener.getsockname()[1]
-        assert url(listener) == f"http://[::]:{port}"
         for client in ("127.0.0.1", "::1"):
             with socket.create_connection((client, port)):
                 pass
@@ -160,3 +160,16 @@ async def test_an_address_that_is_not_this_machines_is_told_apart_from_a_port_in
     with listen("127.0.0.1", 0) as listener, pytest.raises(OSError, match="in use") as in_use:
         listen("127.0.0.1", listener.getsockname()[1])
     assert not isinstance(in_use.value, HostError)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "127.0.0.1", "::1"])  # noqa: S104 - what containers listen on
+async def test_the_log_names_an_address_that_answers(host: str) -> None:
+    """Browsers can't open http://0.0.0.0:8000 everywhere; other machines reach the others."""
+    if ":" in host and not socket.has_dualstack_ipv6():
+        pytest.skip("no IPv6 here")
+    with listen(host, 0) as listener:
+        address, comma, others = in_words(listener).partition(", ")
+        parts = urlsplit(address)
+        socket.create_connection((str(parts.hostname), parts.port or 0), timeout=60).close()
+        assert bool(comma) == (host in {"0.0.0.0", "::"})  # noqa: S104 - as above
+        assert others in {"", "and on every other address of this machine"}

@@ -30,8 +30,15 @@ from service.engine.engine import Engine, Loaded
 from service.settings import Settings, flag, variable
 
 pytestmark = pytest.mark.usefixtures(
-    "logging_as_before"
+    "logging_as_before", "one_worker"
 )  # `start` sets up the log of its process, which here is pytest's
+
+
+@pytest.fixture
+def one_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Services that are started here have one process, whatever the machine; test_supervisor.py has others."""
+    monkeypatch.setenv("GAN_WORKERS", "1")
+
 
 # ------------------------------------------------------------------------------------------- drain, in a thread of ours
 
@@ -459,6 +466,9 @@ def test_a_life_from_start_to_sigterm(tiny_bundles: dict[str, Bundle], tmp_path:
     (tmp_path / "broken" / "manifest.json").write_text("{}")
     with Process("--bundles", str(tmp_path), GAN_MAX_COUNTS="3") as service:
         url = service.message("serving ").removeprefix("serving ")
+        [serving] = [line for line in service.lines if line["message"].startswith("serving ")]
+        assert serving["bundles"] == f"tiny@{tiny_bundles['tiny'].version}"
+        assert (serving["device"], serving["workers"]) == ("cpu", 1)
         assert "format null" in service.message(f"bundle refused: {tmp_path}/broken/manifest.json: ")
         assert "did you mean GAN_MAX_COUNT?" in service.message("GAN_MAX_COUNTS")
         reply = httpx.get(f"{url}/sample?seed=1", headers={"X-Request-ID": "find-me"})

@@ -22,7 +22,7 @@ from benchmarks.faults.drain import Load
 from benchmarks.tools.client import UNANSWERED, Client, Connection, NoReply, Reply, Request
 from benchmarks.tools.process import ROOT, Service, running
 from models.bundle import Bundle
-from service.cpu import shares
+from service.cpu import cpu_limit, shares
 from service.server.channel import Channel
 from service.server.supervisor import DEAD_S, Worker, ask_all, hand_out, kill_dead_workers
 from service.server.worker_link import WorkerLink
@@ -128,6 +128,7 @@ async def test_metrics_are_the_sum_of_all_workers(service: Service) -> None:
             "gan_request_duration_seconds_count", route="/sample"
         )
         assert now.total("gan_ready") == now.total("gan_build_info") == 1
+        assert now.total("gan_engine_threads", device="cpu") == 2 * max(1, cpu_limit() // 2)
         assert now.total("gan_bundle_info", bundle="tiny") == 1
         assert now.total("gan_queue_capacity_images") == 16384
         assert now.total("gan_queue_images") == now.total("gan_requests_in_flight", route="/sample") == 0
@@ -171,6 +172,23 @@ async def test_sighup_reaches_every_worker(service: Service, folder: Path) -> No
     service.send(signal.SIGHUP)
     service.wait_for_log("bundles: ", loaded + 4)
     assert [reply.status for reply in await ask_each(service, Request("GET", "/sample?bundle=cond"))] == [200, 200]
+
+
+async def test_keys_are_read_again_in_every_worker(folder: Path, tmp_path: Path) -> None:
+    """A bad file changes nothing in any of them; a key that is taken out of a good one is refused by all."""
+    file = tmp_path / "keys"
+    file.write_text("team-a alpha\n")
+    alpha, beta = (Request("GET", "/bundles", headers=(("X-API-Key", key),)) for key in ("alpha", "beta"))
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, api_keys_file=file) as service:
+        file.write_text("")
+        service.send(signal.SIGHUP)
+        service.wait_for_log("keys not read again", 2)
+        assert [reply.status for reply in await ask_each(service, alpha)] == [200, 200]
+        file.write_text("team-a beta\n")
+        service.send(signal.SIGHUP)
+        service.wait_for_log("keys have changed", 2)
+        assert [reply.status for reply in await ask_each(service, alpha)] == [401, 401]
+        assert [reply.status for reply in await ask_each(service, beta)] == [200, 200]
 
 
 async def test_what_one_worker_is_refused_changes_nothing_in_the_others(service: Service, folder: Path) -> None:
@@ -536,11 +554,29 @@ def start(arguments: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_a_bad_bundle_ends_all_workers_with_its_exit_code(tmp_path: Path) -> None:
-    """The exit code is that of a single process."""
-    ended = start(["--bundles", str(tmp_path), "--port", "0"])
-    assert ended.returncode == 3
-    assert "no sub-folder with a manifest.json" in ended.stderr
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        pytest.param(["--bundles", str(ROOT / "docs")], 3, "docs: no sub-folder with a manifest.json\n", id="bundles"),
+        pytest.param(["--device", "cpu", "--precision", "tf32"], 2, "(or --precision): there is no tf32", id="setting"),
+    ],
+)
+def test_why_workers_cannot_start_is_said_once(arguments: list[str], code: int, says: str) -> None:
+    """One line for all of them, and the exit code of a single process."""
+    ended = start(["--port", "0", *arguments])
+    assert ended.returncode == code
+    assert says in ended.stderr
+    assert ended.stderr.count("\n") == 1
+
+
+async def test_the_log_says_what_is_served_where_and_by_how_many(
+    service: Service, tiny_bundles: dict[str, Bundle]
+) -> None:
+    """Once, when the last worker has started."""
+    [line] = [line for line in service.log_lines() if line["message"].startswith("serving ")]
+    assert line["message"] == f"serving http://127.0.0.1:{service.port}"
+    assert set(line["bundles"].split()) == {f"{one.name}@{one.version}" for one in tiny_bundles.values()}
+    assert (line["device"], line["workers"]) == ("cpu", 2)
 
 
 def test_the_share_of_the_queue_must_hold_a_largest_request() -> None:

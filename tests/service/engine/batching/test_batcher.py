@@ -712,7 +712,7 @@ async def test_a_deadline_that_passes_in_the_queue_costs_no_compute() -> None:
         runner = Doubler()
         blocker = await one.block(runner)
         came = now()
-        with pytest.raises(DeadlinePassed, match=r"2\.5 s"):
+        with pytest.raises(DeadlinePassed):
             await one.submit(runner, 3, deadline_s=2.5)
         assert now() == pytest.approx(came + 2.5)
         assert one.batcher.queued_rows == 0
