@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-from models.bundle import Bundle, read_bundle, record_evaluation
-from models.commands.arguments import Subparsers, add_data, device_of, load_as_trained, require_png
+from models.bundle import Bundle, record_evaluation
+from models.commands.arguments import Subparsers, add_data, bundle_of, device_of, load_as_trained, require_png
 from models.data.load import Dataset
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
@@ -21,6 +22,7 @@ from models.files import replace_file
 from models.inference.noise import sampled_labels
 from models.inference.pixels import encode_png, to_pixels
 
+Say = Callable[[str], None]  # a line of the table
 Show = Callable[..., None]  # what is done at present, and how much of how much is done where that is known
 
 
@@ -34,6 +36,8 @@ def add_to(commands: Subparsers) -> None:
         "--seed", type=int, help="of the division of sets without a published one (default: training's)"
     )
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
+    evaluate.add_argument("--json", action="store_true", help="one line of JSON on stdout, as where that is no "
+                          "terminal; the table goes to stderr then")  # fmt: skip
     evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
     evaluate.add_argument("--time-limit", type=float, metavar="S",
                           help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
@@ -42,32 +46,38 @@ def add_to(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute as much as the time limit allows, and say it as a table and as JSON."""
+    """Compute as much as the time limit allows. The table is for people, wherever they look; a pipe gets JSON."""
     from models.training.progress import Status  # noqa: PLC0415 — rich is an extra that `inspect` does without
 
     deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
     if arguments.neighbours is not None:
         require_png(arguments.neighbours)  # not after minutes of scoring
     device = device_of(arguments)
-    bundle = read_bundle(arguments.bundle, device)
+    bundle = bundle_of(arguments, device)
     dataset = load_as_trained(arguments, bundle)
+    wants_json = arguments.json or not sys.stdout.isatty()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if wants_json else sys.stdout, flush=True)
+
     scores: dict[str, Any] = {"data": {"name": dataset.name, "checksum": dataset.checksum}}
     with Status() as status:
         suite, skipped = _suite(bundle, dataset, device, status.show)
         if suite is not None:
-            scores["suite"], late = _figures(suite, deadline, status.show)
+            scores["suite"], late = _figures(suite, deadline, status.show, say)
             skipped += late
             if arguments.neighbours is not None:
                 replace_file(arguments.neighbours, encode_png(suite.nearest_pictures()))
         elif arguments.neighbours is not None:
             skipped.append("neighbours: as the figures")
-        scores["parzen"], late = _parzen(bundle, dataset, deadline, status.show)
+        scores["parzen"], late = _parzen(bundle, dataset, deadline, status.show, say)
     scores["skipped"] = skipped + late
     for reason in scores["skipped"]:
-        print(f"not computed: {reason}")
+        say(f"not computed: {reason}")
     if arguments.record:
         record_evaluation(bundle, scores)
-    print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
+    if wants_json:
+        print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
 
 
@@ -88,7 +98,7 @@ def _suite(bundle: Bundle, dataset: Dataset, device: torch.device, show: Show) -
         return None, [*skipped, f"figures: {error}"]
 
 
-def _figures(suite: MetricSuite, deadline: float, show: Show) -> tuple[dict[str, Any], list[str]]:
+def _figures(suite: MetricSuite, deadline: float, show: Show, say: Say) -> tuple[dict[str, Any], list[str]]:
     """The suite's figures, as far as the time goes, and what is missing."""
     from models.training.progress import show_scores  # noqa: PLC0415 — as above
 
@@ -100,24 +110,26 @@ def _figures(suite: MetricSuite, deadline: float, show: Show) -> tuple[dict[str,
             continue
         show(f"scoring: {group}")
         found = compute()
-        show_scores(found, heading=not scored)
+        show_scores(found, say, heading=not scored)
         scored |= {score.name: score.record() for score in found}
     return {**suite.metadata(), "figures": scored}, skipped
 
 
-def _parzen(bundle: Bundle, dataset: Dataset, deadline: float, show: Show) -> tuple[dict[str, Any], list[str]]:
+def _parzen(
+    bundle: Bundle, dataset: Dataset, deadline: float, show: Show, say: Say
+) -> tuple[dict[str, Any], list[str]]:
     """The rows of the Parzen table, as far as the time goes, and what is missing."""
     from models.training.progress import show_parzen  # noqa: PLC0415 — as above
 
     device = next(bundle.generator.parameters()).device
     splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
-    table = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
+    windows = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
     rows: dict[str, Any] = {}
     while time.monotonic() <= deadline:
         show("scoring: Parzen windows")
-        found = next(table, None)
+        found = next(windows, None)
         if found is None:
             return rows, []
-        show_parzen(*found, heading=not rows)
+        show_parzen(*found, say, heading=not rows)
         rows[found[0]] = asdict(found[1])
     return rows, [f"Parzen windows after {len(rows)} rows: out of time"]
