@@ -23,7 +23,7 @@ from models.training.run_folder import RunDir, RunError, environment
 from models.training.snapshots import Snapshots
 from models.training.tensorboard import TensorBoard
 
-ACKNOWLEDGED = "Stopping: this step is finished and saved. Once more ends at once, without saving."
+ACKNOWLEDGED = "Stopping, with the work saved. Once more ends at once, without saving."
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
 
@@ -94,10 +94,12 @@ def _train_alone(
             show = loop.shown("finishing")
             trainer.publish(state, dataset, run.last, name, record, rule="last", show=show)
             bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
+            snapshots.end()
         except Interrupted:
-            print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
-            return INTERRUPTED
-        snapshots.end()
+            bundle = None
+    if bundle is None:
+        print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
+        return INTERRUPTED
     print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
           f"validation {state.selection.short.format(state.best.score)}.")  # fmt: skip
     return 0

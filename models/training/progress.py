@@ -42,9 +42,9 @@ class TrainingProgress:
             TextColumn("{task.description}"),
             MofNCompleteColumn(),
             BarColumn(),
-            TextColumn("{task.fields[figures]}"),
             TimeElapsedColumn(),
             TextColumn("{task.fields[left]}"),
+            TextColumn("{task.fields[figures]}"),  # last: a narrow terminal cuts these
             console=self._console,
             refresh_per_second=2,
             disable=not self._live,

@@ -85,7 +85,10 @@ def page(run: RunDir) -> str:
     sections = [
         _summary(run, record, rows),
         _alarms(rows),
-        _samples(sorted(_grids(folder), key=_step_in), folder / "real.png"),
+        _samples(
+            *(sorted(_grids(folder), key=_step_in), folder / "real.png"),
+            conditional=record.get("options", {}).get("conditional", False),
+        ),
         _charts("Training", TRAINING, rows),
         _charts("Scores", scores, rows),
         _charts("Health", HEALTH, rows),
@@ -143,7 +146,7 @@ def _alarms(rows: Iterable[Mapping[str, Any]]) -> str:
     return f"<section class=alarms><h2>Alarms</h2><ul>{items}</ul></section>" if items else ""
 
 
-def _samples(paths: Sequence[Path], real: Path) -> str:
+def _samples(paths: Sequence[Path], real: Path, *, conditional: bool) -> str:
     """The grids as an animation, beside real images."""
     if not paths:
         return ""
@@ -152,7 +155,7 @@ def _samples(paths: Sequence[Path], real: Path) -> str:
     last = len(chosen) - 1
     beside = (
         f'<figure class=samples><img alt="A grid of real images" src="{_data_url(real)}">'
-        "<figcaption>Real images, of the samples’ labels where the nets see labels</figcaption></figure>"
+        f"<figcaption>Real images{' of the same labels' if conditional else ''}</figcaption></figure>"
         if real.exists()
         else ""
     )
@@ -212,7 +215,7 @@ def _chart(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> str:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(5.6, 2.8))
-    axes = figure.add_axes((0.12, 0.17, 0.86, 0.7))
+    axes = figure.add_axes((0.14, 0.17, 0.84, 0.7))
     for name, words in chart.lines.items():
         points = [(row["step"], row[name]) for row in rows if _drawable(row.get(name), chart)]
         if points:

@@ -137,9 +137,11 @@ class RunDir:
         kept = [line for line in self._stats.read_text("utf-8").splitlines() if _step_of(line) <= step]
         replace_file(self._stats, "".join(f"{line}\n" for line in kept).encode())
 
-    def save_samples(self, step: int, images: UInt8) -> None:
-        """Write images (n, h, w, c) as one square picture."""
-        replace_file(self._samples / f"step-{step:06d}.png", _square(images))
+    def save_samples(self, step: int, images: UInt8) -> bytes:
+        """Write images (n, h, w, c) as one square picture; returns the PNG."""
+        picture = _square(images)
+        replace_file(self._samples / f"step-{step:06d}.png", picture)
+        return picture
 
     def save_real(self, images: UInt8) -> None:
         """Write real images (n, h, w, c) as one square picture, to be seen beside the samples."""
@@ -203,7 +205,7 @@ class RunDir:
 
 def _square(images: UInt8) -> bytes:
     """A PNG with as many images a row as there are rows."""
-    return encode_png(grid(images, columns=max(1, int(len(images) ** 0.5))))
+    return encode_png(grid(images, columns=max(1, int(len(images) ** 0.5))), smallest=False)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

@@ -47,12 +47,12 @@ class Snapshots:
     def take(self, *, is_last: bool = False) -> None:
         """Show the present state. The report may wait for a later time, but for the last."""
         images = trainer.draw(self.state, GRID_IMAGES)
-        self.run.save_samples(self.state.step, images)
+        picture = self.run.save_samples(self.state.step, images)
         if self.board is not None:
             self.board.add_samples(self.state.step, images)
         if not self.run.bundle.exists():
             name = self.record["name"]
-            trainer.publish_preview(self.state, self.dataset, self.run.preview, name, self.record, images)
+            trainer.publish_preview(self.state, self.dataset, self.run.preview, name, self.record, picture)
         self.report(must=is_last)
 
     def add_row(self, row: dict[str, Any]) -> None:

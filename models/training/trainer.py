@@ -517,9 +517,9 @@ def publish(
 
 
 def publish_preview(
-    state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], images: UInt8
+    state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], samples: bytes
 ) -> Bundle:
-    """Write the present weights as a bundle to look at, with `images` as its samples. Nothing is scored or calibrated.
+    """Write the present weights as a bundle to look at, with a PNG of samples. Nothing is scored or calibrated.
 
     Errors are those of `write_bundle`.
     """
@@ -528,7 +528,7 @@ def publish_preview(
     if best.step:
         metadata["evaluation"] = {f"best_validation_{state.options.selection}": {**best.metadata, "step": best.step}}
     nets = state.ema_generator.state_dict(), state.discriminator.state_dict()
-    return write_bundle(folder, metadata, *nets, grid(images, columns=8))
+    return write_bundle(folder, metadata, *nets, samples)
 
 
 def _manifest(state: State, dataset: Dataset, name: str, record: dict[str, Any]) -> dict[str, Any]:
