@@ -96,6 +96,7 @@ def _train_alone(
             bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
             snapshots.end()
         except Interrupted:
+            snapshots.report(must=True)
             bundle = None
     if bundle is None:
         print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")

@@ -67,7 +67,7 @@ class TrainingLoop:
             if is_saved:
                 self._save()
             if is_saved or is_sample_due(state.step, self.sample_every):
-                self.snapshots.take(is_last=is_last)
+                self.snapshots.take()
             if is_last:
                 raise Interrupted
             if state.is_score_due:

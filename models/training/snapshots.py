@@ -14,7 +14,7 @@ from models.training.trainer import State
 
 GRID_IMAGES = 64
 EARLY, LATER_EVERY = (50, 100, 200), 500  # steps
-REPORT_SHARE = 0.05  # of the time at most goes into reports, whose charts may cost more than the steps between
+REPORT_SHARE = 0.02  # of the time at most goes into reports, whose charts may cost more than the steps between
 
 
 def is_sample_due(step: int, every: int | None) -> bool:
@@ -44,8 +44,8 @@ class Snapshots:
         if not self.state.step:
             self.take()
 
-    def take(self, *, is_last: bool = False) -> None:
-        """Show the present state. The report may wait for a later time, but for the last."""
+    def take(self) -> None:
+        """Show the present state. The report may wait for a later time."""
         images = trainer.draw(self.state, GRID_IMAGES)
         picture = self.run.save_samples(self.state.step, images)
         if self.board is not None:
@@ -53,7 +53,7 @@ class Snapshots:
         if not self.run.bundle.exists():
             name = self.record["name"]
             trainer.publish_preview(self.state, self.dataset, self.run.preview, name, self.record, picture)
-        self.report(must=is_last)
+        self.report()
 
     def add_row(self, row: dict[str, Any]) -> None:
         """Show a row of stats.jsonl to whoever looks elsewhere than at the folder."""

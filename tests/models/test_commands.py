@@ -477,6 +477,20 @@ def test_help_says_what_each_preset_is_for(capsys: pytest.CaptureFixture[str]) -
     assert "minutes" in out
 
 
+def test_a_log_that_cannot_show_a_sign_ends_no_command() -> None:
+    """Elsewhere than in UTF-8 signs are written as their numbers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "models", "train", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"28\xd728" in done.stdout
+
+
 # --- Interrupted -------------------------------------------------------------------------------------------------
 
 
@@ -801,6 +815,20 @@ def test_a_signal_before_the_bundle_is_written_is_made_good(
     assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "preview"], {})
     assert train(data, tmp_path / "run", "--resume") == 0
     assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "bundle"], {})
+
+
+def test_a_signal_while_data_are_read_leaves_nothing_behind(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to save yet: one word, exit code 130, and no folder."""
+
+    def read(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("models.data.load._read_npz", read)
+    assert train(data, tmp_path / "run") == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
