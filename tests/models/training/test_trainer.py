@@ -485,6 +485,21 @@ def test_only_a_higher_score_is_kept() -> None:
     assert not torch.equal(state.best.generator["output.weight"], kept)
 
 
+def test_an_older_checkpoint_is_scored_again_where_it_does_not_say() -> None:
+    """The same score comes out; the best weights are those of the last score that is sure."""
+    old, state = State(small(), images(), CPU), State(small(), images(), CPU)
+    for _ in train(old, 10):
+        trainer.keep_if_best(old, trainer.score(old, images()))
+    for _ in train(old, 20):
+        pass
+    metadata = old.metadata()
+    del metadata["scored_step"]
+    state.load(old.tensors(), metadata)
+    assert (state.scored_step, state.is_score_due) == (10, True)
+    trainer.keep_if_best(state, trainer.score(state, images()))
+    assert not state.is_score_due
+
+
 def test_a_lower_frechet_distance_is_the_better_one() -> None:
     """The direction belongs to the rule: here less is more, and what is no number is never the best."""
     state = State(small(selection="frechet"), images(), CPU)
