@@ -318,7 +318,7 @@ def write_bundle(
     metadata: Mapping[str, Any],
     generator: Mapping[str, Tensor],
     discriminator: Mapping[str, Tensor],
-    samples: UInt8,
+    samples: UInt8 | bytes,
 ) -> Bundle:
     """Write a bundle at `folder`, replacing one that is there, and read it back.
 
@@ -326,7 +326,7 @@ def write_bundle(
         folder: Where the bundle will be; its parent is made.
         metadata: The manifest's fields but `format` and `files`.
         generator, discriminator: State dictionaries of the nets that the metadata describe, float32.
-        samples: A picture of what G makes, uint8 (h, w, c).
+        samples: A picture of what G makes, uint8 (h, w, c), or as a PNG.
 
     Raises:
         BundleError: What was handed in would be refused by a reader. Nothing has changed at `folder`.
@@ -335,7 +335,7 @@ def write_bundle(
     contents = {
         GENERATOR: _tensor_bytes(generator),
         DISCRIMINATOR: _tensor_bytes(discriminator),
-        SAMPLES: encode_png(samples),
+        SAMPLES: samples if isinstance(samples, bytes) else encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
     _, manifest = _parse_manifest(to_json({**metadata, "format": FORMAT, "files": files}), folder / MANIFEST)

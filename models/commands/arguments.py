@@ -8,12 +8,12 @@ from typing import Any, Protocol
 
 import torch
 
-from models.bundle import Bundle
+from models.bundle import MANIFEST, Bundle, read_bundle
 from models.data.load import DataError, Dataset, load_dataset
 from models.files import replace_file
 from models.inference.devices import find_device
 from models.training import trainer
-from models.training.run_folder import RunError
+from models.training.run_folder import RunDir, RunError
 
 
 class Subparsers(Protocol):
@@ -64,11 +64,42 @@ def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
     dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **reading(arguments))
     image = trainer.image_spec(dataset)
     if image != bundle.manifest.image:
-        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
+        size = bundle.manifest.image
+        is_size = image.channels == size.channels and size.height == size.width
+        hint = f": --image-size {size.height} makes them alike" if is_size else ""
+        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {size.shape}{hint}")
     if training.get("data", {}).get("checksum", dataset.checksum) != dataset.checksum:
         print("warning: this is not the data that the bundle was trained on, or not divided as it was then: "
               "test images may be among those that it learnt from", file=sys.stderr, flush=True)  # fmt: skip
     return dataset
+
+
+def bundle_of(arguments: argparse.Namespace, device: torch.device | str = "cpu") -> Bundle:
+    """The bundle that the command line names.
+
+    Raises:
+        RunError: It names a run instead, or the bundle of one that is not finished.
+        BundleError: It names no bundle that can be trusted.
+    """
+    folder: Path = arguments.bundle
+    if not (folder / MANIFEST).exists():
+        run = RunDir(folder.parent if folder.name == "bundle" else folder)
+        if run.record() is not None:
+            raise RunError(_instead_of(run))
+    return read_bundle(folder, device)
+
+
+def _instead_of(run: RunDir) -> str:
+    """What can be given where a run was named."""
+    if (run.bundle / MANIFEST).exists():
+        return f"{run.path} is the folder of a run; its bundle is {run.bundle}"
+    rows, steps = run.stats(), (run.record() or {}).get("options", {}).get("steps", "?")
+    step = rows[-1]["step"] if rows else 0
+    look = f"{run.preview} is a bundle of what is there so far; " if (run.preview / MANIFEST).exists() else ""
+    return (
+        f"{run.path}: no bundle yet: the run has come to step {step} of {steps}. {look}its train command with --resume "
+        f"finishes it, or with --resume --steps {step} makes a bundle of the best until now"
+    )
 
 
 def device_of(arguments: argparse.Namespace) -> torch.device:

@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from models.bundle import read_bundle
-from models.commands.arguments import Subparsers
+from models.commands.arguments import Subparsers, bundle_of
 from models.training.run_folder import RunError
 
 
@@ -24,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file, or say why not."""
     from models import export  # noqa: PLC0415 — an extra of its own
 
-    bundle = read_bundle(arguments.bundle)
+    bundle = bundle_of(arguments)
     try:
         parity = export.export_onnx(bundle, arguments.out, arguments.net)
     except export.ExportError as error:
