@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from models.bundle import BundleError
 from models.commands import evaluate, export, inspect, interpolate, neighbours, toy, train
@@ -21,6 +22,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed (one line on stderr), 2 wrong usage, 4 stopped by an alarm (one line on stderr), 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # what a terminal can't show, as a folder's odd name, ends no run
+            stream.reconfigure(errors="backslashreplace")
     arguments = command_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
