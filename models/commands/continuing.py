@@ -3,12 +3,32 @@
 from collections.abc import Mapping
 from typing import Any
 
-from models.data.dataset import Dataset, listed, printable
+from models.data.dataset import Dataset, listed, printable, relabelled
 from models.training.run_folder import RunDir, RunError
 from models.training.trainer import State
 
 DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
 Changes = dict[str, list[Any]]
+
+
+def numbered_as_begun(dataset: Dataset, run: RunDir) -> Dataset:
+    """The data set with its labels in the order in which the run's nets know them, where it has the same classes."""
+    record, now = run.record(), list(dataset.label_names or ())
+    if record is None or not now:
+        return dataset
+    known = known_classes(run) or _earlier_order(dataset, _checksum(record.get("data")))
+    return relabelled(dataset, known) if known != now and set(known) == set(now) else dataset
+
+
+def _earlier_order(dataset: Dataset, checksum: object) -> list[str]:
+    """The classes of a run without data.json, which an earlier release began: a folder's stood by code point."""
+    names, is_folder = list(dataset.label_names or ()), dataset.reading.sizes is not None
+    return sorted(names) if is_folder and dataset.checksum != checksum else names
+
+
+def known_classes(run: RunDir) -> list[str]:
+    """The classes of the data that the run was begun with; none where it has no data.json."""
+    return [one["name"] for one in run.data().get("classes") or ()]
 
 
 def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
@@ -49,8 +69,7 @@ def require_continuable(run: RunDir, state: State, dataset: Dataset, changes: Ch
 
 def _other_classes(run: RunDir, state: State, dataset: Dataset, changes: Changes) -> str | None:
     """Which classes the nets don't know, where they see any and the data is other data."""
-    known = [one["name"] for one in run.data().get("classes") or ()]
-    now = list(dataset.label_names or ())
+    known, now = known_classes(run), list(dataset.label_names or ())
     if "data" not in changes or not state.options.conditional or not known or now == known:
         return None
     new, gone = [name for name in now if name not in known], [name for name in known if name not in now]
@@ -59,7 +78,7 @@ def _other_classes(run: RunDir, state: State, dataset: Dataset, changes: Changes
         for words, names in (("there is now", new), ("there is no more", gone))
         if names
     ]
-    return f"its nets know {len(known)} classes in their order ({'; '.join(parts) or 'the order is another'})"
+    return f"its nets know {len(known)} classes in their order ({'; '.join(parts)})"
 
 
 def _checksum(data: object) -> object:

@@ -12,11 +12,11 @@ import torch
 
 from models.bundle import MAX_MANIFEST_BYTES, BundleError, read_bundle
 from models.commands.arguments import Subparsers, device_of, reading
-from models.commands.continuing import changes_since, require_continuable
+from models.commands.continuing import changes_since, numbered_as_begun, require_continuable
 from models.commands.dry_run import dry_run
 from models.commands.signals import StopOnSignal
 from models.commands.train_options import add_options, default_name, resolve
-from models.data.dataset import listed, numbered_as_before
+from models.data.dataset import listed
 from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import lines, summary
 from models.spec import TrainingOptions
@@ -74,8 +74,8 @@ def _train_alone(
         return 0
     if changes:
         record["overrides"].append({"step": state.step, "changes": changes})
+    run.save_data(summary(dataset))  # first: a record without it is an earlier release's
     run.begin(record)
-    run.save_data(summary(dataset))
     run.truncate_stats(state.step)
     with TensorBoard(run.path / "tensorboard", state.step) if arguments.tensorboard else nullcontext() as board:
         train_watched(state, dataset, run, arguments.checkpoint_every, arguments.alarms, board)
@@ -131,7 +131,7 @@ def _record(
 
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions, run: RunDir) -> Dataset:
     read = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
-    dataset = numbered_as_before(read, _begun_with(run)) if arguments.resume else read
+    dataset = numbered_as_begun(read, run) if arguments.resume else read
     if dataset is not read:
         _say(arguments, f"The labels stand as when the run was begun: {listed(dataset.label_names or ())}.")
     said = arguments.conditional is not None or arguments.dry_run  # programs read a dry run's output too
@@ -160,12 +160,6 @@ def _require_room_for(label_names: Sequence[str]) -> None:
         raise DataError(f"{len(label_names):,} classes with names of this length are more than a bundle's manifest "
                         f"holds, which is {MAX_MANIFEST_BYTES / 2**20:.0f} MiB: make them fewer, or shorten the names, "
                         "or train with --unconditional")  # fmt: skip
-
-
-def _begun_with(run: RunDir) -> str | None:
-    """The checksum of the data that the run was begun with."""
-    checksum: str | None = ((run.record() or {}).get("data") or {}).get("checksum")
-    return checksum
 
 
 def train_watched(

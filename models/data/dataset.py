@@ -113,7 +113,7 @@ def relabelled(dataset: Dataset, label_names: Sequence[str]) -> Dataset:
 
 
 def numbered_as_before(dataset: Dataset, checksum: str | None) -> Dataset:
-    """The data set with its labels numbered as in a run or bundle with this checksum; itself where neither order fits.
+    """The data set with its labels numbered as in a bundle with this checksum; itself where neither order fits.
 
     Class folders with whole numbers as names once stood by code point: 0, 1, 10, 2.
     """

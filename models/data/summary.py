@@ -50,10 +50,9 @@ def lines(found: Summary) -> list[str]:
     if found["coloured"]:
         said.append(f"{found['coloured']:,} of {sum(found['images'].values()):,} are coloured")
     if classes:
-        counts = listed([f"{printable(one['name'])} {'/'.join(str(one[split]) for split in SPLIT_NAMES)}"
-                         for one in classes])  # fmt: skip
+        counts = [f"{printable(one['name'])}: {'/'.join(f'{one[name]:,}' for name in SPLIT_NAMES)}" for one in classes]
         said.append(f"{len(classes):,} {'class' if len(classes) == 1 else 'classes'}, "
-                    f"images to train/validate/test: {counts}")  # fmt: skip
+                    f"images to train/validate/test: {listed(counts, '; ')}")  # fmt: skip
         if few := few_images(classes):
             said.append(f"under {FEW_IMAGES} images to train: {listed([printable(name) for name in few])}: "
                         "what is drawn of such a class will hardly vary")  # fmt: skip

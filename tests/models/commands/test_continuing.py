@@ -96,6 +96,16 @@ def test_a_run_that_was_begun_in_the_old_order_of_labels_goes_on_in_it(
     assert labels == (expected if conditional == "--conditional" else [None, None])
 
 
+def test_the_old_order_outlasts_an_override_with_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more images no checksum says how the labels stood, and the nets know them all the same."""
+    data, out = save_classes(tmp_path / "digits", *NUMBERS), tmp_path / "run"
+    begun_in_the_old_order(data, out, 3, monkeypatch, "--conditional")
+    for count in (6, 7):
+        save_classes(data, *NUMBERS, count=count)
+        assert train(data, out, count, "--conditional", "--resume", "--override") == 0
+        assert read_bundle(out / "bundle").manifest.labels == tuple(sorted(NUMBERS))
+
+
 @pytest.mark.parametrize("conditional", ["--conditional", "--unconditional"])
 def test_a_bundle_of_the_old_order_is_scored_by_the_names_of_its_labels(
     conditional: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

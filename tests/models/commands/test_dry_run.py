@@ -58,7 +58,7 @@ def test_a_person_gets_a_short_table(pets: Path, tmp_path: Path, capsys: pytest.
         "pets: 43 images to train, 5 to validate, 5 to test, 8×8 RGB",
         "made from images of 8×8 to 30×20",
         "1 of 53 are coloured",
-        "2 classes, images to train/validate/test: cat ",
+        "2 classes, images to train/validate/test: cat: ",
         "under 30 images to train: dog",
         "3 files left out, no image by its name: .heic (2), .txt (1)",
         "mlp-adam, unconditional: G with ",
