@@ -22,8 +22,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed (one line on stderr), 2 wrong usage, 4 stopped by an alarm (one line on stderr), 130 interrupted.
     """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # what a terminal can't show, as a folder's odd name, ends no run
+    for stream in (sys.stdout, sys.stderr):  # a name or a sign that a terminal or a log can't show ends no run
+        if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = command_parser().parse_args(argv)
     try:

@@ -22,7 +22,7 @@ def numbered_as_begun(dataset: Dataset, run: RunDir) -> Dataset:
 
 def _earlier_order(dataset: Dataset, checksum: object) -> list[str]:
     """The classes of a run without data.json, which an earlier release began: a folder's stood by code point."""
-    names, is_folder = list(dataset.label_names or ()), dataset.reading.sizes is not None
+    names, is_folder = list(dataset.label_names or ()), dataset.files.sizes is not None
     return sorted(names) if is_folder and dataset.checksum != checksum else names
 
 
@@ -60,6 +60,8 @@ def require_continuable(run: RunDir, state: State, dataset: Dataset, changes: Ch
     if reason is None and found is not None:
         reason = state.misfit(found[0])
     differences = "; ".join(f"{key} was {_words(old)} and is {_words(new)}" for key, (old, new) in changes.items())
+    if "data" in changes and dataset.files.by_folders:
+        differences += " (divided as its folders are called: --splits none reads it as earlier releases did)"
     if reason is not None:
         raise RunError(f"the run was begun otherwise: {differences}. It cannot go on so, for {reason}: "
                        "begin a new run, with another --out")  # fmt: skip

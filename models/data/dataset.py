@@ -35,19 +35,21 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Reading:
+class FilesRead:
     """What became of the files of a folder; empty for other data sets.
 
     Attributes:
         sizes: Width and height of the smallest and of the largest image, by pixels, before they were fitted.
         coloured: Images that are not grey; None where nobody has counted.
         left_out: Why files were left out, and how many by suffix.
+        by_folders: Whether folders called train, val and test divided them.
         notes: What the user should be told at every start.
     """
 
     sizes: Sequence[Sequence[int]] | None = None
     coloured: int | None = None
     left_out: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    by_folders: bool = False
     notes: Sequence[str] = ()
 
 
@@ -61,7 +63,7 @@ class Dataset:
         label_names: What each label means, in order; None for a set without labels.
         checksum: sha256, in hex, over the images and labels of the three splits in order. The same content gives the
             same checksum, whatever files it came in; another split of it gives another.
-        reading: What became of the files of a folder.
+        files: What became of the files of a folder.
     """
 
     name: str
@@ -70,7 +72,7 @@ class Dataset:
     test: Split
     label_names: tuple[str, ...] | None
     checksum: str
-    reading: Reading = Reading()
+    files: FilesRead = FilesRead()
 
 
 def division(name: str, count: int, seed: int) -> tuple[npt.NDArray[np.intp], ...]:
@@ -109,7 +111,7 @@ def relabelled(dataset: Dataset, label_names: Sequence[str]) -> Dataset:
     numbers = np.array([index[name] for name in dataset.label_names or ()], np.int64)
     splits = (dataset.train, dataset.validation, dataset.test)
     parts = [Split(split.images, None if split.labels is None else numbers[split.labels]) for split in splits]
-    return replace(assembled(dataset.name, parts, tuple(label_names)), reading=dataset.reading)
+    return replace(assembled(dataset.name, parts, tuple(label_names)), files=dataset.files)
 
 
 def numbered_as_before(dataset: Dataset, checksum: str | None) -> Dataset:

@@ -22,13 +22,13 @@ STATED_FILES = 10_000  # files whose time and size are looked at for a fingerpri
 COUNTED_SUFFIXES = 50  # for each reason; `scan.0001` … would have thousands, and the rest are counted together
 OTHER_SUFFIXES = "others"
 
-# The raster formats that Pillow decodes by itself. Of the others that it knows, EPS starts a program, IPTC may hold an
-# EPS, WMF is drawn by Windows alone, FPX and MIC need another package, and BUFR, GRIB, HDF5 and MPEG are recognised, no
-# more.
+# The raster formats that Pillow decodes by itself, as they are tried: last those that have no beginning of their own.
+# Of the others that it knows, EPS starts a program, IPTC may hold an EPS, WMF is drawn by Windows alone, FPX and MIC
+# need another package, and BUFR, GRIB, HDF5 and MPEG are recognised, no more.
 FORMATS = (
-    *("AVIF", "BLP", "BMP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "GIF", "ICNS", "ICO", "IM"),
-    *("JPEG", "JPEG2000", "MPO", "MSP", "PCD", "PCX", "PIXAR", "PNG", "PPM", "PSD", "QOI", "SGI", "SUN", "TGA"),
-    *("TIFF", "WEBP", "XBM", "XPM"),
+    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "MPO"),
+    *("BLP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "MSP", "PCX", "PIXAR", "PPM"),
+    *("PSD", "QOI", "SGI", "SUN", "XBM", "XPM", "IM", "PCD", "TGA"),
 )
 # Their files begin with bytes that other files begin with too, so a file without a suffix is not taken for one.
 UNSURE_BEGINNINGS = frozenset({"CUR", "DIB", "FLI", "GBR", "ICO", "PCX", "PPM", "XBM"})

@@ -24,7 +24,7 @@ import numpy as np
 import PIL
 from PIL import Image, ImageOps
 
-from models.data.dataset import Dataset, Images, Labels, Reading, Split, checksum_of
+from models.data.dataset import Dataset, FilesRead, Images, Labels, Split, checksum_of
 from models.files import cache_folder, replaced_folder
 
 _FORMAT = 2  # of an entry, or of what decoding does: another number makes every entry anew
@@ -70,7 +70,7 @@ def write_entry(
     parts: tuple[int, int, int],
     labels: Labels | None,
     label_names: Sequence[str] | None,
-    reading: Reading = Reading(),  # noqa: B008 — it is frozen
+    files: FilesRead = FilesRead(),  # noqa: B008 — it is frozen
 ) -> None:
     """Write rows (h, w, c) of one shape, in the order train, validation, test, of which there are `parts`."""
     with (folder / "images.npy").open("wb") as file:
@@ -83,7 +83,7 @@ def write_entry(
         os.fsync(file.fileno())
     if labels is not None:
         np.save(folder / "labels.npy", labels)
-    metadata = {"name": name, "label_names": label_names, "parts": parts, "reading": asdict(reading)}
+    metadata = {"name": name, "label_names": label_names, "parts": parts, "files": asdict(files)}
     checksum = checksum_of(*_parts_of(folder, parts))
     (folder / "metadata.json").write_text(json.dumps({**metadata, "checksum": checksum}), "utf-8")
 
@@ -115,12 +115,12 @@ def _read_entry(place: Path) -> Dataset | None:
     try:
         metadata = json.loads((place / "metadata.json").read_bytes())
         train, validation, test = _parts_of(place, metadata["parts"])
-        reading = Reading(**metadata["reading"])
+        files = FilesRead(**metadata["files"])
     except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     names = metadata["label_names"]
     label_names = None if names is None else tuple(names)
-    return Dataset(metadata["name"], train, validation, test, label_names, metadata["checksum"], reading)
+    return Dataset(metadata["name"], train, validation, test, label_names, metadata["checksum"], files)
 
 
 def _parts_of(folder: Path, parts: Sequence[int]) -> list[Split]:

@@ -21,8 +21,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from models.data.dataset import (
     MIN_IMAGES,
     DataError,
+    FilesRead,
     Images,
-    Reading,
     division,
     listed,
     one_line,
@@ -73,8 +73,8 @@ def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, se
         order = np.concatenate(parts)
         labels, names = _labels_of(source, places[order])
         train, validation, test = map(len, parts)
-        reading = _reading(source, decoded, made_up)
-        write_entry(entry, name, _in_order(spool, shapes, order), (train, validation, test), labels, names, reading)
+        files = _files_read(source, decoded, made_up)
+        write_entry(entry, name, _in_order(spool, shapes, order), (train, validation, test), labels, names, files)
     if find_images(source.path, source.mode).fingerprint != source.fingerprint:
         raise DataError(f"{source.path}: changed while it was read: try again")
 
@@ -177,7 +177,7 @@ def _labels_of(
     return labels, [source.label_names[label] for label in used]
 
 
-def _reading(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) -> Reading:
+def _files_read(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) -> FilesRead:
     """What became of the folder's files, and what the user should be told of it."""
     notes, left_out = list(notes), {}
     if decoded.faults:
@@ -189,7 +189,7 @@ def _reading(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) -> Re
         total = len(decoded.shapes)
         notes.append(f"All images become RGB because of {len(coloured)} among {total}: {listed(coloured)}")
     sizes = (decoded.smallest, decoded.largest) if decoded.smallest and decoded.largest else None
-    return Reading(sizes, len(coloured), left_out, notes)
+    return FilesRead(sizes, len(coloured), left_out, source.splits is not None, notes)
 
 
 def _decode(folder: Path, name: str, *, image_size: int | None) -> tuple[Images, Size] | str:

@@ -105,10 +105,10 @@ def _load_folder(path: Path, seed: int, image_size: int | None, *, skip_bad: boo
     options = {"image_size": image_size, "seed": seed, "skip_bad": skip_bad, "splits": splits}
     build = partial(write_folder, source=images, image_size=image_size, seed=seed, skip_bad=skip_bad)
     dataset = cached(str(path.resolve()), options, images.fingerprint, build)
-    for note in dataset.reading.notes:
+    for note in dataset.files.notes:
         print(note, file=sys.stderr)
-    left_out = {**images.left_out, **dataset.reading.left_out}
-    return replace(dataset, reading=replace(dataset.reading, left_out=left_out))
+    left_out = {**images.left_out, **dataset.files.left_out}
+    return replace(dataset, files=replace(dataset.files, left_out=left_out))
 
 
 def _resized(source: str, fingerprint: str, read: Callable[[], Dataset], image_size: int | None, seed: int) -> Dataset:

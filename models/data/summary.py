@@ -22,20 +22,22 @@ def summary(dataset: Dataset) -> dict[str, Any]:
     sizes: Width and height of the smallest and of the largest image of a folder; None elsewhere.
     coloured: How many of a folder's images are not grey; None elsewhere.
     left_out: Why files of a folder were left out, and how many by suffix.
+    by_folders: Whether folders called train, val and test divided them.
     notes: Sentences.
     """  # noqa: D400, D415
     splits = (dataset.train, dataset.validation, dataset.test)
     _, height, width, channels = dataset.train.images.shape
-    reading = dataset.reading
+    files = dataset.files
     return {
         "name": dataset.name,
         "image": {"channels": channels, "height": height, "width": width},
         "images": {name: len(split.images) for name, split in zip(SPLIT_NAMES, splits, strict=True)},
         "classes": _classes(dataset.label_names, splits),
-        "sizes": reading.sizes,
-        "coloured": reading.coloured,
-        "left_out": reading.left_out,
-        "notes": list(reading.notes),
+        "sizes": files.sizes,
+        "coloured": files.coloured,
+        "left_out": files.left_out,
+        "by_folders": files.by_folders,
+        "notes": list(files.notes),
     }
 
 
@@ -45,6 +47,8 @@ def lines(found: Summary) -> list[str]:
     train, validation, test = (f"{found['images'][name]:,}" for name in SPLIT_NAMES)
     shape = f"{image['width']}×{image['height']} {'grey' if image['channels'] == 1 else 'RGB'}"
     said = [f"{found['name']}: {train} images to train, {validation} to validate, {test} to test, {shape}"]
+    if found["by_folders"]:
+        said.append("divided as its folders are called; --splits none makes classes of them")
     if sizes := _sizes_before(found):
         said.append(f"made from images of {sizes}")
     if found["coloured"]:

@@ -176,6 +176,17 @@ def test_another_class_in_the_place_of_one_needs_a_new_run_too(
     assert "(there is now owl; there is no more dog)" in error(capsys)
 
 
+def test_a_run_whose_classes_are_called_like_splits_goes_on_with_a_word(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Earlier releases made classes of train and test: the refusal says how they are read again."""
+    data, out = save_classes(tmp_path / "pets", "train", "test", count=10), tmp_path / "run"
+    assert train(data, out, 3, "--conditional", "--splits", "none") == 0
+    assert train(data, out, 5, "--unconditional", "--resume") == 1
+    assert "--splits none" in error(capsys)
+    assert train(data, out, 5, "--conditional", "--resume", "--splits", "none") == 0
+
+
 def test_more_images_of_the_same_classes_can_be_overridden(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """And so can other classes where the nets see none."""
     data, out = save_classes(tmp_path / "pets", "cat", "dog", count=10), tmp_path / "run"

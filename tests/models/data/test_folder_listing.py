@@ -132,7 +132,7 @@ def test_files_without_a_suffix_are_told_by_their_content(kind: str, tmp_path: P
         (tmp_path / name).write_bytes(content)
     found = load(tmp_path)
     assert sum(map(len, greys(found))) == 12
-    assert found.reading.left_out == {NO_IMAGE_BY_CONTENT: {"": 4}}
+    assert found.files.left_out == {NO_IMAGE_BY_CONTENT: {"": 4}}
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links and pipes are made otherwise there")
@@ -148,7 +148,7 @@ def test_what_is_left_out_is_counted_by_reason_and_suffix(tmp_path: Path) -> Non
     os.mkfifo(tmp_path / "cats" / "pipe.png")
     found = load(tmp_path)
     assert found.label_names == ("cats",)
-    left_out = {reason: dict(counts) for reason, counts in found.reading.left_out.items()}
+    left_out = {reason: dict(counts) for reason, counts in found.files.left_out.items()}
     assert left_out.pop("not to be opened") == {"": 1}
     assert left_out == {NO_IMAGE_BY_NAME: {".heic": 2, ".txt": 1}, NO_FILE: {".png": 2}, LINKED_FOLDER: {"": 1}}
 
@@ -179,7 +179,7 @@ def test_train_val_and_test_are_splits(validation: str, tmp_path: Path) -> None:
         for label, name in enumerate(("cat", "dog")):
             save_many(tmp_path / folder / name, 10 + split, grey=100 * label + split)
     pets = load(tmp_path)
-    assert pets.label_names == ("cat", "dog")
+    assert (pets.label_names, pets.files.by_folders) == (("cat", "dog"), True)
     assert greys(pets) == [[0] * 10 + [100] * 10, [1] * 11 + [101] * 11, [2] * 12 + [102] * 12]
     assert pets.train.labels is not None
     np.testing.assert_array_equal(pets.train.labels, pets.train.images[:, 0, 0, 0] // 100)
@@ -260,7 +260,7 @@ def test_other_names_that_are_no_utf_8_are_escaped(tmp_path: Path, capsys: pytes
     found = load(folder, skip_bad=True)
     assert found.name == r"caf\xe9"
     assert r"b\xe4d.png: not an image" in capsys.readouterr().err
-    assert r"b\xe4d.png: not an image" in found.reading.notes[0]
+    assert r"b\xe4d.png: not an image" in found.files.notes[0]
 
 
 @given(st.text(st.characters(exclude_categories=())))
