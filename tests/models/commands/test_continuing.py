@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,14 @@ from models.__main__ import main
 from models.bundle import read_bundle
 from models.data.dataset import relabelled
 from models.data.load import load_dataset
-from models.spec import PRESETS, AdamSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 from models.training.run_folder import RunDir
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-SMALL = PRESETS["mlp-adam"].model_copy(
-    update={
-        "preset": "small",
-        "network": MLPSpec(
-            family="mlp",
-            generator=MLPGeneratorSpec(hidden=(8,)),
-            discriminator=MaxoutDiscriminatorSpec(units=(4,), pieces=2),
-        ),
-        "latent": LatentSpec(dim=4, distribution="normal"),
-        "batch_size": 4,
-        "generator_optimiser": AdamSpec(lr=1e-3),
-    }
-)
+pytestmark = pytest.mark.usefixtures("one_thread", "small_preset")
 
 
 @pytest.fixture(autouse=True)
-def _small_preset() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(PRESETS, "small", SMALL)
-        patch.setattr("models.training.report.page", lambda _: "")
-        yield
+def _blank_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("models.training.report.page", lambda _: "")
 
 
 def save_classes(folder: Path, *names: str, count: int = 5) -> Path:

@@ -11,7 +11,7 @@ from PIL import Image
 from models.__main__ import main
 from models.commands.dry_run import duration
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "small_preset")
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def pets(tmp_path: Path) -> Path:
 
 
 def dry_run(data: Path | str, out: Path, *more: str) -> int:
-    return main(["train", "--preset", "mlp-adam", "--data", str(data), "--out", str(out), "--device", "cpu",
+    return main(["train", "--preset", "small", "--data", str(data), "--out", str(out), "--device", "cpu",
                  "--dry-run", *more])  # fmt: skip
 
 
@@ -43,7 +43,7 @@ def test_a_program_gets_one_json_object(pets: Path, tmp_path: Path, capsys: pyte
     assert facts["images"] == {"train": 43, "validation": 5, "test": 5}
     assert facts["labels"] == ["cat", "dog"]
     assert facts["left_out"] == {".heic": 2, ".txt": 1}
-    assert facts["parameters"] > 2_000_000
+    assert facts["parameters"] > 1_000
     assert facts["memory_bytes"] > 2**20
     assert facts["hours"] == pytest.approx(facts["step_ms"] / 3600)
     assert not (tmp_path / "run").exists()
@@ -61,7 +61,7 @@ def test_a_person_gets_a_short_table(pets: Path, tmp_path: Path, capsys: pytest.
         "2 classes, images to train/validate/test: cat: ",
         "under 30 images to train: dog",
         "3 files left out, no image by its name: .heic (2), .txt (1)",
-        "mlp-adam, unconditional: G with ",
+        "small, unconditional: G with ",
     ):
         assert words in said.out
     assert re.search(r"^step +\d+ images, [\d.]+ m?s: [\d,]+ images/s$", said.out, re.MULTILINE)
@@ -70,12 +70,13 @@ def test_a_person_gets_a_short_table(pets: Path, tmp_path: Path, capsys: pytest.
 
 
 def test_a_run_that_is_there_is_left_alone(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its folder stays as it is; and what would be said of going on does not come between the JSON."""
     monkeypatch.setattr("models.training.report.page", lambda _: "")
     out = tmp_path / "run"
-    command = ["train", "--preset", "mlp-adam", "--data", "digits", "--out", str(out), "--steps", "1"]
+    command = ["train", "--preset", "small", "--data", str(pets), "--out", str(out), "--steps", "1",
+               "--image-size", "8", "--device", "cpu"]  # fmt: skip
     assert main(command) == 0
     record = json.loads((out / "options.json").read_text())
     (out / "options.json").write_text(json.dumps(record | {"threads": record["threads"] + 1}))
@@ -83,21 +84,21 @@ def test_a_run_that_is_there_is_left_alone(
     capsys.readouterr()
     assert main([*command, "--dry-run", "--json", "--resume"]) == 0
     said = capsys.readouterr()
-    assert json.loads(said.out)["images"] == {"train": 1439, "validation": 179, "test": 179}
+    assert json.loads(said.out)["images"] == {"train": 43, "validation": 5, "test": 5}
     assert "threads, as the run was begun" in said.err
     assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
 
 
 def test_json_without_a_dry_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """A run has no result that would fit into one object."""
-    assert main(["train", "--preset", "mlp-adam", "--data", "digits", "--out", str(tmp_path / "run"), "--json"]) == 1
+    assert main(["train", "--preset", "small", "--data", "digits", "--out", str(tmp_path / "run"), "--json"]) == 1
     assert "--json goes with --dry-run" in capsys.readouterr().err
 
 
 def test_training_says_and_keeps_what_was_read(pets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The same lines at the start and in the report, the whole in data.json."""
     out = tmp_path / "run"
-    assert main(["train", "--preset", "mlp-adam", "--data", str(pets), "--out", str(out), "--steps", "1",
+    assert main(["train", "--preset", "small", "--data", str(pets), "--out", str(out), "--steps", "1",
                  "--image-size", "8", "--device", "cpu"]) == 0  # fmt: skip
     said, page = capsys.readouterr().out, (out / "report.html").read_text()
     data = json.loads((out / "data.json").read_text())
@@ -112,14 +113,15 @@ def test_training_says_and_keeps_what_was_read(pets: Path, tmp_path: Path, capsy
     assert "RGB because of 1 among 53" in page
 
 
-def test_a_run_in_a_folder_whose_name_is_no_utf_8_gets_its_report(tmp_path: Path) -> None:
+def test_a_run_in_a_folder_whose_name_is_no_utf_8_gets_its_report(pets: Path, tmp_path: Path) -> None:
     """The page is UTF-8: the name is escaped there, and training does not fail on it after hours."""
     out = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     try:
         out.mkdir()
     except OSError:
         pytest.skip("this disk has no names that are not UTF-8")
-    command = ["train", "--preset", "mlp-adam", "--data", "digits", "--out", str(out), "--steps", "1"]
+    command = ["train", "--preset", "small", "--data", str(pets), "--out", str(out), "--steps", "1",
+               "--image-size", "8", "--device", "cpu"]  # fmt: skip
     assert main(command) == 0
     assert r"<title>caf\xe9</title>" in (out / "report.html").read_text("utf-8")
 
