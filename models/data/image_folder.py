@@ -96,7 +96,8 @@ def _divided(
     for split, words in ((VALIDATION, "validation"), (TEST, "test")):
         if not len(parts[split]):
             parts[split], parts[TRAIN] = parts[TRAIN][:tenth], parts[TRAIN][tenth:]
-            notes.append(f"No {words} folder: {tenth:,} of the images in train, chosen by the seed, take its place")
+            notes.append(f"No {words} images in a folder of their own: {tenth:,} of those in train, chosen by the "
+                         "seed, are taken for it")  # fmt: skip
     return parts, notes
 
 

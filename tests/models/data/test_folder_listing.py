@@ -197,7 +197,7 @@ def test_a_missing_split_is_a_tenth_of_the_training_images(
     for _ in range(2):
         train, validation, test = greys(load(tmp_path))
         assert (train, *sorted([validation, test])) == ([1] * 23, [1] * 2, [2] * 3)
-        assert f"No {missing} folder: 2 of the images in train" in capsys.readouterr().err
+        assert f"No {missing} images in a folder of their own: 2 of those in train" in capsys.readouterr().err
 
 
 def test_splits_can_be_classes_and_have_entries_of_their_own(tmp_path: Path) -> None:
