@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from models.bundle import MANIFEST, Bundle, read_bundle
+from models.data.dataset import numbered_as_before, relabelled
 from models.data.load import DataError, Dataset, load_dataset
 from models.files import replace_file
 from models.inference.devices import find_device
@@ -48,11 +49,13 @@ def add_data(parser: argparse.ArgumentParser) -> None:
                         help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
     parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize images to S×S pixels")
     parser.add_argument("--skip-bad", action="store_true", help="leave out a folder's files that cannot be read")
+    parser.add_argument("--splits", choices=["auto", "none"], default="auto", help="auto (default): a folder's train, "
+                        "val and test are splits, where it has no others; none: they are classes")  # fmt: skip
 
 
 def reading(arguments: argparse.Namespace) -> dict[str, Any]:
     """How `--data` is read, for `load_dataset`."""
-    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad}
+    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad, "splits": arguments.splits}
 
 
 def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
@@ -68,7 +71,9 @@ def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
         is_size = image.channels == size.channels and size.height == size.width
         hint = f": --image-size {size.height} makes them alike" if is_size else ""
         raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {size.shape}{hint}")
-    if training.get("data", {}).get("checksum", dataset.checksum) != dataset.checksum:
+    checksum = training.get("data", {}).get("checksum", dataset.checksum)
+    dataset = _numbered_as_in(bundle, dataset, checksum)
+    if checksum != dataset.checksum:
         print("warning: this is not the data that the bundle was trained on, or not divided as it was then: "
               "test images may be among those that it learnt from", file=sys.stderr, flush=True)  # fmt: skip
     return dataset
@@ -100,6 +105,16 @@ def _instead_of(run: RunDir) -> str:
         f"{run.path}: no bundle yet: the run has come to step {step} of {steps}. {look}its train command with --resume "
         f"finishes it, or with --resume --steps {step} makes a bundle of the best until now"
     )
+
+
+def _numbered_as_in(bundle: Bundle, dataset: Dataset, checksum: str) -> Dataset:
+    """The data set with its labels in the bundle's order, where both have the same names."""
+    names = bundle.manifest.labels
+    if names is None:
+        return numbered_as_before(dataset, checksum)
+    if names == dataset.label_names or set(names) != set(dataset.label_names or ()):
+        return dataset
+    return relabelled(dataset, names)
 
 
 def device_of(arguments: argparse.Namespace) -> torch.device:

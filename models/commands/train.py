@@ -3,29 +3,32 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
 
 import torch
 
-from models.bundle import BundleError, read_bundle
+from models.bundle import MAX_MANIFEST_BYTES, BundleError, read_bundle
 from models.commands.arguments import Subparsers, device_of, reading
+from models.commands.continuing import changes_since, numbered_as_begun, require_continuable
+from models.commands.dry_run import dry_run
 from models.commands.signals import Interrupted, StopOnSignal
 from models.commands.train_loop import TrainingLoop
 from models.commands.train_options import add_options, default_name, resolve
 from models.data.dataset import listed
-from models.data.load import Dataset, load_dataset
+from models.data.load import DataError, Dataset, load_dataset
+from models.data.summary import lines, summary
 from models.files import remove_folder
 from models.spec import TrainingOptions
 from models.training import trainer
-from models.training.cost import measure_step
+from models.training.cost import count_numbers
 from models.training.run_folder import RunDir, RunError, environment
 from models.training.snapshots import Snapshots
 from models.training.tensorboard import TensorBoard
 
 ACKNOWLEDGED = "Stopping, with the work saved. Once more ends at once, without saving."
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
-DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
 
 
 def add_to(commands: Subparsers) -> None:
@@ -38,14 +41,15 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check all that can be checked before anything is written; then train."""
     options, device, folder = resolve(arguments), device_of(arguments), _run_folder(arguments)
-    dataset = _training_data(arguments, options)
+    dataset = _training_data(arguments, options, folder)
     record, changes = _record(arguments, folder, options, dataset, device)
-    if changes and arguments.resume and not arguments.override:
-        differences = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changes.items())
-        raise RunError(f"the run was begun otherwise: {differences}. --override goes on all the same, and records it")
     state = trainer.State(options, dataset, device)
+    if changes and arguments.resume:
+        require_continuable(folder, state, dataset, changes, override=arguments.override)
     if arguments.dry_run:
-        return _dry_run(state, dataset, record)
+        dry_run(state, summary(dataset), as_json=arguments.json)
+        return 0
+    print("\n  ".join(lines(summary(dataset))), flush=True)
     with folder.held():
         return _train_alone(arguments, state, dataset, folder, record, changes)
 
@@ -73,6 +77,7 @@ def _train_alone(
         return 0
     if changes:
         record["overrides"].append({"step": state.step, "changes": changes})
+    run.save_data(summary(dataset))  # first: a record without it is an earlier release's
     run.begin(record)
     run.truncate_stats(state.step)
     print(_first_line(state, dataset, run), flush=True)
@@ -124,6 +129,8 @@ def _run_folder(arguments: argparse.Namespace) -> RunDir:
         raise RunError("--checkpoint-every must be at least 1")
     if arguments.override and not arguments.resume:
         raise RunError("--override goes with --resume")
+    if arguments.json and not arguments.dry_run:
+        raise RunError("--json goes with --dry-run")
     run = RunDir(arguments.out)
     if run.is_used() and not (arguments.resume or arguments.dry_run):
         raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
@@ -138,7 +145,7 @@ def _record(
     threads = before.get("threads", torch.get_num_threads())
     if device.type == "cpu":
         if threads != torch.get_num_threads():
-            print(f"Computing on {threads} threads, as the run was begun.", flush=True)
+            _say(arguments, f"Computing on {threads} threads, as the run was begun.")
         # A sum's last bits depend on how it is divided. The number is set even where it stays the same: drawing sets it
         # at every score, and MKL, which may use fewer threads until then, has to divide alike before and after.
         torch.set_num_threads(threads)
@@ -156,16 +163,20 @@ def _record(
         "overrides": before.get("overrides", []),
         **environment(device),
     }
-    return record, _changes({"name": name, **before} if before else {}, record)
+    return record, changes_since({"name": name, **before} if before else {}, record)
 
 
-def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
+def _training_data(arguments: argparse.Namespace, options: TrainingOptions, run: RunDir) -> Dataset:
+    read = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
+    dataset = numbered_as_begun(read, run) if arguments.resume else read
+    if dataset is not read:
+        _say(arguments, f"The labels stand as when the run was begun: {listed(dataset.label_names or ())}.")
     said = arguments.conditional is not None or arguments.dry_run  # programs read a dry run's output too
     if dataset.label_names and not options.conditional and not said:
         print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
               flush=True)  # fmt: skip
     if options.conditional and dataset.label_names and dataset.train.labels is not None:
+        _require_room_for(dataset.label_names)
         seen = set(dataset.train.labels.tolist())
         unseen = [name for label, name in enumerate(dataset.label_names) if label not in seen]
         if unseen:
@@ -174,24 +185,18 @@ def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> D
     return dataset
 
 
-def _dry_run(state: trainer.State, dataset: Dataset, record: dict[str, Any]) -> int:
-    """Say what the command would do, and what it would cost."""
-    print(json.dumps(record, indent=1))
-    for name, net in (("generator", state.generator), ("discriminator", state.discriminator)):
-        print(f"{name}: {count_numbers(net):,} parameters")
-    sizes = (len(split.images) for split in (dataset.train, dataset.validation, dataset.test))
-    print("images: {:,} to train, {:,} to validate, {:,} to test, {}×{}×{}".format(*sizes, *state.image.shape))
-    cost = measure_step(state)
-    steps = state.options.steps
-    memory = "unknown" if cost.memory_bytes is None else f"{cost.memory_bytes / 2**20:,.0f} MiB"
-    print(f"a step: {cost.step_s * 1000:.1f} ms, {cost.images_per_s:,.0f} images/s, {memory} of memory")
-    print(f"{steps:,} steps: {steps * cost.step_s / 3600:.2f} h, and the time of the scores")
-    return 0
+def _say(arguments: argparse.Namespace, line: str) -> None:
+    """Print a line, where programs don't read what is printed."""
+    print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
 
-def count_numbers(net: torch.nn.Module) -> int:
-    """Parameters of a net."""
-    return sum(parameter.numel() for parameter in net.parameters())
+def _require_room_for(label_names: Sequence[str]) -> None:
+    """See that a manifest can hold the classes, now and not after hours: their names, and a frequency of each."""
+    size = sum(len(json.dumps(name)) + 32 for name in label_names)
+    if size > MAX_MANIFEST_BYTES * 0.9:
+        raise DataError(f"{len(label_names):,} classes with names of this length are more than a bundle's manifest "
+                        f"holds, which is {MAX_MANIFEST_BYTES / 2**20:.0f} MiB: make them fewer, or shorten the names, "
+                        "or train with --unconditional")  # fmt: skip
 
 
 def _is_published(run: RunDir, name: str, step: int) -> bool:
@@ -201,15 +206,3 @@ def _is_published(run: RunDir, name: str, step: int) -> bool:
         return (bundle.name, bundle.manifest.training.get("steps")) == (name, step)
     except BundleError:
         return False
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """What differs from the run before, as [old, new]: name, options, data, and what decides the last bits of sums."""
-    if not before:
-        return {}
-    old, new = (
-        {**record.get("options", {}), **{key: record.get(key) for key in ("name", "data", *DECIDES_SUMS)}}
-        for record in (before, now)
-    )
-    keys = sorted((old.keys() | new.keys()) - {"steps"})
-    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}

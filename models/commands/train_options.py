@@ -50,7 +50,10 @@ def add_options(train: argparse.ArgumentParser) -> None:
                        "images; the bundle gets the weights with the best one (default 2500)")  # fmt: skip
     train.add_argument("--alarms", choices=["stop", "warn", "off"], default="stop", help="what a run that goes wrong "
                        "is met with: ended with exit code 4 (default), told so, or left alone")  # fmt: skip
-    train.add_argument("--dry-run", action="store_true", help="print the options and the cost of a step; train nothing")
+    train.add_argument(
+        "--dry-run", action="store_true", help="print what a run would be: data, nets, time and memory; train nothing"
+    )
+    train.add_argument("--json", action="store_true", help="with --dry-run: as one JSON object")
     train.add_argument("--tensorboard", action="store_true", help="write RUN/tensorboard/ too (tensorboard extra)")
     train.add_argument("--resume", action="store_true", help="go on from RUN's newest checkpoint")
     train.add_argument("--override", action="store_true", help="resume also where options, data, torch version or "

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from models.training.trainer import State, train_step
 
@@ -47,3 +48,8 @@ def _peak_bytes(device: torch.device) -> int | None:
         return None
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024  # bytes there, KiB elsewhere
+
+
+def count_numbers(net: nn.Module) -> int:
+    """Parameters of a net."""
+    return sum(parameter.numel() for parameter in net.parameters())

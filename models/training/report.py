@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from models.data.dataset import printable
+from models.data.summary import SPLIT_NAMES, lines
 from models.files import replace_file
 from models.training.run_folder import RunDir
 
 MAX_FRAMES = 40  # grids in the animation, evenly spread over the run
 MAX_FRAME_PIXELS = 448  # a side
+MAX_CLASSES = 1000  # in the table of classes
 MAX_POINTS = 400  # in a line: as many as a chart has pixels
 FLOOR = "_floor"  # `x_floor` in stats.jsonl is what real images score where samples score `x`
 
@@ -89,6 +92,7 @@ def page(run: RunDir) -> str:
             *(sorted(_grids(folder), key=_step_in), folder / "real.png"),
             conditional=record.get("options", {}).get("conditional", False),
         ),
+        _data_read(run.data()),
         _charts("Training", TRAINING, rows),
         _charts("Scores", scores, rows),
         _charts("Health", HEALTH, rows),
@@ -98,7 +102,7 @@ def page(run: RunDir) -> str:
         _table("Data", record.get("data", {})),
         _table("Environment", {key: value for key, value in record.items() if key not in {"options", "data"}}),
     ]
-    title = escape(run.path.resolve().name)
+    title = escape(printable(run.path.resolve().name))  # the page is UTF-8, and a folder's name may not be
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -144,6 +148,17 @@ def _alarms(rows: Iterable[Mapping[str, Any]]) -> str:
     last = {text.partition(":")[0]: (row["step"], text) for row in rows for text in row.get("alarms", ())}
     items = "".join(f"<li><b>Step {step:,}</b> {escape(text)}</li>" for step, text in last.values())
     return f"<section class=alarms><h2>Alarms</h2><ul>{items}</ul></section>" if items else ""
+
+
+def _data_read(data: Mapping[str, Any]) -> str:
+    """What was read of the data, with the images of each class in a table of its own."""
+    if not data:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in (*lines(data), *data["notes"]))
+    classes = (data["classes"] or ())[:MAX_CLASSES]
+    counts = {one["name"]: " / ".join(f"{one[split]:,}" for split in SPLIT_NAMES) for one in classes}
+    table = _table("Images of each class, to train / validate / test", counts)
+    return f"<section class=data><h2>What was read</h2><ul>{items}</ul>{table}</section>"
 
 
 def _samples(paths: Sequence[Path], real: Path, *, conditional: bool) -> str:

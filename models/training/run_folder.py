@@ -1,6 +1,7 @@
 """The record of a run, a folder that people and later commands read:
 
     options.json              what was asked for: name, options, data set and its checksum, environment
+    data.json                 what was read of the data: images, classes, sizes, what was left out
     stats.jsonl               one JSON object a line, with at least `step` and `seconds`
     samples/step-000500.png   images from the same noise every time; samples/real.png has real ones
     checkpoints/step-000500.safetensors    the whole state in one file; the newest two are kept
@@ -18,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ class RunDir:
         self.preview = path / "preview"
         self.last = path / "last" / "bundle"
         self._options = path / "options.json"
+        self._data = path / "data.json"
         self._stats = path / "stats.jsonl"
         self._checkpoints = path / "checkpoints"
         self._samples = path / "samples"
@@ -87,7 +89,7 @@ class RunDir:
         """Write options.json, and remove the temporary files of a run that was killed."""
         for folder in (self._checkpoints, self._samples):
             folder.mkdir(parents=True, exist_ok=True)
-        pages = (self._options, self._stats, self.path / "report.html")
+        pages = (self._options, self._data, self._stats, self.path / "report.html")
         for target in (*pages, self._checkpoints / "step-*", self._samples / "*"):
             for rest in target.parent.glob(f".{target.name}.*.tmp"):
                 rest.unlink()
@@ -111,6 +113,18 @@ class RunDir:
         if not isinstance(record, dict) or not isinstance(record.get("options", {}), dict):
             raise RunError(f"{self._options}: not the record of a run")
         return record
+
+    def save_data(self, summary: Mapping[str, Any]) -> None:
+        """Write data.json, which says what was read of the data."""
+        replace_file(self._data, (json.dumps(summary, indent=1) + "\n").encode())
+
+    def data(self) -> dict[str, Any]:
+        """What data.json says; empty where there is none, as in runs that were begun before there was one."""
+        try:
+            found = json.loads(self._data.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
 
     def append_stats(self, row: dict[str, Any]) -> None:
         """Add one line to stats.jsonl."""

@@ -221,11 +221,25 @@ class State:
         Raises:
             TrainingError: The nets or the kinds of optimisers are not those of the saved run.
         """
+        if reason := self.misfit(tensors):
+            raise TrainingError(f"the checkpoint does not fit these options: {reason}")
         try:
             self._load(tensors, metadata)
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise TrainingError(f"the checkpoint does not fit these options: {reason[:300]}") from None
+
+    def misfit(self, tensors: dict[str, Tensor]) -> str | None:
+        """Why a checkpoint's nets are not these nets, in a clause; None where they are."""
+        for name, net in (("generator", self.generator), ("discriminator", self.discriminator)):
+            here = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+            there = {key: tuple(tensor.shape) for key, tensor in _under(name, tensors).items()}
+            for key in sorted(here.keys() | there.keys()):
+                if here.get(key) != there.get(key):
+                    was, now = (_shape_words(shapes.get(key)) for shapes in (there, here))
+                    return (f"its {name} has other shapes, as nets for other classes, images or options have "
+                            f"({key} was {was} and would be {now})")  # fmt: skip
+        return None
 
     def _load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -673,6 +687,10 @@ def derived_seed(seed: int, purpose: str, number: int) -> int:
     """A seed of 63 bits for one purpose of a run, other than all others of that run."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
+
+
+def _shape_words(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "×".join(map(str, shape)) or "a number"
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
