@@ -21,7 +21,7 @@ LEAVES = {
 ROOMS = {
     # serving: server → http → engine → codecs → http → server
     "service": set[str](),  # the leaves: they can be read alone
-    "service.codecs": {"service", "models", "models.inference"},  # arrays and files, no HTTP, no nets
+    "service.codecs": {"service", "models", "models.images", "models.inference"},  # arrays and files: no HTTP, no nets
     "service.engine": {"service", "models", "models.bundle", "models.inference", "models.networks"},  # no HTTP
     "service.http": {  # no sockets
         *("service", "service.engine", "service.codecs"),
@@ -30,10 +30,11 @@ ROOMS = {
     "service.app": {"service", "service.http", "service.engine", "service.codecs", "models.bundle"},  # builds the parts
     "service.server": {"service", "service.http", "service.app", "service.__main__", "models.bundle"},
     "service.__main__": {"service", "service.http", "service.engine", "service.app", "service.server"},
-    # training: data → networks → training → evaluation → bundle
+    # training: images → data → networks → training → evaluation → bundle
     "models": set[str](),
+    "models.images": set[str](),  # one image file; decoder processes bring it along: no torch, no pydantic
     "models.networks": {"models"},
-    "models.data": {"models"},  # files, no nets
+    "models.data": {"models", "models.images"},  # files, no nets
     "models.inference": {"models", "models.networks"},  # serving brings it along: nothing of training
     "models.bundle": {"models", "models.networks", "models.inference"},
     "models.export": {"models", "models.bundle", "models.inference"},
@@ -50,7 +51,7 @@ ROOMS = {
     "models.__main__": {"models.commands", "models.bundle", "models.data", "models.training"},  # errors to exit codes
 }
 # Where the two packages meet, and so all of `models` that serving brings along.
-MEETING = ("models.bundle", "models.inference", "models.networks", "models.spec")
+MEETING = ("models.bundle", "models.images", "models.inference", "models.networks", "models.spec")
 TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "onnx", "onnxruntime", "onnxscript", "tensorboard")
 
 

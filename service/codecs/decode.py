@@ -17,9 +17,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from models.images.image_file import QUICK_PIXELS, ImageFile, ImageFileError, parse_image_file
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.image_file import QUICK_PIXELS, ImageFile, parse_image_file
 from service.codecs.picture import Decoded, Shape, check_pixels, decode_picture
 from service.codecs.time_slices import OffLoopWork, Steps
 from service.errors import Invalid, Malformed, ServiceError
@@ -163,7 +163,11 @@ def _from_base64(text: str) -> Steps[bytes]:
 
 
 def _decode_file(file: bytes | bytearray, limits: Limits) -> Steps[Decoded]:
-    return (yield from _decode_image((yield from parse_image_file(file)), limits))
+    try:
+        found = yield from parse_image_file(file)
+    except ImageFileError as error:
+        raise Invalid(str(error)) from None
+    return (yield from _decode_image(found, limits))
 
 
 def _decode_image(file: ImageFile, limits: Limits) -> Steps[Decoded]:

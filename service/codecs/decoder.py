@@ -19,7 +19,7 @@ from typing import BinaryIO
 # The formats that are needed; Pillow by itself would import all that it knows.
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
-from service.codecs.image_file import ImageFile
+from models.images.image_file import ImageFile
 from service.codecs.picture import Decoded, Shape, decode_picture
 from service.errors import Invalid, ServiceError, TooLarge
 

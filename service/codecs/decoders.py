@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
+from models.images.image_file import BROKEN, ImageFile
 from service.codecs.decoder import REPLIES, REPLY, REQUEST
-from service.codecs.image_file import ImageFile, broken_image
 from service.codecs.picture import Decoded, Shape
 from service.codecs.time_slices import FairQueue, OffLoopWork, timed_call
 from service.errors import Invalid, NotReady, ServiceError
@@ -160,7 +160,7 @@ class Decoders:
             return Invalid(f"Decoding the image took more than {self._seconds:g} s.")
         if not self._is_closed:
             log.error("a decoder ended with exit code %d", code)
-        return broken_image() if code < 0 else NotReady("a decoder can't run")  # a crash may be the image's fault
+        return Invalid(BROKEN) if code < 0 else NotReady("a decoder can't run")  # a crash may be the image's fault
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         self.processes.discard(process)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from service.codecs.image_file import ImageFile, broken_image
+from models.images.image_file import BROKEN, ImageFile
 from service.errors import Invalid, ServiceError, TooLarge
 
 _UPRIGHT = {
@@ -63,7 +63,7 @@ def decode_picture(file: ImageFile, shape: Shape) -> Decoded:
                 file.width,
                 file.height,
             ):  # our own parser found another size, so its cost was misjudged
-                raise broken_image()  # noqa: TRY301 - handled like a decoder's own errors
+                raise Invalid(BROKEN)  # noqa: TRY301 - handled like a decoder's own errors
             picture.load()
             method = _UPRIGHT.get(file.orientation)
             return _fit(picture if method is None else picture.transpose(method), shape)
@@ -76,7 +76,7 @@ def decode_picture(file: ImageFile, shape: Shape) -> Decoded:
     except Exception as error:  # decoders raise nearly any error on broken or hostile bytes
         if not isinstance(error, UnidentifiedImageError):
             log.debug("undecodable image", exc_info=error)
-        raise broken_image() from None
+        raise Invalid(BROKEN) from None
 
 
 def _open(file: ImageFile) -> Image.Image:

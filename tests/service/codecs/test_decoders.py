@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from models.images.image_file import ImageFile, parse_image_file
 from service.app import create_app
 from service.codecs.decoders import Decoders
-from service.codecs.image_file import ImageFile, parse_image_file
 from service.codecs.picture import Decoded, Shape, decode_picture
 from service.codecs.time_slices import OffLoopWork, run_steps
 from service.errors import Invalid, TooLarge

@@ -1,4 +1,4 @@
-"""Parses an uploaded image file and removes everything that its pixels do not need, before a decoder sees it.
+"""Parses an image file and removes everything that its pixels do not need, before a decoder sees it.
 
 Decoders read every part of a file, and some take time that grows with the square of parts that are no pixels: text,
 profiles, EXIF, empty segments, fill bytes. So the parsers here step from segment (JPEG) or chunk (PNG, WebP) to the
@@ -8,12 +8,13 @@ how often each is visited.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from service.codecs.time_slices import Steps
-from service.errors import Invalid
+T = TypeVar("T")
+Steps = Generator[None, Any, T]  # returns T; yields where others may have their turn, after well under a millisecond
 
+BROKEN = "The image is broken or cut short."
 MAX_SEGMENTS = 10_000
 # A file within these limits is decoded on the event loop, if the codec's time is bounded by the size.
 QUICK_BYTES, QUICK_PIXELS, QUICK_SEGMENTS = 2**14, 2**16, 64
@@ -40,12 +41,16 @@ _KEPT_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _KEPT_WEBP = frozenset({b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L"})
 
 
+class ImageFileError(ValueError):
+    """The file can't be decoded; the message is for whoever made it."""
+
+
 class ImageFile(NamedTuple):
     """An image file reduced to what its pixels need.
 
     Attributes:
         format: PNG, JPEG, WEBP or BMP; or L or RGB for raw pixels without a file format.
-        pieces: The file's bytes in order, mostly views of the uploaded file.
+        pieces: The file's bytes in order, mostly views of the whole file.
         width, height: In pixels, from the header, before the orientation is applied.
         orientation: EXIF's, 1 … 8; 1 is upright.
         cost: Estimated time to decode, in units of one pixel of the fastest codec.
@@ -70,7 +75,7 @@ def parse_image_file(file: bytes | bytearray) -> Steps[ImageFile]:
     """Recognize the format by the first bytes, parse the file, and keep only what its pixels need.
 
     Raises:
-        Invalid: It is not a PNG, JPEG, WebP or BMP, or has more than `MAX_SEGMENTS` segments or chunks.
+        ImageFileError: It is not a PNG, JPEG, WebP or BMP, or has more than `MAX_SEGMENTS` segments or chunks.
     """
     if file.startswith(b"\x89PNG\r\n\x1a\n"):
         return (yield from _parse_png(file))
@@ -80,12 +85,17 @@ def parse_image_file(file: bytes | bytearray) -> Steps[ImageFile]:
         return (yield from _parse_webp(file))
     if file.startswith(b"BM"):
         return _parse_bmp(file)
-    raise Invalid("The image is not PNG, JPEG, WebP or BMP.")
+    raise ImageFileError("The image is not PNG, JPEG, WebP or BMP.")
 
 
-def broken_image() -> Invalid:
-    """The error for a file that can't be decoded."""
-    return Invalid("The image is broken or cut short.")
+def run_through(steps: Steps[T]) -> T:
+    """Take all steps without a pause and return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
 
 
 class _Segments:
@@ -99,7 +109,7 @@ class _Segments:
         """Count one more segment. Returns True when it is time for a pause."""
         self.visited += 1
         if self.visited > MAX_SEGMENTS:
-            raise Invalid(f"The image file has more than {MAX_SEGMENTS} segments.")
+            raise ImageFileError(f"The image file has more than {MAX_SEGMENTS} segments.")
         return self.visited % _PAUSE_SEGMENTS == 0
 
     def image(
@@ -153,7 +163,7 @@ def _parse_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
             continue
         end = start + int.from_bytes(file[start : start + 2], "big")
         if end < start + 2:
-            raise broken_image()
+            raise ImageFileError(BROKEN)
         if code == _SCAN:
             scans += 1
             end = yield from _search(_END_OF_SCAN, file, end)
