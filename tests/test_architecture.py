@@ -25,7 +25,7 @@ ROOMS = {
     "service.engine": {"service", "models", "models.bundle", "models.inference", "models.networks"},  # no HTTP
     "service.http": {  # no sockets
         *("service", "service.engine", "service.codecs"),
-        *("models", "models.bundle", "models.inference"),
+        *("models", "models.bundle", "models.images", "models.inference"),
     },
     "service.app": {"service", "service.http", "service.engine", "service.codecs", "models.bundle"},  # builds the parts
     "service.server": {"service", "service.http", "service.app", "service.__main__", "models.bundle"},
@@ -36,7 +36,7 @@ ROOMS = {
     "models.networks": {"models"},
     "models.data": {"models", "models.images"},  # files, no nets
     "models.inference": {"models", "models.networks"},  # serving brings it along: nothing of training
-    "models.bundle": {"models", "models.networks", "models.inference"},
+    "models.bundle": {"models", "models.images", "models.networks", "models.inference"},
     "models.export": {"models", "models.bundle", "models.inference"},
     "models.evaluation": {"models", "models.bundle", "models.data", "models.inference"},  # scores, whoever trained
     "models.training": {
@@ -45,8 +45,8 @@ ROOMS = {
     },
     "models.experiments": {"models", "models.bundle", "models.inference", "models.training"},
     "models.commands": {  # what people call: everything else, and nothing else knows them
-        *("models", "models.networks", "models.bundle", "models.export", "models.data", "models.inference"),
-        *("models.evaluation", "models.training", "models.experiments"),
+        *("models", "models.images", "models.networks", "models.bundle", "models.export", "models.data"),
+        *("models.inference", "models.evaluation", "models.training", "models.experiments"),
     },
     "models.__main__": {"models.commands", "models.bundle", "models.data", "models.training"},  # errors to exit codes
 }

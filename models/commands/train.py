@@ -39,7 +39,7 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check all that can be checked before anything is written; then train."""
     options, device, folder = resolve(arguments), device_of(arguments), _run_folder(arguments)
-    dataset = _training_data(arguments, options)
+    dataset = _training_data(arguments, options, folder.record() if arguments.resume else None)
     record, changes = _record(arguments, folder, options, dataset, device)
     if changes and arguments.resume and not arguments.override:
         differences = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changes.items())
@@ -117,14 +117,20 @@ def _record(
         "preset": options.preset,
         "options": options.model_dump(mode="json"),
         "data": {"name": dataset.name, "checksum": dataset.checksum},
+        "preparation": None if dataset.preparation is None else asdict(dataset.preparation),
         "overrides": before.get("overrides", []),
         **environment(device),
     }
     return record, _changes({"name": name, **before} if before else {}, record)
 
 
-def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
+def _training_data(arguments: argparse.Namespace, options: TrainingOptions, begun: dict[str, Any] | None) -> Dataset:
+    """The data set, prepared as a run that goes on was begun."""
+    prepared = (begun or {}).get("preparation") or {}
+    asked = reading(arguments, prepared)
+    if begun and not prepared:  # before there was a preparation, files' modes decided the colour
+        asked["colour"] = "mode"
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **asked)
     said = arguments.conditional is not None or arguments.dry_run  # programs read a dry run's output too
     if dataset.label_names and not options.conditional and not said:
         print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
@@ -219,9 +225,8 @@ def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]
     """What differs from the run before, as [old, new]: name, options, data, and what decides the last bits of sums."""
     if not before:
         return {}
-    old, new = (
-        {**record.get("options", {}), **{key: record.get(key) for key in ("name", "data", *DECIDES_SUMS)}}
-        for record in (before, now)
-    )
-    keys = sorted((old.keys() | new.keys()) - {"steps"})
+    compared = ("name", "data", "preparation", *DECIDES_SUMS)
+    old, new = ({**record.get("options", {}), **{key: record.get(key) for key in compared}} for record in (before, now))
+    unknown = {"preparation"} if old["preparation"] is None else set()  # of a run that was begun before there was one
+    keys = sorted((old.keys() | new.keys()) - {"steps"} - unknown)
     return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}

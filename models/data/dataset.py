@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from models.images.preparation import Fit, Preparation
+
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Colour = Literal["pixels", "mode", "rgb"]
 
 MIN_IMAGES = 10  # the fewest that 80/10/10 can divide
 
@@ -19,6 +23,32 @@ _SHOWN = 10  # files, sizes or labels named in one error
 
 class DataError(ValueError):
     """A data set cannot be used. The message is one line for a person and names the file."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a data set are brought to one size and colour.
+
+    Attributes:
+        image_size: Pixels a side; None keeps sizes.
+        fit, background: Of the preparation. Without a background it is white, or for sets of arrays their own.
+        colour: What makes a folder's set RGB: `pixels`, one that is not exactly grey; `mode`, a file in a mode for
+            colours, as it once was; `rgb`, that it shall be so.
+    """
+
+    image_size: int | None = None
+    fit: Fit = "crop"
+    background: str | None = None
+    colour: Colour = "pixels"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height); None keeps each image's own."""
+        return None if self.image_size is None else (self.image_size, self.image_size)
+
+    def preparation(self) -> Preparation:
+        """What is done to each file; its colour is known at the end."""
+        return Preparation(self.fit, self.background or "#ffffff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +74,7 @@ class Dataset:
         label_names: What each label means, in order; None for a set without labels.
         checksum: sha256, in hex, over the images and labels of the three splits in order. The same content gives the
             same checksum, whatever files it came in; another split of it gives another.
+        preparation: How its images were made, and how one of another shape becomes like them; None where nobody knows.
     """
 
     name: str
@@ -52,6 +83,7 @@ class Dataset:
     test: Split
     label_names: tuple[str, ...] | None
     checksum: str
+    preparation: Preparation | None = None
 
 
 def division(name: str, count: int, seed: int) -> tuple[npt.NDArray[np.intp], ...]:
@@ -78,6 +110,20 @@ def assembled(name: str, parts: Sequence[Split], label_names: tuple[str, ...] | 
     """A data set of its train, validation and test rows."""
     train, validation, test = parts
     return Dataset(name, train, validation, test, label_names, checksum_of(train, validation, test))
+
+
+def declared(dataset: Dataset, reading: Reading) -> Dataset:
+    """A set of arrays with its preparation. Its background, if none is given, is what its images seem to lie on.
+
+    That is black for grey images that are dark along their edges, as MNIST's are: on white, an uploaded white digit
+    would be gone.
+    """
+    images = dataset.train.images
+    is_grey = images.shape[-1] == 1
+    edges = np.concatenate([images[:1000, [0, -1]].ravel(), images[:1000, :, [0, -1]].ravel()])
+    ground = "#000000" if is_grey and np.median(edges) < 128 else "#ffffff"
+    preparation = Preparation(reading.fit, reading.background or ground, colour="grey" if is_grey else "rgb")
+    return replace(dataset, preparation=preparation)
 
 
 def take(split: Split, rows: slice | npt.NDArray[np.intp]) -> Split:

@@ -9,20 +9,24 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from models.data.dataset import DataError, Images, division, listed, one_line
-from models.data.image_cache import fit, write_entry
+from models.data.dataset import Colour, DataError, Images, Reading, division, listed, one_line
+from models.data.image_cache import array_of, write_entry
+from models.images.decoding import decode_any
+from models.images.image_file import ImageFileError
+from models.images.preparation import prepare
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 DECODED_AT_ONCE = 256  # images in memory while a folder is read
+MAX_FILE_BYTES = 2**28
 STATED_FILES = 10_000  # files whose time and size are looked at for a fingerprint
 
 Shape = tuple[int, int, int]  # height, width, channels
@@ -90,10 +94,10 @@ def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
                 yield prefix + entry.name
 
 
-def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, seed: int, skip_bad: bool) -> None:
+def write_folder(entry: Path, source: ImageFolder, reading: Reading, *, seed: int, skip_bad: bool) -> None:
     """Decode every file once and write the divided whole as a cached entry.
 
-    Decoded images first go to a temporary file, in the order of their names, because the number of channels and the
+    Prepared images first go to a temporary file, in the order of their names, because the number of channels and the
     files to leave out are known only at the end.
 
     Raises:
@@ -103,7 +107,7 @@ def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, se
     """
     name = source.path.resolve().name
     with tempfile.TemporaryFile(dir=entry) as spool:
-        found, faults = _decode_all(source, spool, image_size)
+        found, faults = _decode_all(source, spool, reading)
         if faults and not skip_bad:
             raise DataError(
                 f"{source.path}: {len(faults)} of {len(source.files)} images cannot be read "
@@ -115,12 +119,15 @@ def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, se
         order = np.concatenate([train, validation, test])
         labels, names = _labels_of(source, np.array(list(found), np.intp)[order])
         parts = len(train), len(validation), len(test)
-        write_entry(entry, name, _in_order(spool, shapes, order), parts, labels, names, _notes(source, found, faults))
+        colour: Literal["grey", "rgb"] = "rgb" if any(shape[2] == 3 for shape in shapes) else "grey"
+        how = replace(reading.preparation(), colour=colour)
+        notes = _notes(source, found, faults)
+        write_entry(entry, name, _in_order(spool, shapes, order), parts, labels, names, how, notes)
     if find_images(source.path).fingerprint != source.fingerprint:
         raise DataError(f"{source.path}: changed while it was read: try again")
 
 
-def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -> tuple[dict[int, Shape], list[str]]:
+def _decode_all(source: ImageFolder, spool: IO[bytes], reading: Reading) -> tuple[dict[int, Shape], list[str]]:
     """Append each image to `spool`. Returns the shapes by place among the files, and why the others can't be read."""
     shapes: dict[int, Shape] = {}
     faults = []
@@ -133,7 +140,7 @@ def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -
         for start in range(0, len(source.files), DECODED_AT_ONCE):
             some = source.files[start : start + DECODED_AT_ONCE]
             # Pillow decodes outside the interpreter's lock.
-            decoded = pool.map(partial(_decode, source.path, image_size=image_size), some)
+            decoded = pool.map(partial(_decode, source.path, reading=reading), some)
             for place, (name, row) in enumerate(zip(some, decoded, strict=True), start):
                 if isinstance(row, str):
                     faults.append(f"{name}: {row}")
@@ -177,15 +184,18 @@ def _notes(source: ImageFolder, shapes: Mapping[int, Shape], faults: Sequence[st
     coloured = [source.files[place] for place, shape in shapes.items() if shape[2] == 3]
     if coloured and len(coloured) < len(shapes) / 2:  # a stray file triples the work, and nobody would see why
         notes.append(f"All images become RGB because of {len(coloured)} among {len(shapes)}: {listed(coloured)}")
+    if not coloured:
+        notes.append(f"All {len(shapes)} images are grey: one channel")
     return notes
 
 
-def _decode(folder: Path, name: str, *, image_size: int | None) -> Images | str:
-    """One image, (h, w, 1) where the file is grey and (h, w, 3) where not; or why there is none."""
+def _decode(folder: Path, name: str, *, reading: Reading) -> Images | str:
+    """One image, prepared: (h, w, 1) where it is grey and (h, w, 3) where not; or why there is none."""
     try:
-        with Image.open(folder / name) as image:
-            plain = _grey_or_rgb(ImageOps.exif_transpose(image))
-        return fit(plain, image_size)
+        picture, orientation = decode_any(_content(folder / name))
+        with picture:
+            channels = _channels(picture, reading.colour)
+            return array_of(prepare(picture, orientation, reading.preparation(), reading.size, channels))
     except UnidentifiedImageError:
         return "not an image that Pillow knows"
     # On damaged files Pillow's decoders raise errors of almost every kind, and the user needs each file's name.
@@ -193,14 +203,15 @@ def _decode(folder: Path, name: str, *, image_size: int | None) -> Images | str:
         return one_line(error)
 
 
-def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    """A copy in mode L or RGB."""
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {image.mode}) have no fixed range: save it with 8 or 16 bits")
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if not image.has_transparency_data:
-        return image.convert(mode)
-    opaque = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert(mode)
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise ImageFileError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
+def _channels(picture: Image.Image, colour: Colour) -> int | None:
+    """How many channels the image gets; None where its pixels say."""
+    if colour == "mode":
+        return 1 if picture.mode in {"1", "L", "LA", "La"} or picture.mode.startswith("I;16") else 3
+    return 3 if colour == "rgb" else None

@@ -479,6 +479,7 @@ def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dic
         "latent": state.latent,
         "labels": dataset.label_names if options.conditional else None,
         "calibration": _calibrate(discriminator, state, dataset, images),
+        "preparation": dataset.preparation,
         "training": record
         | {
             "steps": state.step,

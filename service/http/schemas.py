@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import CoreSchema, to_json
 
+from models.images.preparation import Preparation
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
 from service.codecs.time_slices import Steps
@@ -264,6 +265,7 @@ class BundleMetadata(Reply):
     latent: LatentSpec
     labels: tuple[str, ...] | None
     calibration: Calibration | None
+    preparation: Preparation
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
 

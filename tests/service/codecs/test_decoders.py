@@ -15,7 +15,9 @@ import pytest
 from PIL import Image
 
 from models.images.image_file import ImageFile, parse_image_file
+from models.images.preparation import Preparation
 from service.app import create_app
+from service.codecs.decoder import FITS
 from service.codecs.decoders import Decoders
 from service.codecs.picture import Decoded, Shape, decode_picture
 from service.codecs.time_slices import OffLoopWork, run_steps
@@ -35,6 +37,7 @@ def image(picture: Image.Image, form: str = "png", **options: object) -> ImageFi
 
 NOISE = Image.fromarray(RNG.integers(0, 256, (300, 400, 3), dtype=np.uint8))
 ORDINARY = image(NOISE)
+TRANSPARENT = Image.fromarray(RNG.integers(0, 256, (300, 400, 4), dtype=np.uint8))
 
 
 def endless() -> ImageFile:
@@ -70,6 +73,10 @@ async def test_a_process_gives_the_same_pixels(form: str) -> None:
             assert there.converted == here.converted
         turned = ORDINARY._replace(orientation=6)
         np.testing.assert_array_equal((await decode(decoders, turned)).pixels, decode_picture(turned, SHAPE).pixels)
+        for fit in FITS:
+            shape = SHAPE._replace(preparation=Preparation(fit, "#123456"))
+            there, here = await decode(decoders, image(TRANSPARENT), shape), decode_picture(image(TRANSPARENT), shape)
+            np.testing.assert_array_equal(there.pixels, here.pixels)
         array = ImageFile("L", [RNG.bytes(600 * 400)], 600, 400, 1, 0, is_quick=False)
         np.testing.assert_array_equal((await decode(decoders, array)).pixels, decode_picture(array, SHAPE).pixels)
 

@@ -1,0 +1,76 @@
+"""Decodes an image file that a parser has reduced; and, for training, one of any format that Pillow knows."""
+
+import io
+
+from PIL import Image, UnidentifiedImageError
+
+from models.images.gif_tiff import parse_gif, parse_tiff
+from models.images.image_file import (
+    BROKEN,
+    ImageFile,
+    ImageFileError,
+    Steps,
+    is_parsed,
+    orientation_of,
+    parse_image_file,
+    run_through,
+)
+
+# Pillow hands these to other programs, or to nobody: they are no rasters that it decodes by itself.
+FOREIGN_FORMATS = frozenset({"EPS", "WMF", "PDF", "BUFR", "GRIB", "HDF5", "MPEG"})
+MAX_COST = 2**31  # of one image: some ten seconds. As much as 200 million pixels of a progressive JPEG in ten scans
+
+
+def decode(file: ImageFile) -> Image.Image:
+    """The loaded image; of an animation, the first frame. It is not turned upright yet.
+
+    Raises:
+        ImageFileError: The decoder finds another size than the parser did, so that its cost was misjudged.
+        Exception: Decoders raise nearly any error on broken or hostile bytes.
+    """
+    if file.format in {"L", "RGB"}:
+        return Image.frombytes(file.format, (file.width, file.height), file.data)
+    picture = Image.open(io.BytesIO(file.data), formats=[file.format])
+    if picture.size != (file.width, file.height):
+        raise ImageFileError(BROKEN)
+    picture.load()
+    return picture
+
+
+def decode_any(content: bytes) -> tuple[Image.Image, int]:
+    """A file of any raster format: its loaded image, or first frame, and its orientation.
+
+    Whatever it holds beside pixels is not looked at, in PNG, JPEG, WebP, BMP, GIF and TIFF.
+
+    Raises:
+        ImageFileError: It is broken, or would take minutes to decode.
+        UnidentifiedImageError: It is no image, or of no format that Pillow decodes by itself.
+        Exception: Decoders raise nearly any error on broken or hostile bytes.
+    """
+    file = _parsed(content)
+    if file is None:
+        Image.init()
+        picture = Image.open(io.BytesIO(content), formats=sorted(Image.OPEN.keys() - FOREIGN_FORMATS))
+        picture.load()
+        exif = picture.info.get("exif")
+        return picture, orientation_of(memoryview(exif)) if isinstance(exif, bytes) else 1
+    if file.cost > MAX_COST:
+        raise ImageFileError(f"{file.width}×{file.height} pixels of this kind take too long to decode.")
+    try:
+        return decode(file), file.orientation
+    except UnidentifiedImageError:
+        raise ImageFileError(BROKEN) from None
+
+
+def _parsed(content: bytes) -> ImageFile | None:
+    """The file as its format's parser leaves it; None if there is none for its format."""
+    steps: Steps[ImageFile]
+    if content.startswith((b"GIF87a", b"GIF89a")):
+        steps = parse_gif(content)
+    elif content.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        steps = parse_tiff(content)
+    elif is_parsed(content):
+        steps = parse_image_file(content)
+    else:
+        return None
+    return run_through(steps)
