@@ -118,8 +118,9 @@ def _is_grey(picture: Image.Image) -> bool:
     """Whether the channels of an RGB image are the same. Of most colour images, only the first rows are looked at."""
     rows = max(1, _COMPARED_PIXELS // picture.width)
     for top in range(0, picture.height, rows):
-        part = np.asarray(picture.crop((0, top, picture.width, min(top + rows, picture.height))))
-        if (part != part[..., :1]).any():
+        part = picture.crop((0, top, picture.width, min(top + rows, picture.height)))
+        red, green, blue = (channel.tobytes() for channel in part.split())
+        if not red == green == blue:
             return False
     return True
 

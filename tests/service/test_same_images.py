@@ -188,6 +188,23 @@ def test_no_tag_keeps_an_upload_from_being_judged(form: str) -> None:
         np.testing.assert_array_equal(found, expected)
 
 
+@pytest.mark.parametrize(
+    "extra",
+    [
+        chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(2_000_000))),
+        chunk(b"iCCP", b"p\0\0" + zlib.compress(bytes(2_000_000))),
+        chunk(b"tEXt", b"a\0b")[:-1] + b"!",
+        chunk(b"eXIf", b"junk"),
+    ],
+    ids=["much text", "large profile", "wrong checksum", "no EXIF"],
+)
+def test_odd_parts_of_an_upload_are_not_looked_at(extra: bytes) -> None:
+    """Its pixels are judged, as if there were nothing beside them."""
+    image = ImageSpec(channels=3, height=8, width=8)
+    expected = judged(PNG, image, UNDECLARED)
+    np.testing.assert_array_equal(judged(PNG[:33] + extra + PNG[33:], image, UNDECLARED), expected)
+
+
 async def test_a_bundle_says_how_uploads_are_prepared(
     tiny_bundles: dict[str, Bundle], tmp_path: Path, start: Any
 ) -> None:

@@ -787,6 +787,22 @@ def test_a_file_too_large_to_be_read_is_named(tmp_path: Path) -> None:
     assert "03.png: larger than 256 MiB" in refusal(tmp_path)
 
 
+def test_hostile_files_are_named_and_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    """Each would keep a decoder busy for many minutes: a JPEG of thousands of passes, a GIF of comments."""
+    save_many(tmp_path / "good")
+    large, small = io.BytesIO(), io.BytesIO()
+    Image.new("L", (4000, 4000)).save(large, "jpeg", progressive=True)
+    Image.new("L", (4, 3)).save(small, "gif")
+    jpeg, gif = large.getvalue(), small.getvalue()
+    scan, frame = jpeg.rindex(b"\xff\xda"), 13 + (3 << 1 + (gif[10] & 7))  # which comes after the palette
+    (tmp_path / "good" / "passes.jpg").write_bytes(jpeg[:scan] + jpeg[scan:-2] * 2000 + jpeg[-2:])
+    (tmp_path / "good" / "comments.gif").write_bytes(gif[:frame] + b"\x21\xfe\1x\0" * 10**6 + gif[frame:])
+    message = refusal(tmp_path)
+    assert "passes.jpg: 4000×4000 pixels of this kind take too long to decode" in message
+    assert "comments.gif: The image file has more than" in message
+    assert len(everything(load(tmp_path, skip_bad=True))) == 10
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "L with a key"])
 def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
     """As on a page, however the file says that it can be seen through."""
