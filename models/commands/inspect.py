@@ -28,6 +28,6 @@ def run(arguments: argparse.Namespace) -> int:
     for net, module in nets.items():
         count = sum(p.numel() for p in module.parameters())
         print(f"{net}: {count:,} parameters, {json.dumps(manifest['network'][net])}")
-    for key in ("image", "latent", "labels", "calibration", "training", "evaluation", "files"):
+    for key in ("image", "latent", "labels", "calibration", "preparation", "training", "evaluation", "files"):
         print(f"{key}: {json.dumps(manifest[key])}")
     return 0

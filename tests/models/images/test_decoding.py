@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError, features
 
 from models.images.decoding import decode_any
 from models.images.gif_tiff import parse_gif, parse_tiff
@@ -203,6 +203,18 @@ def test_odd_parts_do_not_break_a_picture(name: str) -> None:
     """What is odd or broken beside the pixels is not looked at."""
     plain = {"png": PNG, "jpeg": JPEG, "webp": WEBP, "tiff": tiff()}[name.split(maxsplit=1)[0]]
     np.testing.assert_array_equal(upright(ODD[name]), upright(plain))
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+@pytest.mark.parametrize("damage", [b"", b"II*", b"junkjunk"], ids=["sound", "cut", "junk"])
+def test_an_avif_is_turned_by_itself_whatever_its_exif(damage: bytes) -> None:
+    """Its rotation is a property of its own; EXIF may be anything."""
+    turned = Image.Exif()
+    turned[0x112], turned[0x10E] = 6, "a description"
+    whole = file(RGB.resize((32, 16)), "avif", exif=turned)
+    at = whole.index(b"MM\0*")
+    picture, orientation = decode_any(whole[:at] + damage + whole[at + len(damage) :])
+    assert (picture.size, orientation) == ((32, 16), 6)
 
 
 FORMS = ["png", "jpeg", "webp", "bmp", "gif", "tiff", "tga", "ppm", "ico"]
