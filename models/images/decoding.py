@@ -18,9 +18,8 @@ from models.images.image_file import (
 
 # Pillow hands these to other programs, or to nobody: they are no rasters that it decodes by itself.
 FOREIGN_FORMATS = frozenset({"EPS", "WMF", "PDF", "BUFR", "GRIB", "HDF5", "MPEG"})
-MAX_COST = (
-    2**31
-)  # of one image: some twenty seconds at worst. A progressive JPEG of 100 million pixels takes half of it
+# Of one image: some twenty seconds at worst, and twice as much as a progressive JPEG of 100 million pixels takes.
+MAX_COST = 2**31
 
 
 def decode(file: ImageFile) -> Image.Image:
