@@ -3,15 +3,20 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
+from PIL import ImageColor
 
 from models.bundle import MANIFEST, Bundle, read_bundle
 from models.data.dataset import numbered_as_before, relabelled
 from models.data.load import DataError, Dataset, load_dataset
 from models.files import replace_file
+from models.images.preparation import Fit
 from models.inference.devices import find_device
 from models.training import trainer
 from models.training.run_folder import RunDir, RunError
@@ -47,15 +52,39 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR") or None,
                         help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
-    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize images to S×S pixels")
+    parser.add_argument("--image-size", type=int, metavar="S", help="make images squares of S×S pixels")
+    parser.add_argument("--fit", choices=get_args(Fit), help="what becomes of an image of another shape: its middle is "
+                        "cut out (crop, the default), it gets bars (pad), or it is distorted (squeeze)")  # fmt: skip
+    parser.add_argument("--background", type=_colour, metavar="COLOUR",
+                        help="under transparent images and in bars: a name or #rrggbb (default: white; for arrays of "
+                        "grey images with dark edges, as MNIST's, black)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true", help="leave out a folder's files that cannot be read")
     parser.add_argument("--splits", choices=["auto", "none"], default="auto", help="auto (default): a folder's train, "
                         "val and test are splits, where it has no others; none: they are classes")  # fmt: skip
 
 
-def reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How `--data` is read, for `load_dataset`."""
-    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad, "splits": arguments.splits}
+def _colour(text: str) -> str:
+    levels: tuple[int, ...] = ()
+    with suppress(ValueError):
+        levels = ImageColor.getrgb(text)
+    if len(levels) != 3:  # four have an opacity
+        raise argparse.ArgumentTypeError(f"{text!r} must be the name of a colour, or #rrggbb")
+    return "#{:02x}{:02x}{:02x}".format(*levels)
+
+
+def reading(arguments: argparse.Namespace, prepared: Mapping[str, Any]) -> dict[str, Any]:
+    """How `--data` is read, for `load_dataset`: as it was `prepared`, where the command line does not say otherwise.
+
+    A set that was made RGB stays so, also where all of its pixels are grey.
+    """
+    return {
+        "image_size": arguments.image_size,
+        "skip_bad": arguments.skip_bad,
+        "splits": arguments.splits,
+        "fit": arguments.fit or prepared.get("fit", "crop"),
+        "background": arguments.background or prepared.get("background"),
+        "colour": "rgb" if prepared.get("colour") == "rgb" else "pixels",
+    }
 
 
 def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
@@ -64,7 +93,9 @@ def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:
         raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **reading(arguments))
+    declared = bundle.manifest.preparation
+    prepared = asdict(declared) if declared else {"colour": "rgb" if bundle.manifest.image.channels == 3 else "grey"}
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **reading(arguments, prepared))
     image = trainer.image_spec(dataset)
     if image != bundle.manifest.image:
         size = bundle.manifest.image

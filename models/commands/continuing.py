@@ -39,10 +39,14 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     if not before:
         return {}
     old, new = (
-        {**record.get("options", {}), **{key: record.get(key) for key in ("name", "data", *DECIDES_SUMS)}}
+        {
+            **record.get("options", {}),
+            **{key: record.get(key) for key in ("name", "data", "preparation", *DECIDES_SUMS)},
+        }
         for record in (before, now)
     )
-    keys = sorted((old.keys() | new.keys()) - {"steps"})
+    unknown = {"preparation"} if old["preparation"] is None else set()  # of a run that was begun before there was one
+    keys = sorted((old.keys() | new.keys()) - {"steps"} - unknown)
     changes = {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}
     if "data" in changes and _checksum(old["data"]) == _checksum(new["data"]):
         del changes["data"]

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "images", f"{image.height}×{image.width}, {'grey' if image.channels == 1 else 'RGB'}"
     yield "latent", f"{latent.dim} numbers, {latent.distribution}, {latent.sampler}"
     yield "labels", ", ".join(manifest.labels) if manifest.labels else "none"
+    yield "preparation", "not recorded" if manifest.preparation is None else _said(asdict(manifest.preparation))
     for name, net in (("generator", bundle.generator), ("discriminator", bundle.discriminator)):
         spec = getattr(manifest.network, name).model_dump()
         yield name, f"{sum(p.numel() for p in net.parameters()):,} parameters; {manifest.network.family}, {_said(spec)}"

@@ -5,6 +5,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -160,6 +161,7 @@ def _record(
             **trainer.image_spec(dataset).model_dump(),
             "classes": len(dataset.label_names or ()),
         },
+        "preparation": None if dataset.preparation is None else asdict(dataset.preparation),
         "overrides": before.get("overrides", []),
         **environment(device),
     }
@@ -167,7 +169,13 @@ def _record(
 
 
 def _training_data(arguments: argparse.Namespace, options: TrainingOptions, run: RunDir) -> Dataset:
-    read = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
+    """The data set, prepared and with its labels in the order as a run that goes on was begun."""
+    begun = run.record() if arguments.resume else None
+    prepared = (begun or {}).get("preparation") or {}
+    asked = reading(arguments, prepared)
+    if begun and not prepared:  # before there was a preparation, files' modes decided the colour
+        asked["colour"] = "mode"
+    read = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **asked)
     dataset = numbered_as_begun(read, run) if arguments.resume else read
     if dataset is not read:
         _say(arguments, f"The labels stand as when the run was begun: {listed(dataset.label_names or ())}.")

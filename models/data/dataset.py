@@ -5,12 +5,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from models.images.preparation import Fit, Preparation
+
 Images = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
+Colour = Literal["pixels", "mode", "rgb"]
 
 MIN_IMAGES = 10  # the fewest that 80/10/10 can divide
 
@@ -19,6 +23,32 @@ _SHOWN = 10  # files, sizes or labels named in one error
 
 class DataError(ValueError):
     """A data set cannot be used. The message is one line for a person and names the file."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How the images of a data set are brought to one size and colour.
+
+    Attributes:
+        image_size: Pixels a side; None keeps sizes.
+        fit, background: Of the preparation. Without a background it is white, or for sets of arrays their own.
+        colour: What makes a folder's set RGB: `pixels`, one that is not exactly grey; `mode`, a file in a mode for
+            colours, as it once was; `rgb`, that it shall be so.
+    """
+
+    image_size: int | None = None
+    fit: Fit = "crop"
+    background: str | None = None
+    colour: Colour = "pixels"
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """(width, height); None keeps each image's own."""
+        return None if self.image_size is None else (self.image_size, self.image_size)
+
+    def preparation(self) -> Preparation:
+        """What is done to each file; its colour is known at the end."""
+        return Preparation(self.fit, self.background or "#ffffff")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +94,7 @@ class Dataset:
         checksum: sha256, in hex, over the images and labels of the three splits in order. The same content gives the
             same checksum, whatever files it came in; another split of it gives another.
         files: What became of the files of a folder.
+        preparation: How its images were made, and how one of another shape becomes like them; None where nobody knows.
     """
 
     name: str
@@ -73,6 +104,7 @@ class Dataset:
     label_names: tuple[str, ...] | None
     checksum: str
     files: FilesRead = FilesRead()
+    preparation: Preparation | None = None
 
 
 def division(name: str, count: int, seed: int) -> tuple[npt.NDArray[np.intp], ...]:
@@ -111,7 +143,8 @@ def relabelled(dataset: Dataset, label_names: Sequence[str]) -> Dataset:
     numbers = np.array([index[name] for name in dataset.label_names or ()], np.int64)
     splits = (dataset.train, dataset.validation, dataset.test)
     parts = [Split(split.images, None if split.labels is None else numbers[split.labels]) for split in splits]
-    return replace(assembled(dataset.name, parts, tuple(label_names)), files=dataset.files)
+    found = assembled(dataset.name, parts, tuple(label_names))
+    return replace(found, files=dataset.files, preparation=dataset.preparation)
 
 
 def numbered_as_before(dataset: Dataset, checksum: str | None) -> Dataset:
@@ -124,6 +157,20 @@ def numbered_as_before(dataset: Dataset, checksum: str | None) -> Dataset:
         return dataset
     found = relabelled(dataset, earlier)
     return found if found.checksum == checksum else dataset
+
+
+def declared(dataset: Dataset, reading: Reading) -> Dataset:
+    """A set of arrays with its preparation. Its background, if none is given, is what its images seem to lie on.
+
+    That is black for grey images that are dark along their edges, as MNIST's are: on white, an uploaded white digit
+    would be gone.
+    """
+    images = dataset.train.images
+    is_grey = images.shape[-1] == 1
+    edges = np.concatenate([images[:1000, [0, -1]].ravel(), images[:1000, :, [0, -1]].ravel()])
+    ground = "#000000" if is_grey and np.median(edges) < 128 else "#ffffff"
+    preparation = Preparation(reading.fit, reading.background or ground, colour="grey" if is_grey else "rgb")
+    return replace(dataset, preparation=preparation)
 
 
 def take(split: Split, rows: slice | npt.NDArray[np.intp]) -> Split:

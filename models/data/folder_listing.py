@@ -17,20 +17,13 @@ import numpy.typing as npt
 from PIL import Image
 
 from models.data.dataset import DataError, left_out_words, printable
+from models.images.decoding import readable_formats
 
 STATED_FILES = 10_000  # files whose time and size are looked at for a fingerprint
 COUNTED_SUFFIXES = 50  # for each reason; `scan.0001` … would have thousands, and the rest are counted together
 OTHER_SUFFIXES = "others"
 
-# The raster formats that Pillow decodes by itself, as they are tried: last those that have no beginning of their own.
-# Of the others that it knows, EPS starts a program, IPTC may hold an EPS, WMF is drawn by Windows alone, FPX and MIC
-# need another package, and BUFR, GRIB, HDF5 and MPEG are recognised, no more.
-FORMATS = (
-    *("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "MPO"),
-    *("BLP", "CUR", "DCX", "DDS", "DIB", "FITS", "FLI", "FTEX", "GBR", "ICNS", "ICO", "MSP", "PCX", "PIXAR", "PPM"),
-    *("PSD", "QOI", "SGI", "SUN", "XBM", "XPM", "IM", "PCD", "TGA"),
-)
-# Their files begin with bytes that other files begin with too, so a file without a suffix is not taken for one.
+# Their files begin with bytes that other files begin with too: a file without a suffix is not taken for one of these.
 UNSURE_BEGINNINGS = frozenset({"CUR", "DIB", "FLI", "GBR", "ICO", "PCX", "PPM", "XBM"})
 
 TRAIN, VALIDATION, TEST = SPLITS = range(3)
@@ -117,13 +110,6 @@ def in_label_order(names: Iterable[str]) -> list[str]:
     if all(re.fullmatch("-?[0-9]+", name) for name in ordered):
         ordered.sort(key=int)  # names of files are short, so this takes no time
     return ordered
-
-
-@cache
-def readable_formats() -> tuple[str, ...]:
-    """Those of `FORMATS` that this Pillow opens: older ones lack AVIF."""
-    Image.init()  # registers all that Pillow has; done lazily in threads, it can race and miss one
-    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 @cache

@@ -9,20 +9,22 @@ import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from models.data.dataset import (
     MIN_IMAGES,
+    Colour,
     DataError,
     FilesRead,
     Images,
+    Reading,
     division,
     listed,
     one_line,
@@ -37,21 +39,24 @@ from models.data.folder_listing import (
     VALIDATION,
     ImageFolder,
     find_images,
-    readable_formats,
     suffix_of,
 )
-from models.data.image_cache import fit, write_entry
+from models.data.image_cache import array_of, write_entry
+from models.images.decoding import decode_any
+from models.images.image_file import ImageFileError
+from models.images.preparation import prepare
 
 DECODED_AT_ONCE = 256  # images in memory while a folder is read
+MAX_FILE_BYTES = 2**28
 
 Shape = tuple[int, int, int]  # height, width, channels
 Size = tuple[int, int]  # width, height
 
 
-def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, seed: int, skip_bad: bool) -> None:
+def write_folder(entry: Path, source: ImageFolder, reading: Reading, *, seed: int, skip_bad: bool) -> None:
     """Decode every file once and write the divided whole as a cached entry.
 
-    Decoded images first go to a temporary file, in the order of their names, because the number of channels and the
+    Prepared images first go to a temporary file, in the order of their names, because the number of channels and the
     files to leave out are known only at the end.
 
     Raises:
@@ -61,7 +66,7 @@ def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, se
     """
     name = printable(source.path.resolve().name)
     with tempfile.TemporaryFile(dir=entry) as spool:
-        decoded = _decode_all(source, spool, image_size)
+        decoded = _decode_all(source, spool, reading)
         if decoded.faults and not skip_bad:
             raise DataError(
                 f"{source.path}: {len(decoded.faults)} of {len(source.files)} images cannot be read "
@@ -73,8 +78,9 @@ def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, se
         order = np.concatenate(parts)
         labels, names = _labels_of(source, places[order])
         train, validation, test = map(len, parts)
-        files = _files_read(source, decoded, made_up)
-        write_entry(entry, name, _in_order(spool, shapes, order), (train, validation, test), labels, names, files)
+        colour: Literal["grey", "rgb"] = "rgb" if any(shape[2] == 3 for shape in shapes) else "grey"
+        how, files = replace(reading.preparation(), colour=colour), _files_read(source, decoded, made_up)
+        write_entry(entry, name, _in_order(spool, shapes, order), (train, validation, test), labels, names, how, files)
     if find_images(source.path, source.mode).fingerprint != source.fingerprint:
         raise DataError(f"{source.path}: changed while it was read: try again")
 
@@ -126,7 +132,7 @@ class _Decoded:
         return [f"{printable(name)}: {reason}" for name, reason in self.faults.items()]
 
 
-def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -> _Decoded:
+def _decode_all(source: ImageFolder, spool: IO[bytes], reading: Reading) -> _Decoded:
     """Append each image to `spool`."""
     found = _Decoded()
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -138,7 +144,7 @@ def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -
         for start in range(0, len(source.files), DECODED_AT_ONCE):
             some = source.files[start : start + DECODED_AT_ONCE]
             # Pillow decodes outside the interpreter's lock.
-            decoded = pool.map(partial(_decode, source.path, image_size=image_size), some)
+            decoded = pool.map(partial(_decode, source.path, reading=reading), some)
             for place, (name, row) in enumerate(zip(some, decoded, strict=True), start):
                 if isinstance(row, str):
                     found.faults[name] = row
@@ -180,25 +186,28 @@ def _labels_of(
 
 def _files_read(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) -> FilesRead:
     """What became of the folder's files, and what the user should be told of it."""
-    notes, left_out = list(notes), {}
+    notes, left_out, total = list(notes), {}, len(decoded.shapes)
     if decoded.faults:
         left_out[UNREADABLE] = dict(Counter(map(suffix_of, decoded.faults)).most_common())
         notes.append(f"Left out {len(decoded.faults)} of {len(source.files)} images: "
                      f"{listed(decoded.reasons(), '; ')}")  # fmt: skip
     coloured = [printable(source.files[place]) for place, shape in decoded.shapes.items() if shape[2] == 3]
-    if coloured and len(coloured) < len(decoded.shapes) / 2:  # a stray file triples the work, and nobody would see why
-        total = len(decoded.shapes)
+    if coloured and len(coloured) < total / 2:  # a stray file triples the work, and nobody would see why
         notes.append(f"All images become RGB because of {len(coloured)} among {total}: {listed(coloured)}")
+    if not coloured:
+        notes.append(f"All {total} images are grey: one channel")
     sizes = (decoded.smallest, decoded.largest) if decoded.smallest and decoded.largest else None
     return FilesRead(sizes, len(coloured), left_out, source.splits is not None, notes)
 
 
-def _decode(folder: Path, name: str, *, image_size: int | None) -> tuple[Images, Size] | str:
-    """One image, (h, w, 1) where the file is grey and (h, w, 3) where not, and its own size; or why there is none."""
+def _decode(folder: Path, name: str, *, reading: Reading) -> tuple[Images, Size] | str:
+    """One image, prepared: (h, w, 1) where it is grey, else (h, w, 3). And its own size; or why there is none."""
     try:
-        with Image.open(folder / name, formats=readable_formats()) as image:  # an EPS would start a program
-            plain = _grey_or_rgb(ImageOps.exif_transpose(image))
-        return fit(plain, image_size), plain.size
+        picture, orientation = decode_any(_content(folder / name))
+        with picture:
+            size = picture.size if orientation < 5 else picture.size[::-1]  # the upper four turn by a quarter
+            channels = _channels(picture, reading.colour)
+            return array_of(prepare(picture, orientation, reading.preparation(), reading.size, channels)), size
     except UnidentifiedImageError:
         return "not an image that Pillow knows"
     # On damaged files Pillow's decoders raise errors of almost every kind, and the user needs each file's name.
@@ -206,14 +215,15 @@ def _decode(folder: Path, name: str, *, image_size: int | None) -> tuple[Images,
         return one_line(error)
 
 
-def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    """A copy in mode L or RGB."""
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {image.mode}) have no fixed range: save it with 8 or 16 bits")
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if not image.has_transparency_data:
-        return image.convert(mode)
-    opaque = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert(mode)
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise ImageFileError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
+def _channels(picture: Image.Image, colour: Colour) -> int | None:
+    """How many channels the image gets; None where its pixels say."""
+    if colour == "mode":
+        return 1 if picture.mode in {"1", "L", "LA", "La"} or picture.mode.startswith("I;16") else 3
+    return 3 if colour == "rgb" else None

@@ -568,6 +568,7 @@ def _manifest(state: State, dataset: Dataset, name: str, record: dict[str, Any])
         "latent": state.latent,
         "labels": dataset.label_names if options.conditional else None,
         "calibration": None,
+        "preparation": dataset.preparation,
         "training": training,
         "evaluation": {},
     }

@@ -24,9 +24,11 @@ from safetensors.torch import load_file
 
 from models.__main__ import command_parser, main
 from models.bundle import NAME_PATTERN, read_bundle
+from models.commands import train as train_command
 from models.commands.signals import Interrupted, StopOnSignal
 from models.commands.train_options import PRESET_WORDS, default_name, resolve
 from models.data.load import load_dataset
+from models.images.preparation import Preparation
 from models.spec import (
     PRESETS,
     AdamSpec,
@@ -1079,6 +1081,51 @@ def test_resuming_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: p
     assert "data was" in only_error(capsys)
 
 
+@pytest.fixture
+def stars(tmp_path: Path) -> Path:
+    """Wide grey pictures with an alpha channel, in files of a mode for colours."""
+    folder = tmp_path / "stars"
+    folder.mkdir()
+    levels = np.random.default_rng(0).integers(0, 256, (20, 8, 12, 2), dtype=np.uint8)
+    for number, picture in enumerate(levels):
+        Image.fromarray(picture).convert("RGBA").save(folder / f"{number:02}.png")
+    return folder
+
+
+def test_a_run_goes_on_as_its_images_were_prepared(
+    stars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record says how, its bundle too, scores follow it, and another preparation is refused."""
+    out, size = tmp_path / "run", ("--image-size", "8")
+    assert train(stars, out, "--steps", "3", *size, "--fit", "pad", "--background", "black") == 0
+    how = {"fit": "pad", "background": "#000000", "resampling": "lanczos", "orientation": "exif", "colour": "grey"}
+    assert json.loads((out / "options.json").read_bytes())["preparation"] == how
+    assert train(stars, out, "--resume", "--steps", "6", *size) == 0
+    assert read_bundle(out / "bundle").manifest.preparation == Preparation(**how)  # type: ignore[arg-type]
+    assert main(["evaluate", str(out / "bundle"), "--data", str(stars), *size, "--time-limit", "0"]) == 0
+    said = capsys.readouterr()
+    assert "not the data that the bundle was trained on" not in said.err
+    for other in (("--fit", "crop"), ("--background", "white"), ("--background", "#000001")):
+        assert train(stars, out, "--resume", "--steps", "9", *size, *other) == 1
+        assert "preparation was" in capsys.readouterr().err
+
+
+def test_a_run_of_before_there_was_a_preparation_goes_on(
+    stars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the files' modes made a set RGB: one that is grey by its pixels stays so to the run's end."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "reading", lambda *_: {"image_size": 8, "colour": "mode"})
+        assert train(stars, tmp_path / "run", "--steps", "3") == 0
+    options = tmp_path / "run" / "options.json"
+    options.write_text(json.dumps({**json.loads(options.read_bytes()), "preparation": None}))
+    for steps in ("6", "9"):
+        assert train(stars, tmp_path / "run", "--resume", "--steps", steps, "--image-size", "8") == 0
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    assert bundle.manifest.image.shape == (3, 8, 8)
+    assert bundle.manifest.preparation == Preparation(colour="rgb")
+
+
 # --- Wrong usage -------------------------------------------------------------------------------------------------
 
 
@@ -1118,12 +1165,28 @@ def test_nonsense_is_one_line_and_exit_code_1(
         ["train", "--preset", "gpt", "--data", "x", "--out", "y"],
         ["train", "--preset", "quick", "--data", "x", "--out", "y", "--steps", "many"],
         ["train", "--preset", "quick", "--data", "x", "--out", "y", "--name", "../up"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--background", "no colour"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--background", "#ff000080"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--fit", "stretch"],
         ["inspect"],
         ["inspect", "x", "--loud"],
         ["toy", "--out", "x", "--steps", "0"],
         ["toy", "--out", "x", "--seed", "one"],
     ],
-    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag", "toy's steps", "toy's seed"],
+    ids=[
+        "nothing",
+        "command",
+        "preset",
+        "steps",
+        "name",
+        "colour",
+        "opacity",
+        "fit",
+        "no bundle",
+        "flag",
+        "toy's steps",
+        "toy's seed",
+    ],
 )
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """As every command line does: the usage, and what was wrong with it."""

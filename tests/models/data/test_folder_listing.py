@@ -14,7 +14,6 @@ from PIL import Image
 from models.data.dataset import DataError, Dataset, printable
 from models.data.folder_listing import (
     COUNTED_SUFFIXES,
-    FORMATS,
     LINKED_FOLDER,
     NO_FILE,
     NO_IMAGE_BY_CONTENT,
@@ -23,9 +22,9 @@ from models.data.folder_listing import (
     find_images,
     image_suffixes,
     in_label_order,
-    readable_formats,
 )
 from models.data.load import load_dataset
+from models.images.decoding import FORMATS, readable_formats
 
 # What Pillow knows beside the formats that count, and why they don't.
 NOT_COUNTED = {
