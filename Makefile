@@ -26,7 +26,7 @@ test-fast: $(VENV)/everything
 # Serving on the lowest versions of its ranges in pyproject.toml: its tests, and those of what it takes from models/.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
-	.venv-lowest/bin/python -m pytest tests/service tests/models/inference tests/models/test_bundle.py \
+	.venv-lowest/bin/python -m pytest tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
 		tests/models/test_networks.py
 
 install: $(VENV)/everything

@@ -3,6 +3,7 @@
 import argparse
 import sys
 from collections.abc import Sequence
+from io import TextIOWrapper
 
 from models.bundle import BundleError
 from models.commands import evaluate, export, inspect, interpolate, neighbours, toy, train
@@ -21,10 +22,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     0 done, 1 failed (one line on stderr), 2 wrong usage, 4 stopped by an alarm (one line on stderr), 130 interrupted.
     """
+    for stream in (sys.stdout, sys.stderr):  # a name or a sign that a terminal or a log can't show ends no run
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = command_parser().parse_args(argv)
     try:
         code: int = arguments.run(arguments)
     except KeyboardInterrupt:
+        print("Interrupted.", file=sys.stderr)
         return INTERRUPTED
     except (HealthError, DivergedError) as error:
         return _failed(error, ALARMED)

@@ -28,6 +28,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from models.files import replace_file, replaced_folder, write_synced
+from models.images.preparation import Preparation
 from models.inference.drawing import draw_images, images_of
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, encode_png
@@ -41,7 +42,7 @@ DISCRIMINATOR = "discriminator.safetensors"
 SAMPLES = "samples.png"
 MAX_MANIFEST_BYTES = 1 << 20
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
-_VERSIONED = ("format", "network", "image", "latent", "labels", "calibration")
+_VERSIONED = ("format", "network", "image", "latent", "labels", "calibration", "preparation")
 
 
 class BundleError(ValueError):
@@ -93,6 +94,7 @@ class Manifest(Spec):
     latent: LatentSpec
     labels: tuple[str, ...] | None = Field(min_length=1)
     calibration: Calibration | None
+    preparation: Preparation | None = None  # UNDECLARED, in bundles of before there was one
     files: dict[str, FileRecord]
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
@@ -102,6 +104,9 @@ class Manifest(Spec):
         if set(self.files) != {GENERATOR, DISCRIMINATOR, SAMPLES}:
             raise ValueError(f"files must be {GENERATOR}, {DISCRIMINATOR} and {SAMPLES}")
         check_image(self.network, self.image)
+        colour = "grey" if self.image.channels == 1 else "rgb"
+        if self.preparation is not None and self.preparation.colour != colour:
+            raise ValueError(f"preparation.colour must be {colour}, as the image has {self.image.channels} channels")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from one another")
         frequencies = self.latent.label_frequencies
@@ -171,10 +176,11 @@ class Bundle:
 def version_of(manifest: Mapping[str, Any]) -> str:
     """First 12 hex digits of the sha256 over the canonical JSON of everything that decides what a bundle computes.
 
-    `manifest` is the parsed JSON. Covered are `format`, `network`, `image`, `latent`, `labels`, `calibration`, and
-    `weights`: the sha256 of both weight files by name. Keys sorted, no spaces, ASCII.
+    `manifest` is the parsed JSON. Covered are `format`, `network`, `image`, `latent`, `labels`, `calibration`,
+    `preparation` where there is one, and `weights`: the sha256 of both weight files by name. Keys sorted, no spaces,
+    ASCII.
     """
-    covered = {key: manifest[key] for key in _VERSIONED}
+    covered = {key: manifest[key] for key in _VERSIONED if key != "preparation" or manifest.get(key) is not None}
     covered["weights"] = {name: manifest["files"][name]["sha256"] for name in (DISCRIMINATOR, GENERATOR)}
     canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()[:12]
@@ -309,7 +315,7 @@ def write_bundle(
     metadata: Mapping[str, Any],
     generator: Mapping[str, Tensor],
     discriminator: Mapping[str, Tensor],
-    samples: UInt8,
+    samples: UInt8 | bytes,
 ) -> Bundle:
     """Write a bundle at `folder`, replacing one that is there, and read it back.
 
@@ -317,7 +323,7 @@ def write_bundle(
         folder: Where the bundle will be; its parent is made.
         metadata: The manifest's fields but `format` and `files`.
         generator, discriminator: State dictionaries of the nets that the metadata describe, float32.
-        samples: A picture of what G makes, uint8 (h, w, c).
+        samples: A picture of what G makes, uint8 (h, w, c), or as a PNG.
 
     Raises:
         BundleError: What was handed in would be refused by a reader. Nothing has changed at `folder`.
@@ -326,11 +332,14 @@ def write_bundle(
     contents = {
         GENERATOR: _tensor_bytes(generator),
         DISCRIMINATOR: _tensor_bytes(discriminator),
-        SAMPLES: encode_png(samples),
+        SAMPLES: samples if isinstance(samples, bytes) else encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
     _, manifest = _parse_manifest(to_json({**metadata, "format": FORMAT, "files": files}), folder / MANIFEST)
-    contents[MANIFEST] = _manifest_bytes(manifest.model_dump(mode="json"))
+    raw = manifest.model_dump(mode="json")
+    if manifest.preparation is None:
+        del raw["preparation"]
+    contents[MANIFEST] = _manifest_bytes(raw)
     with replaced_folder(folder) as temporary:
         for name, content in contents.items():
             write_synced(temporary / name, content)

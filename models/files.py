@@ -47,6 +47,14 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)  # by now it may be the old one
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder, if it is there: out of everybody's sight at once, and then its files."""
+    if folder.exists():
+        hidden = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        folder.replace(hidden / folder.name)
+        shutil.rmtree(hidden)
+
+
 def write_synced(path: Path, content: bytes) -> None:
     """Write a file and wait until the disk has it.
 
@@ -64,8 +72,11 @@ def write_synced(path: Path, content: bytes) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Wait until the disk has the names in a folder."""
-    descriptor = os.open(folder, os.O_RDONLY)
+    """Wait until the disk has the names in a folder, where a system opens folders: Windows does not."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:
+        return
     try:
         os.fsync(descriptor)
     finally:
@@ -81,10 +92,12 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
     except OSError:
         if not folder.is_dir():
             raise
-        aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+        aside = temporary.with_name(f"{temporary.name}-old")
         folder.replace(aside)
-        temporary.replace(folder)
-        aside.replace(temporary)
+        try:
+            temporary.replace(folder)
+        finally:  # a signal may have come between the two
+            aside.replace(temporary if folder.exists() else folder)
 
 
 def exchange(one: Path, other: Path) -> bool:

@@ -23,7 +23,7 @@ from fastapi import FastAPI
 
 from models.bundle import Bundle, write_bundle
 from models.networks import build_networks
-from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
+from models.spec import PRESETS, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 from service.app import create_app
 from service.server.listener import listen
 from service.server.server import Server
@@ -63,6 +63,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def small_preset(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The preset `small`, whose nets are so small that a run of a few steps takes no time."""
+    options = PRESETS["mlp-adam"].model_copy(update={"preset": "small", "network": NETWORK, "batch_size": 4})
+    monkeypatch.setitem(PRESETS, "small", options)
 
 
 @pytest.fixture

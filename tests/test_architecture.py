@@ -21,21 +21,22 @@ LEAVES = {
 ROOMS = {
     # serving: server → http → engine → codecs → http → server
     "service": set[str](),  # the leaves: they can be read alone
-    "service.codecs": {"service", "models", "models.inference"},  # arrays and files, no HTTP, no nets
+    "service.codecs": {"service", "models", "models.images", "models.inference"},  # arrays and files: no HTTP, no nets
     "service.engine": {"service", "models", "models.bundle", "models.inference", "models.networks"},  # no HTTP
     "service.http": {  # no sockets
         *("service", "service.engine", "service.codecs"),
-        *("models", "models.bundle", "models.inference"),
+        *("models", "models.bundle", "models.images", "models.inference"),
     },
     "service.app": {"service", "service.http", "service.engine", "service.codecs", "models.bundle"},  # builds the parts
     "service.server": {"service", "service.http", "service.app", "service.__main__", "models.bundle"},
     "service.__main__": {"service", "service.http", "service.engine", "service.app", "service.server"},
-    # training: data → networks → training → evaluation → bundle
+    # training: images → data → networks → training → evaluation → bundle
     "models": set[str](),
+    "models.images": set[str](),  # one image file; decoder processes bring it along: no torch, no pydantic
     "models.networks": {"models"},
-    "models.data": {"models"},  # files, no nets
+    "models.data": {"models", "models.images"},  # files, no nets
     "models.inference": {"models", "models.networks"},  # serving brings it along: nothing of training
-    "models.bundle": {"models", "models.networks", "models.inference"},
+    "models.bundle": {"models", "models.images", "models.networks", "models.inference"},
     "models.export": {"models", "models.bundle", "models.inference"},
     "models.evaluation": {"models", "models.bundle", "models.data", "models.inference"},  # scores, whoever trained
     "models.training": {
@@ -44,13 +45,13 @@ ROOMS = {
     },
     "models.experiments": {"models", "models.bundle", "models.inference", "models.training"},
     "models.commands": {  # what people call: everything else, and nothing else knows them
-        *("models", "models.networks", "models.bundle", "models.export", "models.data", "models.inference"),
-        *("models.evaluation", "models.training", "models.experiments"),
+        *("models", "models.images", "models.networks", "models.bundle", "models.export", "models.data"),
+        *("models.inference", "models.evaluation", "models.training", "models.experiments"),
     },
     "models.__main__": {"models.commands", "models.bundle", "models.data", "models.training"},  # errors to exit codes
 }
 # Where the two packages meet, and so all of `models` that serving brings along.
-MEETING = ("models.bundle", "models.inference", "models.networks", "models.spec")
+MEETING = ("models.bundle", "models.images", "models.inference", "models.networks", "models.spec")
 TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "tensorboard")
 
 

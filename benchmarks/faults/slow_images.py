@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 
 from benchmarks.tools.report import Check, finish, parser, table
+from models.images.image_file import QUICK_BYTES, ImageFile, ImageFileError, parse_image_file
 from service.codecs.decoders import Decoders
-from service.codecs.image_file import QUICK_BYTES, ImageFile, parse_image_file
 from service.codecs.picture import Shape, decode_picture
 from service.errors import ServiceError
 from service.server.process_memory import GC_THRESHOLDS
@@ -239,7 +239,7 @@ def measure(parts: Parts, decoders: Decoders) -> Found:
                 image = end.value
             now = time.thread_time()
             longest_s, last = max(longest_s, now - last), now
-    except ServiceError as error:
+    except ImageFileError as error:
         return Found(parts, len(file), time.thread_time() - began, longest_s, 0.0, str(error)[:40])
     walk_s = time.thread_time() - began
     if image.width * image.height > SHAPE.max_pixels:

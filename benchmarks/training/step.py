@@ -30,11 +30,14 @@ from benchmarks.serving.contenders import ENVIRONMENTS
 from benchmarks.tools.process import ROOT
 from benchmarks.tools.report import Check, finish, table
 from benchmarks.training.eager import TINY, Eager, tiny_images
-from models.commands.train import REPORT_EVERY, train_watched
+from models.commands.signals import StopOnSignal
+from models.commands.train_loop import REPORT_EVERY, TrainingLoop
 from models.data.load import Dataset, load_dataset
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer
+from models.training.progress import TrainingProgress
 from models.training.run_folder import RunDir
+from models.training.snapshots import Snapshots
 
 CPU = torch.device("cpu")
 NEVER = 10**9  # steps
@@ -116,7 +119,9 @@ def in_turns(
     with tempfile.TemporaryDirectory() as folder, mock.patch.object(trainer, "train", stepping_aside):
         run = RunDir(Path(folder))
         run.begin({})
-        train_watched(state, dataset, run, NEVER, "warn", None)
+        snapshots, progress = Snapshots(state, dataset, run, {"name": "none"}), TrainingProgress(options.steps, 0)
+        cadence = {"checkpoint_every": NEVER, "sample_every": NEVER}
+        TrainingLoop(snapshots, StopOnSignal(), progress, **cadence, alarms="warn").run()
     return {name: rows[1:] for name, rows in taken.items()}
 
 

@@ -3,17 +3,23 @@
 import argparse
 import os
 import sys
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, get_args
 
 import torch
+from PIL import ImageColor
 
-from models.bundle import Bundle
+from models.bundle import MANIFEST, Bundle, read_bundle
+from models.data.dataset import numbered_as_before, relabelled
 from models.data.load import DataError, Dataset, load_dataset
 from models.files import replace_file
+from models.images.preparation import Fit
 from models.inference.devices import find_device
 from models.training import trainer
-from models.training.run_folder import RunError
+from models.training.run_folder import RunDir, RunError
 
 
 class Subparsers(Protocol):
@@ -46,13 +52,39 @@ def add_data(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--data-dir", type=Path, default=os.environ.get("GAN_DATA_DIR") or None,
                         help="where mnist/ and fashion-mnist/ lie (default: GAN_DATA_DIR, else data/)")  # fmt: skip
-    parser.add_argument("--image-size", type=int, metavar="S", help="crop and resize images to S×S pixels")
+    parser.add_argument("--image-size", type=int, metavar="S", help="make images squares of S×S pixels")
+    parser.add_argument("--fit", choices=get_args(Fit), help="what becomes of an image of another shape: its middle is "
+                        "cut out (crop, the default), it gets bars (pad), or it is distorted (squeeze)")  # fmt: skip
+    parser.add_argument("--background", type=_colour, metavar="COLOUR",
+                        help="under transparent images and in bars: a name or #rrggbb (default: white; for arrays of "
+                        "grey images with dark edges, as MNIST's, black)")  # fmt: skip
     parser.add_argument("--skip-bad", action="store_true", help="leave out a folder's files that cannot be read")
+    parser.add_argument("--splits", choices=["auto", "none"], default="auto", help="auto (default): a folder's train, "
+                        "val and test are splits, where it has no others; none: they are classes")  # fmt: skip
 
 
-def reading(arguments: argparse.Namespace) -> dict[str, Any]:
-    """How `--data` is read, for `load_dataset`."""
-    return {"image_size": arguments.image_size, "skip_bad": arguments.skip_bad}
+def _colour(text: str) -> str:
+    levels: tuple[int, ...] = ()
+    with suppress(ValueError):
+        levels = ImageColor.getrgb(text)
+    if len(levels) != 3:  # four have an opacity
+        raise argparse.ArgumentTypeError(f"{text!r} must be the name of a colour, or #rrggbb")
+    return "#{:02x}{:02x}{:02x}".format(*levels)
+
+
+def reading(arguments: argparse.Namespace, prepared: Mapping[str, Any]) -> dict[str, Any]:
+    """How `--data` is read, for `load_dataset`: as it was `prepared`, where the command line does not say otherwise.
+
+    A set that was made RGB stays so, also where all of its pixels are grey.
+    """
+    return {
+        "image_size": arguments.image_size,
+        "skip_bad": arguments.skip_bad,
+        "splits": arguments.splits,
+        "fit": arguments.fit or prepared.get("fit", "crop"),
+        "background": arguments.background or prepared.get("background"),
+        "colour": "rgb" if prepared.get("colour") == "rgb" else "pixels",
+    }
 
 
 def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
@@ -61,14 +93,59 @@ def load_as_trained(arguments: argparse.Namespace, bundle: Bundle) -> Dataset:
     seed = training.get("seed", 0) if arguments.seed is None else arguments.seed
     if not isinstance(seed, int) or seed < 0:
         raise RunError(f"the seed must be a whole number of 0 or more, not {seed!r}")
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **reading(arguments))
+    declared = bundle.manifest.preparation
+    prepared = asdict(declared) if declared else {"colour": "rgb" if bundle.manifest.image.channels == 3 else "grey"}
+    dataset = load_dataset(arguments.data, arguments.data_dir, seed=seed, **reading(arguments, prepared))
     image = trainer.image_spec(dataset)
     if image != bundle.manifest.image:
-        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {bundle.manifest.image.shape}")
-    if training.get("data", {}).get("checksum", dataset.checksum) != dataset.checksum:
+        size = bundle.manifest.image
+        is_size = image.channels == size.channels and size.height == size.width
+        hint = f": --image-size {size.height} makes them alike" if is_size else ""
+        raise DataError(f"{dataset.name} has images {image.shape}, {bundle.name} makes {size.shape}{hint}")
+    checksum = training.get("data", {}).get("checksum", dataset.checksum)
+    dataset = _numbered_as_in(bundle, dataset, checksum)
+    if checksum != dataset.checksum:
         print("warning: this is not the data that the bundle was trained on, or not divided as it was then: "
               "test images may be among those that it learnt from", file=sys.stderr, flush=True)  # fmt: skip
     return dataset
+
+
+def bundle_of(arguments: argparse.Namespace, device: torch.device | str = "cpu") -> Bundle:
+    """The bundle that the command line names.
+
+    Raises:
+        RunError: It names a run instead, or the bundle of one that is not finished.
+        BundleError: It names no bundle that can be trusted.
+    """
+    folder: Path = arguments.bundle
+    if not (folder / MANIFEST).exists():
+        run = RunDir(folder.parent if folder.name == "bundle" else folder)
+        if run.record() is not None:
+            raise RunError(_instead_of(run))
+    return read_bundle(folder, device)
+
+
+def _instead_of(run: RunDir) -> str:
+    """What can be given where a run was named."""
+    if (run.bundle / MANIFEST).exists():
+        return f"{run.path} is the folder of a run; its bundle is {run.bundle}"
+    rows, steps = run.stats(), (run.record() or {}).get("options", {}).get("steps", "?")
+    step = rows[-1]["step"] if rows else 0
+    look = f"{run.preview} is a bundle of what is there so far; " if (run.preview / MANIFEST).exists() else ""
+    return (
+        f"{run.path}: no bundle yet: the run has come to step {step} of {steps}. {look}its train command with --resume "
+        f"finishes it, or with --resume --steps {step} makes a bundle of the best until now"
+    )
+
+
+def _numbered_as_in(bundle: Bundle, dataset: Dataset, checksum: str) -> Dataset:
+    """The data set with its labels in the bundle's order, where both have the same names."""
+    names = bundle.manifest.labels
+    if names is None:
+        return numbered_as_before(dataset, checksum)
+    if names == dataset.label_names or set(names) != set(dataset.label_names or ()):
+        return dataset
+    return relabelled(dataset, names)
 
 
 def device_of(arguments: argparse.Namespace) -> torch.device:

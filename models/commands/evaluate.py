@@ -3,6 +3,7 @@
 import argparse
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,8 +12,8 @@ from typing import Any
 
 import torch
 
-from models.bundle import Bundle, read_bundle, record_evaluation
-from models.commands.arguments import Subparsers, add_data, device_of, load_as_trained, require_png
+from models.bundle import Bundle, record_evaluation
+from models.commands.arguments import Subparsers, add_data, bundle_of, device_of, load_as_trained, require_png
 from models.data.load import Dataset
 from models.evaluation.calibration import count_verdicts
 from models.evaluation.features import load_features, untrained_features
@@ -23,6 +24,7 @@ from models.inference.drawing import logits_of
 from models.inference.noise import sampled_labels
 from models.inference.pixels import encode_png, to_pixels
 
+Say = Callable[[str], None]  # a line of the table
 Show = Callable[..., None]  # what is done at present, and how much of how much is done where that is known
 
 
@@ -36,6 +38,8 @@ def add_to(commands: Subparsers) -> None:
         "--seed", type=int, help="of the division of sets without a published one (default: training's)"
     )
     evaluate.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N (default auto)")
+    evaluate.add_argument("--json", action="store_true", help="one line of JSON on stdout, as where that is no "
+                          "terminal; the table goes to stderr then")  # fmt: skip
     evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
     evaluate.add_argument("--time-limit", type=float, metavar="S",
                           help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
@@ -47,23 +51,42 @@ def add_to(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Compute as much as the time limit allows, and say it as a table and as JSON."""
-    from models.training.progress import Status  # noqa: PLC0415 — rich is an extra that `inspect` does without
-
+    """Compute as much as the time limit allows. The table is for people, wherever they look; a pipe gets JSON."""
     deadline = math.inf if arguments.time_limit is None else time.monotonic() + arguments.time_limit
     if arguments.neighbours is not None:
         require_png(arguments.neighbours)  # not after minutes of scoring
-    device = device_of(arguments)
-    bundle = read_bundle(arguments.bundle, device)
+    bundle = bundle_of(arguments, device_of(arguments))
     dataset = load_as_trained(arguments, bundle)
+    wants_json = arguments.json or not sys.stdout.isatty()
+
+    def say(line: str) -> None:
+        print(line, file=sys.stderr if wants_json else sys.stdout, flush=True)
+
     if arguments.verdicts_only:
-        verdicts, skipped = _verdicts(bundle, dataset)
-        return _conclude(arguments, bundle, verdicts, skipped)
+        scores, skipped = _verdicts(bundle, dataset)
+    else:
+        scores, skipped = _all_scores(arguments, bundle, dataset, deadline, say)
+        scores["skipped"] = skipped
+    for reason in skipped:
+        say(f"not computed: {reason}")
+    if arguments.record:
+        record_evaluation(bundle, scores)
+    if wants_json:
+        print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
+    return 0
+
+
+def _all_scores(
+    arguments: argparse.Namespace, bundle: Bundle, dataset: Dataset, deadline: float, say: Say
+) -> tuple[dict[str, Any], list[str]]:
+    """The scores that the time limit allows, and why others are missing."""
+    from models.training.progress import Status  # noqa: PLC0415 — rich is an extra that `inspect` does without
+
     scores: dict[str, Any] = {"data": _data(dataset)}
     with Status() as status:
-        suite, skipped = _suite(bundle, dataset, device, status.show)
+        suite, skipped = _suite(bundle, dataset, device_of(arguments), status.show)
         if suite is not None:
-            scores["suite"], late = _figures(suite, deadline, status.show)
+            scores["suite"], late = _figures(suite, deadline, status.show, say)
             skipped += late
             if arguments.neighbours is not None:
                 replace_file(arguments.neighbours, encode_png(suite.nearest_pictures()))
@@ -76,19 +99,8 @@ def run(arguments: argparse.Namespace) -> int:
             skipped += missing
         else:
             skipped.append("verdicts: out of time")
-        scores["parzen"], late = _parzen(bundle, dataset, deadline, status.show)
-    scores["skipped"] = skipped + late
-    return _conclude(arguments, bundle, scores, scores["skipped"])
-
-
-def _conclude(arguments: argparse.Namespace, bundle: Bundle, scores: dict[str, Any], skipped: list[str]) -> int:
-    """Say what is missing, record the scores where that is asked for, and print them for programs."""
-    for reason in skipped:
-        print(f"not computed: {reason}")
-    if arguments.record:
-        record_evaluation(bundle, scores)
-    print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
-    return 0
+        scores["parzen"], late = _parzen(bundle, dataset, deadline, status.show, say)
+    return scores, skipped + late
 
 
 def _data(dataset: Dataset) -> dict[str, str]:
@@ -124,7 +136,7 @@ def _suite(bundle: Bundle, dataset: Dataset, device: torch.device, show: Show) -
         return None, [*skipped, f"figures: {error}"]
 
 
-def _figures(suite: MetricSuite, deadline: float, show: Show) -> tuple[dict[str, Any], list[str]]:
+def _figures(suite: MetricSuite, deadline: float, show: Show, say: Say) -> tuple[dict[str, Any], list[str]]:
     """The suite's figures, as far as the time goes, and what is missing."""
     from models.training.progress import show_scores  # noqa: PLC0415 — as above
 
@@ -136,24 +148,26 @@ def _figures(suite: MetricSuite, deadline: float, show: Show) -> tuple[dict[str,
             continue
         show(f"scoring: {group}")
         found = compute()
-        show_scores(found, heading=not scored)
+        show_scores(found, say, heading=not scored)
         scored |= {score.name: score.record() for score in found}
     return {**suite.metadata(), "figures": scored}, skipped
 
 
-def _parzen(bundle: Bundle, dataset: Dataset, deadline: float, show: Show) -> tuple[dict[str, Any], list[str]]:
+def _parzen(
+    bundle: Bundle, dataset: Dataset, deadline: float, show: Show, say: Say
+) -> tuple[dict[str, Any], list[str]]:
     """The rows of the Parzen table, as far as the time goes, and what is missing."""
     from models.training.progress import show_parzen  # noqa: PLC0415 — as above
 
     device = next(bundle.generator.parameters()).device
     splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
-    table = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
+    windows = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
     rows: dict[str, Any] = {}
     while time.monotonic() <= deadline:
         show("scoring: Parzen windows")
-        found = next(table, None)
+        found = next(windows, None)
         if found is None:
             return rows, []
-        show_parzen(*found, heading=not rows)
+        show_parzen(*found, say, heading=not rows)
         rows[found[0]] = asdict(found[1])
     return rows, [f"Parzen windows after {len(rows)} rows: out of time"]

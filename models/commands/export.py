@@ -4,8 +4,7 @@ import argparse
 from pathlib import Path
 
 from models import export
-from models.bundle import read_bundle
-from models.commands.arguments import Subparsers
+from models.commands.arguments import Subparsers, bundle_of
 from models.training.run_folder import RunError
 
 
@@ -23,7 +22,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the file, or say why not."""
-    bundle = read_bundle(arguments.bundle)
+    bundle = bundle_of(arguments)
     try:
         parity = export.export_onnx(bundle, arguments.out, arguments.net)
     except export.ExportError as error:

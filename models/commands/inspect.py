@@ -2,10 +2,15 @@
 
 import argparse
 import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-from models.bundle import read_bundle
-from models.commands.arguments import Subparsers
+from models.bundle import Bundle
+from models.commands.arguments import Subparsers, bundle_of
+from models.training.report import duration
 
 
 def add_to(commands: Subparsers) -> None:
@@ -13,21 +18,68 @@ def add_to(commands: Subparsers) -> None:
     inspect = commands.add_parser("inspect", help="verify a bundle and say what is in it")
     inspect.set_defaults(run=run)
     inspect.add_argument("bundle", type=Path)
-    inspect.add_argument("--json", action="store_true", help="the manifest and version as JSON")
+    inspect.add_argument("--json", action="store_true",
+                         help="the manifest and version as JSON, as where stdout is no terminal")  # fmt: skip
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Print the manifest, once everything in it is true."""
-    bundle = read_bundle(arguments.bundle)
-    manifest = bundle.manifest.model_dump(mode="json")
-    nets = {"generator": bundle.generator, "discriminator": bundle.discriminator}
-    if arguments.json:
-        print(json.dumps({"version": bundle.version, **manifest}))
+    """Say what the manifest says, once everything in it is true: a table on a terminal, else JSON."""
+    bundle = bundle_of(arguments)
+    if arguments.json or not sys.stdout.isatty():
+        print(json.dumps({"version": bundle.version, **bundle.manifest.model_dump(mode="json")}))
         return 0
-    print(f"{bundle.name}@{bundle.version}, created {manifest['created']}: every checksum, tensor and shape is right")
-    for net, module in nets.items():
-        count = sum(p.numel() for p in module.parameters())
-        print(f"{net}: {count:,} parameters, {json.dumps(manifest['network'][net])}")
-    for key in ("image", "latent", "labels", "calibration", "training", "evaluation", "files"):
-        print(f"{key}: {json.dumps(manifest[key])}")
+    print(f"{bundle.name}@{bundle.version}: every checksum, tensor and shape is right")
+    for name, value in _rows(bundle):
+        print(f"{name:<22}{value}")
     return 0
+
+
+def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """The lines of the table."""
+    manifest = bundle.manifest
+    training, image, latent = manifest.training, manifest.image, manifest.latent
+    yield "created", f"{manifest.created:%Y-%m-%d %H:%M} UTC"
+    yield "images", f"{image.height}×{image.width}, {'grey' if image.channels == 1 else 'RGB'}"
+    yield "latent", f"{latent.dim} numbers, {latent.distribution}, {latent.sampler}"
+    yield "labels", ", ".join(manifest.labels) if manifest.labels else "none"
+    yield "preparation", "not recorded" if manifest.preparation is None else _said(asdict(manifest.preparation))
+    for name, net in (("generator", bundle.generator), ("discriminator", bundle.discriminator)):
+        spec = getattr(manifest.network, name).model_dump()
+        yield name, f"{sum(p.numel() for p in net.parameters()):,} parameters; {manifest.network.family}, {_said(spec)}"
+    if calibration := manifest.calibration:
+        yield "calibration", _said(calibration.model_dump())
+    else:
+        yield "calibration", "none: D can't tell real images from samples, or was not asked yet"
+    for name, value in training.items():
+        if name == "wall_seconds" and isinstance(value, int | float):
+            yield "training time", duration(value)
+        elif name == "options":
+            yield "options", "--json says them all"
+        elif name != "name" and value not in ([], None):
+            yield name.replace("_", " "), _said(value)
+    for name, value in manifest.evaluation.items():
+        yield from _scores(name, value)
+    for name, record in manifest.files.items():
+        yield "file", f"{name}, {record.bytes:,} bytes, sha256 {record.sha256}"
+
+
+def _scores(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Scores, a line each where they have names of their own."""
+    figures = value.get("figures") if isinstance(value, Mapping) else None
+    if not isinstance(figures, Mapping):
+        yield name.replace("_", " "), _said(value)
+        return
+    yield name, _said({key: part for key, part in value.items() if key != "figures"})
+    for figure, columns in figures.items():
+        yield "", f"{figure}: {_said(columns)}"
+
+
+def _said(value: Any) -> str:
+    """JSON as a person writes it on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_said(part)}" for key, part in value.items())
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_said, value))}]"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return value if isinstance(value, str) else json.dumps(value)

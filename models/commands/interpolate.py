@@ -5,8 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from models.bundle import read_bundle
-from models.commands.arguments import Subparsers, positive, whole, write_picture
+from models.commands.arguments import Subparsers, bundle_of, positive, whole, write_picture
 from models.experiments import figures
 from models.inference.pixels import grid
 from models.training.run_folder import RunError
@@ -31,7 +30,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw a strip for each method, one under the other."""
-    bundle = read_bundle(arguments.bundle)
+    bundle = bundle_of(arguments)
     methods: list[figures.Method] = ["linear", "spherical"] if arguments.method == "both" else [arguments.method]
     try:
         strips = [

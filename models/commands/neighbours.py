@@ -3,8 +3,7 @@
 import argparse
 from pathlib import Path
 
-from models.bundle import read_bundle
-from models.commands.arguments import Subparsers, add_data, load_as_trained, positive, whole, write_picture
+from models.commands.arguments import Subparsers, add_data, bundle_of, load_as_trained, positive, whole, write_picture
 from models.experiments import figures
 
 
@@ -25,7 +24,7 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Draw the samples, and find their nearest images."""
-    bundle = read_bundle(arguments.bundle)
+    bundle = bundle_of(arguments)
     dataset = load_as_trained(argparse.Namespace(**vars(arguments), seed=None), bundle)
     picture, found = figures.neighbours(
         bundle, dataset.train.images, seed=arguments.sample_seed, rows=arguments.rows, columns=arguments.columns

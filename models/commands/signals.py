@@ -1,16 +1,39 @@
-"""Signals as a flag that a loop may look at."""
+"""Signals as a flag that a loop may look at, acknowledged the moment they come."""
 
+import contextlib
+import os
 import signal
 import threading
 from types import FrameType
 
 
-class StopOnSignal:
-    """Turns the first SIGINT or SIGTERM into a flag, so that no step is cut short. The second one acts as usual."""
+class Interrupted(Exception):  # noqa: N818 - not an error: somebody asked for it
+    """Work that can be done again was left because of a signal."""
 
-    def __init__(self) -> None:
+
+class StopOnSignal:
+    """Turns the first SIGINT or SIGTERM into a flag, so that no step is cut short. The second one acts as usual.
+
+    Args:
+        answer: One line that is written to stderr at once.
+    """
+
+    def __init__(self, answer: str = "") -> None:
+        self._answer = answer
         self._event = threading.Event()
-        self.is_set = self._event.is_set
+
+    def is_set(self) -> bool:
+        """Whether the signal has come."""
+        return self._event.is_set()
+
+    def check(self) -> None:
+        """Leave work that can be done again.
+
+        Raises:
+            Interrupted: The signal has come.
+        """
+        if self.is_set():
+            raise Interrupted
 
     def __enter__(self) -> None:
         self._before = {number: signal.signal(number, self._set) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -18,6 +41,8 @@ class StopOnSignal:
     def _set(self, number: int, _frame: FrameType | None) -> None:
         self._event.set()
         signal.signal(number, self._before[signal.Signals(number)])
+        with contextlib.suppress(OSError):
+            os.write(2, f"\n{self._answer}\n".encode())  # print() may not be called again while it is at work
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

@@ -3,30 +3,33 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
 import torch
 
-from models.bundle import BundleError, read_bundle
+from models.bundle import MAX_MANIFEST_BYTES, BundleError, read_bundle
 from models.commands.arguments import Subparsers, device_of, reading
-from models.commands.signals import StopOnSignal
+from models.commands.continuing import changes_since, numbered_as_begun, require_continuable
+from models.commands.dry_run import dry_run
+from models.commands.signals import Interrupted, StopOnSignal
+from models.commands.train_loop import TrainingLoop
 from models.commands.train_options import add_options, default_name, resolve
 from models.data.dataset import listed
-from models.data.load import Dataset, load_dataset
+from models.data.load import DataError, Dataset, load_dataset
+from models.data.summary import lines, summary
+from models.files import remove_folder
 from models.spec import TrainingOptions
 from models.training import trainer
-from models.training.cost import measure_step
-from models.training.health import Alarm, HealthError, HealthMonitor, Probe, row_of
-from models.training.report import write_report
+from models.training.cost import count_numbers
 from models.training.run_folder import RunDir, RunError, environment
+from models.training.snapshots import Snapshots
 from models.training.tensorboard import TensorBoard
 
+ACKNOWLEDGED = "Stopping, with the work saved. Once more ends at once, without saving."
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
-GRID_IMAGES = 64
-REPORT_EVERY = 50  # steps
-DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
 
 
 def add_to(commands: Subparsers) -> None:
@@ -39,14 +42,15 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Check all that can be checked before anything is written; then train."""
     options, device, folder = resolve(arguments), device_of(arguments), _run_folder(arguments)
-    dataset = _training_data(arguments, options)
+    dataset = _training_data(arguments, options, folder)
     record, changes = _record(arguments, folder, options, dataset, device)
-    if changes and arguments.resume and not arguments.override:
-        differences = "; ".join(f"{key} was {old} and is {new}" for key, (old, new) in changes.items())
-        raise RunError(f"the run was begun otherwise: {differences}. --override goes on all the same, and records it")
     state = trainer.State(options, dataset, device)
+    if changes and arguments.resume:
+        require_continuable(folder, state, dataset, changes, override=arguments.override)
     if arguments.dry_run:
-        return _dry_run(state, dataset, record)
+        dry_run(state, summary(dataset), as_json=arguments.json)
+        return 0
+    print("\n  ".join(lines(summary(dataset))), flush=True)
     with folder.held():
         return _train_alone(arguments, state, dataset, folder, record, changes)
 
@@ -59,6 +63,8 @@ def _train_alone(
     record: dict[str, Any],
     changes: dict[str, list[Any]],
 ) -> int:
+    from models.training.progress import TrainingProgress  # noqa: PLC0415 — rich is an extra that `inspect` does without
+
     options, name = state.options, record["name"]
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
@@ -68,24 +74,55 @@ def _train_alone(
         print(f"No checkpoint in {run.path} yet: starting from the beginning.", flush=True)
     if state.step >= options.steps and _is_published(run, name, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
+        remove_folder(run.preview)  # a kill may have come before that
         return 0
     if changes:
         record["overrides"].append({"step": state.step, "changes": changes})
+    run.save_data(summary(dataset))  # first: a record without it is an earlier release's
     run.begin(record)
     run.truncate_stats(state.step)
-    with TensorBoard(run.path / "tensorboard", state.step) if arguments.tensorboard else nullcontext() as board:
-        train_watched(state, dataset, run, arguments.checkpoint_every, arguments.alarms, board)
-    if state.step < options.steps:
+    print(_first_line(state, dataset, run), flush=True)
+    stop = StopOnSignal(ACKNOWLEDGED)
+    with (
+        stop,
+        TrainingProgress(options.steps, state.step) as progress,
+        TensorBoard(run.path / "tensorboard", state.step) if arguments.tensorboard else nullcontext() as board,
+    ):
+        snapshots = Snapshots(state, dataset, run, record, board)
+        loop = TrainingLoop(
+            *(snapshots, stop, progress),
+            checkpoint_every=arguments.checkpoint_every,
+            sample_every=arguments.sample_every,
+            alarms=arguments.alarms,
+        )
+        try:
+            loop.run()
+            show = loop.shown("finishing")
+            trainer.publish(state, dataset, run.last, name, record, rule="last", show=show)
+            bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
+            snapshots.end()
+        except Interrupted:
+            snapshots.report(must=True)
+            bundle = None
+    if bundle is None:
         print(f"Stopped at step {state.step} of {options.steps}; --resume goes on.")
         return INTERRUPTED
-    if not state.best.step:  # a --steps below the first score ended the run
-        trainer.keep_if_best(state, trainer.score(state, dataset))
-    trainer.publish(state, dataset, run.last, name, record, rule="last")
-    bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best")
-    write_report(run)
     print(f"{bundle.folder}: {bundle.name}@{bundle.version}, the weights of step {state.best.step}, "
           f"validation {state.selection.short.format(state.best.score)}.")  # fmt: skip
     return 0
+
+
+def _first_line(state: trainer.State, dataset: Dataset, run: RunDir) -> str:
+    """What is about to be done, for whoever looks at the log hours later."""
+    options, image = state.options, state.image
+    kind = "grey" if image.channels == 1 else "RGB"
+    generator, discriminator = (count_numbers(net) for net in (state.generator, state.discriminator))
+    return (
+        f"Training {options.preset} on {dataset.name}: {len(dataset.train.images):,} images of "
+        f"{image.height}×{image.width}, {kind}, {f'{state.classes} classes' if state.classes else 'no classes'}; "
+        f"{generator:,} numbers in G, {discriminator:,} in D; {options.steps:,} steps of {options.batch_size} images, "
+        f"from step {state.step:,}; {state.device}; {run.path}"
+    )
 
 
 def _run_folder(arguments: argparse.Namespace) -> RunDir:
@@ -93,6 +130,8 @@ def _run_folder(arguments: argparse.Namespace) -> RunDir:
         raise RunError("--checkpoint-every must be at least 1")
     if arguments.override and not arguments.resume:
         raise RunError("--override goes with --resume")
+    if arguments.json and not arguments.dry_run:
+        raise RunError("--json goes with --dry-run")
     run = RunDir(arguments.out)
     if run.is_used() and not (arguments.resume or arguments.dry_run):
         raise RunError(f"{run.path} is not empty: --resume goes on with that run, another --out begins a new one")
@@ -107,7 +146,7 @@ def _record(
     threads = before.get("threads", torch.get_num_threads())
     if device.type == "cpu":
         if threads != torch.get_num_threads():
-            print(f"Computing on {threads} threads, as the run was begun.", flush=True)
+            _say(arguments, f"Computing on {threads} threads, as the run was begun.")
         # A sum's last bits depend on how it is divided. The number is set even where it stays the same: drawing sets it
         # at every score, and MKL, which may use fewer threads until then, has to divide alike before and after.
         torch.set_num_threads(threads)
@@ -117,19 +156,35 @@ def _record(
         "preset": options.preset,
         "options": options.model_dump(mode="json"),
         "data": {"name": dataset.name, "checksum": dataset.checksum},
+        "images": {
+            **{name: len(getattr(dataset, name).images) for name in ("train", "validation", "test")},
+            **trainer.image_spec(dataset).model_dump(),
+            "classes": len(dataset.label_names or ()),
+        },
+        "preparation": None if dataset.preparation is None else asdict(dataset.preparation),
         "overrides": before.get("overrides", []),
         **environment(device),
     }
-    return record, _changes({"name": name, **before} if before else {}, record)
+    return record, changes_since({"name": name, **before} if before else {}, record)
 
 
-def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> Dataset:
-    dataset = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **reading(arguments))
+def _training_data(arguments: argparse.Namespace, options: TrainingOptions, run: RunDir) -> Dataset:
+    """The data set, prepared and with its labels in the order as a run that goes on was begun."""
+    begun = run.record() if arguments.resume else None
+    prepared = (begun or {}).get("preparation") or {}
+    asked = reading(arguments, prepared)
+    if begun and not prepared:  # before there was a preparation, files' modes decided the colour
+        asked["colour"] = "mode"
+    read = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **asked)
+    dataset = numbered_as_begun(read, run) if arguments.resume else read
+    if dataset is not read:
+        _say(arguments, f"The labels stand as when the run was begun: {listed(dataset.label_names or ())}.")
     said = arguments.conditional is not None or arguments.dry_run  # programs read a dry run's output too
     if dataset.label_names and not options.conditional and not said:
         print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
               flush=True)  # fmt: skip
     if options.conditional and dataset.label_names and dataset.train.labels is not None:
+        _require_room_for(dataset.label_names)
         seen = set(dataset.train.labels.tolist())
         unseen = [name for label, name in enumerate(dataset.label_names) if label not in seen]
         if unseen:
@@ -138,72 +193,18 @@ def _training_data(arguments: argparse.Namespace, options: TrainingOptions) -> D
     return dataset
 
 
-def _dry_run(state: trainer.State, dataset: Dataset, record: dict[str, Any]) -> int:
-    """Say what the command would do, and what it would cost."""
-    print(json.dumps(record, indent=1))
-    for name, net in (("generator", state.generator), ("discriminator", state.discriminator)):
-        print(f"{name}: {sum(parameter.numel() for parameter in net.parameters()):,} parameters")
-    sizes = (len(split.images) for split in (dataset.train, dataset.validation, dataset.test))
-    print("images: {:,} to train, {:,} to validate, {:,} to test, {}×{}×{}".format(*sizes, *state.image.shape))
-    cost = measure_step(state)
-    steps, mebibytes = state.options.steps, cost.memory_bytes / 2**20
-    print(f"a step: {cost.step_s * 1000:.1f} ms, {cost.images_per_s:,.0f} images/s, {mebibytes:,.0f} MiB of memory")
-    print(f"{steps:,} steps: {steps * cost.step_s / 3600:.2f} h, and the time of the scores")
-    return 0
+def _say(arguments: argparse.Namespace, line: str) -> None:
+    """Print a line, where programs don't read what is printed."""
+    print(line, file=sys.stderr if arguments.json else sys.stdout, flush=True)
 
 
-def train_watched(
-    state: trainer.State,
-    dataset: Dataset,
-    run: RunDir,
-    checkpoint_every: int,
-    alarms: str,
-    board: TensorBoard | None,
-) -> None:
-    """Train to the end, to the first signal or to an alarm; score, monitor, show and save on the way."""
-    from models.training.progress import TrainingProgress  # noqa: PLC0415 — rich is an extra that `inspect` does without
-
-    options = state.options
-    stop = StopOnSignal()
-    probe, monitor = Probe(state, dataset), HealthMonitor(options.batch_size * options.d_steps, run.stats())
-    with stop, TrainingProgress(options.steps, state.step) as progress:
-        every = (REPORT_EVERY, checkpoint_every)
-        for report in trainer.train(state, options.steps, report_every=every, stopped=stop.is_set):
-            row = asdict(report)
-            raised: list[Alarm] = []
-            if alarms != "off" and state.step % probe.every(REPORT_EVERY) == 0:
-                health = probe.look()
-                raised = monitor.see(state.step, health)
-                row |= row_of(health) | ({"alarms": [str(alarm) for alarm in raised]} if raised else {})
-            done = state.step == options.steps
-            is_scored = done or state.step % options.score_every == 0
-            if is_scored:
-                scored = trainer.score(state, dataset)
-                trainer.keep_if_best(state, scored)
-                row |= scored.stats()
-                images = trainer.draw(state, GRID_IMAGES)
-                run.save_samples(state.step, images)
-                if board is not None:
-                    board.add_samples(state.step, images)
-            run.append_stats(row)
-            if board is not None:
-                board.add_row(row)
-            progress.show(report, state.best, state.selection, raised)
-            if alarms == "stop" and raised and raised[0].stop:
-                kept = run.go_back(monitor.good_step)
-                write_report(run)
-                raise HealthError(_stopped(state.step, raised[0], kept))
-            if done or stop.is_set() or state.step % checkpoint_every == 0:
-                run.save_checkpoint(state.step, state.tensors(), state.metadata(), monitor.good_step)
-            if is_scored:
-                write_report(run)
-
-
-def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
-    if kept is None:
-        return f"stopped at step {step}, before the first checkpoint: {alarm}"
-    return (f"stopped at step {step}: {alarm}. The checkpoint of step {kept} is kept: --resume --steps {kept} makes a "
-            "bundle of the best until then, --resume --alarms warn goes on in spite of it")  # fmt: skip
+def _require_room_for(label_names: Sequence[str]) -> None:
+    """See that a manifest can hold the classes, now and not after hours: their names, and a frequency of each."""
+    size = sum(len(json.dumps(name)) + 32 for name in label_names)
+    if size > MAX_MANIFEST_BYTES * 0.9:
+        raise DataError(f"{len(label_names):,} classes with names of this length are more than a bundle's manifest "
+                        f"holds, which is {MAX_MANIFEST_BYTES / 2**20:.0f} MiB: make them fewer, or shorten the names, "
+                        "or train with --unconditional")  # fmt: skip
 
 
 def _is_published(run: RunDir, name: str, step: int) -> bool:
@@ -213,15 +214,3 @@ def _is_published(run: RunDir, name: str, step: int) -> bool:
         return (bundle.name, bundle.manifest.training.get("steps")) == (name, step)
     except BundleError:
         return False
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> dict[str, list[Any]]:
-    """What differs from the run before, as [old, new]: name, options, data, and what decides the last bits of sums."""
-    if not before:
-        return {}
-    old, new = (
-        {**record.get("options", {}), **{key: record.get(key) for key in ("name", "data", *DECIDES_SUMS)}}
-        for record in (before, now)
-    )
-    keys = sorted((old.keys() | new.keys()) - {"steps"})
-    return {key: [old.get(key), new.get(key)] for key in keys if old.get(key) != new.get(key)}

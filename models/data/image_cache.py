@@ -3,7 +3,7 @@
     <cache>/gan-service/images/<source and options>/<fingerprint>/
         images.npy    uint8 (n, h, w, c): train, validation and test one after the other
         labels.npy    int64 (n,), where there are labels
-        metadata.json name, label names, sizes of the three parts, checksum, notes for the user
+        metadata.json name, label names, sizes of the three parts, checksum, preparation, what became of the files
 
 `<cache>` is XDG_CACHE_HOME, or ~/.cache. An entry is whole or not there, and replaces the source's earlier one. All of
 it may be deleted at any time: the next start decodes again.
@@ -17,23 +17,23 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import PIL
-from PIL import Image, ImageOps
+from PIL import Image
 
-from models.data.dataset import Dataset, Images, Labels, Split, checksum_of
+from models.data.dataset import Dataset, FilesRead, Images, Labels, Split, checksum_of
 from models.files import cache_folder, replaced_folder
+from models.images.preparation import Preparation, prepare
 
-_FORMAT = 1  # of an entry, or of what decoding does: another number makes every entry anew
+_FORMAT = 2  # of an entry, or of what decoding does: another number makes every entry anew
 _ABANDONED_S = 24 * 3600  # no build takes a day: an unfinished entry of this age was left by a kill
 
 
-def cached(
-    source: str, options: Mapping[str, object], fingerprint: str, build: Callable[[Path], None]
-) -> tuple[Dataset, list[str]]:
-    """The entry of a source, written by `build` where it is missing, and notes for its user at every start.
+def cached(source: str, options: Mapping[str, object], fingerprint: str, build: Callable[[Path], None]) -> Dataset:
+    """The entry of a source, written by `build` where it is missing.
 
     Args:
         source: What was read, such as a path.
@@ -71,7 +71,8 @@ def write_entry(
     parts: tuple[int, int, int],
     labels: Labels | None,
     label_names: Sequence[str] | None,
-    notes: Sequence[str] = (),
+    preparation: Preparation | None,
+    files: FilesRead = FilesRead(),  # noqa: B008 — it is frozen
 ) -> None:
     """Write rows (h, w, c) of one shape, in the order train, validation, test, of which there are `parts`."""
     with (folder / "images.npy").open("wb") as file:
@@ -84,43 +85,44 @@ def write_entry(
         os.fsync(file.fileno())
     if labels is not None:
         np.save(folder / "labels.npy", labels)
-    metadata = {"name": name, "label_names": label_names, "parts": parts, "notes": list(notes)}
+    how = None if preparation is None else asdict(preparation)
+    metadata = {"name": name, "label_names": label_names, "parts": parts, "preparation": how, "files": asdict(files)}
     checksum = checksum_of(*_parts_of(folder, parts))
     (folder / "metadata.json").write_text(json.dumps({**metadata, "checksum": checksum}), "utf-8")
 
 
-def fit(image: Image.Image, image_size: int | None) -> Images:
-    """(h, w, c) of an image in mode L or RGB; with a size, of its central square, resized with antialiasing."""
-    if image_size is not None:
-        image = ImageOps.fit(image, (image_size, image_size), Image.Resampling.LANCZOS)
+def array_of(image: Image.Image) -> Images:
+    """(h, w, c) of an image in mode L or RGB. Pillow's grey has no channel axis."""
     return np.asarray(image).reshape(image.height, image.width, -1)
 
 
 def write_resized(folder: Path, dataset: Dataset, image_size: int) -> None:
-    """Write the entry of a data set with every image resized."""
+    """Write the entry of a data set with every image brought to this size by its preparation."""
     splits = dataset.train, dataset.validation, dataset.test
+    how, size = dataset.preparation or Preparation(), (image_size, image_size)
     rows = (
-        # Pillow's grey has no channel axis.
-        fit(Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row), image_size)
+        array_of(prepare(Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row), 1, how, size, row.shape[-1]))
         for split in splits
         for row in split.images
     )
     labels = [split.labels for split in splits if split.labels is not None]
     train, validation, test = (len(split.images) for split in splits)
     whole = np.concatenate(labels) if labels else None
-    write_entry(folder, dataset.name, rows, (train, validation, test), whole, dataset.label_names)
+    write_entry(folder, dataset.name, rows, (train, validation, test), whole, dataset.label_names, how)
 
 
-def _read_entry(place: Path) -> tuple[Dataset, list[str]] | None:
+def _read_entry(place: Path) -> Dataset | None:
     """What lies there, or None where that is nothing, or not whole."""
     try:
         metadata = json.loads((place / "metadata.json").read_bytes())
         train, validation, test = _parts_of(place, metadata["parts"])
-    except (OSError, EOFError, ValueError, KeyError):
+        files = FilesRead(**metadata["files"])
+        how = metadata["preparation"] and Preparation(**metadata["preparation"])
+    except (OSError, EOFError, ValueError, KeyError, TypeError):
         return None
     names = metadata["label_names"]
     label_names = None if names is None else tuple(names)
-    return Dataset(metadata["name"], train, validation, test, label_names, metadata["checksum"]), metadata["notes"]
+    return Dataset(metadata["name"], train, validation, test, label_names, metadata["checksum"], files, how)
 
 
 def _parts_of(folder: Path, parts: Sequence[int]) -> list[Split]:
@@ -143,4 +145,4 @@ def _drop_others(home: Path, place: Path) -> None:
 
 
 def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]

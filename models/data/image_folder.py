@@ -2,98 +2,61 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 import tempfile
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO
+from typing import IO, Literal
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from models.data.dataset import DataError, Images, division, listed, one_line
-from models.data.image_cache import fit, write_entry
+from models.data.dataset import (
+    MIN_IMAGES,
+    Colour,
+    DataError,
+    FilesRead,
+    Images,
+    Reading,
+    division,
+    listed,
+    one_line,
+    printable,
+    shuffled,
+)
+from models.data.folder_listing import (
+    SPLITS,
+    TEST,
+    TRAIN,
+    UNREADABLE,
+    VALIDATION,
+    ImageFolder,
+    find_images,
+    suffix_of,
+)
+from models.data.image_cache import array_of, write_entry
+from models.images.decoding import decode_any
+from models.images.image_file import ImageFileError
+from models.images.preparation import prepare
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"})
 DECODED_AT_ONCE = 256  # images in memory while a folder is read
-STATED_FILES = 10_000  # files whose time and size are looked at for a fingerprint
+MAX_FILE_BYTES = 2**28
 
 Shape = tuple[int, int, int]  # height, width, channels
+Size = tuple[int, int]  # width, height
 
 
-@dataclass(frozen=True)
-class ImageFolder:
-    """The image files of a folder, sorted by path, which makes the division the same wherever it is copied to.
-
-    Attributes:
-        path: The folder.
-        files: Relative to it.
-        labels: For each file an index into `label_names`; None where the images lie directly in the folder.
-        fingerprint: Of the names, the sub-folders' times, and the times and sizes of the files. Of many files only some
-            ten thousand are asked, evenly spread, because a network disk answers slowly.
-    """
-
-    path: Path
-    files: tuple[str, ...]
-    labels: npt.NDArray[np.int64] | None
-    label_names: tuple[str, ...] | None
-    fingerprint: str
-
-
-def find_images(path: Path) -> ImageFolder:
-    """List a folder. Sub-folders, read to any depth, are classes; one without any image is none.
-
-    Raises:
-        DataError: There are no images, or some in sub-folders and some not.
-    """
-    times: list[str] = []
-    files = sorted(_walk(path, "", times), key=lambda file: file.split("/"))
-    if not files:
-        idx = next((entry.name for entry in sorted(path.iterdir()) if "-idx3-ubyte" in entry.name), None)
-        hint = f"; for IDX files, name the one with the images: {path / idx}" if idx else ""
-        raise DataError(f"{path}: no images in it ({' '.join(sorted(IMAGE_SUFFIXES))}){hint}")
-    loose = [file for file in files if "/" not in file]
-    if loose and len(loose) < len(files):
-        inside = next(file for file in files if "/" in file).split("/")[0]
-        raise DataError(
-            f"{path}: has images both directly in it ({loose[0]}) and in sub-folders ({inside}): "
-            "use sub-folders for all, as class labels, or for none"
-        )
-    for file in files[:: -(-len(files) // STATED_FILES)]:
-        found = (path / file).stat()
-        times.append(f"{found.st_size} {found.st_mtime_ns}")
-    digest = hashlib.sha256("\n".join((*files, *times)).encode("utf-8", "surrogateescape")).hexdigest()
-    if loose:
-        return ImageFolder(path, tuple(files), None, None, digest)
-    names, labels = np.unique([file.split("/")[0] for file in files], return_inverse=True)
-    return ImageFolder(path, tuple(files), labels.astype(np.int64), tuple(map(str, names)), digest)
-
-
-def _walk(folder: Path, prefix: str, times: list[str]) -> Iterator[str]:
-    # Hidden files are not the user's pictures: macOS archives hold a "._cat.jpg" of metadata beside "cat.jpg".
-    times.append(f"{prefix} {folder.stat().st_mtime_ns}")
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if entry.name.startswith("."):
-                continue
-            # A link to a class's folder is followed. One further down could lead round in a circle.
-            if entry.is_dir(follow_symlinks=not prefix):
-                yield from _walk(folder / entry.name, f"{prefix}{entry.name}/", times)
-            elif os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES and entry.is_file():  # noqa: PTH122
-                yield prefix + entry.name
-
-
-def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, seed: int, skip_bad: bool) -> None:
+def write_folder(entry: Path, source: ImageFolder, reading: Reading, *, seed: int, skip_bad: bool) -> None:
     """Decode every file once and write the divided whole as a cached entry.
 
-    Decoded images first go to a temporary file, in the order of their names, because the number of channels and the
+    Prepared images first go to a temporary file, in the order of their names, because the number of channels and the
     files to leave out are known only at the end.
 
     Raises:
@@ -101,47 +64,97 @@ def write_folder(entry: Path, source: ImageFolder, *, image_size: int | None, se
             are left; or the folder changed meanwhile.
         OSError: The disk.
     """
-    name = source.path.resolve().name
+    name = printable(source.path.resolve().name)
     with tempfile.TemporaryFile(dir=entry) as spool:
-        found, faults = _decode_all(source, spool, image_size)
-        if faults and not skip_bad:
+        decoded = _decode_all(source, spool, reading)
+        if decoded.faults and not skip_bad:
             raise DataError(
-                f"{source.path}: {len(faults)} of {len(source.files)} images cannot be read "
-                f"(--skip-bad leaves them out): {listed(faults, '; ')}"
+                f"{source.path}: {len(decoded.faults)} of {len(source.files)} images cannot be read "
+                f"(--skip-bad leaves them out): {listed(decoded.reasons(), '; ')}"
             )
-        shapes = list(found.values())
+        shapes, places = list(decoded.shapes.values()), np.array(list(decoded.shapes), np.intp)
         _require_one_size(source.path, shapes)
-        train, validation, test = division(source.path.name, len(shapes), seed)
-        order = np.concatenate([train, validation, test])
-        labels, names = _labels_of(source, np.array(list(found), np.intp)[order])
-        parts = len(train), len(validation), len(test)
-        write_entry(entry, name, _in_order(spool, shapes, order), parts, labels, names, _notes(source, found, faults))
-    if find_images(source.path).fingerprint != source.fingerprint:
+        parts, made_up = _divided(name, None if source.splits is None else source.splits[places], len(places), seed)
+        order = np.concatenate(parts)
+        labels, names = _labels_of(source, places[order])
+        train, validation, test = map(len, parts)
+        colour: Literal["grey", "rgb"] = "rgb" if any(shape[2] == 3 for shape in shapes) else "grey"
+        how, files = replace(reading.preparation(), colour=colour), _files_read(source, decoded, made_up)
+        write_entry(entry, name, _in_order(spool, shapes, order), (train, validation, test), labels, names, how, files)
+    if find_images(source.path, source.mode).fingerprint != source.fingerprint:
         raise DataError(f"{source.path}: changed while it was read: try again")
 
 
-def _decode_all(source: ImageFolder, spool: IO[bytes], image_size: int | None) -> tuple[dict[int, Shape], list[str]]:
-    """Append each image to `spool`. Returns the shapes by place among the files, and why the others can't be read."""
-    shapes: dict[int, Shape] = {}
-    faults = []
-    Image.init()  # registers every format now: done lazily in the threads, it can race and miss one
+def _divided(
+    name: str, split_of: npt.NDArray[np.int64] | None, count: int, seed: int
+) -> tuple[Sequence[npt.NDArray[np.intp]], list[str]]:
+    """The rows for training, validation and test, all of them shuffled, and what the user should be told of it.
+
+    Where folders say the split of each row, a tenth of the training images makes one that is missing.
+    """
+    if split_of is None:
+        return division(name, count, seed), []
+    order = shuffled(count, seed)
+    parts = [order[split_of[order] == split] for split in SPLITS]
+    if len(parts[TRAIN]) < MIN_IMAGES:
+        raise DataError(f"{name}: {len(parts[TRAIN])} images in train are too few: {MIN_IMAGES} is the least")
+    tenth, notes = len(parts[TRAIN]) // 10, []
+    for split, words in ((VALIDATION, "validation"), (TEST, "test")):
+        if not len(parts[split]):
+            parts[split], parts[TRAIN] = parts[TRAIN][:tenth], parts[TRAIN][tenth:]
+            notes.append(f"No {words} images in a folder of their own: {tenth:,} of those in train, chosen by the "
+                         "seed, are taken for it")  # fmt: skip
+    return parts, notes
+
+
+@dataclass
+class _Decoded:
+    """What decoding gave.
+
+    Attributes:
+        shapes: By place among the files, in their order; as the rows follow one another in the spool.
+        faults: The files that gave no row, and why.
+        smallest, largest: The sizes of the images before they were fitted, by pixels.
+    """
+
+    shapes: dict[int, Shape] = field(default_factory=dict)
+    faults: dict[str, str] = field(default_factory=dict)
+    smallest: Size | None = None
+    largest: Size | None = None
+
+    def see(self, size: Size) -> None:
+        """Count an image of this size."""
+        self.smallest = min(self.smallest or size, size, key=math.prod)
+        self.largest = max(self.largest or size, size, key=math.prod)
+
+    def reasons(self) -> list[str]:
+        """The files that gave no row, with the reasons, for a message."""
+        return [f"{printable(name)}: {reason}" for name, reason in self.faults.items()]
+
+
+def _decode_all(source: ImageFolder, spool: IO[bytes], reading: Reading) -> _Decoded:
+    """Append each image to `spool`."""
+    found = _Decoded()
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         # Pillow warns of odd metadata, which is no reason to stop; but between its limit and twice that it only warns
         # of a decompression bomb. The filters hold for all threads.
         warnings.simplefilter("ignore", UserWarning)
+        warnings.simplefilter("ignore", DeprecationWarning)  # of formats that go one day
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         for start in range(0, len(source.files), DECODED_AT_ONCE):
             some = source.files[start : start + DECODED_AT_ONCE]
             # Pillow decodes outside the interpreter's lock.
-            decoded = pool.map(partial(_decode, source.path, image_size=image_size), some)
+            decoded = pool.map(partial(_decode, source.path, reading=reading), some)
             for place, (name, row) in enumerate(zip(some, decoded, strict=True), start):
                 if isinstance(row, str):
-                    faults.append(f"{name}: {row}")
+                    found.faults[name] = row
                 else:
-                    spool.write(np.ascontiguousarray(row).data)
-                    shapes[place] = row.shape
+                    pixels, size = row
+                    spool.write(np.ascontiguousarray(pixels).data)
+                    found.shapes[place] = pixels.shape
+                    found.see(size)
     spool.flush()
-    return shapes, faults
+    return found
 
 
 def _require_one_size(path: Path, shapes: Sequence[Shape]) -> None:
@@ -171,21 +184,30 @@ def _labels_of(
     return labels, [source.label_names[label] for label in used]
 
 
-def _notes(source: ImageFolder, shapes: Mapping[int, Shape], faults: Sequence[str]) -> list[str]:
-    """What the user should be told of such a folder."""
-    notes = [f"Left out {len(faults)} of {len(source.files)} images: {listed(faults, '; ')}"] if faults else []
-    coloured = [source.files[place] for place, shape in shapes.items() if shape[2] == 3]
-    if coloured and len(coloured) < len(shapes) / 2:  # a stray file triples the work, and nobody would see why
-        notes.append(f"All images become RGB because of {len(coloured)} among {len(shapes)}: {listed(coloured)}")
-    return notes
+def _files_read(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) -> FilesRead:
+    """What became of the folder's files, and what the user should be told of it."""
+    notes, left_out, total = list(notes), {}, len(decoded.shapes)
+    if decoded.faults:
+        left_out[UNREADABLE] = dict(Counter(map(suffix_of, decoded.faults)).most_common())
+        notes.append(f"Left out {len(decoded.faults)} of {len(source.files)} images: "
+                     f"{listed(decoded.reasons(), '; ')}")  # fmt: skip
+    coloured = [printable(source.files[place]) for place, shape in decoded.shapes.items() if shape[2] == 3]
+    if coloured and len(coloured) < total / 2:  # a stray file triples the work, and nobody would see why
+        notes.append(f"All images become RGB because of {len(coloured)} among {total}: {listed(coloured)}")
+    if not coloured:
+        notes.append(f"All {total} images are grey: one channel")
+    sizes = (decoded.smallest, decoded.largest) if decoded.smallest and decoded.largest else None
+    return FilesRead(sizes, len(coloured), left_out, source.splits is not None, notes)
 
 
-def _decode(folder: Path, name: str, *, image_size: int | None) -> Images | str:
-    """One image, (h, w, 1) where the file is grey and (h, w, 3) where not; or why there is none."""
+def _decode(folder: Path, name: str, *, reading: Reading) -> tuple[Images, Size] | str:
+    """One image, prepared: (h, w, 1) where it is grey, else (h, w, 3). And its own size; or why there is none."""
     try:
-        with Image.open(folder / name) as image:
-            plain = _grey_or_rgb(ImageOps.exif_transpose(image))
-        return fit(plain, image_size)
+        picture, orientation = decode_any(_content(folder / name))
+        with picture:
+            size = picture.size if orientation < 5 else picture.size[::-1]  # the upper four turn by a quarter
+            channels = _channels(picture, reading.colour)
+            return array_of(prepare(picture, orientation, reading.preparation(), reading.size, channels)), size
     except UnidentifiedImageError:
         return "not an image that Pillow knows"
     # On damaged files Pillow's decoders raise errors of almost every kind, and the user needs each file's name.
@@ -193,14 +215,15 @@ def _decode(folder: Path, name: str, *, image_size: int | None) -> Images | str:
         return one_line(error)
 
 
-def _grey_or_rgb(image: Image.Image) -> Image.Image:
-    """A copy in mode L or RGB."""
-    if image.mode.startswith("I;16"):  # Pillow would clip at 255
-        return Image.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"32-bit pixels (mode {image.mode}) have no fixed range: save it with 8 or 16 bits")
-    mode = "L" if image.mode in ("1", "L", "LA", "La") else "RGB"
-    if not image.has_transparency_data:
-        return image.convert(mode)
-    opaque = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert(mode)
+def _content(path: Path) -> bytes:
+    with path.open("rb") as file:
+        if os.fstat(file.fileno()).st_size > MAX_FILE_BYTES:
+            raise ImageFileError(f"larger than {MAX_FILE_BYTES >> 20} MiB")
+        return file.read()
+
+
+def _channels(picture: Image.Image, colour: Colour) -> int | None:
+    """How many channels the image gets; None where its pixels say."""
+    if colour == "mode":
+        return 1 if picture.mode in {"1", "L", "LA", "La"} or picture.mode.startswith("I;16") else 3
+    return 3 if colour == "rgb" else None

@@ -10,15 +10,30 @@ from __future__ import annotations
 import sys
 import zipfile
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from models.data.dataset import DataError, Dataset, Images, Labels, Split, divide, listed, one_line
+from models.data.dataset import (
+    Colour,
+    DataError,
+    Dataset,
+    Images,
+    Labels,
+    Reading,
+    Split,
+    declared,
+    divide,
+    listed,
+    one_line,
+)
+from models.data.folder_listing import find_images
 from models.data.idx import DIGIT_NAMES, PUBLISHED, is_idx, load_published, read_pair
 from models.data.image_cache import cached, write_resized
-from models.data.image_folder import find_images, write_folder
+from models.data.image_folder import write_folder
+from models.images.preparation import Fit
 
 __all__ = ["DEFAULT_DATA_DIR", "MAX_IMAGE_SIZE", "PUBLISHED", "DataError", "Dataset", "Split", "load_dataset"]
 
@@ -26,8 +41,17 @@ DEFAULT_DATA_DIR = Path("data")
 MAX_IMAGE_SIZE = 1024  # pixels a side; a slip of the finger must not fill the memory
 
 
-def load_dataset(
-    data: str, data_dir: Path | None, *, seed: int, image_size: int | None = None, skip_bad: bool = False
+def load_dataset(  # noqa: PLR0913 — each is an option of the command line
+    data: str,
+    data_dir: Path | None,
+    *,
+    seed: int,
+    image_size: int | None = None,
+    skip_bad: bool = False,
+    splits: str = "auto",
+    fit: Fit = "crop",
+    background: str | None = None,
+    colour: Colour = "pixels",
 ) -> Dataset:
     """Read, check and divide a data set.
 
@@ -36,8 +60,9 @@ def load_dataset(
     before taking a part of a split. Every other set is divided 80/10/10 by a permutation.
 
     In a folder each file is one image: turned upright by its EXIF note, the first frame of an animation, transparency
-    over white. Sub-folders, read to any depth, are classes in the order of their names; hidden files are not read. The
-    set is grey where every file is (16 bits become 8), and RGB otherwise.
+    over the background. Sub-folders, read to any depth, are classes, and those called train, val or test are splits
+    (folder_listing.py); hidden files are not read. The set is grey where every pixel is (16 bits become 8), and RGB
+    otherwise.
 
     A folder's images, and all that are resized, are decoded once: image_cache.py keeps them as one array, which
     is mapped into memory. A folder that has changed is read again.
@@ -50,38 +75,43 @@ def load_dataset(
         data_dir: Where the published files lie, as `<data_dir>/mnist/train-images-idx3-ubyte.gz` or without `.gz`;
             missing ones are downloaded to there. None is `data` in the current folder.
         seed: Of the permutation, 0 or more. Without effect on the published sets.
-        image_size: Cut every image to its central square and resize it to this many pixels a side. None keeps sizes,
-            which must then all be the same.
+        image_size: Make every image a square of this many pixels a side. None keeps sizes, which must then all be the
+            same.
         skip_bad: Leave out a folder's files that cannot be read, and name them on stderr.
+        splits: `none` makes classes of a folder's train, val and test too.
+        fit, background: Of the data set's preparation; the background is #rrggbb. None is white for a folder, and for
+            other sets what `declared` finds.
+        colour: What makes a folder's set RGB; see `Reading`.
 
     Raises:
         DataError: What was named does not exist, is damaged, is not what it should be, or cannot be downloaded.
     """
     if image_size is not None and not 1 <= image_size <= MAX_IMAGE_SIZE:
         raise DataError(f"image size must be from 1 to {MAX_IMAGE_SIZE} pixels, not {image_size}")
+    reading = Reading(image_size, fit, background, colour)
     try:
         if data in PUBLISHED:
             fingerprint = " ".join(PUBLISHED[data].sha256.values())
             read = partial(load_published, data, (data_dir or DEFAULT_DATA_DIR) / data)
-            return _resized(data, fingerprint, read, image_size, seed=0)
+            return _resized(data, fingerprint, read, reading, seed=0)
         if data == "digits":
-            return _resized(data, "", partial(_read_digits, seed), image_size, seed)
-        return _load_path(data, seed, image_size, skip_bad=skip_bad)
+            return _resized(data, "", partial(_read_digits, seed), reading, seed)
+        return _load_path(data, seed, reading, skip_bad=skip_bad, splits=splits)
     except OSError as error:  # no permission, a full disk: the message names the path
         raise DataError(f"{data}: {error}") from error
 
 
-def _load_path(data: str, seed: int, image_size: int | None, *, skip_bad: bool) -> Dataset:
+def _load_path(data: str, seed: int, reading: Reading, *, skip_bad: bool, splits: str) -> Dataset:
     path = Path(data).expanduser()
     if data and path.is_dir():  # an unset shell variable is not the current folder
-        return _load_folder(path, seed, image_size, skip_bad=skip_bad)
+        return _load_folder(path, seed, reading, skip_bad=skip_bad, splits=splits)
     if path.is_file():
         found = path.stat()
         fingerprint = f"{found.st_size} {found.st_mtime_ns}"
         if path.suffix.lower() == ".npz":
-            return _resized(str(path.resolve()), fingerprint, partial(_read_npz, path, seed), image_size, seed)
+            return _resized(str(path.resolve()), fingerprint, partial(_read_npz, path, seed), reading, seed)
         if is_idx(path):
-            return _resized(str(path.resolve()), fingerprint, partial(read_pair, path, seed), image_size, seed)
+            return _resized(str(path.resolve()), fingerprint, partial(read_pair, path, seed), reading, seed)
     problem = (
         "is neither a folder nor an .npz or IDX file" if path.exists() else "is no data set, and no file or folder"
     )
@@ -90,22 +120,24 @@ def _load_path(data: str, seed: int, image_size: int | None, *, skip_bad: bool) 
     )
 
 
-def _load_folder(path: Path, seed: int, image_size: int | None, *, skip_bad: bool) -> Dataset:
-    images = find_images(path)
-    options = {"image_size": image_size, "seed": seed, "skip_bad": skip_bad}
-    build = partial(write_folder, source=images, image_size=image_size, seed=seed, skip_bad=skip_bad)
-    dataset, notes = cached(str(path.resolve()), options, images.fingerprint, build)
-    for note in notes:
+def _load_folder(path: Path, seed: int, reading: Reading, *, skip_bad: bool, splits: str) -> Dataset:
+    images = find_images(path, splits)
+    options = {**asdict(reading), "seed": seed, "skip_bad": skip_bad, "splits": splits}
+    build = partial(write_folder, source=images, reading=reading, seed=seed, skip_bad=skip_bad)
+    dataset = cached(str(path.resolve()), options, images.fingerprint, build)
+    for note in dataset.files.notes:
         print(note, file=sys.stderr)
-    return dataset
+    left_out = {**images.left_out, **dataset.files.left_out}
+    return replace(dataset, files=replace(dataset.files, left_out=left_out))
 
 
-def _resized(source: str, fingerprint: str, read: Callable[[], Dataset], image_size: int | None, seed: int) -> Dataset:
+def _resized(source: str, fingerprint: str, read: Callable[[], Dataset], reading: Reading, seed: int) -> Dataset:
     """The data set that `read` gives. A resized one is cached, and read again only when its fingerprint changes."""
-    if image_size is None:
-        return read()
-    options = {"image_size": image_size, "seed": seed}
-    return cached(source, options, fingerprint, lambda entry: write_resized(entry, read(), image_size))[0]
+    size = reading.image_size
+    if size is None:
+        return declared(read(), reading)
+    options = {**asdict(reading), "seed": seed}
+    return cached(source, options, fingerprint, lambda entry: write_resized(entry, declared(read(), reading), size))
 
 
 # --- scikit-learn's digits ---------------------------------------------------------------------------------------

@@ -265,11 +265,17 @@ class FrechetOnValidation:
     unseen.
 
     Args:
-        dataset, device: As in `load_features`, which is asked for the net.
+        dataset, device, progress: As in `load_features`, which is asked for the net.
     """
 
-    def __init__(self, dataset: Dataset, device: torch.device | str) -> None:
-        self.extractor = load_features(dataset, device)
+    def __init__(
+        self,
+        dataset: Dataset,
+        device: torch.device | str,
+        *,
+        progress: Callable[[int, int], None] = lambda _done, _of: None,
+    ) -> None:
+        self.extractor = load_features(dataset, device, progress=progress)
         self.count = rows_wanted(dataset)
         self._reference = scores.moments(self.extractor.embed(dataset.validation.images).features)
         order = torch.randperm(len(dataset.train.images), generator=torch.Generator().manual_seed(0))

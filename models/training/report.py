@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from models.data.dataset import printable
+from models.data.summary import SPLIT_NAMES, lines
 from models.files import replace_file
 from models.training.run_folder import RunDir
 
 MAX_FRAMES = 40  # grids in the animation, evenly spread over the run
 MAX_FRAME_PIXELS = 448  # a side
+MAX_CLASSES = 1000  # in the table of classes
 MAX_POINTS = 400  # in a line: as many as a chart has pixels
 FLOOR = "_floor"  # `x_floor` in stats.jsonl is what real images score where samples score `x`
 
@@ -73,7 +76,7 @@ def write_report(run: RunDir) -> Path:
         OSError: The disk.
     """
     target = run.path / "report.html"
-    replace_file(target, page(run).encode())
+    replace_file(target, page(run).encode(errors="replace"))  # a folder's name may be no text
     return target
 
 
@@ -81,10 +84,15 @@ def page(run: RunDir) -> str:
     """The HTML of a run's report."""
     record, rows = run.record() or {}, run.stats()
     scores = [_score_chart(name) for name in _score_names(rows)]
+    folder = run.path / "samples"
     sections = [
         _summary(run, record, rows),
         _alarms(rows),
-        _animation(sorted((run.path / "samples").glob("step-*.png"))),
+        _samples(
+            *(sorted(_grids(folder), key=_step_in), folder / "real.png"),
+            conditional=record.get("options", {}).get("conditional", False),
+        ),
+        _data_read(run.data()),
         _charts("Training", TRAINING, rows),
         _charts("Scores", scores, rows),
         _charts("Health", HEALTH, rows),
@@ -94,7 +102,7 @@ def page(run: RunDir) -> str:
         _table("Data", record.get("data", {})),
         _table("Environment", {key: value for key, value in record.items() if key not in {"options", "data"}}),
     ]
-    title = escape(run.path.resolve().name)
+    title = escape(printable(run.path.resolve().name))  # the page is UTF-8, and a folder's name may not be
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -109,16 +117,30 @@ def _summary(run: RunDir, record: Mapping[str, Any], rows: Sequence[Mapping[str,
     options = record.get("options", {})
     step, seconds = (rows[-1]["step"], rows[-1]["seconds"]) if rows else (0, 0.0)
     steps = options.get("steps", step)
-    manifest = _manifest(run.bundle)
+    bundle, preview = _manifest(run.bundle), _manifest(run.preview)
+    until_now = f"preview of step {preview.get('training', {}).get('steps', '?')}" if preview else "not yet"
     tiles = {
         "preset": options.get("preset", "?"),
         "data": record.get("data", {}).get("name", "?"),
+        **_images(record.get("images", {})),
         "step": f"{step:,} of {steps:,}",
-        "time": _duration(seconds),
-        "bundle": manifest.get("name", "not yet") if step >= steps else "not yet",
+        "time": duration(seconds),
+        "bundle": bundle.get("name", until_now) if step >= steps else until_now,
     }
     drawn = "".join(f"<div><dt>{key}</dt><dd>{escape(str(value))}</dd></div>" for key, value in tiles.items())
     return f"<dl class=tiles>{drawn}</dl>"
+
+
+def _images(images: Mapping[str, Any]) -> dict[str, str]:
+    """What is known of the data's images."""
+    if not images:
+        return {}
+    colour = "grey" if images["channels"] == 1 else "RGB"
+    return {
+        "images to train, validate, test": " · ".join(f"{images[name]:,}" for name in ("train", "validation", "test")),
+        "image": f"{images['height']}×{images['width']}, {colour}",
+        "classes": f"{images['classes'] or 'none'}",
+    }
 
 
 def _alarms(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -128,18 +150,36 @@ def _alarms(rows: Iterable[Mapping[str, Any]]) -> str:
     return f"<section class=alarms><h2>Alarms</h2><ul>{items}</ul></section>" if items else ""
 
 
-def _animation(paths: Sequence[Path]) -> str:
+def _data_read(data: Mapping[str, Any]) -> str:
+    """What was read of the data, with the images of each class in a table of its own."""
+    if not data:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in (*lines(data), *data["notes"]))
+    classes = (data["classes"] or ())[:MAX_CLASSES]
+    counts = {one["name"]: " / ".join(f"{one[split]:,}" for split in SPLIT_NAMES) for one in classes}
+    table = _table("Images of each class, to train / validate / test", counts)
+    return f"<section class=data><h2>What was read</h2><ul>{items}</ul>{table}</section>"
+
+
+def _samples(paths: Sequence[Path], real: Path, *, conditional: bool) -> str:
+    """The grids as an animation, beside real images."""
     if not paths:
         return ""
     chosen = _spread(paths, MAX_FRAMES)
-    frames = json.dumps([[int(path.stem.removeprefix("step-")), _data_url(path)] for path in chosen])
+    frames = json.dumps([[_step_in(path), _data_url(path)] for path in chosen])
     last = len(chosen) - 1
+    beside = (
+        f'<figure class=samples><img alt="A grid of real images" src="{_data_url(real)}">'
+        f"<figcaption>Real images{' of the same labels' if conditional else ''}</figcaption></figure>"
+        if real.exists()
+        else ""
+    )
     return (
-        "<section><h2>Samples</h2><p>The same noise every time.</p><figure class=samples>"
+        "<section><h2>Samples</h2><p>The same noise every time.</p><div class=beside><figure class=samples>"
         f'<img id=frame alt="A grid of samples" src="{_data_url(chosen[-1])}">'
         f"<figcaption><button id=play type=button>Play</button><input id=at type=range min=0 max={last} value={last} "
-        f'aria-label="Step"><output id=step></output></figcaption></figure><script>const frames={frames};{SCRIPT}'
-        "</script></section>"
+        f'aria-label="Step"><output id=step></output></figcaption></figure>{beside}</div>'
+        f"<script>const frames={frames};{SCRIPT}</script></section>"
     )
 
 
@@ -151,8 +191,12 @@ def _picture(path: Path, title: str) -> str:
 
 
 def _charts(title: str, charts: Iterable[Chart], rows: Sequence[Mapping[str, Any]]) -> str:
-    drawn = "".join(_chart(chart, rows) for chart in charts)
-    return f"<section><h2>{title}</h2><div class=charts>{drawn}</div></section>" if drawn else ""
+    charts = list(charts)
+    steady = {chart.title: value for chart in charts if (value := _constant(chart, rows)) is not None}
+    drawn = "".join(_chart(chart, rows) for chart in charts if chart.title not in steady)
+    words = "; ".join(f"{escape(title)} {value}" for title, value in steady.items())
+    note = f"<p>The same all the time: {words}.</p>" if words else ""
+    return f"<section><h2>{title}</h2>{note}<div class=charts>{drawn}</div></section>" if drawn or note else ""
 
 
 def _table(title: str, values: Mapping[str, Any]) -> str:
@@ -186,7 +230,7 @@ def _chart(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> str:
     from matplotlib.figure import Figure  # noqa: PLC0415
 
     figure = Figure(figsize=(5.6, 2.8))
-    axes = figure.add_axes((0.12, 0.17, 0.86, 0.7))
+    axes = figure.add_axes((0.14, 0.17, 0.84, 0.7))
     for name, words in chart.lines.items():
         points = [(row["step"], row[name]) for row in rows if _drawable(row.get(name), chart)]
         if points:
@@ -208,11 +252,31 @@ def _chart(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> str:
     return f'<figure><h3>{title}</h3><img alt="{title} against steps" src="{source}">{note}</figure>'
 
 
+def _constant(chart: Chart, rows: Sequence[Mapping[str, Any]]) -> str | None:
+    """The values of lines that never moved, which no chart is needed for; None where one did, or has one point yet."""
+    said = []
+    for name, words in chart.lines.items():
+        values = [row[name] for row in rows if _drawable(row.get(name), chart)]
+        if values and (len(values) == 1 or min(values) != max(values)):
+            return None
+        if values:
+            said.append(f"{escape(words)} {values[0]:.4g}")
+    return ", ".join(said) or None
+
+
 def _drawable(value: object, chart: Chart) -> bool:
     return isinstance(value, int | float) and math.isfinite(value) and (value > 0 or not chart.logarithmic)
 
 
 # --- Words and numbers -------------------------------------------------------------------------------------------
+
+
+def _grids(folder: Path) -> Iterable[Path]:
+    return (path for path in folder.glob("step-*.png") if path.stem.removeprefix("step-").isdecimal())
+
+
+def _step_in(path: Path) -> int:
+    return int(path.stem.removeprefix("step-"))
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:
@@ -222,10 +286,16 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
     return [items[round(place * (len(items) - 1) / (most - 1))] for place in range(most)]
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """A time as a person says it, in its two largest units."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days} d {hours} h"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:
@@ -286,7 +356,8 @@ border-radius:8px;padding:8px 14px}dt{color:var(--soft);font-size:13px}dd{margin
 .alarms h2{color:var(--bad)}
 .charts{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:14px}
 figure{margin:0;padding:14px 16px;background:var(--card);border:1px solid var(--rule);border-radius:8px}
-.samples{display:inline-block;max-width:100%}.samples img{display:block;width:448px;max-width:100%;
+.beside{display:flex;flex-wrap:wrap;gap:14px;align-items:flex-start}.samples{max-width:100%}
+.samples img{display:block;width:448px;max-width:100%;
 image-rendering:pixelated}.wide{max-width:100%}
 figcaption{display:flex;gap:12px;align-items:center;margin-top:10px}figcaption input{flex:1}
 output{min-width:7em;text-align:right;font-variant-numeric:tabular-nums}

@@ -1,9 +1,11 @@
 """The record of a run, a folder that people and later commands read:
 
     options.json              what was asked for: name, options, data set and its checksum, environment
+    data.json                 what was read of the data: images, classes, sizes, what was left out
     stats.jsonl               one JSON object a line, with at least `step` and `seconds`
-    samples/step-000500.png   images from the same noise every time
+    samples/step-000500.png   images from the same noise every time; samples/real.png has real ones
     checkpoints/step-000500.safetensors    the whole state in one file; the newest two are kept
+    preview/                  a bundle of what is there so far, until bundle/ is written
     bundle/                   the end product: the weights that scored best
     last/bundle/              the last step's weights, where a server on this folder doesn't look
 
@@ -17,7 +19,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,6 @@ from torch import Tensor
 
 from models.files import checksum_of, replace_file
 from models.inference.pixels import UInt8, encode_png, grid
-
-if sys.platform != "win32":
-    import fcntl
 
 KEPT_CHECKPOINTS = 2
 
@@ -46,8 +45,10 @@ class RunDir:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.bundle = path / "bundle"
+        self.preview = path / "preview"
         self.last = path / "last" / "bundle"
         self._options = path / "options.json"
+        self._data = path / "data.json"
         self._stats = path / "stats.jsonl"
         self._checkpoints = path / "checkpoints"
         self._samples = path / "samples"
@@ -64,7 +65,11 @@ class RunDir:
             RunError: Another process has it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        if sys.platform == "win32":  # folders cannot be locked there
+        try:
+            import fcntl  # noqa: PLC0415 - POSIX alone has it
+        except ImportError:
+            print("note: this system can't lock a run's folder: see that no other process trains there",
+                  file=sys.stderr, flush=True)  # fmt: skip
             yield
             return
         folder = os.open(self.path, os.O_RDONLY)
@@ -84,11 +89,11 @@ class RunDir:
         """Write options.json, and remove the temporary files of a run that was killed."""
         for folder in (self._checkpoints, self._samples):
             folder.mkdir(parents=True, exist_ok=True)
-        pages = (self._options, self._stats, self.path / "report.html")
-        for target in (*pages, self._checkpoints / "step-*", self._samples / "step-*"):
+        pages = (self._options, self._data, self._stats, self.path / "report.html")
+        for target in (*pages, self._checkpoints / "step-*", self._samples / "*"):
             for rest in target.parent.glob(f".{target.name}.*.tmp"):
                 rest.unlink()
-        for bundle in (self.bundle, self.last):
+        for bundle in (self.bundle, self.preview, self.last):
             for rest in bundle.parent.glob(f".{bundle.name}-*"):
                 shutil.rmtree(rest)
         replace_file(self._options, (json.dumps(record, indent=1) + "\n").encode())
@@ -109,10 +114,28 @@ class RunDir:
             raise RunError(f"{self._options}: not the record of a run")
         return record
 
+    def save_data(self, summary: Mapping[str, Any]) -> None:
+        """Write data.json, which says what was read of the data."""
+        replace_file(self._data, (json.dumps(summary, indent=1) + "\n").encode())
+
+    def data(self) -> dict[str, Any]:
+        """What data.json says; empty where there is none, as in runs that were begun before there was one."""
+        try:
+            found = json.loads(self._data.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return found if isinstance(found, dict) else {}
+
     def append_stats(self, row: dict[str, Any]) -> None:
         """Add one line to stats.jsonl."""
         with self._stats.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+    def add_to_stats(self, row: dict[str, Any]) -> None:
+        """Add figures to the last line, where it is of the same step; else add a line."""
+        rows = self.stats()
+        last = rows.pop() if rows and rows[-1]["step"] == row["step"] else {}
+        replace_file(self._stats, "".join(json.dumps(one) + "\n" for one in (*rows, last | row)).encode())
 
     def stats(self) -> list[dict[str, Any]]:
         """The rows of stats.jsonl so far, without a last line that a crash cut off."""
@@ -128,10 +151,15 @@ class RunDir:
         kept = [line for line in self._stats.read_text("utf-8").splitlines() if _step_of(line) <= step]
         replace_file(self._stats, "".join(f"{line}\n" for line in kept).encode())
 
-    def save_samples(self, step: int, images: UInt8) -> None:
-        """Write images (n, h, w, c) as one square picture."""
-        picture = grid(images, columns=max(1, int(len(images) ** 0.5)))
-        replace_file(self._samples / f"step-{step:06d}.png", encode_png(picture))
+    def save_samples(self, step: int, images: UInt8) -> bytes:
+        """Write images (n, h, w, c) as one square picture; returns the PNG."""
+        picture = _square(images)
+        replace_file(self._samples / f"step-{step:06d}.png", picture)
+        return picture
+
+    def save_real(self, images: UInt8) -> None:
+        """Write real images (n, h, w, c) as one square picture, to be seen beside the samples."""
+        replace_file(self._samples / "real.png", _square(images))
 
     def save_checkpoint(
         self, step: int, tensors: dict[str, Tensor], metadata: dict[str, Any], good_step: int | None = None
@@ -187,6 +215,11 @@ class RunDir:
     def _newest_first(self) -> list[Path]:
         found = [path for path in self._checkpoints.glob("step-*.safetensors") if path.stem[5:].isdigit()]
         return sorted(found, key=_step_in, reverse=True)
+
+
+def _square(images: UInt8) -> bytes:
+    """A PNG with as many images a row as there are rows."""
+    return encode_png(grid(images, columns=max(1, int(len(images) ** 0.5))), smallest=False)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

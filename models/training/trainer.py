@@ -18,16 +18,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from models.bundle import Bundle, write_bundle
-from models.data.load import Dataset
+from models.data.load import Dataset, Split
 from models.evaluation.calibration import count_verdicts, fit_calibration
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.evaluation.parzen import PAPER_SAMPLES, validation_log_likelihood
@@ -40,6 +43,8 @@ from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOption
 from models.training.losses import LOSSES, gradient_penalty
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
+Show = Callable[[str, int, int], None]  # what is done at present, and how much of how much is done
+DRAWN_AT_ONCE = 1_000  # images between two calls of a `Show`
 
 
 class TrainingError(RuntimeError):
@@ -129,6 +134,7 @@ class State:
         self.seconds = 0.0
         self.selection = SELECTIONS[options.selection]
         self.best = Best(score=self.selection.worst)
+        self.scored_step = 0  # the last one whose weights were scored
         self.frechet: FrechetOnValidation | None = None  # built at the first score
         self.data = DeviceDataset(dataset, options, device)
         self.image = image_spec(dataset)
@@ -153,7 +159,7 @@ class State:
         try:
             nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
         except ValueError as error:
-            raise TrainingError(str(error)) from None
+            raise TrainingError(f"{error}: --image-size S makes them so, and the mlp presets take any") from None
         for net in nets:
             net.to_empty(device=self.device)
         return nets
@@ -168,6 +174,12 @@ class State:
     def ema_generator(self) -> Generator:
         """The generator that is scored and published: the moving average, if one is kept."""
         return self.generator if self.average is None else self.average
+
+    @property
+    def is_score_due(self) -> bool:
+        """Whether these weights are still to be scored: at multiples of `score_every`, and at the end."""
+        options = self.options
+        return self.step > self.scored_step and (self.step % options.score_every == 0 or self.step >= options.steps)
 
     def sample_labels(self, count: int) -> Tensor | None:
         """Labels of images 0 … count − 1 of seed 0, as frequent as in the training data; None for nets without."""
@@ -200,8 +212,8 @@ class State:
     def metadata(self) -> dict[str, Any]:
         """The state's numbers that are not tensors."""
         best = self.best
-        return {"step": self.step, "seconds": self.seconds, "best_step": best.step, "best_score": best.score,
-                "best_facts": best.metadata}  # fmt: skip
+        return {"step": self.step, "seconds": self.seconds, "scored_step": self.scored_step, "best_step": best.step,
+                "best_score": best.score, "best_facts": best.metadata}  # fmt: skip
 
     def load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         """Restore a saved state.
@@ -209,11 +221,25 @@ class State:
         Raises:
             TrainingError: The nets or the kinds of optimisers are not those of the saved run.
         """
+        if reason := self.misfit(tensors):
+            raise TrainingError(f"the checkpoint does not fit these options: {reason}")
         try:
             self._load(tensors, metadata)
         except (RuntimeError, KeyError) as error:
             reason = " ".join(str(error).split())
             raise TrainingError(f"the checkpoint does not fit these options: {reason[:300]}") from None
+
+    def misfit(self, tensors: dict[str, Tensor]) -> str | None:
+        """Why a checkpoint's nets are not these nets, in a clause; None where they are."""
+        for name, net in (("generator", self.generator), ("discriminator", self.discriminator)):
+            here = {key: tuple(tensor.shape) for key, tensor in net.state_dict().items()}
+            there = {key: tuple(tensor.shape) for key, tensor in _under(name, tensors).items()}
+            for key in sorted(here.keys() | there.keys()):
+                if here.get(key) != there.get(key):
+                    was, now = (_shape_words(shapes.get(key)) for shapes in (there, here))
+                    return (f"its {name} has other shapes, as nets for other classes, images or options have "
+                            f"({key} was {was} and would be {now})")  # fmt: skip
+        return None
 
     def _load(self, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
         tensors = {name: tensor.to(self.device) for name, tensor in tensors.items()}
@@ -231,6 +257,7 @@ class State:
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
         self.step = int(metadata["step"])
         self.seconds = metadata["seconds"]
+        self.scored_step = int(metadata.get("scored_step", metadata["best_step"]))  # older checkpoints don't say
         self.best = Best(
             int(metadata["best_step"]),
             metadata["best_score"],
@@ -367,11 +394,17 @@ def train_step(state: State) -> Tensor:
 
 
 def train(
-    state: State, steps: int, *, report_every: Sequence[int] = (50,), stopped: Callable[[], bool] = lambda: False
+    state: State,
+    steps: int,
+    *,
+    report_every: Sequence[int] = (50,),
+    stopped: Callable[[], bool] = lambda: False,
+    stepped: Callable[[int], None] = lambda _step: None,
 ) -> Iterator[Report]:
     """Step until `steps` generator updates are done or `stopped()`, and yield a report whenever the caller has work.
 
-    That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end.
+    That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end. `stepped` is
+    told of every step.
 
     Raises:
         DivergedError: A loss or a weight is no longer a finite number.
@@ -382,6 +415,7 @@ def train(
     while state.step < steps:
         sums += train_step(state)
         counted += 1
+        stepped(state.step)
         stop = stopped() or state.step == steps
         if not stop and all(state.step % every for every in (*report_every, state.options.score_every)):
             continue
@@ -398,7 +432,7 @@ def train(
         counted, resumed = 0, time.perf_counter()
 
 
-def score(state: State, dataset: Dataset) -> Score:
+def score(state: State, dataset: Dataset, show: Show = lambda _what, _done, _of: None) -> Score:
     """Score the images of `ema_generator` against the validation images, by the rule of the options.
 
     They are images of seed 0, as clients would get them, and the feature net has random numbers of its own. So training
@@ -408,9 +442,10 @@ def score(state: State, dataset: Dataset) -> Score:
         TrainingError: The generator's pixels are not all numbers.
     """
     if state.options.selection == "frechet":
-        return _score_frechet(state, dataset)
+        return _score_frechet(state, dataset, show)
     count = min(PAPER_SAMPLES, max(1, len(state.data) // 5))
-    drawn, real = draw(state, count), dataset.validation.images
+    drawn, real = draw(state, count, show), dataset.validation.images
+    show("log-likelihood", 0, 0)
     choice = validation_log_likelihood(to_pixels(drawn, state.device), to_pixels(real, state.device))
     facts: dict[str, float | int | str] = {
         "log_likelihood": choice.log_likelihood,
@@ -420,11 +455,14 @@ def score(state: State, dataset: Dataset) -> Score:
     return Score(choice.log_likelihood, facts)
 
 
-def _score_frechet(state: State, dataset: Dataset) -> Score:
+def _score_frechet(state: State, dataset: Dataset, show: Show) -> Score:
     if state.frechet is None:
-        state.frechet = FrechetOnValidation(dataset, state.device)
+        learning = partial(show, "training the feature net")
+        state.frechet = FrechetOnValidation(dataset, state.device, progress=learning)
     judge, count = state.frechet, state.frechet.count
-    value = judge.score(draw(state, count))
+    drawn = draw(state, count, show)
+    show("Fréchet distance", 0, 0)
+    value = judge.score(drawn)
     return Score(
         value,
         {
@@ -439,7 +477,8 @@ def _score_frechet(state: State, dataset: Dataset) -> Score:
 
 
 def keep_if_best(state: State, new: Score) -> bool:
-    """Keep the present weights as the best, if their score is the best so far."""
+    """Note that the present weights are scored, and keep them as the best, if their score is the best so far."""
+    state.scored_step = state.step
     if not state.selection.prefers(new.value, state.best.score):
         return False
     state.best = present(state, new)
@@ -457,45 +496,82 @@ def present(state: State, scored: Score) -> Best:
     )
 
 
-def publish(state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], *, rule: str) -> Bundle:
+def publish(
+    state: State,
+    dataset: Dataset,
+    folder: Path,
+    name: str,
+    record: dict[str, Any],
+    *,
+    rule: str,
+    show: Show = lambda _what, _done, _of: None,
+) -> Bundle:
     """Write weights as a bundle, calibrated on images that D never saw, as clients get them.
 
     Args:
         rule: `best`, the weights that scored best so far, or `last`, the present ones.
         record: Goes into the manifest's `training`.
+        show: Is told what is done.
 
     Errors are those of `write_bundle`.
     """
-    options, best = state.options, state.best if rule == "best" else present(state, score(state, dataset))
+    best = state.best if rule == "best" else present(state, score(state, dataset, show))
     generator, discriminator = state.empty_nets()
     generator.load_state_dict(best.generator)
     discriminator.load_state_dict(best.discriminator)
-    images = _drawn(generator, state.latent, len(dataset.validation.images))
+    images = _drawn(generator, state.latent, len(dataset.validation.images), show)
+    show("calibrating D", 0, 0)
     logits = _validation_logits(discriminator, state, dataset, images)
     calibration = fit_calibration(*logits)
     verdicts = {"data": {"name": dataset.name, "checksum": dataset.checksum}, "split": "validation"}
-    metadata = {
+    metadata = _manifest(state, dataset, name, record) | {
+        "calibration": calibration,
+        "evaluation": {
+            f"validation_{state.options.selection}": best.metadata,
+            "verdicts": verdicts | count_verdicts(calibration, *logits),
+        },
+    }
+    how = state.selection.rule if rule == "best" else "last step"
+    metadata["training"]["selection"] = {"rule": how, "step": best.step}
+    return write_bundle(folder, metadata, best.generator, best.discriminator, grid(images[:64], columns=8))
+
+
+def publish_preview(
+    state: State, dataset: Dataset, folder: Path, name: str, record: dict[str, Any], samples: bytes
+) -> Bundle:
+    """Write the present weights as a bundle to look at, with a PNG of samples. Nothing is scored or calibrated.
+
+    Errors are those of `write_bundle`.
+    """
+    best, metadata = state.best, _manifest(state, dataset, name, record)
+    metadata["training"]["selection"] = {"rule": "preview", "step": state.step}
+    if best.step:
+        metadata["evaluation"] = {f"best_validation_{state.options.selection}": {**best.metadata, "step": best.step}}
+    nets = state.ema_generator.state_dict(), state.discriminator.state_dict()
+    return write_bundle(folder, metadata, *nets, samples)
+
+
+def _manifest(state: State, dataset: Dataset, name: str, record: dict[str, Any]) -> dict[str, Any]:
+    """What the manifest of any bundle of a run says, with neither calibration nor scores."""
+    options = state.options
+    training = record | {
+        "steps": state.step,
+        "images_seen": state.step * options.batch_size * options.d_steps,
+        "wall_seconds": round(state.seconds, 1),
+        "seed": options.seed,
+    }
+    return {
         "name": name,
         "created": datetime.now(UTC),
         "network": options.network,
         "image": state.image,
         "latent": state.latent,
         "labels": dataset.label_names if options.conditional else None,
-        "calibration": calibration,
-        "training": record
-        | {
-            "steps": state.step,
-            "images_seen": state.step * options.batch_size * options.d_steps,
-            "wall_seconds": round(state.seconds, 1),
-            "seed": options.seed,
-            "selection": {"rule": state.selection.rule if rule == "best" else "last step", "step": best.step},
-        },
-        "evaluation": {
-            f"validation_{options.selection}": best.metadata,
-            "verdicts": verdicts | count_verdicts(calibration, *logits),
-        },
+        "calibration": None,
+        "preparation": dataset.preparation,
+        "training": training,
+        "evaluation": {},
     }
-    return write_bundle(folder, metadata, best.generator, best.discriminator, grid(images[:64], columns=8))
 
 
 def _validation_logits(
@@ -507,20 +583,38 @@ def _validation_logits(
     return torch.from_numpy(of_real), torch.from_numpy(logits_of(discriminator, images, asked))
 
 
-def draw(state: State, count: int) -> UInt8:
+def draw(state: State, count: int, show: Show = lambda _what, _done, _of: None) -> UInt8:
     """Images 0 … count − 1 of seed 0 by the generator whose images count: uint8 (count, h, w, c), as clients get them.
 
     Raises:
         TrainingError: Weights so large that pixels are not all numbers.
     """
-    return _drawn(state.ema_generator, state.latent, count)
+    return _drawn(state.ema_generator, state.latent, count, show)
 
 
-def _drawn(generator: Generator, latent: LatentSpec, count: int) -> UInt8:
+def real_beside(state: State, split: Split, count: int) -> UInt8:
+    """As many images of a split, to be looked at beside samples: of the samples' labels, where the nets see labels."""
+    labels = sampled_labels(state.latent, 0, 0, count)
+    if labels is None or split.labels is None:
+        rows = np.linspace(0, len(split.images) - 1, count).astype(int)
+    else:  # a label that comes the nth time gets the nth image of its class
+        of_class = [cycle(np.flatnonzero(split.labels == label).tolist()) for label in range(state.classes)]
+        rows = np.array([next(of_class[label]) for label in labels])
+    images: UInt8 = split.images[rows]
+    return images
+
+
+def _drawn(generator: Generator, latent: LatentSpec, count: int, show: Show) -> UInt8:
+    drawn = []
     try:
-        return draw_images(generator, latent, count)
+        for first in range(0, count, DRAWN_AT_ONCE):
+            show("drawing images", first, count)
+            rows = min(DRAWN_AT_ONCE, count - first)
+            drawn.append(draw_images(generator, latent, rows, first_index=first))
     except FloatingPointError:
         raise TrainingError("the generator has diverged: some of its pixels are not numbers") from None
+    images: UInt8 = np.concatenate(drawn)
+    return images
 
 
 def _real_logits(
@@ -594,6 +688,10 @@ def derived_seed(seed: int, purpose: str, number: int) -> int:
     """A seed of 63 bits for one purpose of a run, other than all others of that run."""
     digest = hashlib.blake2b(f"{seed}/{purpose}/{number}".encode(), digest_size=8).digest()
     return int.from_bytes(digest) >> 1
+
+
+def _shape_words(shape: tuple[int, ...] | None) -> str:
+    return "missing" if shape is None else "×".join(map(str, shape)) or "a number"
 
 
 def _prefixed(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

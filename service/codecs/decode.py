@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 from python_multipart.multipart import MultipartParser, parse_options_header
 
+from models.images.image_file import QUICK_PIXELS, ImageFile, ImageFileError, parse_image_file
+from models.images.preparation import UNDECLARED, Preparation
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.image_file import QUICK_PIXELS, ImageFile, parse_image_file
 from service.codecs.picture import Decoded, Shape, check_pixels, decode_picture
 from service.codecs.time_slices import OffLoopWork, Steps
 from service.errors import Invalid, Malformed, ServiceError
@@ -72,6 +73,7 @@ class Limits:
         max_count: Most images in one request.
         check_deadline: Called before each image, because a small body can hold much work. Raises DeadlinePassed.
         decode: Does `decode_picture` in bounded time. Called on a thread.
+        preparation: The bundle's, of what isn't in its shape.
     """
 
     image: ImageSpec
@@ -79,11 +81,13 @@ class Limits:
     max_count: int
     check_deadline: Callable[[], object]
     decode: Callable[[ImageFile, Shape], Decoded]
+    preparation: Preparation = UNDECLARED
 
     @property
     def shape(self) -> Shape:
-        """The shape that each image is brought into, with the limit on its pixels."""
-        return Shape(self.image.height, self.image.width, self.image.channels, self.max_pixels)
+        """The shape that each image is brought into, with the limit on its pixels, and how."""
+        image = self.image
+        return Shape(image.height, image.width, image.channels, self.max_pixels, self.preparation)
 
 
 def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Upload]:
@@ -167,12 +171,16 @@ def _from_base64(text: str) -> Steps[bytes]:
 
 
 def _decode_file(file: bytes | bytearray, limits: Limits) -> Steps[Decoded]:
-    return (yield from _decode_image((yield from parse_image_file(file)), limits))
+    try:
+        found = yield from parse_image_file(file)
+    except ImageFileError as error:
+        raise Invalid(str(error)) from None
+    return (yield from _decode_image(found, limits))
 
 
 def _decode_image(file: ImageFile, limits: Limits) -> Steps[Decoded]:
     check_pixels(file.width, file.height, limits.max_pixels)  # from the header, before anything is decoded
-    if file.is_quick:
+    if file.is_quick and limits.image.height * limits.image.width <= QUICK_PIXELS:  # resizing takes time as well
         return decode_picture(file, limits.shape)
 
     def attempt() -> Decoded | ServiceError:

@@ -14,16 +14,20 @@ import signal
 import struct
 import sys
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, get_args
 
 # The formats that are needed; Pillow by itself would import all that it knows.
 from PIL import BmpImagePlugin, JpegImagePlugin, PngImagePlugin, WebPImagePlugin  # noqa: F401
 
-from service.codecs.image_file import ImageFile
+from models.images.image_file import ImageFile
+from models.images.preparation import Fit, Preparation, Resampling
 from service.codecs.picture import Decoded, Shape, decode_picture
 from service.errors import Invalid, ServiceError, TooLarge
 
-REQUEST = struct.Struct("<4sBIIBQIIQ")  # format, orientation, Shape, width, height, length of the file in bytes
+# Format, orientation, width, height, length of the file in bytes; Shape, of whose preparation fit and resampling by
+# their place in FITS and RESAMPLINGS, and the background.
+REQUEST = struct.Struct("<4sBIIQIIBQBB7s")
+FITS, RESAMPLINGS = get_args(Fit), get_args(Resampling)
 REPLY = struct.Struct("<BBQ")  # index in REPLIES, Decoded.converted, bytes that follow
 REPLIES: tuple[type[Decoded] | type[ServiceError], ...] = (Decoded, Invalid, TooLarge)
 
@@ -40,15 +44,26 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, 0)
 
 
+def request_of(file: ImageFile, shape: Shape) -> bytes:
+    """What a process is sent before the file."""
+    how, length = shape.preparation, sum(map(len, file.pieces))
+    return REQUEST.pack(
+        *(file.format.encode(), file.orientation, file.width, file.height, length),
+        *(shape.height, shape.width, shape.channels, shape.max_pixels),
+        *(FITS.index(how.fit), RESAMPLINGS.index(how.resampling), how.background.encode()),
+    )
+
+
 def answer(request: bytes, source: BinaryIO, sink: BinaryIO) -> None:
     """Read the file that follows `request`, decode it and write the reply."""
-    form, orientation, height, width, channels, max_pixels, own_width, own_height, length = REQUEST.unpack(request)
+    form, orientation, own_width, own_height, length, *more = REQUEST.unpack(request)
+    height, width, channels, max_pixels, fit, resampling, background = more
     converted = False
     try:
-        content = source.read(length)
-        name = form.rstrip(b"\0").decode()
+        name, content = form.rstrip(b"\0").decode(), source.read(length)
         file = ImageFile(name, [content], own_width, own_height, orientation, cost=0, is_quick=False)
-        pixels, converted = decode_picture(file, Shape(height, width, channels, max_pixels))
+        preparation = Preparation(FITS[fit], background.decode(), RESAMPLINGS[resampling])
+        pixels, converted = decode_picture(file, Shape(height, width, channels, max_pixels, preparation))
         kind, content = 0, pixels.tobytes()
     except (Invalid, TooLarge) as error:
         kind, content = REPLIES.index(type(error)), error.detail.encode()

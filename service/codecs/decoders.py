@@ -20,8 +20,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from service.codecs.decoder import REPLIES, REPLY, REQUEST
-from service.codecs.image_file import ImageFile, broken_image
+from models.images.image_file import BROKEN, ImageFile
+from service.codecs.decoder import REPLIES, REPLY, request_of
 from service.codecs.picture import Decoded, Shape
 from service.codecs.time_slices import FairQueue, OffLoopWork, timed_call
 from service.errors import Invalid, NotReady, ServiceError
@@ -105,14 +105,12 @@ class Decoders:
         except OSError as reason:  # out of memory, file descriptors or processes
             log.error("no decoder can be started: %s", reason)  # noqa: TRY400 - the reason is all there is to know
             raise NotReady("no decoder can be started") from None
-        length = sum(map(len, file.pieces))
-        request = REQUEST.pack(file.format.encode(), file.orientation, *shape, file.width, file.height, length)
         timer = threading.Timer(_WALL_SECONDS_PER_CPU_SECOND * self._seconds, self._kill_late, [process])
         timer.start()
         assert process.stdin is not None  # noqa: S101 - they are pipes
         assert process.stdout is not None  # noqa: S101
         try:
-            process.stdin.writelines([request, *file.pieces])
+            process.stdin.writelines([request_of(file, shape), *file.pieces])
             process.stdin.flush()
             kind, converted, size = REPLY.unpack(_read(process.stdout, REPLY.size))
             content = _read(process.stdout, size)
@@ -160,7 +158,7 @@ class Decoders:
             return Invalid(f"Decoding the image took more than {self._seconds:g} s.")
         if not self._is_closed:
             log.error("a decoder ended with exit code %d", code)
-        return broken_image() if code < 0 else NotReady("a decoder can't run")  # a crash may be the image's fault
+        return Invalid(BROKEN) if code < 0 else NotReady("a decoder can't run")  # a crash may be the image's fault
 
     def _forget(self, process: subprocess.Popen[bytes]) -> None:
         self.processes.discard(process)

@@ -5,6 +5,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import Bundle
+from models.images.preparation import UNDECLARED
 from service.engine.model_manager import ModelManager
 from service.http.openapi import BUNDLE, BUNDLES
 from service.http.responses import JSON
@@ -45,6 +46,7 @@ def _metadata(bundle: Bundle) -> BundleMetadata:
         latent=manifest.latent,
         labels=manifest.labels,
         calibration=manifest.calibration,
+        preparation=manifest.preparation or UNDECLARED,
         training=manifest.training,
         evaluation=manifest.evaluation,
     )

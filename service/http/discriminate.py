@@ -9,6 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import Bundle
+from models.images.preparation import UNDECLARED
 from models.inference.noise import Float32
 from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
@@ -101,6 +102,7 @@ def _upload_limits(context: RouteContext, bundle: Bundle, deadline: Deadline) ->
         context.settings.max_count,
         check_deadline=deadline.left_s,
         decode=context.decoders.decode,
+        preparation=bundle.manifest.preparation or UNDECLARED,
     )
 
 

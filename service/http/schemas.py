@@ -33,6 +33,7 @@ from pydantic import (
 from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, ErrorDetails, to_json
 
+from models.images.preparation import Preparation
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
 from service.codecs.time_slices import Steps, run_steps
@@ -302,6 +303,7 @@ class BundleMetadata(Reply):
     latent: LatentSpec
     labels: tuple[str, ...] | None
     calibration: Calibration | None
+    preparation: Preparation
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
 

@@ -33,6 +33,7 @@ from models.bundle import (
     record_evaluation,
     write_bundle,
 )
+from models.images.preparation import Preparation
 from models.networks import build_networks
 from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 
@@ -133,6 +134,43 @@ def test_a_bundle_reads_back_as_it_was_written(original: Bundle, tmp_path: Path)
         assert not any(parameter.requires_grad for parameter in one.parameters())
     assert only_bundles(tmp_path)
     assert (tmp_path / "again").stat().st_mode & 0o555 == 0o555  # another user serves it
+
+
+PREPARATION = {"fit": "pad", "background": "#102030", "resampling": "lanczos", "orientation": "exif", "colour": "grey"}
+
+
+def test_a_preparation_is_part_of_the_version(original: Bundle, tmp_path: Path) -> None:
+    """It decides what is judged. A bundle without one has the version that it always had, and says nothing of it."""
+    assert "preparation" not in manifest_of(original.folder)
+    written = write_again(tmp_path / "again", original, preparation=Preparation("pad", "#102030", colour="grey"))
+    assert manifest_of(tmp_path / "again")["preparation"] == PREPARATION
+    assert written.manifest.preparation == Preparation("pad", "#102030", colour="grey")
+    assert written.version != original.version
+    other = write_again(tmp_path / "other", original, preparation=Preparation("crop", "#102030", colour="grey"))
+    assert other.version not in {written.version, original.version}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"fit": "stretch"},
+        {"background": "white"},
+        {"background": 0},
+        {"resampling": "nearest"},
+        {"orientation": "xmp"},
+        {"colour": "rgb"},
+        {"colour": None},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_preparation_that_means_nothing_is_refused(folder: Path, change: Json) -> None:
+    """One that this program can't follow would judge other pixels than were trained on."""
+    rewrite(folder, lambda raw: raw.update(preparation=PREPARATION))
+    read_bundle(folder)
+    rewrite(folder, lambda raw: raw.update(preparation=PREPARATION | change))
+    with pytest.raises(BundleError, match="preparation"):
+        read_bundle(folder)
 
 
 def test_the_version_is_as_documented(original: Bundle) -> None:

@@ -24,9 +24,11 @@ from safetensors.torch import load_file
 
 from models.__main__ import command_parser, main
 from models.bundle import NAME_PATTERN, read_bundle
-from models.commands.signals import StopOnSignal
-from models.commands.train_options import default_name, resolve
+from models.commands import train as train_command
+from models.commands.signals import Interrupted, StopOnSignal
+from models.commands.train_options import PRESET_WORDS, default_name, resolve
 from models.data.load import load_dataset
+from models.images.preparation import Preparation
 from models.spec import (
     PRESETS,
     AdamSpec,
@@ -37,9 +39,11 @@ from models.spec import (
     TrainingOptions,
 )
 from models.training import trainer
-from models.training.progress import PLAIN_EVERY, TrainingProgress
+from models.training.progress import PLAIN_EVERY_S, TrainingProgress
 from models.training.run_folder import RunDir
+from models.training.snapshots import Snapshots
 from models.training.trainer import SELECTIONS, Best, Report, State
+from service.engine.bundle_folders import find_bundles
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -179,7 +183,11 @@ def test_training_leaves_the_whole_record_of_a_run(
     out = tmp_path / "new" / "run"
     assert train(data, out, "--checkpoint-every", "20", "--seed", "5", preset="classes") == 0
     assert sorted(path.name for path in out.iterdir()) == [
-        *("bundle", "checkpoints", "last", "options.json", "report.html", "samples", "stats.jsonl")
+        *("bundle", "checkpoints", "data.json", "last", "options.json", "report.html", "samples", "stats.jsonl")
+    ]
+    assert sorted(path.name for path in (out / "samples").iterdir()) == [
+        "real.png",
+        *(f"step-{step:06d}.png" for step in (0, 20, 25, 40, 50, 60)),
     ]
     options = json.loads((out / "options.json").read_bytes())
     assert TrainingOptions.model_validate_json(json.dumps(options["options"])).seed == 5
@@ -188,7 +196,7 @@ def test_training_leaves_the_whole_record_of_a_run(
     assert all(row["seconds"] >= 0 and row["images_per_s"] > 0 for row in rows)
     assert [row["step"] for row in rows if "validation_log_likelihood" in row] == [25, 50, 60]
     assert sorted(path.name for path in (out / "checkpoints").iterdir()) == [
-        *("step-000040.safetensors", "step-000060.safetensors")
+        *("step-000050.safetensors", "step-000060.safetensors")
     ]
     with Image.open(out / "samples" / "step-000060.png") as picture:
         assert (picture.size, picture.mode) == ((8 * 6, 8 * 10), "RGB")
@@ -214,25 +222,6 @@ def test_the_paper_preset_trains_on_the_digits_that_ship_with_scikit_learn(tmp_p
     assert bundle.manifest.labels is None
 
 
-def test_a_dry_run_says_what_a_step_costs_and_writes_nothing(
-    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """The resolved options as options.json would hold them, sizes and the cost; a run that is there is left alone."""
-    out = tmp_path / "run"
-    assert train(data, out, "--dry-run", "--batch-size", "16") == 0
-    assert not out.exists()
-    lines = capsys.readouterr().out
-    record, _ = json.JSONDecoder().raw_decode(lines)
-    assert (record["options"]["batch_size"], record["options"]["steps"]) == (16, 60)
-    assert "images: 64 to train, 8 to validate, 8 to test, 3×10×6" in lines
-    assert float(re.findall(r"a step: ([\d.]+) ms", lines)[0]) > 0
-    assert int(re.findall(r"([\d,]+) MiB", lines)[0].replace(",", "")) > 50
-    assert train(data, out, "--steps", "5") == 0
-    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
-    assert train(data, out, "--dry-run") == 0
-    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
-
-
 @pytest.mark.slow
 def test_tensorboard_has_the_numbers_of_the_stats(data: Path, tmp_path: Path) -> None:
     """Every scalar at its step and the grids, read back by TensorBoard; after a resume too, and no weight differs."""
@@ -241,27 +230,30 @@ def test_tensorboard_has_the_numbers_of_the_stats(data: Path, tmp_path: Path) ->
     assert train(data, tmp_path / "run", "--tensorboard", "--steps", "40") == 0
     assert train(data, tmp_path / "run", "--tensorboard", "--resume") == 0
     assert weights_of(tmp_path / "plain") == weights_of(tmp_path / "run")
-    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events = event_accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"), {"images": 0})  # all of them
     events.Reload()
     rows = [json.loads(line) for line in (tmp_path / "run" / "stats.jsonl").read_text().splitlines()]
     read = {event.step: event.value for event in events.Scalars("d_loss")}
     assert read == pytest.approx({row["step"]: row["d_loss"] for row in rows})
     assert [event.step for event in events.Scalars("validation_log_likelihood")] == [25, 40, 50, 60]
-    assert [event.step for event in events.Images("samples")] == [25, 40, 50, 60]
+    assert [event.step for event in events.Images("samples")] == [0, 25, 40, 50, 60]
 
 
 def test_evaluate_prints_a_table_and_one_line_of_json(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Four rows, the last line for programs; --record keeps the version and puts the scores into the manifest."""
+    """A pipe gets the JSON and nothing else, a person the table; --record keeps the version and writes the scores."""
     assert train(data, tmp_path / "run", preset="classes") == 0
     bundle = read_bundle(tmp_path / "run" / "bundle")
     capsys.readouterr()
     assert main(["evaluate", str(bundle.folder), "--data", str(data), "--device", "cpu", "--record"]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out, err = capsys.readouterr()
+    lines = err.splitlines()
+    lines = lines[next(place for place, line in enumerate(lines) if line.startswith("score ")) :]
+    lines = [line for line in lines if not line.startswith("scoring: ")]
     rows = ["generator", "training images", "k-means centroids", "uniform noise"]
-    assert [line[:22].strip() for line in lines[-5:-1]] == rows
-    scores = json.loads(lines[-1])
+    assert [line[:22].strip() for line in lines[-4:]] == rows
+    scores = json.loads(out)
     assert scores["skipped"] == []
     figures = scores["suite"]["figures"]
     assert [line.split()[0] for line in lines[1 : 1 + len(figures)]] == list(figures)
@@ -308,9 +300,11 @@ def test_evaluate_stops_in_time_and_says_what_is_missing(
     capsys.readouterr()
     command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--device", "cpu"]
     assert main([*command, "--time-limit", "0"]) == 0
-    lines = capsys.readouterr().out.splitlines()
-    skipped = json.loads(lines[-1])["skipped"]
-    assert lines[:-1] == [f"not computed: {reason}" for reason in skipped]
+    out, err = capsys.readouterr()
+    skipped = json.loads(out)["skipped"]
+    assert [line for line in err.splitlines() if ":" in line and line.startswith("not")] == [
+        f"not computed: {reason}" for reason in skipped
+    ]
     assert [reason.partition(":")[0] for reason in skipped] == [
         *("distances", "overlap", "classes", "memorisation", "memorisation in pixels", "control"),
         "verdicts",
@@ -435,21 +429,40 @@ def test_evaluate_divides_the_data_as_training_did(data: Path, tmp_path: Path) -
     assert evaluation["data"]["checksum"] != trained_on
 
 
-def test_inspect_says_what_is_in_a_bundle(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """For people: architecture, parameters, training, scores, checksums. For programs: the manifest and its version."""
+def test_inspect_says_what_is_in_a_bundle(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal: architecture, parameters, training, scores, checksums. Elsewhere: the manifest and its version."""
     assert train(data, tmp_path / "run", "--steps", "5") == 0
     bundle = read_bundle(tmp_path / "run" / "bundle")
     capsys.readouterr()
+    manifest = {"version": bundle.version, **json.loads((bundle.folder / "manifest.json").read_bytes())}
     assert main(["inspect", str(bundle.folder)]) == 0
-    text = capsys.readouterr().out
+    assert json.loads(capsys.readouterr().out) == manifest
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(["inspect", str(bundle.folder)]) == 0
+    text = " ".join(capsys.readouterr().out.split())
     parameters = 4 * 16 + 16 + 16 * 180 + 180
-    for part in (f"{bundle.name}@{bundle.version}", f"generator: {parameters:,} parameters", "sha256", '"steps": 5'):
+    for part in (f"{bundle.name}@{bundle.version}", f"generator {parameters:,} parameters", "sha256", "steps 5 "):
         assert part in text
     assert main(["inspect", "--json", str(bundle.folder)]) == 0
-    assert json.loads(capsys.readouterr().out) == {
-        "version": bundle.version,
-        **json.loads((bundle.folder / "manifest.json").read_bytes()),
-    }
+    assert json.loads(capsys.readouterr().out) == manifest
+
+
+def test_evaluate_on_a_terminal_prints_the_table_and_json_where_asked(
+    data: Path, short_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The table where a person looks; with --json the one line, and the table beside it on stderr."""
+    command = ["evaluate", str(short_run / "bundle"), "--data", str(data), "--device", "cpu", "--time-limit", "0"]
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "not computed: distances: out of time" in out
+    assert "{" not in out
+    assert main([*command, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["skipped"]
+    assert "not computed: distances: out of time" in err
 
 
 @pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)], ids=" ".join)
@@ -459,6 +472,32 @@ def test_help_is_there_for_every_command(command: list[str], capsys: pytest.Capt
         main([*command, "--help"])
     assert caught.value.code == 0
     assert capsys.readouterr().out.startswith(" ".join(["usage: gan-models", *command]))
+
+
+def test_help_says_what_each_preset_is_for(capsys: pytest.CaptureFixture[str]) -> None:
+    """And what it wants: images, and hours."""
+    assert set(PRESET_WORDS) == set(PRESETS) - {"quick", "wide", "classes"}
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    out = capsys.readouterr().out
+    for preset in PRESET_WORDS:
+        assert re.search(rf"^  {preset} +\S+ +", out, flags=re.MULTILINE)
+    assert "thousands of images" in out
+    assert "minutes" in out
+
+
+def test_a_log_that_cannot_show_a_sign_ends_no_command() -> None:
+    """Elsewhere than in UTF-8 signs are written as their numbers."""
+    done = subprocess.run(
+        [sys.executable, "-m", "models", "train", "--help"],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONIOENCODING": "ascii:strict"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert r"28\xd728" in done.stdout
 
 
 # --- Interrupted -------------------------------------------------------------------------------------------------
@@ -531,6 +570,7 @@ KILLER = """
 import contextlib, os, random, signal, time
 from pathlib import Path
 from models.training.run_folder import RunDir
+from models.training.snapshots import Snapshots
 data, out = sys.argv[1:]
 arguments = ["train", "--preset", "quick", "--data", data, "--out", out, "--device", "cpu", "--resume",
              "--steps", "300", "--checkpoint-every", "3"]
@@ -651,7 +691,7 @@ def test_a_full_disk_leaves_the_old_checkpoint(data: Path, tmp_path: Path) -> No
     )
     assert done.returncode == 1, done.stderr
     assert [line[:7] for line in done.stderr.splitlines()] == ["error: "]
-    assert "step-000040.safetensors" in done.stderr
+    assert "step-000025.safetensors" in done.stderr  # before the score
     assert "File too large" in done.stderr
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-000020.safetensors"]
     assert (out / "checkpoints" / "step-000020.safetensors").read_bytes() == saved
@@ -683,7 +723,7 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoints(
 
 
 def test_a_checkpoint_comes_at_every_nth_step(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever N is: it need not divide the steps between two reports."""
+    """Whatever N is: it need not divide the steps between two reports. Others come before and after each score."""
     saved = []
     save = RunDir.save_checkpoint
 
@@ -693,7 +733,161 @@ def test_a_checkpoint_comes_at_every_nth_step(data: Path, tmp_path: Path, monkey
 
     monkeypatch.setattr(RunDir, "save_checkpoint", noted)
     assert train(data, tmp_path, "--checkpoint-every", "17") == 0
-    assert saved == [17, 34, 51, 60]
+    assert saved == [17, 25, 25, 34, 50, 50, 51, 60, 60]
+
+
+# --- Looked at while it goes on ----------------------------------------------------------------------------------
+
+
+def test_a_run_can_be_looked_at_and_served_before_it_is_finished(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 0, at every checkpoint and at the signal: samples, the report, and a bundle that goes at the end."""
+    out, seen = tmp_path / "run", []
+    report = Snapshots.report
+
+    def looked(snapshots: Snapshots, *, must: bool = False) -> None:
+        report(snapshots, must=must)
+        if not (out / "bundle").exists():
+            assert find_bundles(out) == ([out / "preview"], {})
+            bundle = read_bundle(out / "preview")
+            assert (bundle.name, bundle.manifest.calibration) == ("colours-small-classes", None)
+            assert bundle.draw(2).shape == (2, 10, 6, 3)
+            step = bundle.manifest.training["steps"]
+            assert bundle.manifest.training["selection"] == {"rule": "preview", "step": step}
+            assert (out / "samples" / f"step-{step:06d}.png").exists()
+            known = bundle.manifest.evaluation.get("best_validation_parzen")
+            seen.append((step, known["step"] if isinstance(known, dict) else None))
+        if snapshots.state.step == 40:
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(Snapshots, "report", looked)
+    arguments = ("--checkpoint-every", "20", "--sample-every", "15")
+    assert train(data, out, *arguments, preset="classes") == 130
+    steps = {0: None, 15: None, 20: None, 25: None, 30: 25, 40: 25, 41: 25}
+    assert list(dict.fromkeys(seen)) == list(steps.items())
+    assert (out / "report.html").exists()
+    assert train(data, out, *arguments, "--resume", preset="classes") == 0
+    assert seen[-1][0] == 60
+    assert find_bundles(out) == ([out / "bundle"], {})
+    assert train(data, out, *arguments, "--resume", "--steps", "80", preset="classes") == 0  # is served all the while
+    assert find_bundles(out) == ([out / "bundle"], {})
+
+
+def test_looking_changes_no_bit(data: Path, tmp_path: Path) -> None:
+    """Snapshots at other steps leave the weights and the figures of the steps that both report as they are."""
+    assert train(data, tmp_path / "often", "--sample-every", "5", "--checkpoint-every", "10", preset="classes") == 0
+    assert train(data, tmp_path / "seldom", preset="classes") == 0
+    assert weights_of(tmp_path / "often") == weights_of(tmp_path / "seldom")
+
+
+@pytest.mark.parametrize("selection", ["parzen", "frechet"])
+def test_a_signal_in_the_midst_of_a_score_loses_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], selection: str
+) -> None:
+    """The checkpoint is there already; the run goes on with the score, and is that of one which nobody stopped."""
+    options = ("--selection", selection)
+    assert train(data, tmp_path / "straight", *options, preset="classes") == 0
+    between = TrainingProgress.between
+
+    def interrupted(progress: TrainingProgress, phase: str, done: int, of: int) -> None:
+        between(progress, phase, done, of)
+        if phase.startswith("scoring: drawing"):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "between", interrupted)
+        for step in (25, 25, 25):  # however often
+            assert train(data, tmp_path / "stopped", *options, "--resume", preset="classes") == 130
+            assert f"Stopped at step {step} of 60; --resume goes on." in capsys.readouterr().out
+            assert "validation" not in (tmp_path / "stopped" / "stats.jsonl").read_text()
+    assert train(data, tmp_path / "stopped", *options, "--resume", preset="classes") == 0
+    assert computed(tmp_path / "stopped") == computed(tmp_path / "straight")
+    assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "straight")
+
+
+def test_a_signal_before_the_bundle_is_written_is_made_good(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps are done and scored then: --resume has the bundle left to write."""
+    between = TrainingProgress.between
+
+    def interrupted(progress: TrainingProgress, phase: str, done: int, of: int) -> None:
+        between(progress, phase, done, of)
+        if phase.startswith("finishing: calibrating"):
+            signal.raise_signal(signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingProgress, "between", interrupted)
+        assert train(data, tmp_path / "run") == 130
+    assert not (tmp_path / "run" / "bundle").exists()
+    assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "preview"], {})
+    assert train(data, tmp_path / "run", "--resume") == 0
+    assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "bundle"], {})
+
+
+def test_a_signal_while_data_are_read_leaves_nothing_behind(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """There is nothing to save yet: one word, exit code 130, and no folder."""
+
+    def read(*_: object, **__: object) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr("models.data.load._read_npz", read)
+    assert train(data, tmp_path / "run") == 130
+    assert capsys.readouterr().err == "Interrupted.\n"
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_signal_is_answered_at_once(capfd: pytest.CaptureFixture[str]) -> None:
+    """Before whoever looks at the flag has come to it; the second signal acts as usual."""
+    stop = StopOnSignal("Stopping.")
+    with stop:
+        stop.check()
+        signal.raise_signal(signal.SIGINT)
+        assert capfd.readouterr().err == "\nStopping.\n"
+        with pytest.raises(Interrupted):
+            stop.check()
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+
+
+def test_a_run_says_at_its_start_what_it_will_do(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line: images, shape, classes, nets, steps and folder."""
+    assert train(data, tmp_path / "run", "--steps", "3", preset="classes") == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Training ")]
+    for part in (
+        *("classes on Colours (small)", "64 images of 10×6, RGB", "3 classes", "3,188 numbers in G", "3 steps of 8"),
+        str(tmp_path / "run"),
+    ):
+        assert part in line
+
+
+@pytest.mark.parametrize("command", ["inspect", "evaluate", "export", "interpolate", "neighbours"])
+def test_a_run_in_place_of_a_bundle_is_told_what_to_give(
+    data: Path, tmp_path: Path, short_run: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Of a finished run its bundle, of another one the preview, and what makes a bundle of what is there."""
+    more = {"evaluate": ["--data", str(data)], "neighbours": ["--data", str(data)], "export": ["--format", "onnx"]}
+    out = [] if command in {"inspect", "evaluate"} else ["--out", str(tmp_path / "x.png")]
+
+    def told(folder: Path) -> str:
+        capsys.readouterr()
+        assert main([command, str(folder), *more.get(command, []), *out]) == 1
+        return only_error(capsys)
+
+    assert f"is the folder of a run; its bundle is {short_run / 'bundle'}" in told(short_run)
+    shutil.move(short_run / "bundle", short_run / "preview")
+    for folder in (short_run, short_run / "bundle"):
+        line = told(folder)
+        for part in (
+            *("no bundle yet", "step 3 of 3", f"{short_run / 'preview'} is a bundle of what is there so far"),
+            *("with --resume finishes it", "--resume --steps 3 makes a bundle"),
+        ):
+            assert part in line
 
 
 # --- Resuming ----------------------------------------------------------------------------------------------------
@@ -736,7 +930,7 @@ def test_a_run_can_be_ended_early_by_fewer_steps(data: Path, tmp_path: Path, mon
     """Stopped before its first score, a run still becomes a bundle when it is told that this was all."""
     with monkeypatch.context() as patch:
         patch.setattr(StopOnSignal, "is_set", lambda _: True, raising=False)
-        patch.setattr(StopOnSignal, "__init__", lambda _: None)
+        patch.setattr(StopOnSignal, "__init__", lambda *_: None)
         assert train(data, tmp_path, "--steps", "60") == 130
     assert steps_of(tmp_path) == [1]
     assert train(data, tmp_path, "--resume", "--steps", "1") == 0
@@ -825,7 +1019,10 @@ def test_an_override_cannot_change_the_nets(data: Path, short_run: Path, capsys:
     before = (short_run / "options.json").read_bytes()
     capsys.readouterr()
     assert train(data, short_run, "--resume", "--override", "--steps", "9", "--conditional") == 1
-    assert "the checkpoint does not fit these options" in only_error(capsys)
+    said = only_error(capsys)
+    assert "conditional was False and is True" in said
+    assert "its generator has other shapes" in said
+    assert "begin a new run, with another --out" in said
     assert (short_run / "options.json").read_bytes() == before
     assert train(data, short_run / "new", "--override") == 1
     assert "--override goes with --resume" in only_error(capsys)
@@ -884,17 +1081,63 @@ def test_resuming_on_other_data_is_refused(data: Path, tmp_path: Path, capsys: p
     assert "data was" in only_error(capsys)
 
 
+@pytest.fixture
+def stars(tmp_path: Path) -> Path:
+    """Wide grey pictures with an alpha channel, in files of a mode for colours."""
+    folder = tmp_path / "stars"
+    folder.mkdir()
+    levels = np.random.default_rng(0).integers(0, 256, (20, 8, 12, 2), dtype=np.uint8)
+    for number, picture in enumerate(levels):
+        Image.fromarray(picture).convert("RGBA").save(folder / f"{number:02}.png")
+    return folder
+
+
+def test_a_run_goes_on_as_its_images_were_prepared(
+    stars: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its record says how, its bundle too, scores follow it, and another preparation is refused."""
+    out, size = tmp_path / "run", ("--image-size", "8")
+    assert train(stars, out, "--steps", "3", *size, "--fit", "pad", "--background", "black") == 0
+    how = {"fit": "pad", "background": "#000000", "resampling": "lanczos", "orientation": "exif", "colour": "grey"}
+    assert json.loads((out / "options.json").read_bytes())["preparation"] == how
+    assert train(stars, out, "--resume", "--steps", "6", *size) == 0
+    assert read_bundle(out / "bundle").manifest.preparation == Preparation(**how)  # type: ignore[arg-type]
+    assert main(["evaluate", str(out / "bundle"), "--data", str(stars), *size, "--time-limit", "0"]) == 0
+    said = capsys.readouterr()
+    assert "not the data that the bundle was trained on" not in said.err
+    for other in (("--fit", "crop"), ("--background", "white"), ("--background", "#000001")):
+        assert train(stars, out, "--resume", "--steps", "9", *size, *other) == 1
+        assert "preparation was" in capsys.readouterr().err
+
+
+def test_a_run_of_before_there_was_a_preparation_goes_on(
+    stars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then the files' modes made a set RGB: one that is grey by its pixels stays so to the run's end."""
+    with monkeypatch.context() as patch:
+        patch.setattr(train_command, "reading", lambda *_: {"image_size": 8, "colour": "mode"})
+        assert train(stars, tmp_path / "run", "--steps", "3") == 0
+    options = tmp_path / "run" / "options.json"
+    options.write_text(json.dumps({**json.loads(options.read_bytes()), "preparation": None}))
+    for steps in ("6", "9"):
+        assert train(stars, tmp_path / "run", "--resume", "--steps", steps, "--image-size", "8") == 0
+    bundle = read_bundle(tmp_path / "run" / "bundle")
+    assert bundle.manifest.image.shape == (3, 8, 8)
+    assert bundle.manifest.preparation == Preparation(colour="rgb")
+
+
 # --- Wrong usage -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--steps", "0"], "steps: Input should be greater than or equal to 1"),
-        (["--seed", "-1"], "seed: Input should be greater than or equal to 0"),
-        (["--seed", str(2**53)], "seed: Input should be less than"),
-        (["--batch-size", "0"], "batch_size: "),
+        (["--steps", "0"], "--steps: Input should be greater than or equal to 1"),
+        (["--seed", "-1"], "--seed: Input should be greater than or equal to 0"),
+        (["--seed", str(2**53)], "--seed: Input should be less than"),
+        (["--batch-size", "0"], "--batch-size: "),
         (["--update", "simultaneous", "--d-steps", "3"], "d_steps counts the discriminator's turns"),
+        (["--score-every", "0"], "--score-every: Input should be greater than or equal to 1"),
         (["--checkpoint-every", "0"], "--checkpoint-every must be at least 1"),
         (["--device", "abacus"], "device abacus: "),
         (["--device", "meta"], "device meta: choose auto, cpu, cuda or cuda:N"),
@@ -922,12 +1165,28 @@ def test_nonsense_is_one_line_and_exit_code_1(
         ["train", "--preset", "gpt", "--data", "x", "--out", "y"],
         ["train", "--preset", "quick", "--data", "x", "--out", "y", "--steps", "many"],
         ["train", "--preset", "quick", "--data", "x", "--out", "y", "--name", "../up"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--background", "no colour"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--background", "#ff000080"],
+        ["train", "--preset", "quick", "--data", "x", "--out", "y", "--fit", "stretch"],
         ["inspect"],
         ["inspect", "x", "--loud"],
         ["toy", "--out", "x", "--steps", "0"],
         ["toy", "--out", "x", "--seed", "one"],
     ],
-    ids=["nothing", "command", "preset", "steps", "name", "no bundle", "flag", "toy's steps", "toy's seed"],
+    ids=[
+        "nothing",
+        "command",
+        "preset",
+        "steps",
+        "name",
+        "colour",
+        "opacity",
+        "fit",
+        "no bundle",
+        "flag",
+        "toy's steps",
+        "toy's seed",
+    ],
 )
 def test_wrong_usage_is_exit_code_2(capsys: pytest.CaptureFixture[str], arguments: list[str]) -> None:
     """As every command line does: the usage, and what was wrong with it."""
@@ -1072,30 +1331,57 @@ def test_any_data_has_a_valid_default_name(text: str, preset: str) -> None:
 REPORT = Report(step=0, seconds=2.0, d_loss=1.25, g_loss=0.75, d_real=0.6, d_fake=0.4, images_per_s=1234.5)
 
 
-def test_without_a_terminal_a_plain_line_comes_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
-    """A log file gets every twentieth report: losses, D's means, speed, the best and the time left."""
-    with TrainingProgress(100, 0) as progress:
-        for step in range(1, 2 * PLAIN_EVERY + 2):
-            REPORT.step = step
-            progress.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
-    lines = capsys.readouterr().err.splitlines()
-    assert [line.split("  ")[0] for line in lines] == [f"step {PLAIN_EVERY}/100", f"step {2 * PLAIN_EVERY}/100"]
+class Clock:
+    """A clock that goes when it is told to."""
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+
+    def __call__(self) -> float:
+        """The time."""
+        return self.now_s
+
+
+def test_without_a_terminal_a_plain_line_comes_twice_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+    """Whatever is done then: steps, with the latest figures and the time left, or what comes between them."""
+    clock = Clock()
+    with TrainingProgress(100, 0, clock) as progress:
+        for step in range(1, 21):
+            clock.now_s += 3.5
+            progress.stepped(step)
+            if step % 5 == 0:
+                REPORT.step = step
+                progress.show(REPORT, Best(step=10, score=99.5), SELECTIONS["parzen"])
+        for update in range(20):
+            clock.now_s += 2.0
+            progress.between("scoring: training the feature net", update, 20)
+    first, second, third = capsys.readouterr().err.splitlines()
+    assert first.split("  ")[0] == "step 9/100"
+    assert second.split("  ")[0] == "step 18/100"
     for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "nats at 10"):
-        assert part in lines[0]
-    assert lines[0].endswith("8 s left")  # 80 steps to go, at 20 steps in 2 s
+        assert part in first
+    assert first.endswith("5 min 18 s left")  # 91 steps, at 3.5 s each
+    assert third == "step 20/100  scoring: training the feature net 11/20"
+    assert PLAIN_EVERY_S == 30
 
 
-def test_a_terminal_gets_a_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Redrawn in place, with the same figures."""
+def test_a_terminal_gets_a_bar_that_moves_with_the_steps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Redrawn in place: the steps between two reports too, and what comes between steps in a bar of its own."""
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     monkeypatch.setenv("COLUMNS", "200")
-    with TrainingProgress(100, 0) as progress:
+    clock = Clock()
+    with TrainingProgress(100, 0, clock) as progress:
         REPORT.step = 40
         progress.show(REPORT, Best(), SELECTIONS["parzen"])
+        clock.now_s += 1
+        progress.stepped(41)
+        progress.between("scoring: training the feature net", 7, 20)
     shown = capsys.readouterr().err
-    assert "1,234 images/s" in shown
-    assert "40/100" in shown
+    for part in ("1,234 images/s", "41/100", "scoring: training the feature net", "7/20"):
+        assert part in shown
 
 
 def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

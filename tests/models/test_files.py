@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.files import cache_folder, checksum_of, replace_file, replaced_folder
+from models.files import cache_folder, checksum_of, remove_folder, replace_file, replaced_folder
 
 
 def test_a_file_is_replaced_and_its_folder_made(tmp_path: Path) -> None:
@@ -48,6 +48,33 @@ def test_a_folder_is_replaced_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert [path.name for path in place.iterdir()] == ["two"]
     assert [*place.parent.iterdir()] == [place]
     assert place.stat().st_mode & 0o777 == 0o755
+
+
+def test_a_signal_between_two_renames_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a system can't swap two folders there is none for a moment, but never for longer."""
+    monkeypatch.setattr("models.files.exchange", lambda _one, _other: False)
+    place, replace = tmp_path / "a", Path.replace
+    with replaced_folder(place) as folder:
+        (folder / "one").touch()
+
+    def interrupted(path: Path, target: Path) -> Path:
+        if target == place and (path / "two").exists() and not place.exists():
+            raise KeyboardInterrupt
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt), replaced_folder(place) as folder:
+        (folder / "two").touch()
+    assert [path.name for path in place.iterdir()] == ["one"]
+    assert [*tmp_path.iterdir()] == [place]
+
+
+def test_a_folder_is_removed_with_all_that_is_in_it(tmp_path: Path) -> None:
+    """And it is no fault where there is none."""
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    for _ in range(2):
+        remove_folder(tmp_path / "a")
+        assert not [*tmp_path.iterdir()]
 
 
 def test_the_cache_is_where_the_desktop_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -27,12 +29,15 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from models.data.dataset import Images
+from models.data.folder_listing import image_suffixes
 from models.data.idx import PUBLISHED, PublishedSet, read_idx
-from models.data.image_folder import IMAGE_SUFFIXES
 from models.data.load import DataError, Dataset, load_dataset
+from models.images.preparation import Fit, Preparation
 
 SAMPLE = Path(__file__).parents[2] / "data" / "mnist-2000.npz"
 TRAIN_IMAGES, TRAIN_LABELS = "train-images-idx3-ubyte", "train-labels-idx1-ubyte"
+
+FITS: tuple[Fit, ...] = ("crop", "pad", "squeeze")
 
 no_deadline = settings(deadline=None, max_examples=40)  # files on a busy machine have no steady speed
 
@@ -44,8 +49,9 @@ def load(
     image_size: int | None = None,
     data_dir: Path | None = None,
     skip_bad: bool = False,
+    **more: Any,
 ) -> Dataset:
-    return load_dataset(str(source), data_dir, seed=seed, image_size=image_size, skip_bad=skip_bad)
+    return load_dataset(str(source), data_dir, seed=seed, image_size=image_size, skip_bad=skip_bad, **more)
 
 
 def refusal(source: Path | str, *, image_size: int | None = None, data_dir: Path | None = None) -> str:
@@ -159,6 +165,34 @@ def test_any_set_can_be_resized() -> None:
     assert small.train.images.shape == (1600, 14, 14, 1)
     assert small.train.images.mean() == pytest.approx(full.train.images.mean(), rel=0.06)  # ringing is cut off at black
     assert small.checksum != full.checksum
+
+
+def test_sets_of_arrays_lie_on_what_their_edges_are(tmp_path: Path) -> None:
+    """Digits of light on dark lie on black, sketches on paper and photographs on white; unless it is said."""
+    for name, images, ground in (
+        ("sketches", np.where(noise(12, 8, 8) > 200, 0, 255).astype(np.uint8), "#ffffff"),
+        ("photographs", np.zeros((12, 8, 8, 3), np.uint8), "#ffffff"),
+    ):
+        np.savez(tmp_path / f"{name}.npz", images=images)
+        found = load(tmp_path / f"{name}.npz").preparation
+        assert found == Preparation("crop", ground, colour="grey" if images.ndim == 3 else "rgb")
+    for digits in (SAMPLE, "digits"):
+        assert load(digits).preparation == Preparation("crop", "#000000", colour="grey")
+    how = load(SAMPLE, image_size=16, fit="squeeze", background="#123456").preparation
+    assert how == Preparation("squeeze", "#123456", colour="grey")
+
+
+def test_arrays_of_another_shape_are_fitted(tmp_path: Path) -> None:
+    """Cut, between bars of their own background, or squeezed."""
+    images = np.zeros((12, 20, 40), np.uint8)
+    images[:, 4:16, 4:36] = 200
+    np.savez(tmp_path / "wide.npz", images=images)
+    crop, pad, squeeze = (load(tmp_path / "wide.npz", image_size=10, fit=fit).train.images[0] for fit in FITS)
+    assert crop[5].min() > 180
+    assert (pad[:2].max(), pad[-2:].max()) == (0, 0)
+    assert pad[5, 2:8].min() > 150
+    assert squeeze[5, 0] < 60
+    assert squeeze[3:7, 2:8].min() > 150
 
 
 # --- IDX files ---------------------------------------------------------------------------------------------------
@@ -663,11 +697,40 @@ def test_shrinking_averages(tmp_path: Path) -> None:
     assert np.abs(middle.astype(int) - 127).max() <= 3
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA"])
-def test_grey_files_make_a_grey_set(mode: str, tmp_path: Path) -> None:
-    """One channel for the net to learn, not three that are the same."""
-    image = Image.new("L", (3, 2), 255).convert(mode)
-    np.testing.assert_array_equal(one_of_a_folder(image, tmp_path), np.full((2, 3, 1), 255))
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "gif", "jpg"])
+def test_grey_files_make_a_grey_set(mode: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One channel for the net to learn, not three that are the same, whatever mode the files are in; and it is said."""
+    suffix = f".{mode}" if mode in {"gif", "jpg"} else ".png"
+    image = Image.new("L", (3, 2), 255).convert({"gif": "P", "jpg": "RGB"}.get(mode, mode))
+    np.testing.assert_array_equal(one_of_a_folder(image, tmp_path, suffix), np.full((2, 3, 1), 255))
+    assert "All 10 images are grey: one channel" in capsys.readouterr().err
+    assert load(tmp_path).preparation == Preparation("crop", "#ffffff", colour="grey")
+    assert "All 10 images are grey: one channel" in capsys.readouterr().err
+
+
+def test_a_grey_set_can_be_asked_for_in_colour(tmp_path: Path) -> None:
+    """As a run was begun that goes on: by its files' modes, or in RGB."""
+    Image.new("RGB", (4, 3), "#808080").save(save_many(tmp_path, 12) / "00.png")
+    for colour, channels in (("pixels", 1), ("mode", 3), ("rgb", 3)):
+        found = load(tmp_path, colour=colour)
+        assert everything(found).shape == (12, 3, 4, channels)
+        assert found.preparation == Preparation(colour="grey" if channels == 1 else "rgb")
+
+
+def test_a_folder_is_prepared_as_it_is_asked_for(tmp_path: Path) -> None:
+    """Each preparation is another set, and is kept beside the others."""
+    picture = Image.new("LA", (40, 20))
+    picture.paste((200, 255), (4, 4, 36, 16))
+    for index in range(10):
+        picture.save(tmp_path / f"{index}.png")
+    for _ in range(2):
+        crop, pad, squeeze = (load(tmp_path, image_size=10, fit=fit, background="#0a0a0a") for fit in FITS)
+        assert [found.preparation for found in (crop, pad, squeeze)] == [
+            Preparation(fit, "#0a0a0a", colour="grey") for fit in FITS
+        ]
+        assert crop.train.images[0, 5].min() > 180
+        assert set(pad.train.images[0, [0, 1, 8, 9]].ravel().tolist()) == {10}
+        assert len({found.checksum for found in (crop, pad, squeeze, load(tmp_path, image_size=10))}) == 4
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "P"])
@@ -717,6 +780,30 @@ def see_through(mode: str) -> Image.Image:
     return image if mode == "RGBA" else image.convert(mode)
 
 
+def test_a_file_too_large_to_be_read_is_named(tmp_path: Path) -> None:
+    """A sparse file takes no room on the disk, and would fill the memory."""
+    save_many(tmp_path)
+    with (tmp_path / "03.png").open("r+b") as file:
+        file.truncate(2**40)
+    assert "03.png: larger than 256 MiB" in refusal(tmp_path)
+
+
+def test_hostile_files_are_named_and_do_not_hold_up_the_others(tmp_path: Path) -> None:
+    """Each would keep a decoder busy for many minutes: a JPEG of thousands of passes, a GIF of comments."""
+    save_many(tmp_path / "good")
+    large, small = io.BytesIO(), io.BytesIO()
+    Image.new("L", (4000, 4000)).save(large, "jpeg", progressive=True)
+    Image.new("L", (4, 3)).save(small, "gif")
+    jpeg, gif = large.getvalue(), small.getvalue()
+    scan, frame = jpeg.rindex(b"\xff\xda"), 13 + (3 << 1 + (gif[10] & 7))  # which comes after the palette
+    (tmp_path / "good" / "passes.jpg").write_bytes(jpeg[:scan] + jpeg[scan:-2] * 2000 + jpeg[-2:])
+    (tmp_path / "good" / "comments.gif").write_bytes(gif[:frame] + b"\x21\xfe\1x\0" * 10**6 + gif[frame:])
+    message = refusal(tmp_path)
+    assert "passes.jpg: 4000×4000 pixels of this kind take too long to decode" in message
+    assert "comments.gif: The image file has more than" in message
+    assert len(everything(load(tmp_path, skip_bad=True))) == 10
+
+
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "L with a key"])
 def test_what_is_transparent_is_white(mode: str, tmp_path: Path) -> None:
     """As on a page, however the file says that it can be seen through."""
@@ -746,11 +833,15 @@ def test_an_animation_gives_its_first_frame(tmp_path: Path) -> None:
 
 def test_every_suffix_is_read_in_any_case(tmp_path: Path) -> None:
     """All the listed kinds of files, in capitals too, are images."""
-    for index, suffix in enumerate(sorted(IMAGE_SUFFIXES)):
-        path = tmp_path / f"{index}{suffix.upper() if index % 2 else suffix}"
-        Image.new("RGB", (2, 2), (9, 9, 9)).save(path)
-    save_many(tmp_path, 10, size=(2, 2))
-    assert len(everything(load(tmp_path))) == 10 + len(IMAGE_SUFFIXES)
+    modes = {"MSP": "1", "XBM": "1", "BLP": "P", "GBR": "L", "AVIF": "RGB", "QOI": "RGB"}
+    written = [suffix for suffix in sorted(image_suffixes()) if Image.EXTENSION[suffix] in Image.SAVE]
+    assert len(written) > 20
+    for index, suffix in enumerate(written):
+        path, kind = tmp_path / f"{index}{suffix.upper() if index % 2 else suffix}", Image.EXTENSION[suffix]
+        with warnings.catch_warnings(action="ignore", category=DeprecationWarning):  # they are there for now
+            Image.new("L", (16, 16), 9).convert(modes.get(kind, "L")).save(path, kind)
+    save_many(tmp_path, 10, size=(16, 16))
+    assert len(everything(load(tmp_path, image_size=16))) == 10 + len(written)
 
 
 def test_unreadable_images_are_all_named_up_to_ten(tmp_path: Path) -> None:
@@ -883,9 +974,9 @@ def test_a_folder_that_changes_while_it_is_read_is_refused(
     folder = save_many(tmp_path / "cats", 20)
     plain = Image.open
 
-    def meddle(path: Path) -> Image.Image:
+    def meddle(file: io.BytesIO, formats: list[str]) -> Image.Image:
         (folder / "19.png").touch()
-        return plain(path)
+        return plain(file, formats=formats)
 
     monkeypatch.setattr(Image, "open", meddle)
     assert "changed while it was read" in refusal(folder)

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.training.report import MAX_FRAMES, page, write_report
+from models.training.report import MAX_FRAMES, duration, page, write_report
 from models.training.run_folder import RunDir
 
 RECORD = {
     "options": {"preset": "mlp-<b>", "steps": 4_000, "latent": {"dim": 100}},
     "data": {"name": "cats & dogs", "checksum": "abc"},
+    "images": {"train": 1439, "validation": 179, "test": 180, "channels": 3, "height": 64, "width": 48, "classes": 12},
     "torch": "2.13.0",
 }
 
@@ -70,7 +71,7 @@ def charts(html: str) -> dict[str, str]:
 
 
 def row(step: int, **more: Any) -> dict[str, Any]:
-    return {"step": step, "seconds": step / 10, "d_loss": 1 / step, "g_loss": 2.0, "d_real": 0.5, "d_fake": 0.5} | more
+    return {"step": step, "seconds": step / 10, "d_loss": 1 / step, "g_loss": 2.0, "d_real": 1 / step} | more
 
 
 @pytest.fixture(scope="module")
@@ -78,11 +79,12 @@ def html(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The page of a run of 4,000 steps with two scores, an alarm and two grids."""
     run = RunDir(tmp_path_factory.mktemp("runs") / "a <run>")
     run.begin(RECORD)
+    run.save_real(np.full((64, 28, 28, 1), 9, np.uint8))
     for step in range(50, 4_050, 50):
-        more: dict[str, Any] = {"pairs_right": 0.9, "g_gradient": 0.1 if step > 50 else 0.0, "r_v": None}
+        more: dict[str, Any] = {"pairs_right": 0.9, "g_gradient": step / 1e4 if step > 50 else 0.0, "r_v": None}
         if step % 2_000 == 0:
             more |= {"validation_log_likelihood": float(step), "validation_rows": 10}
-            more |= {"validation_frechet": 9.5, "validation_frechet_floor": 0.25}
+            more |= {"validation_frechet": step / 4, "validation_frechet_floor": 0.25}
             run.save_samples(step, np.full((64, 28, 28, 1), step // 20, np.uint8))
         if step > 3_900:
             more["alarms"] = [f"memorising: for {step} images"]
@@ -97,13 +99,20 @@ def test_a_page_shows_what_the_folder_holds(html: str) -> None:
     frechet = "Fréchet distance to validation images"
     assert list(charts(html)) == [
         *("Losses", "D’s outputs", "Parzen log-likelihood of validation images", frechet),
-        *("Pairs that D ranks rightly", "Gradients"),
+        "Gradients",
     ]
     assert "real images 0.25" in charts(html)[frechet]
     text = Page(html).text
     assert text.count("memorising") == 1
-    for words in ("4,000 of 4,000", "6 min 40 s", "memorising: for 4000 images", "cats & dogs", "mlp-<b>", "2.13.0"):
-        assert words in text
+    for words in (
+        *("1,439 · 179 · 180", "64×48, RGB", "classes 12 ", "4,000 of 4,000", "6 min 40 s"),
+        "memorising: for 4000 images",
+        "cats & dogs",
+        "mlp-<b>",
+        "2.13.0",
+        "The same all the time: Pairs that D ranks rightly image over sample 0.9.",
+    ):
+        assert words in " ".join(text.split())
     frames = re.search(r"const frames=(\[.*?\]\]);", html)
     assert frames is not None
     assert [step for step, _ in json.loads(frames[1])] == [2_000, 4_000]
@@ -113,11 +122,13 @@ def test_a_page_needs_nothing_from_elsewhere(html: str) -> None:
     """No address but data, in the page and in its charts, and the sample grid is a whole picture."""
     assert not re.search(r"https?://|@import|url\(", html)
     assert not re.search(r'href="(?!#)|@import|<image', "".join(charts(html).values()))
-    (grid,) = [image["src"] for image in Page(html).all("img") if "svg" not in image["src"]]
-    head, _, content = grid.partition(",")
-    assert head == "data:image/webp;base64"
-    with Image.open(BytesIO(b64decode(content))) as picture:
-        assert picture.size == (224, 224)
+    samples, real = (image["src"] for image in Page(html).all("img") if "svg" not in image["src"])
+    for grid in (samples, real):
+        head, _, content = grid.partition(",")
+        assert head == "data:image/webp;base64"
+        with Image.open(BytesIO(b64decode(content))) as picture:
+            assert picture.size == (224, 224)
+    assert real != samples
 
 
 @pytest.mark.parametrize(
@@ -131,7 +142,9 @@ def test_any_numbers_can_be_drawn(values: list[float], tmp_path: Path) -> None:
     for index, value in enumerate(values):
         run.append_stats({"step": index + 1, "seconds": 1.0, "d_loss": value, "g_gradient": value})
     drawn = charts(page(run))
-    assert ("Losses" in drawn) == any(map(math.isfinite, values))
+    finite = {*filter(math.isfinite, values)}
+    is_constant = len(finite) == 1 and sum(map(math.isfinite, values)) > 1
+    assert ("Losses" in drawn) == (bool(finite) and not is_constant)
     assert not re.search("nan|inf", "".join(drawn.values()))
 
 
@@ -149,6 +162,22 @@ def test_long_runs_make_small_pages(tmp_path: Path) -> None:
     assert frames is not None
     steps = [step for step, _ in json.loads(frames[1])]
     assert (len(steps), steps[0], steps[-1]) == (MAX_FRAMES, 1, MAX_FRAMES + 2)
+
+
+def test_a_folder_of_any_name_has_a_page(tmp_path: Path) -> None:
+    """Even of one that is no text."""
+    run = RunDir(tmp_path / "r\udcff")
+    run.path.mkdir()
+    assert b"<h1>r\\xff</h1>" in write_report(run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(8.4, "8 s"), (400, "6 min 40 s"), (7_320, "2 h 2 min"), (360_000, "4 d 4 h")],
+)
+def test_times_are_said_in_two_units(seconds: float, words: str) -> None:
+    """As a person would."""
+    assert duration(seconds) == words
 
 
 def test_an_empty_run_has_a_page(tmp_path: Path) -> None:

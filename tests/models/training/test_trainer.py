@@ -403,6 +403,21 @@ def test_a_stop_ends_after_the_step_with_a_report() -> None:
     assert [report.step for report in reports] == [3]
 
 
+def test_real_images_stand_beside_samples_of_the_same_label() -> None:
+    """Each time another image of the class, as long as there are some; without labels, evenly spaced ones."""
+    dataset = images(100, labels=3)
+    state = State(small(conditional=True), dataset, CPU)
+    labels, split = state.sample_labels(40), dataset.train
+    assert labels is not None
+    assert split.labels is not None
+    shown = trainer.real_beside(state, split, 40)
+    places = [[*map(np.array_equal, split.images, [image] * len(split.images))].index(True) for image in shown]
+    assert split.labels[places].tolist() == labels.tolist()
+    assert len(set(places)) == 40
+    plain = trainer.real_beside(State(small(), dataset, CPU), split, 5)
+    np.testing.assert_array_equal(plain, split.images[[0, 19, 39, 59, 79]])
+
+
 @pytest.mark.parametrize("optimiser", [SGDSpec(lr=1e30), AdamSpec(lr=1e38)], ids=["sgd", "adam"])
 def test_numbers_that_are_no_longer_finite_end_the_run(optimiser: SGDSpec | AdamSpec) -> None:
     """Diverged weights are noticed at the next report, before anyone could save them."""
@@ -468,6 +483,21 @@ def test_only_a_higher_score_is_kept() -> None:
     assert trainer.keep_if_best(state, Score(-4.0, {"sigma": 0.3}))
     assert (state.best.step, state.best.score) == (1, -4.0)
     assert not torch.equal(state.best.generator["output.weight"], kept)
+
+
+def test_an_older_checkpoint_is_scored_again_where_it_does_not_say() -> None:
+    """The same score comes out; the best weights are those of the last score that is sure."""
+    old, state = State(small(), images(), CPU), State(small(), images(), CPU)
+    for _ in train(old, 10):
+        trainer.keep_if_best(old, trainer.score(old, images()))
+    for _ in train(old, 20):
+        pass
+    metadata = old.metadata()
+    del metadata["scored_step"]
+    state.load(old.tensors(), metadata)
+    assert (state.scored_step, state.is_score_due) == (10, True)
+    trainer.keep_if_best(state, trainer.score(state, images()))
+    assert not state.is_score_due
 
 
 def test_a_lower_frechet_distance_is_the_better_one() -> None:

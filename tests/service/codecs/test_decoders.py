@@ -4,25 +4,31 @@ import asyncio
 import io
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from models.images.image_file import ImageFile, parse_image_file
+from models.images.preparation import UNDECLARED, Preparation
 from service.app import create_app
+from service.codecs.decoder import FITS
 from service.codecs.decoders import Decoders
-from service.codecs.image_file import ImageFile, parse_image_file
 from service.codecs.picture import Decoded, Shape, decode_picture
 from service.codecs.time_slices import OffLoopWork, run_steps
 from service.errors import Invalid, TooLarge
 
 pytestmark = pytest.mark.anyio
 
+ROOT = Path(__file__).parents[3]
 SHAPE = Shape(6, 8, 1, 10**8)
 RNG = np.random.default_rng(0)
 
@@ -35,6 +41,7 @@ def image(picture: Image.Image, form: str = "png", **options: object) -> ImageFi
 
 NOISE = Image.fromarray(RNG.integers(0, 256, (300, 400, 3), dtype=np.uint8))
 ORDINARY = image(NOISE)
+TRANSPARENT = Image.fromarray(RNG.integers(0, 256, (300, 400, 4), dtype=np.uint8))
 
 
 def endless() -> ImageFile:
@@ -70,6 +77,10 @@ async def test_a_process_gives_the_same_pixels(form: str) -> None:
             assert there.converted == here.converted
         turned = ORDINARY._replace(orientation=6)
         np.testing.assert_array_equal((await decode(decoders, turned)).pixels, decode_picture(turned, SHAPE).pixels)
+        for fit in FITS:
+            shape = SHAPE._replace(preparation=Preparation(fit, "#123456"))
+            there, here = await decode(decoders, image(TRANSPARENT), shape), decode_picture(image(TRANSPARENT), shape)
+            np.testing.assert_array_equal(there.pixels, here.pixels)
         array = ImageFile("L", [RNG.bytes(600 * 400)], 600, 400, 1, 0, is_quick=False)
         np.testing.assert_array_equal((await decode(decoders, array)).pixels, decode_picture(array, SHAPE).pixels)
 
@@ -103,13 +114,23 @@ async def test_an_image_that_takes_too_much_memory_is_refused() -> None:
         assert (await decode(decoders, ORDINARY)).converted
 
 
+def test_a_process_starts_small() -> None:
+    """There may be several of them, each started for an image that waits."""
+    program = "import sys, service.codecs.decoder; print(*{'torch', 'pydantic', 'fastapi', 'asyncio'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "\n"
+
+
+@pytest.mark.parametrize("preparation", [UNDECLARED, Preparation("pad", "#123456")], ids=["undeclared", "declared"])
 @pytest.mark.parametrize("mode", ["RGBA", "I;16", "CMYK", "P"])
-async def test_the_largest_image_allowed_has_the_memory_it_takes(mode: str) -> None:
+async def test_the_largest_image_allowed_has_the_memory_it_takes(mode: str, preparation: Preparation) -> None:
     """In every colour mode, rotated by its orientation."""
     async with running(max_pixels=4_000_000) as decoders:
         form = "jpeg" if mode == "CMYK" else "png"
-        largest = image(Image.new(mode, (2000, 2000)), form, **({"progressive": True} if form == "jpeg" else {}))
-        await decode(decoders, largest._replace(orientation=6), SHAPE._replace(max_pixels=4_000_000, channels=3))
+        options = {"progressive": True} if form == "jpeg" else {} if mode == "RGBA" else {"transparency": 0}
+        largest = image(Image.new(mode, (2000, 2000)), form, **options)
+        shape = Shape(6, 8, 3, 4_000_000, preparation)
+        await decode(decoders, largest._replace(orientation=6), shape)
 
 
 async def test_a_process_that_was_ended_from_outside_is_replaced(until: Any, caplog: pytest.LogCaptureFixture) -> None:

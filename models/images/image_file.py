@@ -1,4 +1,4 @@
-"""Parses an uploaded image file and removes everything that its pixels do not need, before a decoder sees it.
+"""Parses an image file and removes everything that its pixels do not need, before a decoder sees it.
 
 Decoders read every part of a file, and some take time that grows with the square of parts that are no pixels: text,
 profiles, EXIF, empty segments, fill bytes. So the parsers here step from segment (JPEG) or chunk (PNG, WebP) to the
@@ -8,19 +8,21 @@ how often each is visited.
 """
 
 import re
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Generator, Sequence
+from typing import Any, Literal, NamedTuple, TypeVar
 
-from service.codecs.time_slices import Steps
-from service.errors import Invalid
+T = TypeVar("T")
+Steps = Generator[None, Any, T]  # returns T; yields where others may have their turn, after well under a millisecond
 
-MAX_SEGMENTS = 10_000
+BROKEN = "The image is broken or cut short."
+MAX_SEGMENTS = 10_000  # of a file up to 40 MB; of a larger one, as many for each byte
+_PNG, _JPEG, _BMP = b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"BM"
 # A file within these limits is decoded on the event loop, if the codec's time is bounded by the size.
 QUICK_BYTES, QUICK_PIXELS, QUICK_SEGMENTS = 2**14, 2**16, 64
-_PAUSE_SEGMENTS, _PAUSE_BYTES = 64, 2**16  # parsed in one step
+PAUSE_SEGMENTS, _PAUSE_BYTES = 64, 2**16  # parsed in one step
 # Rough cost of a pixel, relative to other codecs.
 _RUN_LENGTH, _LOSSLESS_WEBP, _ARITHMETIC = 50, 4, 10
-_ORIENTATION, _MAX_TAGS = 0x112, 512
+ORIENTATION, _MAX_TAGS = 0x112, 512
 
 _NO_FILL = re.compile(rb"[^\xff]")
 _END_OF_SCAN = re.compile(
@@ -29,15 +31,17 @@ _END_OF_SCAN = re.compile(
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}  # SOF0 … SOF15
 _END, _SCAN, _EXIF = 0xD9, 0xDA, 0xE1
 _WITHOUT_LENGTH = frozenset({0x00, 0x01, *range(0xD0, 0xD9)})  # a stuffed byte, TEM, restart markers, start of image
-# Segments that are kept, with how their data must begin: tables, frame, number of lines, restart interval and scans; of
-# the application segments, the two that define the colours.
-_KEPT_SEGMENTS = {
-    **dict.fromkeys({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SCAN, *_FRAMES}, b""),
-    0xE0: b"JFIF\0",
-    0xEE: b"Adobe",
-}
+# Segments that are kept: tables, frame, number of lines, restart interval and scans.
+_KEPT_SEGMENTS = frozenset({0xC4, 0xCC, 0xDB, 0xDC, 0xDD, _SCAN, *_FRAMES})
+# Of the application segments, two define the colours. All that does not is left out: it may be odd.
+_COLOUR_SEGMENTS = {0xE0: b"JFIF\0", 0xEE: b"Adobe"}
+_JFIF, _ADOBE_BYTES = b"JFIF\0\1\1\0\0\1\0\1\0\0", 12
 _KEPT_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND"})
 _KEPT_WEBP = frozenset({b"VP8X", b"ANIM", b"ANMF", b"ALPH", b"VP8 ", b"VP8L"})
+
+
+class ImageFileError(ValueError):
+    """The file can't be decoded; the message is for whoever made it."""
 
 
 class ImageFile(NamedTuple):
@@ -45,7 +49,7 @@ class ImageFile(NamedTuple):
 
     Attributes:
         format: PNG, JPEG, WEBP or BMP; or L or RGB for raw pixels without a file format.
-        pieces: The file's bytes in order, mostly views of the uploaded file.
+        pieces: The file's bytes in order, mostly views of the whole file.
         width, height: In pixels, from the header, before the orientation is applied.
         orientation: EXIF's, 1 … 8; 1 is upright.
         cost: Estimated time to decode, in units of one pixel of the fastest codec.
@@ -70,37 +74,48 @@ def parse_image_file(file: bytes | bytearray) -> Steps[ImageFile]:
     """Recognize the format by the first bytes, parse the file, and keep only what its pixels need.
 
     Raises:
-        Invalid: It is not a PNG, JPEG, WebP or BMP, or has more than `MAX_SEGMENTS` segments or chunks.
+        ImageFileError: It is not a PNG, JPEG, WebP or BMP, or has too many segments or chunks.
     """
-    if file.startswith(b"\x89PNG\r\n\x1a\n"):
+    if file.startswith(_PNG):
         return (yield from _parse_png(file))
-    if file.startswith(b"\xff\xd8\xff"):
+    if file.startswith(_JPEG):
         return (yield from _parse_jpeg(file))
     if file[:4] == b"RIFF" and file[8:12] == b"WEBP":
         return (yield from _parse_webp(file))
-    if file.startswith(b"BM"):
+    if file.startswith(_BMP):
         return _parse_bmp(file)
-    raise Invalid("The image is not PNG, JPEG, WebP or BMP.")
+    raise ImageFileError("The image is not PNG, JPEG, WebP or BMP.")
 
 
-def broken_image() -> Invalid:
-    """The error for a file that can't be decoded."""
-    return Invalid("The image is broken or cut short.")
+def is_parsed(file: bytes) -> bool:
+    """Whether a file is of a format that `parse_image_file` knows, by its first bytes."""
+    return file.startswith((_PNG, _JPEG, _BMP)) or (file[:4] == b"RIFF" and file[8:12] == b"WEBP")
 
 
-class _Segments:
+def run_through(steps: Steps[T]) -> T:
+    """Take all steps without a pause and return their result."""
+    while True:
+        try:
+            next(steps)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+
+
+class Segments:
     """Counts the segments of a file that were visited, and collects those that are kept."""
 
-    def __init__(self, head: bytes | bytearray) -> None:
+    def __init__(self, head: bytes | bytearray, length: int) -> None:
         self.kept: list[bytes | memoryview] = [memoryview(head)]
         self.visited = 0
+        self._most = max(MAX_SEGMENTS, length // 4096)
 
     def visit(self) -> bool:
         """Count one more segment. Returns True when it is time for a pause."""
         self.visited += 1
-        if self.visited > MAX_SEGMENTS:
-            raise Invalid(f"The image file has more than {MAX_SEGMENTS} segments.")
-        return self.visited % _PAUSE_SEGMENTS == 0
+        if self.visited > self._most:
+            raise ImageFileError(f"The image file has more than {self._most} segments.")
+        return self.visited % PAUSE_SEGMENTS == 0
 
     def image(
         self, form: str, size: tuple[int, int], orientation: int, *, pixel_cost: int, is_bounded: bool
@@ -116,7 +131,7 @@ class _Segments:
 
 
 def _parse_png(file: bytes | bytearray) -> Steps[ImageFile]:
-    segments, seen, view = _Segments(file[:8]), set[bytes](), memoryview(file)
+    segments, seen, view = Segments(file[:8], len(file)), set[bytes](), memoryview(file)
     width, height, orientation, at = 0, 0, 1, 8
     while at + 8 <= len(file):
         if segments.visit():
@@ -128,7 +143,7 @@ def _parse_png(file: bytes | bytearray) -> Steps[ImageFile]:
         if kind == b"IHDR" and kind not in seen:
             width, height = (int.from_bytes(file[place : place + 4], "big") for place in (start, start + 4))
         elif kind == b"eXIf" and kind not in seen:
-            orientation = _orientation(view[start:end])
+            orientation = orientation_of(view[start:end])
         elif kind == b"IEND":
             break
         seen.add(kind)
@@ -137,7 +152,7 @@ def _parse_png(file: bytes | bytearray) -> Steps[ImageFile]:
 
 
 def _parse_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
-    segments, view = _Segments(file[:2]), memoryview(file)
+    segments, view = Segments(file[:2], len(file)), memoryview(file)
     width = height = scans = 0
     frame, orientation, at = 0, 0, 2
     while (at := file.find(b"\xff", at)) >= 0:
@@ -153,7 +168,8 @@ def _parse_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
             continue
         end = start + int.from_bytes(file[start : start + 2], "big")
         if end < start + 2:
-            raise broken_image()
+            raise ImageFileError(BROKEN)
+        end = min(end, len(file))
         if code == _SCAN:
             scans += 1
             end = yield from _search(_END_OF_SCAN, file, end)
@@ -161,9 +177,9 @@ def _parse_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
             frame = code
             height, width = (int.from_bytes(file[place : place + 2], "big") for place in (start + 3, start + 5))
         elif code == _EXIF and not orientation and file.startswith(b"Exif\0\0", start + 2):
-            orientation = _orientation(view[start + 8 : end])
-        if code in _KEPT_SEGMENTS and file.startswith(_KEPT_SEGMENTS[code], start + 2):
-            segments.kept.append(view[at - 1 : end])
+            orientation = orientation_of(view[start + 2 : end])
+        if kept := _kept_segment(code, view[at - 1 : end]):
+            segments.kept.append(kept)
         at = end
     is_arithmetic = frame >= 0xC9
     return segments.image(
@@ -175,8 +191,20 @@ def _parse_jpeg(file: bytes | bytearray) -> Steps[ImageFile]:
     )
 
 
+def _kept_segment(code: int, segment: "memoryview[int]") -> "bytes | memoryview[int]":
+    """What is kept of a segment: all, nothing, or of JFIF's and Adobe's what defines the colours."""
+    if code in _KEPT_SEGMENTS:
+        return segment
+    data = segment[4:]
+    if code not in _COLOUR_SEGMENTS or bytes(data[:5]) != _COLOUR_SEGMENTS[code]:
+        return b""
+    kept = _JFIF if code == 0xE0 else bytes(data[:_ADOBE_BYTES])
+    is_whole = len(data) >= len(kept) >= _ADOBE_BYTES  # too short, decoders do not know it
+    return bytes([0xFF, code, 0, 2 + len(kept)]) + kept if is_whole else b""
+
+
 def _parse_webp(file: bytes | bytearray) -> Steps[ImageFile]:
-    segments, seen, view = _Segments(b"RIFF????WEBP"), set[bytes](), memoryview(file)
+    segments, seen, view = Segments(b"RIFF????WEBP", len(file)), set[bytes](), memoryview(file)
     size, orientation, at, is_lossy = (0, 0), 1, 12, True
     while at + 8 <= len(file):
         if segments.visit():
@@ -184,7 +212,7 @@ def _parse_webp(file: bytes | bytearray) -> Steps[ImageFile]:
         kind, start = bytes(file[at : at + 4]), at + 8
         end = start + int.from_bytes(file[at + 4 : start], "little")
         if kind == b"EXIF" and kind not in seen:
-            orientation = _orientation(view[start + (6 if file.startswith(b"Exif\0\0", start) else 0) : end])
+            orientation = orientation_of(view[start:end])
         elif kind in _KEPT_WEBP and kind not in seen:  # of an animation, only the first frame
             segments.kept.append(view[at : end + end % 2])
             if kind == b"VP8X":  # clear its flags for profile, EXIF and XMP, which are removed
@@ -220,7 +248,7 @@ def _webp_size(kind: bytes, data: bytes | bytearray) -> tuple[int, int]:
 
 
 def _parse_bmp(file: bytes | bytearray) -> ImageFile:
-    segments = _Segments(file)  # BMP has no segments: all of the file is kept
+    segments = Segments(file, len(file))  # BMP has no segments: all of the file is kept
     if file[14:18] == b"\x0c\0\0\0":  # the 12-byte header of OS/2
         width, height, compression = int.from_bytes(file[18:20], "little"), int.from_bytes(file[20:22], "little"), 0
     else:
@@ -242,8 +270,10 @@ def _search(pattern: re.Pattern[bytes], file: bytes | bytearray, start: int) -> 
     return len(file)
 
 
-def _orientation(exif: "memoryview[int]") -> int:
+def orientation_of(exif: "memoryview[int]") -> int:
     """The orientation in EXIF's first directory; 1, upright, if it is missing or out of range."""
+    if bytes(exif[:6]) == b"Exif\0\0":
+        exif = exif[6:]
     order: Literal["little", "big"] = "little" if bytes(exif[:2]) == b"II" else "big"
 
     def number(start: int, size: int) -> int:
@@ -252,7 +282,7 @@ def _orientation(exif: "memoryview[int]") -> int:
     directory = number(4, 4)
     for tag in range(min(number(directory, 2), _MAX_TAGS)):
         entry = directory + 2 + 12 * tag
-        if number(entry, 2) == _ORIENTATION:
+        if number(entry, 2) == ORIENTATION:
             value = number(entry + 8, 4 if number(entry + 2, 2) == 4 else 2)  # the standard says SHORT; some write LONG
             return value if 1 <= value <= 8 else 1
     return 1

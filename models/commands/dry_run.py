@@ -1,0 +1,63 @@
+"""What a run would be, without one: its data, nets, and what they cost on this machine; for a person or as JSON."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from models.data.summary import Summary, left_out_by_suffix, lines
+from models.training.cost import Cost, count_numbers, measure_step
+from models.training.trainer import State
+
+
+def dry_run(state: State, data: Summary, *, as_json: bool) -> None:
+    """Train a few steps, and print what a run would be."""
+    counts = {name: count_numbers(net) for name, net in (("G", state.generator), ("D", state.discriminator))}
+    cost = measure_step(state)
+    if as_json:
+        print(json.dumps(_facts(state, data, counts, cost)))
+    else:
+        print("\n".join(f"{name:<12}{words}" for name, words in _table(state, data, counts, cost)))
+
+
+def _facts(state: State, data: Summary, counts: Mapping[str, int], cost: Cost) -> dict[str, Any]:
+    classes = data["classes"]
+    return {
+        "image": data["image"],
+        "images": data["images"],
+        "labels": None if classes is None else [one["name"] for one in classes],
+        "left_out": left_out_by_suffix(data),
+        "parameters": sum(counts.values()),
+        "step_ms": cost.step_s * 1000,
+        "memory_bytes": cost.memory_bytes,
+        "hours": state.options.steps * cost.step_s / 3600,
+    }
+
+
+def _table(state: State, data: Summary, counts: Mapping[str, int], cost: Cost) -> list[tuple[str, str]]:
+    options = state.options
+    nets = ", ".join(f"{name} with {count:,} parameters" for name, count in counts.items())
+    labels = "class-conditional" if options.conditional else "unconditional"
+    first, *more = lines(data)
+    return [
+        ("data", first),
+        *(("", line) for line in more),
+        ("nets", f"{options.preset}, {labels}: {nets}"),
+        ("step", f"{options.batch_size} images, {duration(cost.step_s)}: {cost.images_per_s:,.0f} images/s"),
+        ("memory", "unknown" if cost.memory_bytes is None else f"{cost.memory_bytes / 2**20:,.0f} MiB"),
+        ("time", f"{duration(options.steps * cost.step_s)} for {options.steps:,} steps, and that of the scores"),
+    ]
+
+
+def duration(seconds: float) -> str:
+    """In the two largest units that a person reads: `182 ms`, `2.3 s`, `12 min`, `5 h 10 min`, `2 days 3 h`."""
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24:,} days {hours % 24} h"
