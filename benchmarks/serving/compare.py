@@ -1,6 +1,7 @@
 """Measures the service beside other servers that do the same work, and beside what the machine can do.
 
-    python -m benchmarks.serving.compare [--seconds 4] [--rounds 3] [--servers ours …] [--loads png-64 …] [--write]
+    python -m benchmarks.serving.compare [--seconds 4] [--rounds 3] [--bundle mnist …] [--servers ours …]
+                                         [--loads png-64 …] [--write]
 
 First every peer is tried with one and with all threads and workers, and keeps what answers most requests for one image
 over 64 connections. In each round every server is started in turn, asked for one reply of each kind, whose pixels are
@@ -24,11 +25,12 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -102,6 +104,7 @@ def expected(bundle: Bundle, uploads: Uploads) -> dict[str, Numbers]:
     logits = Verdicts(bundle.discriminator)(to_pixels(uploads.images), unknown)[:, 0].numpy()
     return {
         "png": most[:1],
+        "few": most[:16],
         "grid": most[:64],
         "json": most[:64],
         "npy": most,
@@ -294,41 +297,63 @@ def note_what_follows(results: Results) -> None:
         results.note(OURS, MEMORY, above_mib=mine - bare)
 
 
-def report(results: Results, chosen: Sequence[Contender], arguments: argparse.Namespace) -> int:
-    """Print the tables and the line, write the page where that is wanted; the exit code."""
-    loads = [load for load in LOADS if load.name in arguments.loads]
-    table(lines(results, loads))
-    if arguments.write:
-        remarks = {contender.name: contender.says for contender in chosen}
-        write_page(PAGE, page_text(results, loads, remarks, _conditions(arguments)))
-    facts = {
-        "seconds": arguments.seconds,
-        "rounds": arguments.rounds,
+def facts_of(results: Results) -> dict[str, object]:
+    """All that was measured, for programs."""
+    return {
         "servers": results.titles,
         "tunings": results.tunings,
         "figures": results.facts(),
         "absent": results.absent,
         "faults": {f"{server}, {load}": why for (server, load), why in results.faults.items()},
-        "torch": version("torch"),
     }
-    return finish("compare", facts, judge(results))
 
 
-def _conditions(arguments: argparse.Namespace) -> str:
+def _conditions(arguments: argparse.Namespace, bundle: str) -> str:
     here = machine()
     return (
         f"Medians of {arguments.rounds} rounds of {arguments.seconds:g} s on {here['cores']} cores that clients share: "
-        f"{here['processor']}, Python {here['python']}, torch {version('torch')}, `{arguments.bundle}`. "
-        "One image a request comes over 64 connections, the rest over 8. "
+        f"{here['processor']}, Python {here['python']}, torch {version('torch')}, onnxruntime "
+        f"{version('onnxruntime')}, `{bundle}`. One image a request comes over 64 connections, the rest over 8. "
         "The limit is, for one image, the cores over the processor time of a fixed reply, an image and a PNG; "
         "for the rest the nets, and for pictures the encoder, alone on all cores."
     )
 
 
+def measure_bundle(arguments: argparse.Namespace, name: str, fail: Callable[[str], NoReturn]) -> tuple[Results, str]:
+    """Race all chosen servers with one bundle; the results, and the page's text about them."""
+    bundle = read_bundle(arguments.bundles / name)
+    uploads = Uploads(bundle.draw(ROWS, seed=UPLOADED_SEED))
+    everybody = contenders(uploads, arguments.bundles, bundle.name)
+    names = [contender.name for contender in everybody]
+    for given, known in ((arguments.servers or names, names), (arguments.loads, [load.name for load in LOADS])):
+        if unknown := set(given) - set(known):
+            fail(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    chosen = [contender for contender in everybody if contender.name in (arguments.servers or names)]
+    results = Results({contender.name: contender.title for contender in chosen})
+    loads = [load for load in LOADS if load.name in arguments.loads]
+    measurer = Measurer(Plan(loads, arguments.seconds, arguments.bundles, bundle), results, expected(bundle, uploads))
+    if not arguments.untuned:
+        say(f"{name}: tuning")
+        chosen = [measurer.tune(contender) for contender in chosen]
+    for number in range(1, arguments.rounds + 1):
+        say(f"{name}, round {number}: limits")
+        measurer.measure_limits()
+        for contender in chosen:
+            if contender.name not in results.absent:
+                say(f"{name}, round {number}: {contender.title}")
+                measurer.measure(contender)
+    note_what_follows(results)
+    table(lines(results, loads))
+    remarks = {contender.name: contender.says for contender in chosen}
+    return results, page_text(results, loads, remarks, _conditions(arguments, name))
+
+
 def main() -> int:
     """Read the arguments and measure."""
     made = parser("The service beside other servers.", seconds=4)
-    made.add_argument("--bundle", default="mnist-mlp", help="folder of the bundle under --bundles that all serve")
+    made.add_argument(
+        "--bundle", nargs="+", default=["mnist", "mnist-mlp"], help="folders under --bundles that all serve, in turn"
+    )
     made.add_argument("--rounds", type=int, default=3, help="how often each server is started and measured")
     made.add_argument("--servers", nargs="+", metavar="NAME", help="only these, as the table names them")
     made.add_argument("--loads", nargs="+", metavar="LOAD", default=[load.name for load in LOADS], help="only these")
@@ -337,30 +362,17 @@ def main() -> int:
     arguments = made.parse_args()
     if not wrk.is_there():
         made.error(f"{wrk.PROGRAM} is not installed; Debian has it as a package of that name")
-    bundle = read_bundle(arguments.bundles / arguments.bundle)
-    uploads = Uploads(bundle.draw(ROWS, seed=UPLOADED_SEED))
-    everybody = contenders(uploads, arguments.bundles, bundle.name)
-    names = [contender.name for contender in everybody]
-    for given, known in ((arguments.servers or names, names), (arguments.loads, [load.name for load in LOADS])):
-        if unknown := set(given) - set(known):
-            made.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(known)}")
-    chosen = [contender for contender in everybody if contender.name in (arguments.servers or names)]
-    results = Results({contender.name: contender.title for contender in chosen})
-    loads = [load for load in LOADS if load.name in arguments.loads]
-    measurer = Measurer(Plan(loads, arguments.seconds, arguments.bundles, bundle), results, expected(bundle, uploads))
     allow_connections(MAX_CONNECTIONS)
-    if not arguments.untuned:
-        say("tuning")
-        chosen = [measurer.tune(contender) for contender in chosen]
-    for number in range(1, arguments.rounds + 1):
-        say(f"round {number}: limits")
-        measurer.measure_limits()
-        for contender in chosen:
-            if contender.name not in results.absent:
-                say(f"round {number}: {contender.title}")
-                measurer.measure(contender)
-    note_what_follows(results)
-    return report(results, chosen, arguments)
+    measured = {name: measure_bundle(arguments, name, made.error) for name in arguments.bundle}
+    if arguments.write:
+        write_page(PAGE, "\n\n".join(f"### With `{name}`\n\n{text}" for name, (_, text) in measured.items()))
+    facts: dict[str, object] = {"seconds": arguments.seconds, "rounds": arguments.rounds, "torch": version("torch")}
+    checks = [
+        check._replace(wanted=f"{name}, {check.wanted}")
+        for name, (results, _) in measured.items()
+        for check in judge(results)
+    ]
+    return finish("compare", facts | {name: facts_of(results) for name, (results, _) in measured.items()}, checks)
 
 
 def say(what: str) -> None:

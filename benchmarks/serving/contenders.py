@@ -41,9 +41,9 @@ LONGEST_REASON = 160
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 OK = 200
 
-GRID, MANY, ROWS = 64, 1024, 256
+FEW, GRID, MANY, ROWS = 16, 64, 1024, 256
 # What is asked of a server, and the images in one reply or request.
-KINDS = {"png": 1, "grid": GRID, "json": GRID, "npy": MANY, "judge png": 1, "judge npy": ROWS}
+KINDS = {"png": 1, "few": FEW, "grid": GRID, "json": GRID, "npy": MANY, "judge png": 1, "judge npy": ROWS}
 SEED = "{seed}"  # in a body: a new one for each request
 
 Numbers = NDArray[Any]
@@ -86,7 +86,7 @@ def read_reply(kind: str, body: bytes) -> Numbers:
             return picture.reshape(side, height, side, width, 1).swapaxes(1, 2).reshape(GRID, height, width, 1)
         case "json":
             return np.stack([_pixels(base64.b64decode(text)) for text in json.loads(body)["images"]])
-        case "npy":
+        case "npy" | "few":
             return np.asarray(np.load(io.BytesIO(body), allow_pickle=False))
         case _:
             return np.array([result["logit"] for result in json.loads(body)["results"]])
@@ -188,6 +188,7 @@ def _asks() -> dict[str, str]:
     """The bodies of /sample."""
     return {
         "png": f'{{"count":1,"seed":{SEED}}}',
+        "few": f'{{"count":{FEW},"seed":{SEED},"format":"npy"}}',
         "grid": f'{{"count":{GRID},"seed":{SEED}}}',
         "json": f'{{"count":{GRID},"seed":{SEED},"format":"json"}}',
         "npy": f'{{"count":{MANY},"seed":{SEED},"format":"npy"}}',
@@ -245,9 +246,13 @@ def _triton(uploads: Uploads) -> dict[str, Request]:
     judged = head([sent], "logits")
     return {
         "png": _post("/v2/models/sample/infer", head([number("seed", SEED, 1, 1)], "images")),
-        "npy": _post(
-            "/v2/models/sample_many/infer", head([number("seed", SEED, 1), number("count", MANY, 1)], "images")
-        ),
+        **{
+            kind: _post(
+                "/v2/models/sample_many/infer",
+                head([number("seed", SEED, 1), number("count", KINDS[kind], 1)], "images"),
+            )
+            for kind in ("few", "npy")
+        },
         "judge npy": _post(
             "/v2/models/discriminate/infer",
             judged.encode() + pixels.tobytes(),
@@ -268,8 +273,8 @@ def contenders(uploads: Uploads, bundles: Path, bundle: str) -> list[Contender]:
         service(
             "ours, more workers",
             "service",
-            variables=settings | {"GAN_WORKERS": str(CORES)},
-            says=f"`GAN_WORKERS={CORES}`: a process for each processor",
+            variables=settings | {"GAN_WORKERS": "auto"},
+            says="`GAN_WORKERS=auto`, the default",
         ),
         service(
             "unobserved",
@@ -308,6 +313,13 @@ def contenders(uploads: Uploads, bundles: Path, bundle: str) -> list[Contender]:
         ),
         peer("Ray Serve", "benchmarks.peers.ray_server", environment="ray", package="ray"),
         peer("plain FastAPI", "benchmarks.peers.plain_server", says="no batches", package="fastapi"),
+        peer(
+            "FastAPI, onnxruntime",
+            "benchmarks.peers.plain_server",
+            variables={"PEER_ENGINE": "onnxruntime"},
+            says="the same with nets that were exported, as a careful user has it",
+            package="onnxruntime",
+        ),
         peer(
             "static bytes",
             "benchmarks.peers.static_server",
