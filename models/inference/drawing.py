@@ -80,12 +80,16 @@ def _on(device: torch.device, labels: Int64 | None) -> Tensor | None:
 
 @contextmanager
 def _as_served() -> Iterator[None]:
-    """One thread, and on a GPU no tf32: a sum that threads share, or of rounded numbers, has other last bits."""
+    """One thread, and on a GPU no tf32: a sum that threads share, or of rounded numbers, has other last bits.
+
+    And no gradients.
+    """
     threads, has_tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(1)
     torch.backends.cudnn.allow_tf32 = False
     try:
-        yield
+        with torch.inference_mode():
+            yield
     finally:
         torch.set_num_threads(threads)
         torch.backends.cudnn.allow_tf32 = has_tf32

@@ -18,7 +18,8 @@ T = TypeVar("T")
 class EngineThread:
     """A thread that runs one function after another for an event loop.
 
-    It is a daemon, so that a call that never returns can't keep the process from ending.
+    It is a daemon, so that a call that never returns can't keep the process from ending. It is in torch's inference
+    mode: nothing on it needs gradients.
 
     Args:
         name: Of the thread.
@@ -63,18 +64,22 @@ class EngineThread:
         # large operator, and until then MKL would divide sums among all processors, which changes their last bits.
         torch.get_num_threads()
         try:
-            if self._begin is not None:
-                self._begin()
-            while (call := self._inbox.get()) is not None:
-                self._began = time.monotonic()
-                outcome = _outcome(call.function, call.arguments)
-                self._began = None
-                call.finish(*outcome)
-                del call, outcome  # or both would be kept, payloads and answer, until the next call comes
+            with torch.inference_mode():
+                self._run_calls()
         finally:
             # In this order: `run` puts its call first and looks at the flag then, so one of the two finds every call.
             self._has_ended = True
             self._refuse_rest()
+
+    def _run_calls(self) -> None:
+        if self._begin is not None:
+            self._begin()
+        while (call := self._inbox.get()) is not None:
+            self._began = time.monotonic()
+            outcome = _outcome(call.function, call.arguments)
+            self._began = None
+            call.finish(*outcome)
+            del call, outcome  # or both would be kept, payloads and answer, until the next call comes
 
     def _refuse_rest(self) -> None:
         with contextlib.suppress(queue.Empty):
