@@ -28,6 +28,13 @@ SIZES = (4, 8, 32)
 CPU = torch.device("cpu")
 
 
+@pytest.fixture(autouse=True)
+def _as_on_an_engines_thread() -> Iterator[None]:
+    """Where nothing needs gradients."""
+    with torch.inference_mode():
+        yield
+
+
 class Imitation(GPU):
     """A GPU's ways on the CPU, but for what torch refuses there."""
 
