@@ -116,6 +116,7 @@ def test_threads_take_turns() -> None:
     before, rounds = recorder.turns, 300
     answers: dict[int, list[Tensor]] = {n: [] for n in range(3)}
 
+    @torch.inference_mode()
     def run(n: int) -> None:
         for _ in range(rounds):
             answers[n].append(replayed(torch.full((8, 3), float(n)), torch.full((8,), n)))
