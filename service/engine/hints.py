@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from models.inference.pixels import UInt8
 
-BLANK = "The image is blank: it has one colour all over, so that the verdict means nothing."
+BLANK = "The image is blank as D sees it: one colour all over, so that the verdict means nothing."
 DARK_ON_LIGHT = "The image is dark on light, and this bundle's images are light on dark: invert it."
 LIGHT_ON_DARK = "The image is light on dark, and this bundle's images are dark on light: invert it."
 
