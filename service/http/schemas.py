@@ -197,8 +197,9 @@ class Reply(BaseModel):
 
 
 class SampleReply(Reply):
-    """Images as JSON, written by `service.codecs.encode`."""
+    """Images as JSON."""
 
+    # Written by `service.codecs.encode`.
     bundle: str
     version: str
     seed: int
