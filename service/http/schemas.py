@@ -530,12 +530,12 @@ def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int
 
 def _ambiguous(digits: str, index: int, names: Sequence[str]) -> str:
     """Why digits in a query are refused, and how to write what was meant."""
-    by_name = f'labels=["{digits}"]'
+    by_name = f'labels=["{digits}"] for the name (in curl with -g)'  # else curl takes brackets for a range
     if index >= len(names):
-        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name} for the name."
+        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name}."
     return (
         f"labels: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another class; "
-        f"write labels=[{index}] for the index, {by_name} for the name."
+        f"write labels=[{index}] for the index, {by_name}."
     )
 
 
