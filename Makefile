@@ -55,7 +55,10 @@ clean:
 	rm -rf .venv* .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
+# Another Python is refused here: pip would speak of packages, and the next `make` would find this environment made.
 $(VENV)/created:
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' || \
+		{ echo "Python 3.11 to 3.13 is needed, and $(PYTHON) is none. PYTHON=python3.12 takes another." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from service.errors import did_you_mean
 from service.http.auth import Keys, read_keys
 from service.logs import set_up_logs
 from service.server import process_memory as memory
@@ -123,6 +124,9 @@ def _print_error(message: str, code: int) -> int:
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print one line, without the usage."""
+        if message.startswith("unrecognized arguments: "):
+            unknown = message.split()[2].partition("=")[0]
+            message += did_you_mean(unknown, map(flag, Settings.model_fields))
         self.exit(BAD_SETTING, f"{self.prog}: {message}\n")
 
 

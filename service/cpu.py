@@ -5,21 +5,23 @@ import math
 import os
 from pathlib import Path
 
+from service.cgroup import MOUNT, OWN_GROUPS, limit_folders
 
-def cpu_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """Number of processors that this process may use, by its affinity and the container's CPU quota."""
+
+def cpu_limit(cgroup: Path = MOUNT, own_groups: Path = OWN_GROUPS) -> int:
+    """Number of processors that this process may use, by its affinity and by the CPU quota of its container or unit."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()  # cgroup v2
-    except (OSError, ValueError):
-        try:
-            quota = (cgroup / "cpu/cpu.cfs_quota_us").read_text().strip()  # cgroup v1; −1 means no quota
-            period = (cgroup / "cpu/cpu.cfs_period_us").read_text().strip()
-        except OSError:
-            return allowed
-    if not quota.isdigit():  # "max" or −1: no quota
-        return allowed
-    return max(1, min(allowed, math.ceil(int(quota) / int(period))))
+    quotas = [_quota(folder) for folder in limit_folders("cpu", cgroup, own_groups)]
+    return max(1, math.ceil(min(allowed, *quotas)))
+
+
+def _quota(folder: Path) -> float:
+    """Processors whose time a control group grants; inf where it has no quota."""
+    for files in (("cpu.max",), ("cpu.cfs_quota_us", "cpu.cfs_period_us")):  # cgroup v2, v1
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no quota
+            quota, period = (int(word) for file in files for word in (folder / file).read_text().split())
+            return quota / period if quota > 0 else math.inf  # v1: −1 means no quota
+    return math.inf
 
 
 def shares(workers: int) -> list[set[int]] | None:

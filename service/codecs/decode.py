@@ -33,7 +33,8 @@ MULTIPART = "multipart/form-data"
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/bmp", MULTIPART, NPY)
 _MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
 _DATA_URL = re.compile(r"[ \t\r\n]*+data:[^,]{0,200};base64,", re.IGNORECASE)
-_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"')
+# One that is not closed ends with the text: if it were no match, the search would begin again at each quote in it.
+_QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"?')
 # Some clients name a file in this way alone (RFC 5987, 6266). The parser leaves it out, because forms should not (RFC
 # 7578, 4.2).
 _EXTENDED_FILENAME = re.compile(rb";[ \t]*filename\*", re.IGNORECASE)

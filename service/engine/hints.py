@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from models.inference.pixels import UInt8
 
-BLANK = "The image is blank: it has one colour all over, so that the verdict means nothing."
+BLANK = "The image is blank as D sees it: one colour all over, so that the verdict means nothing."
 DARK_ON_LIGHT = "The image is dark on light, and this bundle's images are light on dark: invert it."
 LIGHT_ON_DARK = "The image is light on dark, and this bundle's images are dark on light: invert it."
 
 _FLAT_LEVELS = 8  # between the least and the greatest value of a channel: JPEG leaves as much of one colour
-_DARK, _LIGHT = 85, 170  # under and over these a value is clearly dark or light
+_DARK, _LIGHT = 85, 170  # under and over these a value is clearly dark or light, whatever else is in the image
 _BORDER_SHARE = 0.75  # of an image's border that is clearly dark or light where its ground is
 _IMAGES_SHARE = 0.9  # of a bundle's images that have the ground which is then usual for it
 
@@ -44,7 +44,9 @@ class Hints:
         found: dict[int, str] = {}
         if self.ground is not None:
             border, is_dark = _border(images), self.ground == "dark"
-            odd = _are_mostly(border > _LIGHT if is_dark else border < _DARK)
+            # Between them it is what the rest of the image is not: paper in a photo is seldom white, nor ink black.
+            middle = np.clip(_middle(images), _DARK, _LIGHT)
+            odd = _are_mostly(border > middle if is_dark else border < middle)
             found |= dict.fromkeys(np.flatnonzero(odd).tolist(), DARK_ON_LIGHT if is_dark else LIGHT_ON_DARK)
         if not self.has_blank:
             found |= dict.fromkeys(np.flatnonzero(_are_blank(images)).tolist(), BLANK)
@@ -55,6 +57,13 @@ def _border(images: UInt8) -> UInt8:
     """The values of each image's border: (n, values)."""
     edges = images[:, 0], images[:, -1], images[:, :, 0], images[:, :, -1]
     return np.concatenate([edge.reshape(len(images), -1) for edge in edges], axis=1)
+
+
+def _middle(images: UInt8) -> NDArray[np.float64]:
+    """The value half way between the least and the greatest of each image: (n, 1)."""
+    least, greatest = images.min(axis=(1, 2, 3)), images.max(axis=(1, 2, 3))
+    middle: NDArray[np.float64] = (least.astype(np.float64) + greatest)[:, np.newaxis] / 2
+    return middle
 
 
 def _are_mostly(border: NDArray[np.bool_]) -> NDArray[np.bool_]:

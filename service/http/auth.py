@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -114,6 +115,9 @@ def _read(name: str, listed: SecretStr | None, file: Path | None) -> dict[str, s
         return keys
     source = f"{variable(name)}_FILE: {file}"
     try:
+        # A pipe gives its keys once and to one worker, and one that nobody writes to never does.
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise SettingsError(f"{source}: is not a regular file, which every worker could read, and read again")
         with file.open("rb") as opened:
             content = opened.read(MAX_FILE_BYTES + 1)
         if len(content) > MAX_FILE_BYTES:

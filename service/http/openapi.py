@@ -1,5 +1,6 @@
 """The routes' OpenAPI descriptions. FastAPI can't derive them: the routes parse bodies and queries themselves."""
 
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -103,6 +104,8 @@ def complete(
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
+    for schema in schemas.values():
+        _describe_fields(schema)
     components["securitySchemes"] = _KEYS
     for path, operations in document["paths"].items():
         scope = scopes.get(path, KeyScope.USE)
@@ -112,6 +115,15 @@ def complete(
                 operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
     for schema in _count_schemas(document):
         schema["maximum"] = max_count
+
+
+def _describe_fields(schema: dict[str, Any]) -> None:
+    """Let each field say what the docstring of its class says of it under "Attributes"."""
+    text, _, attributes = schema.get("description", "").partition("\n\nAttributes:\n")
+    for name, about in re.findall(r"^ {4}(\w+): (.+(?:\n {5}.+)*)", attributes, re.MULTILINE):
+        schema["properties"][name]["description"] = " ".join(about.split())
+    if attributes:
+        schema["description"] = text
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:

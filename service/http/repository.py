@@ -31,6 +31,7 @@ MAX_BODY_BYTES = 65536
 BODY_S = 30.0  # for the body to arrive
 LIMITS = JsonLimits(values=64)
 CHANGE_S = 300.0  # within which all workers must load a bundle
+TRIES = 3  # to have all workers agree
 
 
 def repository_routes(manager: ModelManager) -> APIRouter:
@@ -73,22 +74,28 @@ class Repository:
     async def change(self, how: str, bundle: str) -> None:
         """Load or unload a bundle in this worker, and if that succeeds, in all others at once.
 
+        Again where another worker then has another version, because it was told to do the opposite meanwhile: whoever
+        is last decides for all.
+
         Raises:
             Invalid: It can't be loaded, or another worker failed to do the same.
         """
-        await self._change_here(how, bundle)
-        there = await self._manager.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
-        reasons = [why for version, why in there if why is not None or version != self._manager.version(bundle)]
-        if reasons:
-            raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
+        for _ in range(TRIES):
+            await self._change_here(how, bundle)
+            there = await self._manager.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
+            reasons = [why for version, why in there if version != self._manager.version(bundle)]
+            if not reasons:
+                return
+        raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
 
     async def follow(self, how: str, bundle: str) -> tuple[str | None, str | None]:
-        """Do what another worker did. Returns the resulting version and None, or None and the reason why it failed."""
+        """Do what another worker did. Returns the version that is loaded then, if any, and why it failed, if it did."""
+        reason = None
         try:
             await self._change_here(how, bundle)
-        except ServiceError as error:
-            return None, error.detail
-        return self._manager.version(bundle), None
+        except ServiceError as error:  # perhaps it was done already
+            reason = error.detail
+        return self._manager.version(bundle), reason
 
     async def _change_here(self, how: str, bundle: str) -> None:
         """Load or unload in this worker. The client gets the reason of a failure, without the path of the bundles."""

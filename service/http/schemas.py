@@ -49,6 +49,10 @@ MAX_INDEX_DIGITS = 9
 _ALIASES = {"image/jpg": "image/jpeg"}  # in Accept
 MAX_REASONS = 8  # in one error
 _REPEATED = {"labels": "; join several by commas, as in labels=3,1"}
+_REASONS = {  # in place of pydantic's words for these mistakes
+    "string_pattern_mismatch": "must be a bundle's name, or name@version",  # of `BundleName`, the only pattern
+    "too_short": "must hold at least one",
+}
 
 
 def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
@@ -193,8 +197,9 @@ class Reply(BaseModel):
 
 
 class SampleReply(Reply):
-    """Images as JSON, written by `service.codecs.encode`."""
+    """Images as JSON."""
 
+    # Written by `service.codecs.encode`.
     bundle: str
     version: str
     seed: int
@@ -432,7 +437,7 @@ def _refusal(error: ValidationError, schema: type[Schema]) -> Malformed | Invali
 def _reason(mistake: ErrorDetails, schema: Any) -> str:
     """What is wrong with a field of this schema, or of one within it."""
     if mistake["type"] != "extra_forbidden":
-        return mistake["msg"].removeprefix("Value error, ") + "."
+        return _REASONS.get(mistake["type"], mistake["msg"].removeprefix("Value error, ")) + "."
     *outer, name = map(str, mistake["loc"])
     for field in outer:
         schema = schema.model_fields[field].annotation
@@ -519,18 +524,18 @@ def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int
         index, shown = (label, str(label)) if isinstance(label, int) else (places.get(label, len(names)), label)
     if 0 <= index < len(names):
         return index
-    known = ", ".join(f"{index} ({name})" for index, name in list(enumerate(names))[:20])
+    known = ", ".join(f"{index} ({name[:100]})" for index, name in enumerate(names[:20]))
     raise Invalid(f"labels: {shown[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
 
 
 def _ambiguous(digits: str, index: int, names: Sequence[str]) -> str:
     """Why digits in a query are refused, and how to write what was meant."""
-    by_name = f'labels=["{digits}"]'
+    by_name = f'labels=["{digits}"] for the name (in curl with -g)'  # else curl takes brackets for a range
     if index >= len(names):
-        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name} for the name."
+        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name}."
     return (
         f"labels: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another class; "
-        f"write labels=[{index}] for the index, {by_name} for the name."
+        f"write labels=[{index}] for the index, {by_name}."
     )
 
 
@@ -556,13 +561,12 @@ def resolve_sample(
         NotAcceptable: See `choose_format`.
     """
     count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
+    is_beyond = request.first_index + count > SEED_LIMIT
     if not 1 <= count <= settings.max_count:
         following = request.first_index + settings.max_count
-        raise Invalid(
-            f"count: {count} images; one request may ask for 1 to {settings.max_count}. "
-            f"Ask for the others with the same seed and first_index={following}."
-        )
-    if request.first_index + count > SEED_LIMIT:
+        others = "" if is_beyond else f" Ask for the others with the same seed and first_index={following}."
+        raise Invalid(f"count: {count} images; one request may ask for 1 to {settings.max_count}.{others}")
+    if is_beyond:
         raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
     asked = request.format, request.layout, request.columns, request.scale
     render = _render_options(*asked, accept, count, image.shape, settings.max_output_pixels)

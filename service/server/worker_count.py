@@ -9,11 +9,12 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple, Self
 
+from service.cgroup import MOUNT, OWN_GROUPS, limit_folders
 from service.cpu import cpu_limit
 from service.settings import Settings
 
 MOST = 4
-# A worker has 0.25 GiB at rest. Clients would have to fill nearly all bounds for bodies, replies and uploads at once to
+# A worker has 0.3 GiB at rest. Clients would have to fill nearly all bounds for bodies, replies and uploads at once to
 # make it need more than this, beside its bundles.
 WORKER_BYTES = 3 * 2**29
 WEIGHT_COPIES = 3  # in the order in which the processor reads them, as they are in the file, and while they are read
@@ -30,7 +31,7 @@ class Machine(NamedTuple):
 
     @classmethod
     def here(cls, device: str) -> Self:
-        """The machine, or the container, that this process runs in, for a service on this device."""
+        """What this process may use of the machine, for a service on this device."""
         return cls(cpu_limit(), memory_limit(), has_gpu(device), hasattr(socket, "send_fds"))
 
 
@@ -74,12 +75,13 @@ def choose_workers(settings: Settings, machine: Machine, weights_bytes: int = 0)
     return Choice(max(1, int(workers)), why)
 
 
-def memory_limit(cgroup: Path = Path("/sys/fs/cgroup")) -> float:
-    """Bytes of memory that this process may use: the container's limit, or all that there is; inf if nobody knows."""
+def memory_limit(cgroup: Path = MOUNT, own_groups: Path = OWN_GROUPS) -> float:
+    """Bytes of memory for this process: the limit of its container or unit, or all there is; inf if nobody knows."""
     limits = [math.inf]
-    for file in ("memory.max", "memory/memory.limit_in_bytes"):  # cgroup v2, v1
-        with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
-            limits.append(int((cgroup / file).read_text()))
+    for folder in limit_folders("memory", cgroup, own_groups):
+        for file in ("memory.max", "memory.limit_in_bytes"):  # cgroup v2, v1
+            with contextlib.suppress(OSError, ValueError):  # "max" is no number: no limit
+                limits.append(int((folder / file).read_text()))
     with contextlib.suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf, others not these names
         limits.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
     return min(limits)

@@ -17,6 +17,11 @@ function code(text) {
   return element("code", text);
 }
 
+/** Text, with what stands between backticks as code. */
+function prose(text = "") {
+  return element("span", ...text.split("`").map((part, place) => (place % 2 ? code(part) : part)));
+}
+
 /** A schema in a few words: type, bounds, choices. */
 function words(schema) {
   if (!schema) return "";
@@ -46,7 +51,7 @@ function table(rows) {
 
 function fields(schema) {
   return table(Object.entries(schema.properties ?? {}).map(([name, one]) => [
-    code(name + (schema.required?.includes(name) ? " *" : "")), quiet(words(one)), one.description ?? "",
+    code(name + (schema.required?.includes(name) ? " *" : "")), quiet(words(one)), prose(one.description),
   ]));
 }
 
@@ -57,19 +62,19 @@ function bodies(content) {
 function route(path, method, facts) {
   const name = element("span", method.toUpperCase());
   name.className = "method";
-  const parts = [element("p", facts.description ?? "")];
+  const parts = [element("p", prose(facts.description))];
   if (facts.parameters?.length) {
     parts.push(element("h3", "Parameters"), table(facts.parameters.map((one) => [
-      code(one.name), quiet(`${one.in}, ${words(one.schema)}`), one.description ?? "",
+      code(one.name), quiet(`${one.in}, ${words(one.schema)}`), prose(one.description),
     ])));
   }
   if (facts.requestBody) parts.push(element("h3", "Body"), bodies(facts.requestBody.content));
   parts.push(element("h3", "Replies"));
   for (const [status, reply] of Object.entries(facts.responses)) {
-    parts.push(element("p", code(status), ` ${reply.description.replaceAll("`", "")}`));
+    parts.push(element("p", code(status), " ", prose(reply.description)));
     if (status === "200") {
       parts.push(bodies(reply.content), table(Object.entries(reply.headers ?? {}).map(([header, one]) => [
-        code(header), one.description,
+        code(header), prose(one.description),
       ])));
     }
   }
@@ -87,7 +92,7 @@ function route(path, method, facts) {
     }
   }
   for (const [name, schema] of Object.entries(api.components.schemas)) {
-    const text = element("p", schema.description ?? "");
+    const text = element("p", prose(schema.description));
     document.getElementById("schemas").append(
       element("details", element("summary", code(name)), element("div", text, fields(schema))),
     );

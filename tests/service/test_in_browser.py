@@ -163,13 +163,14 @@ def test_the_page_never_scrolls_sideways(browser: Browser, url: str, seven: UInt
 
 @pytest.mark.parametrize("width", [PHONE, DESK])
 def test_the_documentation_fits_with_everything_open(browser: Browser, url: str, width: int) -> None:
-    """Neither the page nor any part of it scrolls sideways."""
+    """Neither the page nor any part of it scrolls sideways, and names in its text are set as code."""
     browser.open(f"{url}/docs", width)
     browser.until("document.querySelectorAll('details').length > 20")
     browser.run("document.querySelectorAll('details').forEach((one) => { one.open = true; })")
     assert browser.run(OVERFLOW) == 0
     inner = "[...document.querySelectorAll('details > div')].filter((one) => one.scrollWidth > one.clientWidth).length"
     assert browser.run(inner) == 0
+    assert "`" not in browser.run("document.body.innerText")
 
 
 def test_the_slider_shows_its_value(browser: Browser, url: str) -> None:

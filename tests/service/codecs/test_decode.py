@@ -337,6 +337,8 @@ def test_a_part_is_known_as_a_file_by_its_filename_or_its_type(head: bytes) -> N
         b'Content-Disposition: form-data; name="bundle"',
         b'Content-Disposition: form-data; name="a; filename*=b"',
         b'Content-Disposition: form-data; name="a\\"; filename*=b"',
+        b'Content-Disposition: form-data; name="a; filename*=b',
+        b'Content-Disposition: form-data; name="a\\"; filename*=b\\',
         b'Content-Disposition: form-data; name="bundle"\r\nContent-Type: text/plain',
         b'Content-Disposition: form-data; name="bundle"\r\nX-Content-Type: image/png',
         b"X-Nothing: 1",

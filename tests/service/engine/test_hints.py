@@ -48,6 +48,18 @@ def test_a_hint_is_found_at_its_place(real_digits: UInt8) -> None:
     assert Hints.of(real_digits).find(images) == {1: DARK_ON_LIGHT, 4: BLANK}
 
 
+@pytest.mark.parametrize(("paper", "ink"), [(205, 55), (165, 45), (120, 30)])
+def test_a_photo_of_a_drawing_is_dark_on_light(paper: int, ink: int, real_digits: UInt8) -> None:
+    """Also in a dim room and unevenly lit, where paper is grey; what is light on a grey ground needs no inverting."""
+    drawn = real_digits.astype(np.float64) / 255
+    shade = np.linspace(0.85, 1.15, 28).reshape(28, 1, 1)
+    photos = ((paper + (ink - paper) * drawn) * shade).astype(np.uint8)
+    hints = Hints.of(real_digits)
+    assert hints.find(photos) == dict.fromkeys(range(len(photos)), DARK_ON_LIGHT)
+    assert hints.find(255 - photos) == {}
+    assert Hints.of(255 - real_digits).find(255 - photos) == dict.fromkeys(range(len(photos)), LIGHT_ON_DARK)
+
+
 def test_colour_has_an_opposite_ground_too() -> None:
     """Only black and white grounds are opposite: of a coloured one nobody knows what was meant."""
     red, white, black, blue = (200, 20, 20), (250, 250, 250), (5, 5, 5), (0, 0, 255)

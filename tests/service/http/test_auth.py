@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -147,6 +148,14 @@ def test_a_file_without_usable_keys_is_refused(tmp_path: Path, tiny_settings: Ma
     assert "words" not in str(caught.value)
     with pytest.raises(SettingsError, match="No such file"):
         read_keys(tiny_settings(admin_keys_file=tmp_path / "none"))
+
+
+def test_keys_are_read_from_files_alone(tmp_path: Path, tiny_settings: Make) -> None:
+    """A pipe would be empty for the next worker and on SIGHUP, or make them wait for ever."""
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", tmp_path, Path(os.devnull)):
+        with pytest.raises(SettingsError, match=f"GAN_API_KEYS_FILE: {path}: is not a regular file"):
+            read_keys(tiny_settings(api_keys_file=path))
 
 
 def test_no_key_is_kept_or_shown(tiny_settings: Make) -> None:

@@ -99,7 +99,7 @@ async def test_labels_in_a_query(client: httpx.AsyncClient, bundle: str, labels:
     ("bundle", "labels", "says"),
     [
         ("digits", "2", "that of '10', and also the name of another class; write labels=[2] for the index"),
-        ("digits", "3,2", 'labels=["2"] for the name'),
+        ("digits", "3,2", 'labels=["2"] for the name (in curl with -g).'),
         ("digits", "10", 'there is none so high; write labels=["10"] for the name'),
         ("digits", "4", "'4' is not one of 0 (0), 1 (1), 2 (10), 3 (2)"),
         ("digits", "9" * 5000, "is not one of"),

@@ -69,6 +69,15 @@ async def test_schemas_say_what_they_say_in_words_that_exist(document: dict[str,
     assert {word for schema in found for word in schema} <= KEYWORDS
 
 
+async def test_a_class_is_described_field_by_field(document: dict[str, Any]) -> None:
+    """What a docstring says of attributes stands at these, not in one paragraph with the rest."""
+    fields = document["components"]["schemas"]["Preparation"]["properties"]
+    assert fields["fit"]["description"].startswith("What becomes of an image of another shape: `crop` cuts")
+    assert fields["fit"]["description"].endswith("`squeeze` distorts it.")
+    assert all("description" in field for field in fields.values())
+    assert "Attributes:" not in json.dumps(document)
+
+
 def options(schema: dict[str, Any]) -> list[dict[str, Any]]:
     return list(schema.get("anyOf", [schema]))
 

@@ -1,10 +1,11 @@
 """Bundles are loaded and unloaded by request; if that fails, loaded bundles go on serving."""
 
+import asyncio
 import logging
 import os
 import shutil
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from fastapi import FastAPI
 from models.bundle import GENERATOR, MANIFEST, Bundle
 from service.app import create_app
 from service.settings import Settings
+from service.worker_group import Handler, WorkerGroup
 
 pytestmark = pytest.mark.anyio
 
@@ -270,3 +272,42 @@ async def test_a_loaded_bundle_that_lost_its_manifest_is_refused_with_the_reason
     (folder / "rgb" / MANIFEST).unlink()
     assert MANIFEST in refusal(await change(admin, "rgb", "load"), 422)
     assert (await admin.get("/sample?bundle=rgb")).status_code == 200
+
+
+class Neighbour(WorkerGroup):
+    """One of two workers in this process: it asks the other's handlers directly."""
+
+    other: "Neighbour"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.handlers: dict[str, Handler] = {}
+
+    def answer(self, handlers: Mapping[str, Handler]) -> None:
+        """Keep them for the other."""
+        self.handlers |= handlers
+
+    async def ask(self, what: str, *, within_s: float, **details: Any) -> list[Any]:  # noqa: ARG002 - none is late here
+        """The other's answer."""
+        return [await self.other.handlers[what](**details)]
+
+
+@pytest.mark.parametrize("verbs", [("load", "unload"), ("unload", "load"), ("unload", "unload"), ("load", "load")])
+async def test_workers_agree_after_two_changes_at_once(
+    folder: Path,
+    tiny_settings: Callable[..., Settings],
+    start: Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]],
+    verbs: tuple[str, str],
+) -> None:
+    """Each of two workers is asked for one; whichever comes last, both have the bundle or neither."""
+    groups = Neighbour(), Neighbour()
+    groups[0].other, groups[1].other = reversed(groups)
+    settings = tiny_settings(bundles=folder, admin_keys="root")
+    apps = [create_app(settings, worker_group=group) for group in groups]
+    async with start(apps[0]) as one, start(apps[1]) as other:
+        for client in (one, other):
+            client.headers.update(ADMIN)
+        replies = await asyncio.gather(change(one, "rgb", verbs[0]), change(other, "rgb", verbs[1]))
+        assert {reply.status_code for reply in replies} <= {200, 404}
+        found = [(await client.get("/sample?bundle=rgb")).status_code for client in (one, other)]
+        assert found[0] == found[1]

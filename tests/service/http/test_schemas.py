@@ -108,6 +108,8 @@ def test_query_and_body_say_the_same() -> None:
         ),
         (b"format=gif", Invalid, "format: "),
         (b"scale=17", Invalid, "scale: "),
+        (b"bundle=", Invalid, "^bundle: must be a bundle's name, or name@version\\.$"),
+        (b"bundle=mnist@", Invalid, "^bundle: must be a bundle's name, or name@version\\.$"),
         (b"count=x&seed=y", Invalid, "seed: "),
         (b"bundle=%ff", Malformed, "query"),
         (b"a=1" + b"&a=1" * 99, Malformed, "query"),
@@ -171,6 +173,8 @@ def test_null_counts_as_left_out() -> None:
         assert body(schema, nulls) == body(schema, b"{}")
     nested = b'{"parameters": {"unload_dependents": null}}'
     assert body(RepositoryUnload, nested) == body(RepositoryUnload, b"{}")
+    with pytest.raises(Invalid, match=r"^images: must hold at least one\.$"):
+        body(DiscriminateRequest, b'{"images": []}')
     for nothing in (b'{"images": null}', b"null"):
         with pytest.raises(Invalid, match="images: "):
             body(DiscriminateRequest, nothing)
@@ -250,6 +254,7 @@ def test_labels_come_by_index_or_name_for_one_or_all(labels: Any, count: int, in
         (3, NAMES, "'3' is not one of 0 .cat., 1 .dog., 2 .owl."),
         (-1, NAMES, "'-1' is not one of"),
         ("cow", NAMES, "'cow' is not one of"),
+        ("cow", ("x" * 9000,) * 9000, "'cow' is not one of (. .x{100}., ){10}(.. .x{100}., ){10}…\\.$"),
         ([0, 1, 2], NAMES, "3 labels for 2 images"),
         ([], NAMES, "0 labels for 2 images"),
         (0, None, "no labels"),
@@ -288,6 +293,8 @@ def test_columns_and_strips() -> None:
     [
         ({"count": 4097}, "count: 4097 images; one request may ask for 1 to 4096. .* first_index=4096"),
         ({"count": 10_000, "first_index": 4096}, "with the same seed and first_index=8192"),
+        ({"count": 10_000, "first_index": SEED_LIMIT - 10_000}, f"first_index={SEED_LIMIT - 10_000 + 4096}"),
+        ({"count": 10_000, "first_index": SEED_LIMIT - 9999}, "may ask for 1 to 4096\\.$"),  # there are no others
         ({"labels": ["cat"] * 5000}, "count: 5000 images"),
         ({"first_index": SEED_LIMIT - 1, "count": 2}, "first_index: "),
         ({"count": 4096, "scale": 16}, "pixels; the most is 64000000"),

@@ -328,6 +328,8 @@ def test_help_names_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
         (["--max-count"], "--max-count"),
         (["--colour", "red"], "--colour"),
         (["--max-c", "3"], "--max-c"),
+        (["--wrokers", "2"], "unrecognized arguments: --wrokers 2; did you mean --workers?"),
+        (["--max_count=2"], "; did you mean --max-count?"),
         (["--device", "cuda:99"], "GAN_DEVICE (or --device): there is no device cuda:99"),
         (["--precision", "float16"], "GAN_PRECISION (or --precision) is 'float16'"),
         (
