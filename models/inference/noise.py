@@ -13,6 +13,7 @@ nets' own device, for GPUs that need not agree with CPUs in the last bits.
 import math
 import threading
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -71,8 +72,13 @@ def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Flo
 def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count: int) -> Int64:
     """Labels of images first_index … of a seed, drawn at these frequencies (they sum to 1): int64 (count,)."""
     u = _uniforms([(seed, LABEL_STREAM, first_index, 4 * count)])[::4]
-    edges = np.cumsum(np.asarray(frequencies, dtype=np.float64))
-    return np.searchsorted(edges[:-1], u, side="right").astype(np.int64)
+    return np.searchsorted(_edges(tuple(frequencies)), u, side="right").astype(np.int64, copy=False)
+
+
+@lru_cache(maxsize=64)
+def _edges(frequencies: tuple[float, ...]) -> NDArray[np.float64]:
+    """Where in (0, 1] each label but the last ends."""
+    return np.cumsum(np.asarray(frequencies, dtype=np.float64))[:-1]
 
 
 def sampled_labels(latent: LatentSpec, seed: int, first_index: int, count: int) -> Int64 | None:
