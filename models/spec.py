@@ -147,7 +147,7 @@ def check_image(network: MLPSpec | ConvSpec, image: ImageSpec) -> None:
     """
     if isinstance(network, ConvSpec) and not (image.height == image.width and 16 <= image.height <= 128):
         raise ValueError(
-            f"convolutional nets are for square images of 16 to 128 pixels a side, not {image.height}×{image.width}"
+            f"convolutional nets are for square images of 16 to 128 pixels a side, not {image.width}×{image.height}"
         )
 
 

@@ -131,10 +131,11 @@ def _instead_of(run: RunDir) -> str:
         return f"{run.path} is the folder of a run; its bundle is {run.bundle}"
     rows, steps = run.stats(), (run.record() or {}).get("options", {}).get("steps", "?")
     step = rows[-1]["step"] if rows else 0
+    of_best = f", or with --resume --steps {step} makes a bundle of the best until now" if step else ""
     look = f"{run.preview} is a bundle of what is there so far; " if (run.preview / MANIFEST).exists() else ""
     return (
         f"{run.path}: no bundle yet: the run has come to step {step} of {steps}. {look}its train command with --resume "
-        f"finishes it, or with --resume --steps {step} makes a bundle of the best until now"
+        f"finishes it{of_best}"
     )
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from models.data.summary import Summary, left_out_by_suffix, lines
 from models.training.cost import Cost, count_numbers, measure_step
+from models.training.report import duration
 from models.training.trainer import State
 
 
@@ -46,18 +47,3 @@ def _table(state: State, data: Summary, counts: Mapping[str, int], cost: Cost) -
         ("memory", "unknown" if cost.memory_bytes is None else f"{cost.memory_bytes / 2**20:,.0f} MiB"),
         ("time", f"{duration(options.steps * cost.step_s)} for {options.steps:,} steps, and that of the scores"),
     ]
-
-
-def duration(seconds: float) -> str:
-    """In the two largest units that a person reads: `182 ms`, `2.3 s`, `12 min`, `5 h 10 min`, `2 days 3 h`."""
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.3g} ms"
-    if seconds < 59.95:
-        return f"{seconds:.3g} s"
-    minutes = round(seconds / 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60} min"
-    hours = round(seconds / 3600)
-    return f"{hours // 24:,} days {hours % 24} h"

@@ -39,7 +39,7 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest = bundle.manifest
     training, image, latent = manifest.training, manifest.image, manifest.latent
     yield "created", f"{manifest.created:%Y-%m-%d %H:%M} UTC"
-    yield "images", f"{image.height}×{image.width}, {'grey' if image.channels == 1 else 'RGB'}"
+    yield "images", f"{image.width}×{image.height}, {'grey' if image.channels == 1 else 'RGB'}"
     yield "latent", f"{latent.dim} numbers, {latent.distribution}, {latent.sampler}"
     yield "labels", ", ".join(manifest.labels) if manifest.labels else "none"
     yield "preparation", "not recorded" if manifest.preparation is None else _said(asdict(manifest.preparation))

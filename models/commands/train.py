@@ -17,7 +17,7 @@ from models.commands.dry_run import dry_run
 from models.commands.signals import Interrupted, StopOnSignal
 from models.commands.train_loop import TrainingLoop
 from models.commands.train_options import add_options, default_name, resolve
-from models.data.dataset import listed
+from models.data.dataset import listed, printable
 from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import lines, summary
 from models.files import remove_folder
@@ -119,9 +119,9 @@ def _first_line(state: trainer.State, dataset: Dataset, run: RunDir) -> str:
     generator, discriminator = (count_numbers(net) for net in (state.generator, state.discriminator))
     return (
         f"Training {options.preset} on {dataset.name}: {len(dataset.train.images):,} images of "
-        f"{image.height}×{image.width}, {kind}, {f'{state.classes} classes' if state.classes else 'no classes'}; "
-        f"{generator:,} numbers in G, {discriminator:,} in D; {options.steps:,} steps of {options.batch_size} images, "
-        f"from step {state.step:,}; {state.device}; {run.path}"
+        f"{image.width}×{image.height}, {kind}, {f'{state.classes} classes' if state.classes else 'no classes'}; "
+        f"{generator:,} parameters in G, {discriminator:,} in D; "
+        f"{options.steps:,} steps of {options.batch_size} images, from step {state.step:,}; {state.device}; {run.path}"
     )
 
 
@@ -178,7 +178,7 @@ def _training_data(arguments: argparse.Namespace, options: TrainingOptions, run:
     read = load_dataset(arguments.data, arguments.data_dir, seed=options.seed, **asked)
     dataset = numbered_as_begun(read, run) if arguments.resume else read
     if dataset is not read:
-        _say(arguments, f"The labels stand as when the run was begun: {listed(dataset.label_names or ())}.")
+        _say(arguments, f"The labels stand as when the run was begun: {_listed(dataset.label_names or ())}.")
     said = arguments.conditional is not None or arguments.dry_run  # programs read a dry run's output too
     if dataset.label_names and not options.conditional and not said:
         print(f"{options.preset} is unconditional: the labels of {dataset.name} are not used. --conditional uses them.",
@@ -188,9 +188,13 @@ def _training_data(arguments: argparse.Namespace, options: TrainingOptions, run:
         seen = set(dataset.train.labels.tolist())
         unseen = [name for label, name in enumerate(dataset.label_names) if label not in seen]
         if unseen:
-            print(f"warning: no training image of {listed(unseen)}: what is drawn for such a label means nothing",
+            print(f"warning: no training image of {_listed(unseen)}: what is drawn for such a label means nothing",
                   file=sys.stderr, flush=True)  # fmt: skip
     return dataset
+
+
+def _listed(label_names: Sequence[str]) -> str:
+    return listed([printable(name) for name in label_names])
 
 
 def _say(arguments: argparse.Namespace, line: str) -> None:

@@ -33,7 +33,7 @@ class Reading:
         image_size: Pixels a side; None keeps sizes.
         fit, background: Of the preparation. Without a background it is white, or for sets of arrays their own.
         colour: What makes a folder's set RGB: `pixels`, one that is not exactly grey; `mode`, a file in a mode for
-            colours, as it once was; `rgb`, that it shall be so.
+            colours, as it once was; `rgb`, that it shall be so, which changes nothing in how its files are read.
     """
 
     image_size: int | None = None
@@ -145,6 +145,14 @@ def relabelled(dataset: Dataset, label_names: Sequence[str]) -> Dataset:
     parts = [Split(split.images, None if split.labels is None else numbers[split.labels]) for split in splits]
     found = assembled(dataset.name, parts, tuple(label_names))
     return replace(found, files=dataset.files, preparation=dataset.preparation)
+
+
+def in_rgb(dataset: Dataset) -> Dataset:
+    """A grey folder's images in three channels, which are those that it would have beside coloured ones."""
+    splits = (dataset.train, dataset.validation, dataset.test)
+    parts = [Split(np.repeat(split.images, 3, axis=-1), split.labels) for split in splits]
+    how = replace(dataset.preparation, colour="rgb") if dataset.preparation else None
+    return replace(assembled(dataset.name, parts, dataset.label_names), files=dataset.files, preparation=how)
 
 
 def numbered_as_before(dataset: Dataset, checksum: str | None) -> Dataset:

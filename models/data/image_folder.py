@@ -79,7 +79,8 @@ def write_folder(entry: Path, source: ImageFolder, reading: Reading, *, seed: in
         labels, names = _labels_of(source, places[order])
         train, validation, test = map(len, parts)
         colour: Literal["grey", "rgb"] = "rgb" if any(shape[2] == 3 for shape in shapes) else "grey"
-        how, files = replace(reading.preparation(), colour=colour), _files_read(source, decoded, made_up)
+        how = replace(reading.preparation(), colour=colour)
+        files = _files_read(source, decoded, reading.colour, made_up)
         write_entry(entry, name, _in_order(spool, shapes, order), (train, validation, test), labels, names, how, files)
     if find_images(source.path, source.mode).fingerprint != source.fingerprint:
         raise DataError(f"{source.path}: changed while it was read: try again")
@@ -184,7 +185,7 @@ def _labels_of(
     return labels, [source.label_names[label] for label in used]
 
 
-def _files_read(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) -> FilesRead:
+def _files_read(source: ImageFolder, decoded: _Decoded, colour: Colour, notes: Sequence[str]) -> FilesRead:
     """What became of the folder's files, and what the user should be told of it."""
     notes, left_out, total = list(notes), {}, len(decoded.shapes)
     if decoded.faults:
@@ -194,10 +195,9 @@ def _files_read(source: ImageFolder, decoded: _Decoded, notes: Sequence[str]) ->
     coloured = [printable(source.files[place]) for place, shape in decoded.shapes.items() if shape[2] == 3]
     if coloured and len(coloured) < total / 2:  # a stray file triples the work, and nobody would see why
         notes.append(f"All images become RGB because of {len(coloured)} among {total}: {listed(coloured)}")
-    if not coloured:
-        notes.append(f"All {total} images are grey: one channel")
     sizes = (decoded.smallest, decoded.largest) if decoded.smallest and decoded.largest else None
-    return FilesRead(sizes, len(coloured), left_out, source.splits is not None, notes)
+    counted = len(coloured) if colour == "pixels" else None  # else grey images may be among them
+    return FilesRead(sizes, counted, left_out, source.splits is not None, notes)
 
 
 def _decode(folder: Path, name: str, *, reading: Reading) -> tuple[Images, Size] | str:
@@ -226,4 +226,4 @@ def _channels(picture: Image.Image, colour: Colour) -> int | None:
     """How many channels the image gets; None where its pixels say."""
     if colour == "mode":
         return 1 if picture.mode in {"1", "L", "LA", "La"} or picture.mode.startswith("I;16") else 3
-    return 3 if colour == "rgb" else None
+    return None

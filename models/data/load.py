@@ -26,6 +26,7 @@ from models.data.dataset import (
     Split,
     declared,
     divide,
+    in_rgb,
     listed,
     one_line,
 )
@@ -122,13 +123,24 @@ def _load_path(data: str, seed: int, reading: Reading, *, skip_bad: bool, splits
 
 def _load_folder(path: Path, seed: int, reading: Reading, *, skip_bad: bool, splits: str) -> Dataset:
     images = find_images(path, splits)
+    # What says the same is the same entry: a run that goes on names the background and colour that it was begun with.
+    is_rgb = reading.colour == "rgb"
+    colour: Colour = "pixels" if is_rgb else reading.colour
+    reading = replace(reading, background=reading.preparation().background, colour=colour)
     options = {**asdict(reading), "seed": seed, "skip_bad": skip_bad, "splits": splits}
     build = partial(write_folder, source=images, reading=reading, seed=seed, skip_bad=skip_bad)
     dataset = cached(str(path.resolve()), options, images.fingerprint, build)
-    for note in dataset.files.notes:
+    notes = list(dataset.files.notes)
+    if dataset.train.images.shape[-1] == 1:
+        if is_rgb:
+            dataset = in_rgb(dataset)
+        else:
+            total = sum(len(split.images) for split in (dataset.train, dataset.validation, dataset.test))
+            notes.append(f"All {total} images are grey: one channel")
+    for note in notes:
         print(note, file=sys.stderr)
     left_out = {**images.left_out, **dataset.files.left_out}
-    return replace(dataset, files=replace(dataset.files, left_out=left_out))
+    return replace(dataset, files=replace(dataset.files, left_out=left_out, notes=notes))
 
 
 def _resized(source: str, fingerprint: str, read: Callable[[], Dataset], reading: Reading, seed: int) -> Dataset:

@@ -7,7 +7,9 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TextColumn, TimeElapsedColumn
+from rich.table import Column
+from rich.text import Text
 
 from models.evaluation.metric_suite import SuiteScore
 from models.evaluation.parzen import ParzenScore
@@ -17,6 +19,16 @@ from models.training.trainer import Best, Report, Selection
 
 REDRAWN_EVERY_S = 0.5
 PLAIN_EVERY_S = 30.0  # without a terminal
+
+
+class _CutColumn(TextColumn):
+    """A column that gives way to the others, as those do in rich that may wrap, and keeps to one line."""
+
+    def render(self, task: Task) -> Text:
+        """Its text."""
+        text = super().render(task)
+        text.no_wrap, text.overflow = True, "ellipsis"
+        return text
 
 
 class TrainingProgress:
@@ -40,11 +52,11 @@ class TrainingProgress:
         self._told: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description}"),
-            MofNCompleteColumn(),
-            BarColumn(),
-            TimeElapsedColumn(),
+            MofNCompleteColumn(table_column=Column(no_wrap=True)),
+            BarColumn(max(8, min(40, self._console.width // 8)), table_column=Column(no_wrap=True)),
+            TimeElapsedColumn(table_column=Column(no_wrap=True)),
             TextColumn("{task.fields[left]}"),
-            TextColumn("{task.fields[figures]}"),  # last: a narrow terminal cuts these
+            _CutColumn("{task.fields[figures]}", table_column=Column()),  # the one that a narrow terminal cuts
             console=self._console,
             refresh_per_second=2,
             disable=not self._live,
@@ -105,7 +117,8 @@ class TrainingProgress:
         self._shown = self._clock()
         taken, left = self._step - self._first, ""
         if taken and self._step < self._steps:
-            left = f"{duration((self._shown - self._began) / taken * (self._steps - self._step))} left"
+            seconds = (self._shown - self._began) / taken * (self._steps - self._step)
+            left = f"{duration(max(1, round(seconds)))} left"
         if self._live:
             self._progress.update(self._task, completed=self._step, figures=self._figures, left=left)
         else:

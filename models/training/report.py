@@ -138,7 +138,7 @@ def _images(images: Mapping[str, Any]) -> dict[str, str]:
     colour = "grey" if images["channels"] == 1 else "RGB"
     return {
         "images to train, validate, test": " · ".join(f"{images[name]:,}" for name in ("train", "validation", "test")),
-        "image": f"{images['height']}×{images['width']}, {colour}",
+        "image": f"{images['width']}×{images['height']}, {colour}",
         "classes": f"{images['classes'] or 'none'}",
     }
 
@@ -287,15 +287,18 @@ def _spread(items: Sequence[T], most: int) -> list[T]:
 
 
 def duration(seconds: float) -> str:
-    """A time as a person says it, in its two largest units."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    days, hours = divmod(hours, 24)
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    """In the units that a person reads: `182 ms`, `2.3 s`, `12 min`, `5 h 10 min`, `2 days 3 h`."""
+    if 0 < seconds < 0.9995:
+        return f"{seconds * 1000:.3g} ms"
+    if seconds < 59.95:
+        return f"{seconds:.3g} s"
+    minutes = round(seconds / 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60} min"
+    hours = round(seconds / 3600)
+    return f"{hours // 24:,} days {hours % 24} h"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, Any]]:

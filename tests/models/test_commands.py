@@ -868,7 +868,7 @@ def test_a_run_says_at_its_start_what_it_will_do(
     assert train(data, tmp_path / "run", "--steps", "3", preset="classes") == 0
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Training ")]
     for part in (
-        *("classes on Colours (small)", "64 images of 10×6, RGB", "3 classes", "3,188 numbers in G", "3 steps of 8"),
+        *("classes on Colours (small)", "64 images of 6×10, RGB", "3 classes", "3,188 parameters in G", "3 steps of 8"),
         str(tmp_path / "run"),
     ):
         assert part in line
@@ -896,6 +896,19 @@ def test_a_run_in_place_of_a_bundle_is_told_what_to_give(
             *("with --resume finishes it", "--resume --steps 3 makes a bundle"),
         ):
             assert part in line
+
+
+def test_a_run_without_a_step_yet_has_nothing_to_make_a_bundle_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So only what finishes it is told."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "options.json").write_text('{"options": {"steps": 9}}')
+    assert main(["inspect", str(run)]) == 1
+    told = only_error(capsys)
+    assert "step 0 of 9" in told
+    assert told.endswith("with --resume finishes it")
 
 
 # --- Resuming ----------------------------------------------------------------------------------------------------
@@ -1368,7 +1381,7 @@ def test_without_a_terminal_a_plain_line_comes_twice_a_minute(capsys: pytest.Cap
     assert second.split("  ")[0] == "step 18/100"
     for part in ("D loss 1.250", "G loss 0.750", "D(x) 0.60", "D(G(z)) 0.40", "1,234 images/s", "nats at 10"):
         assert part in first
-    assert first.endswith("5 min 18 s left")  # 91 steps, at 3.5 s each
+    assert first.endswith("5 min left")  # 91 steps, at 3.5 s each
     assert third == "step 20/100  scoring: training the feature net 11/20"
     assert PLAIN_EVERY_S == 30
 
@@ -1390,6 +1403,27 @@ def test_a_terminal_gets_a_bar_that_moves_with_the_steps(
     shown = capsys.readouterr().err
     for part in ("1,234 images/s", "41/100", "scoring: training the feature net", "7/20"):
         assert part in shown
+
+
+def test_on_a_narrow_terminal_the_figures_give_way(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In 80 columns there is room for what is done, how far it is, and how long it will take."""
+    for name, value in (("FORCE_COLOR", "1"), ("TERM", "xterm"), ("COLUMNS", "80")):
+        monkeypatch.setenv(name, value)
+
+    def shown() -> str:
+        return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", capsys.readouterr().err)  # without colours
+
+    clock = Clock()
+    with TrainingProgress(10_000, 0, clock) as progress:
+        clock.now_s += 90
+        REPORT.step = 250
+        progress.show(REPORT, Best(), SELECTIONS["parzen"])
+    assert re.search("step +250/10000 ━.* 58 min left D loss 1.250", shown())
+    with TrainingProgress(10_000, 0, clock) as progress:
+        progress.between("scoring: training the feature net", 7, 20)
+    assert re.search("scoring: training the feature net +7/20 ", shown())
 
 
 def test_data_dir_comes_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from models.__main__ import main
-from models.commands.dry_run import duration
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_preset")
 
@@ -124,22 +123,3 @@ def test_a_run_in_a_folder_whose_name_is_no_utf_8_gets_its_report(pets: Path, tm
                "--image-size", "8", "--device", "cpu"]  # fmt: skip
     assert main(command) == 0
     assert r"<title>caf\xe9</title>" in (out / "report.html").read_text("utf-8")
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"),
-    [
-        (0.000_62, "0.62 ms"),
-        (0.1824, "182 ms"),
-        (0.9999, "1 s"),
-        (2.34, "2.34 s"),
-        (59.97, "1 min"),
-        (90 * 60, "1 h 30 min"),
-        (18_600, "5 h 10 min"),
-        (183_600, "2 days 3 h"),
-        (172_799, "2 days 0 h"),
-    ],
-)
-def test_durations_are_in_units_that_a_person_reads(seconds: float, words: str) -> None:
-    """No 0.00 h, and no 400,000 s."""
-    assert duration(seconds) == words

@@ -715,6 +715,7 @@ def test_a_grey_set_can_be_asked_for_in_colour(tmp_path: Path) -> None:
         found = load(tmp_path, colour=colour)
         assert everything(found).shape == (12, 3, 4, channels)
         assert found.preparation == Preparation(colour="grey" if channels == 1 else "rgb")
+        assert found.files.coloured == (None if colour == "mode" else 0)  # by their modes, files are not looked at
 
 
 def test_a_folder_is_prepared_as_it_is_asked_for(tmp_path: Path) -> None:
@@ -992,6 +993,16 @@ def test_a_damaged_entry_is_made_again(cache: Path, tmp_path: Path, name: str, k
     path = entries(cache)[0] / name
     path.write_bytes(path.read_bytes()[:kept])
     assert load(folder).checksum == before.checksum
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_what_a_run_names_that_goes_on_is_decoded_once_too(cache: Path, tmp_path: Path, mode: str) -> None:
+    """It names the background and colour that it was begun with; the set is the same, and what is said of it."""
+    folder = save_many(tmp_path / "cats", 12, mode=mode)
+    Image.new("RGB", (4, 3), "red").save(folder / "00.png")
+    first, again = load(folder), load(folder, background="#ffffff", colour="rgb")
+    assert len(entries(cache)) == 1
+    assert (again.checksum, again.preparation, again.files) == (first.checksum, first.preparation, first.files)
 
 
 def test_seed_and_size_have_entries_of_their_own(cache: Path, tmp_path: Path) -> None:

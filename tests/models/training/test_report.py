@@ -105,7 +105,7 @@ def test_a_page_shows_what_the_folder_holds(html: str) -> None:
     text = Page(html).text
     assert text.count("memorising") == 1
     for words in (
-        *("1,439 · 179 · 180", "64×48, RGB", "classes 12 ", "4,000 of 4,000", "6 min 40 s"),
+        *("1,439 · 179 · 180", "48×64, RGB", "classes 12 ", "4,000 of 4,000", "7 min"),
         "memorising: for 4000 images",
         "cats & dogs",
         "mlp-<b>",
@@ -173,10 +173,21 @@ def test_a_folder_of_any_name_has_a_page(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "words"),
-    [(8.4, "8 s"), (400, "6 min 40 s"), (7_320, "2 h 2 min"), (360_000, "4 d 4 h")],
+    [
+        (0, "0 s"),
+        (0.000_62, "0.62 ms"),
+        (0.1824, "182 ms"),
+        (0.9999, "1 s"),
+        (2.34, "2.34 s"),
+        (59.97, "1 min"),
+        (90 * 60, "1 h 30 min"),
+        (18_600, "5 h 10 min"),
+        (183_600, "2 days 3 h"),
+        (172_799, "2 days 0 h"),
+    ],
 )
-def test_times_are_said_in_two_units(seconds: float, words: str) -> None:
-    """As a person would."""
+def test_durations_are_in_units_that_a_person_reads(seconds: float, words: str) -> None:
+    """No 0.00 h, and no 400,000 s."""
     assert duration(seconds) == words
 
 
