@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import logging
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,11 @@ from models.bundle import Bundle
 from models.inference.fast_nets import FastDiscriminator, fast_discriminator, fast_generator
 from models.inference.noise import draw_latents
 from models.inference.tiles import REFERENCE_TILE
-from service.engine.device import Device, Precision, Sampler
+from service.engine.device import Call, Device, Precision, Sampler
 from service.engine.payloads import UNKNOWN_LABEL
 
 WARMUP_SEED = 0
+SLOWER = 1.1  # what is worth a warning
 
 log = logging.getLogger(__name__)
 
@@ -85,3 +87,24 @@ class Reference:
             "%s in %s: 64 images differ from float32's by %.2f grey levels on average and %.1f at most, logits by %.3f",
             *(exact.name, precision, off.mean(), off.max(), (logits - judged[:, 0]).abs().max()),
         )
+        if self.pixels.device.type == "cpu":
+            self._warn_of_slow_images(exact, precision)
+
+    def _warn_of_slow_images(self, exact: Bundle, precision: Precision) -> None:
+        """Log a warning where a single image takes longer than in float32; all sizes have one precision."""
+        alone = self.sampler.example[:1], None if self.labels is None else self.labels[:1]
+        slower = _seconds(self.sampler.levels, *alone) / _seconds(fast_generator(exact.generator).levels, *alone)
+        if slower > SLOWER:
+            log.warning(
+                "%s in %s: a single image takes %.1f times as long as in float32", exact.name, precision, slower
+            )
+
+
+def _seconds(call: Call, rows: torch.Tensor, labels: torch.Tensor | None) -> float:
+    """Processor time of a call; the least of some."""
+    seconds = []
+    for _ in range(10):
+        started = time.thread_time()
+        call(rows, labels)
+        seconds.append(time.thread_time() - started)
+    return min(seconds)

@@ -307,6 +307,8 @@ def test_bfloat16_says_how_far_it_is_off_and_keeps_its_own_bits(
         rf"{kind} in bfloat16: 64 images differ from float32's by ([\d.]+) grey levels on average", caplog.text
     )
     assert said
+    slow = re.search(rf"{kind} in bfloat16: a single image takes ([\d.]+) times as long as in float32", caplog.text)
+    assert slow is None or float(slow[1]) > 1
     assert half.fingerprint != exact.fingerprint
     whole, plain = (one.sample.run([sample_part(exact, 7, 1.0, 0, ROWS)]) for one in (half, exact))
     assert np.abs(whole.astype(int) - plain).mean() < 2 * float(said[1]) + 0.5
