@@ -38,7 +38,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _failed(": ".join(str(part) for part in (error.filename, error.strerror) if part) or error)
     except ModuleNotFoundError as error:
-        return _failed(f"{error.name} is not installed: the {_extra_of(error.name or '')} extra brings it")
+        extra = "tensorboard" if error.name == "tensorboard" else "train"
+        return _failed(f"{error.name} is not installed: the {extra} extra brings it")
     return code
 
 
@@ -54,12 +55,6 @@ def command_parser() -> argparse.ArgumentParser:
 def _failed(reason: object, code: int = FAILED) -> int:
     print(f"error: {reason}", file=sys.stderr)
     return code
-
-
-def _extra_of(package: str) -> str:
-    if package == "tensorboard":
-        return "tensorboard"
-    return "export" if package.startswith("onnx") else "train"
 
 
 if __name__ == "__main__":
