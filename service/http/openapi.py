@@ -2,11 +2,13 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from inspect import getdoc
 from typing import Any
 
 from pydantic import BaseModel
 from starlette.responses import Response
 
+from models.images.preparation import Preparation
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
 from service.errors import (
@@ -104,6 +106,8 @@ def complete(
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
+    # pydantic 2.10 leaves out what a dataclass says of itself.
+    schemas["Preparation"].setdefault("description", getdoc(Preparation))
     for schema in schemas.values():
         _describe_fields(schema)
     components["securitySchemes"] = _KEYS
