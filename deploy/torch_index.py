@@ -21,7 +21,7 @@ from typing import NamedTuple
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 ANSWER_S = 5.0
 MAX_PAGE_BYTES = 2**23
-SIZES = {"cpu": "1.1 GB", "cuda": "4.9 GB"}  # of the whole environment on Linux
+SIZES = {"cpu": "1.1 GB", "cuda": "about 5 GB"}  # of the whole environment on Linux
 CONSTRAINTS = Path(__file__).parents[1] / "constraints.txt"
 
 
