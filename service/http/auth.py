@@ -73,14 +73,12 @@ class Keys:
         return self._known.get(_digest(key), Key(None, KeyScope.NONE)) if key else None
 
     def check(self, key: Key | None, needed: KeyScope) -> None:
-        """Check whether a request with this key has the scope that it needs.
+        """Check whether a request that needs a key has one of the scope that it needs.
 
         Raises:
             Unauthorized: It has no key, or an unknown one.
             Forbidden: Its key has a lower scope, or no configured key has this scope.
         """
-        if self.need_none(needed):
-            return
         if needed is KeyScope.ADMIN and not self._has_admin:
             raise Forbidden("No administrator's key is set on this service.")
         if key is None:

@@ -8,8 +8,9 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from service.engine.model_manager import ModelManager
 from service.http.openapi import BUNDLE, BUNDLES
+from service.http.parsing import parse_query
 from service.http.responses import JSON
-from service.http.schemas import BundleList, BundleMetadata, Reply, Schema, parse_query
+from service.http.schemas import BundleList, BundleMetadata, Reply, Schema
 
 
 def bundle_routes(manager: ModelManager) -> APIRouter:

@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from models.bundle import Bundle
 from service.codecs.encode import ENCODERS
-from service.http.schemas import SamplePlan, SampleRequest, fingerprint
+from service.http.resolving import SamplePlan, fingerprint
+from service.http.schemas import SampleRequest
 
 SHORT_S = 300  # the newest version of a bundle's name can change
 YEAR_S = 31_536_000  # a pinned version never changes

@@ -19,8 +19,10 @@ from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
 from service.http.json_limits import json_limits
 from service.http.openapi import DISCRIMINATE
+from service.http.parsing import parse_body, parse_query
 from service.http.problems import problem
 from service.http.request_context import RequestContext, context_of
+from service.http.resolving import resolve_labels
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import (
@@ -30,9 +32,6 @@ from service.http.schemas import (
     Labels,
     Schema,
     discriminate_reply,
-    parse_body,
-    parse_query,
-    resolve_labels,
 )
 
 # The Server-Timing header, in milliseconds; browsers display it.

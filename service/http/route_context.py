@@ -1,6 +1,7 @@
 """What routes share: the parts they work with, a request's deadline, reading its body, and work off the event loop."""
 
 import asyncio
+import re
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
@@ -10,9 +11,8 @@ from typing import Any, TypeVar
 from service.codecs.decoders import Decoders
 from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices
 from service.engine.model_manager import ModelManager
-from service.errors import DeadlinePassed, RequestTimeout, UnsupportedEncoding, duration
+from service.errors import DeadlinePassed, Invalid, RequestTimeout, UnsupportedEncoding, duration
 from service.http.request_context import RequestContext
-from service.http.schemas import timeout_s
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -122,3 +122,16 @@ async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
             return await request.read_body()
     except TimeoutError:
         raise RequestTimeout(f"The body was not there within {duration(deadline.seconds)}.") from None
+
+
+def timeout_s(header: str | None, settings: Settings) -> float:
+    """Seconds that a request may take: its X-Timeout-Ms, capped at GAN_MAX_DEADLINE_S, or else GAN_DEADLINE_S.
+
+    Raises:
+        Invalid: Not a whole number of milliseconds from 1.
+    """
+    if header is None:
+        return settings.deadline_s
+    if not re.fullmatch("[0-9]{1,9}", header.strip()) or int(header) == 0:
+        raise Invalid(f"X-Timeout-Ms: {header[:100]!r} is not a whole number of milliseconds from 1 to 999999999.")
+    return min(int(header) / 1000, settings.max_deadline_s)

@@ -14,10 +14,12 @@ from service.errors import UnsupportedMediaType
 from service.http.caching import Caching, caching, has_current_copy
 from service.http.json_limits import json_limits
 from service.http.openapi import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
+from service.http.parsing import parse_body, parse_query
 from service.http.request_context import RequestContext, context_of
+from service.http.resolving import SamplePlan, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
-from service.http.schemas import SamplePlan, SampleRequest, Schema, parse_body, parse_query, resolve_sample
+from service.http.schemas import SampleRequest, Schema
 
 # Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
 # most), and what Pillow encodes. On a busy machine that takes less time than handing them to a thread.

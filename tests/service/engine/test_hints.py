@@ -96,6 +96,8 @@ def test_what_a_lossy_file_makes_of_one_colour_is_blank() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 9), (9, 1), (2, 2)])
 def test_images_of_any_size_are_looked_at(shape: tuple[int, int]) -> None:
-    """Also such as are nothing but border."""
-    images = np.random.default_rng(0).integers(0, 256, (8, *shape, 3), dtype=np.uint8)
-    Hints.of(images).find(images)
+    """Also such as are nothing but border; one of a single pixel is always of one colour."""
+    dark, light = (np.full((8, *shape, 3), level, np.uint8) for level in (5, 250))
+    dark[:, 0, 0] = 60
+    assert Hints.of(dark).find(dark) == {}
+    assert Hints.of(dark).find(light)[0] == (DARK_ON_LIGHT if shape == (1, 1) else BLANK)

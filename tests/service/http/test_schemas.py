@@ -13,7 +13,10 @@ from service.codecs.encode import MEDIA_TYPES
 from service.codecs.time_slices import run_steps
 from service.errors import Invalid, Malformed, NotAcceptable
 from service.http.json_limits import JsonLimits
+from service.http.parsing import SchemaT, parse_body, parse_query
 from service.http.problems import problem
+from service.http.resolving import SamplePlan, choose_format, fingerprint, resolve_labels, resolve_sample
+from service.http.route_context import timeout_s
 from service.http.schemas import (
     SEED_LIMIT,
     DiscriminateQuery,
@@ -24,17 +27,8 @@ from service.http.schemas import (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
-    SamplePlan,
     SampleRequest,
-    SchemaT,
-    choose_format,
     discriminate_reply,
-    fingerprint,
-    parse_body,
-    parse_query,
-    resolve_labels,
-    resolve_sample,
-    timeout_s,
 )
 from service.settings import Settings
 

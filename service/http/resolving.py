@@ -1,0 +1,191 @@
+"""Resolves a parsed request for a bundle: fills in defaults, and refuses what the bundle or the settings rule out."""
+
+import math
+import re
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from models.spec import ImageSpec
+from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
+from service.errors import Invalid, NotAcceptable
+from service.http.schemas import SEED_LIMIT, Label, Labels, QueryDigits, SampleRequest
+from service.settings import Settings
+
+MAX_INDEX_DIGITS = 9
+_ALIASES = {"image/jpg": "image/jpeg"}  # in Accept
+
+
+def choose_format(wanted: Format | None, accept: str | None) -> Format:
+    """The format of a reply: the one requested by name, else the best that `Accept` allows (RFC 9110, 12.5.1).
+
+    Raises:
+        NotAcceptable: `Accept` allows none of ours.
+    """
+    if wanted is not None:
+        return wanted
+    ranges = _accept_ranges(accept or "*/*")
+    best = max(MEDIA_TYPES, key=lambda form: _quality(MEDIA_TYPES[form], ranges))  # max keeps the first of equals
+    if _quality(MEDIA_TYPES[best], ranges) == 0:
+        raise NotAcceptable(f"Accept allows none of {', '.join(MEDIA_TYPES.values())}.")
+    return best
+
+
+def _accept_ranges(accept: str) -> dict[str, float]:
+    """The quality of each media range; malformed ones are skipped."""
+    ranges = {}
+    for part in accept.lower().split(","):
+        name, *parameters = (piece.strip() for piece in part.split(";"))
+        quality = next((p[2:].strip() for p in parameters if p.startswith("q=")), "1")
+        if re.fullmatch(r"[01](\.[0-9]{0,3})?", quality):
+            ranges[_ALIASES.get(name, name)] = min(float(quality), 1.0)
+    return ranges
+
+
+def _quality(media_type: str, ranges: dict[str, float]) -> float:
+    """The quality of a media type, from the most specific range that matches it."""
+    for name in (media_type, media_type.split("/", maxsplit=1)[0] + "/*", "*/*"):
+        if name in ranges:
+            return ranges[name]
+    return 0.0
+
+
+def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> list[int] | None:
+    """Class indices, one per image; None if no labels were given.
+
+    Args:
+        labels: As the client gave them: by index or name, one for all or one per image.
+        names: The bundle's labels; None for a bundle without.
+        count: Number of images.
+
+    Raises:
+        Invalid: The bundle has no labels, a label is unknown, or their number is neither 1 nor `count`.
+    """
+    if labels is None:
+        return None
+    if names is None:
+        raise Invalid("labels: this bundle has no labels.")
+    wanted = labels if isinstance(labels, list) else [labels]
+    if len(wanted) not in {1, count}:
+        raise Invalid(f"labels: {len(wanted)} labels for {count} images; give one for all or one per image.")
+    places = {name: place for place, name in enumerate(names)}
+    indices = [_index(label, names, places) for label in wanted]
+    return indices * count if len(indices) == 1 else indices
+
+
+def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int:
+    if isinstance(label, QueryDigits):
+        shown = label.text
+        index = int(shown) if len(shown) <= MAX_INDEX_DIGITS else len(names)
+        if places.get(shown, index) != index:
+            raise Invalid(_ambiguous(shown, index, names))
+    else:
+        index, shown = (label, str(label)) if isinstance(label, int) else (places.get(label, len(names)), label)
+    if 0 <= index < len(names):
+        return index
+    known = ", ".join(f"{index} ({name[:100]})" for index, name in enumerate(names[:20]))
+    raise Invalid(f"labels: {shown[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
+
+
+def _ambiguous(digits: str, index: int, names: Sequence[str]) -> str:
+    """Why digits in a query are refused, and how to write what was meant."""
+    by_name = f'labels=["{digits}"] for the name (in curl with -g)'  # else curl takes brackets for a range
+    if index >= len(names):
+        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name}."
+    return (
+        f"labels: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another class; "
+        f"write labels=[{index}] for the index, {by_name}."
+    )
+
+
+@dataclass(slots=True)
+class SamplePlan:
+    """A resolved sample request: these fields and the bundle determine every byte of the reply."""
+
+    count: int
+    seed: int
+    first_index: int
+    labels: list[int] | None
+    truncation: float
+    render: RenderOptions
+
+
+def resolve_sample(
+    request: SampleRequest, image: ImageSpec, names: Sequence[str] | None, accept: str | None, settings: Settings
+) -> SamplePlan:
+    """Resolve a request for a bundle with this image shape and these labels; fills in the defaults.
+
+    Raises:
+        Invalid: Over a limit, or labels that the bundle does not have.
+        NotAcceptable: See `choose_format`.
+    """
+    count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
+    is_beyond = request.first_index + count > SEED_LIMIT
+    if not 1 <= count <= settings.max_count:
+        following = request.first_index + settings.max_count
+        others = "" if is_beyond else f" Ask for the others with the same seed and first_index={following}."
+        raise Invalid(f"count: {count} images; one request may ask for 1 to {settings.max_count}.{others}")
+    if is_beyond:
+        raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
+    asked = request.format, request.layout, request.columns, request.scale
+    render = _render_options(*asked, accept, count, image.shape, settings.max_output_pixels)
+    return SamplePlan(
+        count=count,
+        seed=secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed,
+        first_index=request.first_index,
+        labels=resolve_labels(request.labels, names, count),
+        truncation=request.truncation,
+        render=render,
+    )
+
+
+@lru_cache(maxsize=256)  # few different values of Accept are in use
+def _render_options(
+    wanted: Format | None,
+    layout: str | None,
+    columns: int | None,
+    scale: int,
+    accept: str | None,
+    count: int,
+    shape: tuple[int, int, int],
+    max_pixels: int,
+) -> RenderOptions:
+    """The render options for `count` images of this shape (channels, height, width).
+
+    Raises:
+        Invalid: The picture would be too large, or `columns` does not fit the layout.
+        NotAcceptable: See `choose_format`.
+    """
+    render = RenderOptions(choose_format(wanted, accept), _columns(layout, columns, count), scale)
+    _check_size(render, count, shape, max_pixels)
+    return render
+
+
+def _columns(layout: str | None, columns: int | None, count: int) -> int:
+    if layout == "strip":
+        if columns is not None:
+            raise Invalid("columns: a strip is one line; columns go with layout=grid.")
+        return count
+    return min(columns or math.isqrt(count - 1) + 1, count)
+
+
+def _check_size(render: RenderOptions, count: int, shape: tuple[int, int, int], max_pixels: int) -> None:
+    height, width = picture_size(render, count, *shape[1:])
+    side = MAX_SIDE.get(render.format)
+    if side is None:
+        pixels = count * shape[1] * shape[2] * render.scale**2
+    elif max(height, width) > side:
+        raise Invalid(
+            f"format: {render.format} holds up to {side} pixels a side; this picture would be {width}×{height}."
+        )
+    else:
+        pixels = height * width
+    if pixels > max_pixels:
+        raise Invalid(f"count, scale: the reply would have {pixels} pixels; the most is {max_pixels}.")
+
+
+def fingerprint(plan: SamplePlan) -> str:
+    """A plan's fields as text, the same in every process. Part of the entity tag."""
+    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
+    return f"{drawn} {plan.render.format} {plan.render.columns} {plan.render.scale}"
