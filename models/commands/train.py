@@ -22,7 +22,7 @@ from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import lines, summary
 from models.files import remove_folder
 from models.spec import TrainingOptions
-from models.training import trainer
+from models.training import publishing, trainer
 from models.training.cost import count_numbers
 from models.training.run_folder import RunDir, RunError, environment
 from models.training.snapshots import Snapshots
@@ -98,8 +98,8 @@ def _train_alone(
         try:
             loop.run()
             show = loop.shown("finishing")
-            trainer.publish(state, dataset, run.last, name, record, rule="last", show=show)
-            bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
+            publishing.publish(state, dataset, run.last, name, record, rule="last", show=show)
+            bundle = publishing.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
             snapshots.end()
         except Interrupted:
             snapshots.report(must=True)

@@ -38,7 +38,7 @@ from models.spec import (
     MLPSpec,
     TrainingOptions,
 )
-from models.training import trainer
+from models.training import publishing, trainer
 from models.training.progress import PLAIN_EVERY_S, TrainingProgress
 from models.training.run_folder import RunDir
 from models.training.snapshots import Snapshots
@@ -936,11 +936,11 @@ def test_a_kill_before_the_bundle_is_made_good(data: Path, tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish", killed)
+        patch.setattr(publishing, "publish", killed)
         assert train(data, tmp_path, "--steps", "20") == 130
     assert train(data, tmp_path, "--resume", "--steps", "20") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish", killed)
+        patch.setattr(publishing, "publish", killed)
         assert train(data, tmp_path, "--resume", "--steps", "40") == 130
     assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 20
     assert train(data, tmp_path, "--resume", "--steps", "40") == 0
