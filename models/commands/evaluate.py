@@ -160,7 +160,7 @@ def _parzen(
     from models.training.progress import show_parzen  # noqa: PLC0415 — as above
 
     device = next(bundle.generator.parameters()).device
-    splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
+    splits = [to_pixels(split.images) for split in dataset.splits]
     windows = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
     rows: dict[str, Any] = {}
     while time.monotonic() <= deadline:

@@ -137,7 +137,7 @@ def _images(images: Mapping[str, Any]) -> dict[str, str]:
         return {}
     colour = "grey" if images["channels"] == 1 else "RGB"
     return {
-        "images to train, validate, test": " · ".join(f"{images[name]:,}" for name in ("train", "validation", "test")),
+        "images to train, validate, test": " · ".join(f"{images[name]:,}" for name in SPLIT_NAMES),
         "image": f"{images['width']}×{images['height']}, {colour}",
         "classes": f"{images['classes'] or 'none'}",
     }
