@@ -12,18 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from models.bundle import Bundle, write_bundle
 from models.data.load import Dataset, Split
 from models.evaluation.calibration import count_verdicts, fit_calibration
 from models.evaluation.metric_suite import FrechetOnValidation
 from models.evaluation.parzen import PAPER_SAMPLES, validation_log_likelihood
-from models.inference.drawing import draw_images, logits_of
+from models.inference.drawing import draw_images, logits_beside
 from models.inference.noise import sampled_labels
 from models.inference.pixels import UInt8, grid, to_pixels
-from models.networks import Discriminator, Generator
+from models.networks import Generator
 from models.spec import LatentSpec
 from models.training.trainer import Best, State, TrainingError
 
@@ -132,7 +130,8 @@ def publish(
     discriminator.load_state_dict(best.discriminator)
     images = _drawn(generator, state.latent, len(dataset.validation.images), show)
     show("calibrating D", 0, 0)
-    logits = _validation_logits(discriminator, state, dataset, images)
+    real = dataset.validation
+    logits = logits_beside(discriminator, state.latent, real.images, real.labels, images)
     calibration = fit_calibration(*logits)
     verdicts = {"data": {"name": dataset.name, "checksum": dataset.checksum}, "split": "validation"}
     metadata = _manifest(state, dataset, name, record) | {
@@ -183,15 +182,6 @@ def _manifest(state: State, dataset: Dataset, name: str, record: dict[str, Any])
         "training": training,
         "evaluation": {},
     }
-
-
-def _validation_logits(
-    discriminator: Discriminator, state: State, dataset: Dataset, images: UInt8
-) -> tuple[Tensor, Tensor]:
-    """What the service says of the validation images, and of as many first images of seed 0."""
-    real, asked = dataset.validation, sampled_labels(state.latent, 0, 0, len(images))
-    of_real = logits_of(discriminator, real.images, None if asked is None else real.labels)
-    return torch.from_numpy(of_real), torch.from_numpy(logits_of(discriminator, images, asked))
 
 
 def draw(state: State, count: int, show: Show = lambda _what, _done, _of: None) -> UInt8:
