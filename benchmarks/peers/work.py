@@ -73,12 +73,9 @@ class Nets:
         """The images of each request, (count, h, w, c)."""
         latent = self._bundle.manifest.latent
         latents = draw_latent_ranges(latent, [LatentRange(ask.seed, 0, ask.count) for ask in asked])
-        drawn = [sampled_labels(latent, ask.seed, 0, ask.count) for ask in asked]
-        labels = (
-            None
-            if self._bundle.manifest.labels is None
-            else np.concatenate([part for part in drawn if part is not None])
-        )
+        drawn = (sampled_labels(latent, ask.seed, 0, ask.count) for ask in asked)
+        known = [labels for labels in drawn if labels is not None]
+        labels = np.concatenate(known) if known else None
         return _split(self._in_parts(self._draw, latents, labels), [ask.count for ask in asked])
 
     def _draw(self, latents: NDArray[np.float32], labels: NDArray[np.int64] | None) -> UInt8:
@@ -116,7 +113,7 @@ class Nets:
 
 
 class OnnxNets(Nets):
-    """The same by onnxruntime, from the files that `export` writes."""
+    """The same by onnxruntime, with the graphs that the service runs."""
 
     def _prepare(self) -> None:
         options = onnxruntime.SessionOptions()

@@ -20,7 +20,7 @@ from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.evaluation.parzen import parzen_table
 from models.files import replace_file
-from models.inference.drawing import logits_of
+from models.inference.drawing import logits_beside
 from models.inference.noise import sampled_labels
 from models.inference.pixels import encode_png, to_pixels
 
@@ -111,11 +111,10 @@ def _verdicts(bundle: Bundle, dataset: Dataset) -> tuple[dict[str, Any], list[st
     """How often D says what of the test images and of as many generated ones, or why that is missing."""
     if bundle.manifest.labels not in {None, dataset.label_names}:
         return {}, [f"verdicts: the labels of {bundle.name} are not those of {dataset.name}"]
-    count = len(dataset.test.images)
-    asked = sampled_labels(bundle.manifest.latent, 0, 0, count)
-    real = logits_of(bundle.discriminator, dataset.test.images, None if asked is None else dataset.test.labels)
-    generated = logits_of(bundle.discriminator, bundle.draw(count), asked)
-    counts = count_verdicts(bundle.manifest.calibration, torch.from_numpy(real), torch.from_numpy(generated))
+    real = dataset.test
+    generated = bundle.draw(len(real.images))
+    logits = logits_beside(bundle.discriminator, bundle.manifest.latent, real.images, real.labels, generated)
+    counts = count_verdicts(bundle.manifest.calibration, *logits)
     return {"verdicts": {"data": _data(dataset), "split": "test", **counts}}, []
 
 
@@ -160,7 +159,7 @@ def _parzen(
     from models.training.progress import show_parzen  # noqa: PLC0415 — as above
 
     device = next(bundle.generator.parameters()).device
-    splits = [to_pixels(split.images) for split in (dataset.train, dataset.validation, dataset.test)]
+    splits = [to_pixels(split.images) for split in dataset.splits]
     windows = parzen_table(lambda n, first: to_pixels(bundle.draw(n, first_index=first), device), *splits, seed=0)
     rows: dict[str, Any] = {}
     while time.monotonic() <= deadline:

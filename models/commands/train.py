@@ -19,10 +19,10 @@ from models.commands.train_loop import TrainingLoop
 from models.commands.train_options import add_options, default_name, resolve
 from models.data.dataset import listed, printable
 from models.data.load import DataError, Dataset, load_dataset
-from models.data.summary import lines, summary
+from models.data.summary import SPLIT_NAMES, lines, summary
 from models.files import remove_folder
 from models.spec import TrainingOptions
-from models.training import trainer
+from models.training import publishing, trainer
 from models.training.cost import count_numbers
 from models.training.run_folder import RunDir, RunError, environment
 from models.training.snapshots import Snapshots
@@ -98,8 +98,8 @@ def _train_alone(
         try:
             loop.run()
             show = loop.shown("finishing")
-            trainer.publish(state, dataset, run.last, name, record, rule="last", show=show)
-            bundle = trainer.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
+            publishing.publish(state, dataset, run.last, name, record, rule="last", show=show)
+            bundle = publishing.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
             snapshots.end()
         except Interrupted:
             snapshots.report(must=True)
@@ -157,7 +157,7 @@ def _record(
         "options": options.model_dump(mode="json"),
         "data": {"name": dataset.name, "checksum": dataset.checksum},
         "images": {
-            **{name: len(getattr(dataset, name).images) for name in ("train", "validation", "test")},
+            **{name: len(split.images) for name, split in zip(SPLIT_NAMES, dataset.splits, strict=True)},
             **trainer.image_spec(dataset).model_dump(),
             "classes": len(dataset.label_names or ()),
         },

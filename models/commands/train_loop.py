@@ -4,10 +4,11 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from models.commands.signals import Interrupted, StopOnSignal
-from models.training import trainer
+from models.training import publishing, trainer
 from models.training.health import Alarm, HealthError, HealthMonitor, Probe, row_of
+from models.training.publishing import Show
 from models.training.snapshots import Snapshots, is_sample_due
-from models.training.trainer import Report, Show
+from models.training.trainer import Report
 
 if TYPE_CHECKING:
     from models.training.progress import TrainingProgress
@@ -106,8 +107,8 @@ class TrainingLoop:
 
     def _score(self) -> None:
         state = self.state
-        scored = trainer.score(state, self.snapshots.dataset, self.shown("scoring"))
-        trainer.keep_if_best(state, scored)
+        scored = publishing.score(state, self.snapshots.dataset, self.shown("scoring"))
+        publishing.keep_if_best(state, scored)
         row = {"step": state.step, "seconds": round(state.seconds, 3), **scored.stats()}
         self.run_folder.add_to_stats(row)
         self.snapshots.add_row(row)

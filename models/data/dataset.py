@@ -106,6 +106,11 @@ class Dataset:
     files: FilesRead = FilesRead()
     preparation: Preparation | None = None
 
+    @property
+    def splits(self) -> tuple[Split, Split, Split]:
+        """Training, validation and test images."""
+        return self.train, self.validation, self.test
+
 
 def division(name: str, count: int, seed: int) -> tuple[npt.NDArray[np.intp], ...]:
     """Rows for training, validation and test: a tenth each, rounded down, for the last two.
@@ -141,16 +146,14 @@ def relabelled(dataset: Dataset, label_names: Sequence[str]) -> Dataset:
     """The same images and labels, the names of the labels standing in another order."""
     index = {name: place for place, name in enumerate(label_names)}
     numbers = np.array([index[name] for name in dataset.label_names or ()], np.int64)
-    splits = (dataset.train, dataset.validation, dataset.test)
-    parts = [Split(split.images, None if split.labels is None else numbers[split.labels]) for split in splits]
+    parts = [Split(one.images, None if one.labels is None else numbers[one.labels]) for one in dataset.splits]
     found = assembled(dataset.name, parts, tuple(label_names))
     return replace(found, files=dataset.files, preparation=dataset.preparation)
 
 
 def in_rgb(dataset: Dataset) -> Dataset:
     """A grey folder's images in three channels, which are those that it would have beside coloured ones."""
-    splits = (dataset.train, dataset.validation, dataset.test)
-    parts = [Split(np.repeat(split.images, 3, axis=-1), split.labels) for split in splits]
+    parts = [Split(np.repeat(split.images, 3, axis=-1), split.labels) for split in dataset.splits]
     how = replace(dataset.preparation, colour="rgb") if dataset.preparation else None
     return replace(assembled(dataset.name, parts, dataset.label_names), files=dataset.files, preparation=how)
 

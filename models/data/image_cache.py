@@ -98,15 +98,14 @@ def array_of(image: Image.Image) -> Images:
 
 def write_resized(folder: Path, dataset: Dataset, image_size: int) -> None:
     """Write the entry of a data set with every image brought to this size by its preparation."""
-    splits = dataset.train, dataset.validation, dataset.test
     how, size = dataset.preparation or Preparation(), (image_size, image_size)
     rows = (
         array_of(prepare(Image.fromarray(row[..., 0] if row.shape[-1] == 1 else row), 1, how, size, row.shape[-1]))
-        for split in splits
+        for split in dataset.splits
         for row in split.images
     )
-    labels = [split.labels for split in splits if split.labels is not None]
-    train, validation, test = (len(split.images) for split in splits)
+    labels = [split.labels for split in dataset.splits if split.labels is not None]
+    train, validation, test = (len(split.images) for split in dataset.splits)
     whole = np.concatenate(labels) if labels else None
     write_entry(folder, dataset.name, rows, (train, validation, test), whole, dataset.label_names, how)
 

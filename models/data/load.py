@@ -135,7 +135,7 @@ def _load_folder(path: Path, seed: int, reading: Reading, *, skip_bad: bool, spl
         if is_rgb:
             dataset = in_rgb(dataset)
         else:
-            total = sum(len(split.images) for split in (dataset.train, dataset.validation, dataset.test))
+            total = sum(len(split.images) for split in dataset.splits)
             notes.append(f"All {total} images are grey: one channel")
     for note in notes:
         print(note, file=sys.stderr)

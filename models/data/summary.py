@@ -25,14 +25,13 @@ def summary(dataset: Dataset) -> dict[str, Any]:
     by_folders: Whether folders called train, val and test divided them.
     notes: Sentences.
     """  # noqa: D400, D415
-    splits = (dataset.train, dataset.validation, dataset.test)
     _, height, width, channels = dataset.train.images.shape
     files = dataset.files
     return {
         "name": dataset.name,
         "image": {"channels": channels, "height": height, "width": width},
-        "images": {name: len(split.images) for name, split in zip(SPLIT_NAMES, splits, strict=True)},
-        "classes": _classes(dataset.label_names, splits),
+        "images": {name: len(split.images) for name, split in zip(SPLIT_NAMES, dataset.splits, strict=True)},
+        "classes": _classes(dataset.label_names, dataset.splits),
         "sizes": files.sizes,
         "coloured": files.coloured,
         "left_out": files.left_out,

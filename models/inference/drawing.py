@@ -74,6 +74,18 @@ def logits_of(discriminator: Discriminator, images: UInt8, labels: Int64 | None 
         return array
 
 
+def logits_beside(
+    discriminator: Discriminator, latent: LatentSpec, real: UInt8, labels: Int64 | None, generated: UInt8
+) -> tuple[Tensor, Tensor]:
+    """What the service says of real images with these labels, and of generated ones: the first of seed 0, with theirs.
+
+    Labels are left out for nets without classes.
+    """
+    asked = sampled_labels(latent, 0, 0, len(generated))
+    of_real = logits_of(discriminator, real, None if asked is None else labels)
+    return torch.from_numpy(of_real), torch.from_numpy(logits_of(discriminator, generated, asked))
+
+
 def _on(device: torch.device, labels: Int64 | None) -> Tensor | None:
     return None if labels is None else torch.from_numpy(labels).to(device)
 

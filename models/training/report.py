@@ -84,14 +84,10 @@ def page(run: RunDir) -> str:
     """The HTML of a run's report."""
     record, rows = run.record() or {}, run.stats()
     scores = [_score_chart(name) for name in _score_names(rows)]
-    folder = run.path / "samples"
     sections = [
         _summary(run, record, rows),
         _alarms(rows),
-        _samples(
-            *(sorted(_grids(folder), key=_step_in), folder / "real.png"),
-            conditional=record.get("options", {}).get("conditional", False),
-        ),
+        _samples(run, conditional=record.get("options", {}).get("conditional", False)),
         _data_read(run.data()),
         _charts("Training", TRAINING, rows),
         _charts("Scores", scores, rows),
@@ -137,7 +133,7 @@ def _images(images: Mapping[str, Any]) -> dict[str, str]:
         return {}
     colour = "grey" if images["channels"] == 1 else "RGB"
     return {
-        "images to train, validate, test": " · ".join(f"{images[name]:,}" for name in ("train", "validation", "test")),
+        "images to train, validate, test": " · ".join(f"{images[name]:,}" for name in SPLIT_NAMES),
         "image": f"{images['width']}×{images['height']}, {colour}",
         "classes": f"{images['classes'] or 'none'}",
     }
@@ -161,22 +157,22 @@ def _data_read(data: Mapping[str, Any]) -> str:
     return f"<section class=data><h2>What was read</h2><ul>{items}</ul>{table}</section>"
 
 
-def _samples(paths: Sequence[Path], real: Path, *, conditional: bool) -> str:
+def _samples(run: RunDir, *, conditional: bool) -> str:
     """The grids as an animation, beside real images."""
-    if not paths:
+    chosen = _spread(run.samples(), MAX_FRAMES)
+    if not chosen:
         return ""
-    chosen = _spread(paths, MAX_FRAMES)
-    frames = json.dumps([[_step_in(path), _data_url(path)] for path in chosen])
+    frames = json.dumps([[step, _data_url(path)] for step, path in chosen])
     last = len(chosen) - 1
     beside = (
-        f'<figure class=samples><img alt="A grid of real images" src="{_data_url(real)}">'
+        f'<figure class=samples><img alt="A grid of real images" src="{_data_url(run.real)}">'
         f"<figcaption>Real images{' of the same labels' if conditional else ''}</figcaption></figure>"
-        if real.exists()
+        if run.real.exists()
         else ""
     )
     return (
         "<section><h2>Samples</h2><p>The same noise every time.</p><div class=beside><figure class=samples>"
-        f'<img id=frame alt="A grid of samples" src="{_data_url(chosen[-1])}">'
+        f'<img id=frame alt="A grid of samples" src="{_data_url(chosen[-1][1])}">'
         f"<figcaption><button id=play type=button>Play</button><input id=at type=range min=0 max={last} value={last} "
         f'aria-label="Step"><output id=step></output></figcaption></figure>{beside}</div>'
         f"<script>const frames={frames};{SCRIPT}</script></section>"
@@ -269,14 +265,6 @@ def _drawable(value: object, chart: Chart) -> bool:
 
 
 # --- Words and numbers -------------------------------------------------------------------------------------------
-
-
-def _grids(folder: Path) -> Iterable[Path]:
-    return (path for path in folder.glob("step-*.png") if path.stem.removeprefix("step-").isdecimal())
-
-
-def _step_in(path: Path) -> int:
-    return int(path.stem.removeprefix("step-"))
 
 
 def _spread(items: Sequence[T], most: int) -> list[T]:

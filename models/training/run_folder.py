@@ -52,6 +52,7 @@ class RunDir:
         self._stats = path / "stats.jsonl"
         self._checkpoints = path / "checkpoints"
         self._samples = path / "samples"
+        self.real = self._samples / "real.png"
 
     def is_used(self) -> bool:
         """Whether a run has begun here, or anything else lies here."""
@@ -157,9 +158,13 @@ class RunDir:
         replace_file(self._samples / f"step-{step:06d}.png", picture)
         return picture
 
+    def samples(self) -> list[tuple[int, Path]]:
+        """The pictures of samples by step, the first one first."""
+        return _by_step(self._samples, ".png")
+
     def save_real(self, images: UInt8) -> None:
         """Write real images (n, h, w, c) as one square picture, to be seen beside the samples."""
-        replace_file(self._samples / "real.png", _square(images))
+        replace_file(self.real, _square(images))
 
     def save_checkpoint(
         self, step: int, tensors: dict[str, Tensor], metadata: dict[str, Any], good_step: int | None = None
@@ -213,8 +218,7 @@ class RunDir:
         return self._checkpoints / f"step-{step:06d}.safetensors"
 
     def _newest_first(self) -> list[Path]:
-        found = [path for path in self._checkpoints.glob("step-*.safetensors") if path.stem[5:].isdigit()]
-        return sorted(found, key=_step_in, reverse=True)
+        return [path for _, path in reversed(_by_step(self._checkpoints, ".safetensors"))]
 
 
 def _square(images: UInt8) -> bytes:
@@ -254,9 +258,15 @@ def _read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, json.loads(metadata["facts"])
 
 
+def _by_step(folder: Path, suffix: str) -> list[tuple[int, Path]]:
+    """The files whose names say a step, by step."""
+    found = [path for path in folder.glob(f"step-*{suffix}") if path.stem.removeprefix("step-").isdecimal()]
+    return sorted((_step_in(path), path) for path in found)
+
+
 def _step_in(path: Path) -> int:
-    """The step of a checkpoint's name."""
-    return int(path.stem[5:])
+    """The step of a file's name."""
+    return int(path.stem.removeprefix("step-"))
 
 
 def _step_of(line: str) -> float:

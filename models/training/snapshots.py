@@ -6,7 +6,7 @@ from typing import Any
 
 from models.data.load import Dataset
 from models.files import remove_folder
-from models.training import trainer
+from models.training import publishing
 from models.training.report import write_report
 from models.training.run_folder import RunDir
 from models.training.tensorboard import TensorBoard
@@ -40,19 +40,19 @@ class Snapshots:
 
     def begin(self) -> None:
         """Show real images beside the samples to come and, before the first step, the samples of untrained nets."""
-        self.run.save_real(trainer.real_beside(self.state, self.dataset.train, GRID_IMAGES))
+        self.run.save_real(publishing.real_beside(self.state, self.dataset.train, GRID_IMAGES))
         if not self.state.step:
             self.take()
 
     def take(self) -> None:
         """Show the present state. The report may wait for a later time."""
-        images = trainer.draw(self.state, GRID_IMAGES)
+        images = publishing.draw(self.state, GRID_IMAGES)
         picture = self.run.save_samples(self.state.step, images)
         if self.board is not None:
             self.board.add_samples(self.state.step, images)
         if not self.run.bundle.exists():
             name = self.record["name"]
-            trainer.publish_preview(self.state, self.dataset, self.run.preview, name, self.record, picture)
+            publishing.publish_preview(self.state, self.dataset, self.run.preview, name, self.record, picture)
         self.report()
 
     def add_row(self, row: dict[str, Any]) -> None:

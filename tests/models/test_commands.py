@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from models.spec import (
     MLPSpec,
     TrainingOptions,
 )
-from models.training import trainer
+from models.training import publishing, trainer
 from models.training.progress import PLAIN_EVERY_S, TrainingProgress
 from models.training.run_folder import RunDir
 from models.training.snapshots import Snapshots
@@ -789,22 +790,29 @@ def test_looking_changes_no_bit(data: Path, tmp_path: Path) -> None:
     assert weights_of(tmp_path / "often") == weights_of(tmp_path / "seldom")
 
 
+@contextmanager
+def interrupted_at(wanted: str) -> Iterator[None]:
+    """Ctrl-C as soon as this is what the progress shows."""
+    between = TrainingProgress.between
+
+    def interrupting(progress: TrainingProgress, phase: str, done: int, of: int) -> None:
+        between(progress, phase, done, of)
+        if phase.startswith(wanted):
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TrainingProgress, "between", interrupting)
+        yield
+
+
 @pytest.mark.parametrize("selection", ["parzen", "frechet"])
 def test_a_signal_in_the_midst_of_a_score_loses_nothing(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], selection: str
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], selection: str
 ) -> None:
     """The checkpoint is there already; the run goes on with the score, and is that of one which nobody stopped."""
     options = ("--selection", selection)
     assert train(data, tmp_path / "straight", *options, preset="classes") == 0
-    between = TrainingProgress.between
-
-    def interrupted(progress: TrainingProgress, phase: str, done: int, of: int) -> None:
-        between(progress, phase, done, of)
-        if phase.startswith("scoring: drawing"):
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingProgress, "between", interrupted)
+    with interrupted_at("scoring: drawing"):
         for step in (25, 25, 25):  # however often
             assert train(data, tmp_path / "stopped", *options, "--resume", preset="classes") == 130
             assert f"Stopped at step {step} of 60; --resume goes on." in capsys.readouterr().out
@@ -814,19 +822,9 @@ def test_a_signal_in_the_midst_of_a_score_loses_nothing(
     assert weights_of(tmp_path / "stopped") == weights_of(tmp_path / "straight")
 
 
-def test_a_signal_before_the_bundle_is_written_is_made_good(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_signal_before_the_bundle_is_written_is_made_good(data: Path, tmp_path: Path) -> None:
     """All steps are done and scored then: --resume has the bundle left to write."""
-    between = TrainingProgress.between
-
-    def interrupted(progress: TrainingProgress, phase: str, done: int, of: int) -> None:
-        between(progress, phase, done, of)
-        if phase.startswith("finishing: calibrating"):
-            signal.raise_signal(signal.SIGINT)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(TrainingProgress, "between", interrupted)
+    with interrupted_at("finishing: calibrating"):
         assert train(data, tmp_path / "run") == 130
     assert not (tmp_path / "run" / "bundle").exists()
     assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "preview"], {})
@@ -936,11 +934,11 @@ def test_a_kill_before_the_bundle_is_made_good(data: Path, tmp_path: Path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish", killed)
+        patch.setattr(publishing, "publish", killed)
         assert train(data, tmp_path, "--steps", "20") == 130
     assert train(data, tmp_path, "--resume", "--steps", "20") == 0
     with monkeypatch.context() as patch:
-        patch.setattr(trainer, "publish", killed)
+        patch.setattr(publishing, "publish", killed)
         assert train(data, tmp_path, "--resume", "--steps", "40") == 130
     assert read_bundle(tmp_path / "bundle").manifest.training["steps"] == 20
     assert train(data, tmp_path, "--resume", "--steps", "40") == 0

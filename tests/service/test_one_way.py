@@ -15,7 +15,7 @@ from models.evaluation.calibration import fit_calibration
 from models.inference.noise import sampled_labels
 from models.inference.pixels import UInt8
 from models.spec import PRESETS
-from models.training import trainer
+from models.training import publishing, trainer
 from service.app import create_app
 from service.settings import Settings
 
@@ -40,7 +40,7 @@ def trained(name: str, digits: Dataset) -> trainer.State:
     state = trainer.State(options, digits, torch.device("cpu"))
     state.generator.load_state_dict(bundle.generator.state_dict())
     state.discriminator.load_state_dict(bundle.discriminator.state_dict())
-    state.best = trainer.present(state, trainer.Score(0.0, {}))
+    state.best = publishing.present(state, publishing.Score(0.0, {}))
     return state
 
 
@@ -66,9 +66,9 @@ async def test_what_is_scored_is_what_clients_get(tmp_path: Path, start: Any, di
     And the calibration is the one that would be fitted to what /discriminate says.
     """
     state = trained(name, digits)
-    bundle = trainer.publish(state, digits, tmp_path / name, name, {}, rule="best")
+    bundle = publishing.publish(state, digits, tmp_path / name, name, {}, rule="best")
     drawn = bundle.draw(IMAGES)
-    np.testing.assert_array_equal(trainer.draw(state, IMAGES), drawn)
+    np.testing.assert_array_equal(publishing.draw(state, IMAGES), drawn)
     async with start(create_app(Settings(bundles=tmp_path, device="cpu"))) as client:
         reply = await client.get(f"/sample?count={IMAGES}&seed=0&format=npy")
         np.testing.assert_array_equal(np.load(io.BytesIO(reply.content)), drawn)

@@ -58,7 +58,7 @@ def refusal(folder: Path) -> str:
 
 def greys(dataset: Dataset) -> list[list[int]]:
     """The grey of each image of the three splits."""
-    return [sorted(split.images[:, 0, 0, 0].tolist()) for split in (dataset.train, dataset.validation, dataset.test)]
+    return [sorted(split.images[:, 0, 0, 0].tolist()) for split in dataset.splits]
 
 
 # --- The order of classes ----------------------------------------------------------------------------------------

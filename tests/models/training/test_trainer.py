@@ -30,9 +30,10 @@ from models.spec import (
     SGDSpec,
     TrainingOptions,
 )
-from models.training import trainer
+from models.training import publishing, trainer
+from models.training.publishing import Score
 from models.training.run_folder import RunDir
-from models.training.trainer import DeviceDataset, Score, State, TrainingError, train, train_step
+from models.training.trainer import DeviceDataset, State, TrainingError, train, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -410,11 +411,11 @@ def test_real_images_stand_beside_samples_of_the_same_label() -> None:
     labels, split = state.sample_labels(40), dataset.train
     assert labels is not None
     assert split.labels is not None
-    shown = trainer.real_beside(state, split, 40)
+    shown = publishing.real_beside(state, split, 40)
     places = [[*map(np.array_equal, split.images, [image] * len(split.images))].index(True) for image in shown]
     assert split.labels[places].tolist() == labels.tolist()
     assert len(set(places)) == 40
-    plain = trainer.real_beside(State(small(), dataset, CPU), split, 5)
+    plain = publishing.real_beside(State(small(), dataset, CPU), split, 5)
     np.testing.assert_array_equal(plain, split.images[[0, 19, 39, 59, 79]])
 
 
@@ -467,20 +468,20 @@ def test_scoring_changes_nothing_and_repeats(selection: str, tmp_path: Path, mon
     for _ in range(3):
         train_step(scored)
         train_step(plain)
-        assert trainer.score(scored, images(labels=2)) == trainer.score(scored, images(labels=2))
+        assert publishing.score(scored, images(labels=2)) == publishing.score(scored, images(labels=2))
     assert_same(scored, plain)
 
 
 def test_only_a_higher_score_is_kept() -> None:
     """The best is a copy: later steps don't move it, and an equal score doesn't replace it."""
     state = State(small(), images(), CPU)
-    assert trainer.keep_if_best(state, Score(-5.0, {"sigma": 0.2}))
+    assert publishing.keep_if_best(state, Score(-5.0, {"sigma": 0.2}))
     kept = state.best.generator["output.weight"].clone()
     train_step(state)
-    assert not trainer.keep_if_best(state, Score(-5.0, {"sigma": 0.3}))
+    assert not publishing.keep_if_best(state, Score(-5.0, {"sigma": 0.3}))
     assert torch.equal(state.best.generator["output.weight"], kept)
     assert (state.best.step, state.best.metadata) == (0, {"sigma": 0.2})
-    assert trainer.keep_if_best(state, Score(-4.0, {"sigma": 0.3}))
+    assert publishing.keep_if_best(state, Score(-4.0, {"sigma": 0.3}))
     assert (state.best.step, state.best.score) == (1, -4.0)
     assert not torch.equal(state.best.generator["output.weight"], kept)
 
@@ -489,22 +490,22 @@ def test_an_older_checkpoint_is_scored_again_where_it_does_not_say() -> None:
     """The same score comes out; the best weights are those of the last score that is sure."""
     old, state = State(small(), images(), CPU), State(small(), images(), CPU)
     for _ in train(old, 10):
-        trainer.keep_if_best(old, trainer.score(old, images()))
+        publishing.keep_if_best(old, publishing.score(old, images()))
     for _ in train(old, 20):
         pass
     metadata = old.metadata()
     del metadata["scored_step"]
     state.load(old.tensors(), metadata)
     assert (state.scored_step, state.is_score_due) == (10, True)
-    trainer.keep_if_best(state, trainer.score(state, images()))
+    publishing.keep_if_best(state, publishing.score(state, images()))
     assert not state.is_score_due
 
 
 def test_a_lower_frechet_distance_is_the_better_one() -> None:
     """The direction belongs to the rule: here less is more, and what is no number is never the best."""
     state = State(small(selection="frechet"), images(), CPU)
-    assert not trainer.keep_if_best(state, Score(float("nan"), {}))
-    assert [trainer.keep_if_best(state, Score(value, {})) for value in (5.0, 6.0, 4.0)] == [True, False, True]
+    assert not publishing.keep_if_best(state, Score(float("nan"), {}))
+    assert [publishing.keep_if_best(state, Score(value, {})) for value in (5.0, 6.0, 4.0)] == [True, False, True]
     assert state.best.score == 4.0
 
 
@@ -514,7 +515,7 @@ def test_a_generator_that_makes_no_numbers_has_no_score() -> None:
     with torch.no_grad():
         state.generator.output.get_parameter("bias")[0] = torch.nan
     with pytest.raises(TrainingError, match="some of its pixels are not numbers"):
-        trainer.score(state, images())
+        publishing.score(state, images())
 
 
 # --- Resuming ----------------------------------------------------------------------------------------------------
@@ -616,7 +617,7 @@ def test_images_that_convolutional_nets_cannot_make_are_refused() -> None:
 def go_on(state: State, dataset: Dataset, steps: int) -> None:
     for _ in train(state, steps):
         if state.step % state.options.score_every == 0:
-            trainer.keep_if_best(state, trainer.score(state, dataset))
+            publishing.keep_if_best(state, publishing.score(state, dataset))
 
 
 @pytest.mark.parametrize("run", RUNS)
@@ -651,7 +652,7 @@ def test_a_conditional_run_in_colour_becomes_a_bundle(tmp_path: Path) -> None:
     options = small(conditional=True, ema_half_life_images=40)
     state = State(options, dataset, CPU)
     go_on(state, dataset, 30)
-    bundle = trainer.publish(state, dataset, tmp_path / "bundle", "colours", {"preset": "small"}, rule="best")
+    bundle = publishing.publish(state, dataset, tmp_path / "bundle", "colours", {"preset": "small"}, rule="best")
     manifest = read_bundle(tmp_path / "bundle").manifest
     assert manifest.image.shape == (3, 6, 10)
     assert manifest.labels == ("a", "b", "c")
@@ -694,7 +695,7 @@ def test_training_on_real_digits_beats_the_untrained_generator_by_far() -> None:
     validation = to_pixels(dataset.validation.images)
 
     def log_likelihood() -> float:
-        samples = to_pixels(trainer.draw(state, 2_000))
+        samples = to_pixels(publishing.draw(state, 2_000))
         return validation_log_likelihood(samples, validation).log_likelihood
 
     untrained = log_likelihood()
