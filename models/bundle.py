@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 from types import MappingProxyType
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import numpy as np
 import torch
@@ -41,6 +41,7 @@ GENERATOR = "generator.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 SAMPLES = "samples.png"
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_LABEL = 255  # characters; no folder's name has more, and a reply holds one for each of its images
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
 _VERSIONED = ("format", "network", "image", "latent", "labels", "calibration", "preparation")
 
@@ -92,7 +93,7 @@ class Manifest(Spec):
     network: NetworkSpec
     image: ImageSpec
     latent: LatentSpec
-    labels: tuple[str, ...] | None = Field(min_length=1)
+    labels: tuple[Annotated[str, Field(max_length=MAX_LABEL)], ...] | None = Field(min_length=1)
     calibration: Calibration | None
     preparation: Preparation | None = None  # UNDECLARED, in bundles of before there was one
     files: dict[str, FileRecord]

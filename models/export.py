@@ -14,7 +14,7 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.files import replace_file
 from models.inference.noise import draw_latents
-from models.inference.onnx_nets import discriminator_graph, generator_graph
+from models.inference.onnx_nets import discriminator_graph, fits_graph, generator_graph
 from models.inference.pixels import to_pixels, to_uint8
 
 Net = Literal["generator", "discriminator"]
@@ -52,9 +52,11 @@ def export_onnx(bundle: Bundle, path: Path, net: Net = "generator") -> Parity:
     specification and the labels. The file is checked in memory before it is written.
 
     Raises:
-        ExportError: The check fails. Nothing is at `path` but what was before.
+        ExportError: The net is too large for one file, or the check fails. Nothing is at `path` but what was before.
         OSError: The disk, likewise.
     """
+    if not fits_graph(getattr(bundle, net)):
+        raise ExportError(f"the {net} has 2 GiB of weights or more, which no ONNX file holds by itself")
     content = _with_metadata(_graph_of(bundle, net), bundle, net)
     parity = check_onnx(content, bundle, net)
     if not parity.holds:

@@ -27,6 +27,7 @@ FORMATS = (
 )
 # Of one image: some twenty seconds at worst, and twice as much as a progressive JPEG of 100 million pixels takes.
 MAX_COST = 2**31
+_PYTHON = 50  # cost of a byte or pixel of the files whose decoder is written in Python
 
 
 @cache
@@ -65,15 +66,26 @@ def decode_any(content: bytes) -> tuple[Image.Image, int]:
     file = _parsed(content)
     if file is None:
         picture = Image.open(io.BytesIO(_without_avif_exif(content)), formats=readable_formats())
+        if _is_slow(picture) and (len(content) + picture.width * picture.height) * _PYTHON > MAX_COST:
+            raise _too_long(*picture.size)
         picture.load()
         exif = picture.info.get("exif")
         return picture, orientation_of(memoryview(exif)) if isinstance(exif, bytes) else 1
     if file.cost > MAX_COST:
-        raise ImageFileError(f"{file.width}×{file.height} pixels of this kind take too long to decode.")
+        raise _too_long(file.width, file.height)
     try:
         return decode(file), file.orientation
     except UnidentifiedImageError:
         raise ImageFileError(BROKEN) from None
+
+
+def _is_slow(picture: Image.Image) -> bool:
+    """Whether an image that was opened is decoded in Python, as are some kinds of PPM and DDS."""
+    return any(tile[0] in Image.DECODERS for tile in getattr(picture, "tile", ()))
+
+
+def _too_long(width: int, height: int) -> ImageFileError:
+    return ImageFileError(f"{width}×{height} pixels of this kind take too long to decode.")
 
 
 def _without_avif_exif(content: bytes) -> bytes:

@@ -1,4 +1,6 @@
-"""A bundle's nets as a device runs them fastest: on a CPU by onnxruntime, on a GPU and in bfloat16 by torch.
+"""A bundle's nets as a device runs them fastest: on a CPU by onnxruntime, else by torch.
+
+By torch run nets on a GPU, those in bfloat16, and those that are too large for a graph.
 
 onnxruntime takes from a fifth to two thirds less time than torch for a few rows, and no more for many; a row's bits
 do not depend on how many there are, down to one; and a batch is one call that does not return to the interpreter, so
@@ -13,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.inference.bfloat16 import in_bfloat16
-from models.inference.onnx_nets import discriminator_graph, generator_graph
+from models.inference.onnx_nets import discriminator_graph, fits_graph, generator_graph
 from models.inference.pixels import grey_levels
 from models.networks import Discriminator, Generator
 
@@ -40,14 +42,14 @@ class FastDiscriminator(Protocol):
 
 def fast_generator(net: Generator, *, half: bool = False) -> FastGenerator:
     """G as its device runs it fastest; with `half`, with layers in bfloat16."""
-    if half or _device_of(net).type != "cpu":
+    if half or not _is_for_onnxruntime(net):
         return _TorchGenerator(in_bfloat16(net) if half else net)
     return _OnnxGenerator(generator_graph(net))
 
 
 def fast_discriminator(net: Discriminator, *, half: bool = False) -> FastDiscriminator:
     """D as its device runs it fastest; with `half`, with layers in bfloat16."""
-    if half or _device_of(net).type != "cpu":
+    if half or not _is_for_onnxruntime(net):
         return Verdicts(in_bfloat16(net) if half else net)
     return _OnnxDiscriminator(discriminator_graph(net))
 
@@ -134,5 +136,5 @@ def _run(session: onnxruntime.InferenceSession, output: str, fed: Mapping[str, o
     return torch.from_numpy(found)
 
 
-def _device_of(net: nn.Module) -> torch.device:
-    return next(net.parameters()).device
+def _is_for_onnxruntime(net: nn.Module) -> bool:
+    return next(net.parameters()).device.type == "cpu" and fits_graph(net)

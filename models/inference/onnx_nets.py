@@ -30,6 +30,7 @@ from models.networks import (
 )
 
 OPSET, IR_VERSION = 20, 10  # of 2023, which onnxruntime reads from 1.17 on
+MOST_WEIGHT_BYTES = 2**31 - 2**20  # protobuf writes nothing of 2 GiB or more, and the nodes need some of it
 Axes = list[int | str]  # a free one has a name
 
 
@@ -39,6 +40,11 @@ class Output(NamedTuple):
     value: str
     kind: int
     shape: Axes
+
+
+def fits_graph(net: nn.Module) -> bool:
+    """Whether a net is small enough to become a serialised graph."""
+    return sum(weight.nbytes for weight in net.parameters()) <= MOST_WEIGHT_BYTES
 
 
 def generator_graph(net: Generator, outputs: Iterable[str] = ("pixels", "levels")) -> bytes:

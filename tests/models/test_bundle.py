@@ -298,6 +298,7 @@ REFUSED_FACTS: dict[str, tuple[Callable[[Json], object], str]] = {
     "created without zone": (put("created", value="2026-01-02T03:04:05"), "created: "),
     "created as a number": (put("created", value=1.7e9), "created: "),
     "labels twice": (put("labels", value=["cat", "cat", "owl"]), "labels must differ"),
+    "a label of a page": (put("labels", value=["cat", "d" * 256, "owl"]), "labels.1: String should have at most 255"),
     "labels without frequencies": (put("latent", "label_frequencies", value=None), "label_frequencies go with labels"),
     "frequencies without labels": (put("labels", value=None), "label_frequencies go with labels"),
     "too few frequencies": (put("latent", "label_frequencies", value=[0.5, 0.5]), "as many as labels"),

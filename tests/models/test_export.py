@@ -17,6 +17,7 @@ from models import export
 from models.__main__ import main
 from models.bundle import Bundle, read_bundle
 from models.export import ExportError, check_onnx, export_onnx
+from models.inference import onnx_nets
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8
 
@@ -121,6 +122,15 @@ def test_a_failed_check_leaves_no_file(
     (line,) = capsys.readouterr().err.splitlines()
     assert "not written: onnxruntime differs from torch by 0 grey levels (allowed: -1)" in line
     assert not list(tmp_path.iterdir())
+
+
+def test_a_net_that_no_file_holds_is_refused(
+    tiny_bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files of ONNX end below 2 GiB. Here the bound is lower."""
+    monkeypatch.setattr(onnx_nets, "MOST_WEIGHT_BYTES", 0)
+    with pytest.raises(ExportError, match="generator has 2 GiB of weights or more"):
+        export_onnx(tiny_bundles["tiny"], tmp_path / "g.onnx")
 
 
 def test_nan_agrees_with_nothing() -> None:

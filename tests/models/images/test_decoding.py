@@ -293,6 +293,28 @@ def test_a_picture_that_would_take_minutes_is_refused() -> None:
         decode_any(whole[:at] + whole[at:-2] * 2000 + whole[-2:])
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"P6 7000 7000 1000\n",
+        b"P3 7000 7000 255\n",
+        b"DDS " + struct.pack("<7I44x", 124, 0x1007, 7700, 7700, 0, 0, 0)
+        + struct.pack("<8I5I", 32, 0x41, 0, 32, 0xF, 0xF0, 0xF00, 0xF000, 0x1000, 0, 0, 0, 0),
+    ],
+    ids=["PPM of other depth", "PPM in digits", "DDS of odd masks"],
+)  # fmt: skip
+def test_what_python_would_decode_for_minutes_is_refused(head: bytes) -> None:
+    """Pillow decodes some kinds of files in Python, up to a hundred times slower than others."""
+    with pytest.raises(ImageFileError, match="too long"):
+        decode_any(head)
+
+
+def test_a_large_picture_of_a_fast_format_is_decoded() -> None:
+    """A plain PPM is copied, whatever its size."""
+    picture, _ = decode_any(b"P5 7000 7000 255\n" + bytes(7000 * 7000))
+    assert picture.size == (7000, 7000)
+
+
 @pytest.mark.parametrize("content", [b"", b"<html>", b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 6\n", b"\0" * 99])
 def test_what_is_no_raster_is_not_identified(content: bytes) -> None:
     """Postscript neither: Pillow would have another program run it."""

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from models.bundle import Bundle, read_bundle
+from models.inference import onnx_nets
 from models.inference.bfloat16 import HalfLayer, in_bfloat16
 from models.inference.fast_nets import Verdicts, fast_discriminator, fast_generator
 from models.inference.noise import draw_latents
@@ -73,6 +74,24 @@ def test_a_generator_of_any_family_makes_the_same_images(nets: Nets, rows: Rows)
     pixels = fast(*rows)
     torch.testing.assert_close(pixels, generator(*rows), rtol=0, atol=1e-5)
     assert torch.equal(fast.levels(*rows), grey_levels(pixels))
+
+
+def test_nets_of_two_gibibytes_are_run_by_torch(
+    nets: tuple[Generator, Discriminator], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No graph holds so much. Here the bound is lower, and the nets are exactly what torch computes."""
+    monkeypatch.setattr(onnx_nets, "MOST_WEIGHT_BYTES", 0)
+    generator, discriminator = nets
+    latents, labels = rows_of(generator)
+    pixels = generator(latents, labels)
+    assert torch.equal(fast_generator(generator)(latents, labels), pixels)
+    assert torch.equal(fast_discriminator(discriminator)(pixels, labels), Verdicts(discriminator)(pixels, labels))
+
+
+def test_a_graph_holds_less_than_two_gibibytes() -> None:
+    """The weights are counted, whether or not memory holds them."""
+    assert onnx_nets.fits_graph(nn.Linear(2**16, 2**12, device="meta"))
+    assert not onnx_nets.fits_graph(nn.Linear(2**16, 2**13, device="meta"))
 
 
 @torch.inference_mode()
