@@ -76,13 +76,11 @@ def test_a_generator_of_any_family_makes_the_same_images(nets: Nets, rows: Rows)
     assert torch.equal(fast.levels(*rows), grey_levels(pixels))
 
 
-def test_nets_of_two_gibibytes_are_run_by_torch(
-    nets: tuple[Generator, Discriminator], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nets_of_two_gibibytes_are_run_by_torch(nets: Nets, rows: Rows, monkeypatch: pytest.MonkeyPatch) -> None:
     """No graph holds so much. Here the bound is lower, and the nets are exactly what torch computes."""
     monkeypatch.setattr(onnx_nets, "MOST_WEIGHT_BYTES", 0)
     generator, discriminator = nets
-    latents, labels = rows_of(generator)
+    latents, labels = rows
     pixels = generator(latents, labels)
     assert torch.equal(fast_generator(generator)(latents, labels), pixels)
     assert torch.equal(fast_discriminator(discriminator)(pixels, labels), Verdicts(discriminator)(pixels, labels))
