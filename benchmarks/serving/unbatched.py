@@ -5,16 +5,19 @@
 Everything else is what `python -m service` runs, with the same settings.
 """
 
+import asyncio
 import itertools
 import sys
 import time
+from functools import partial
 from typing import Any
 
 from service.__main__ import serve
 from service.engine import model_manager as core
-from service.engine.batching.batch import BatchSlice, ModelRunner
+from service.engine.batching.batch import BatchSlice, ModelRunner, Rows
 from service.engine.batching.batcher import Batcher, Run
 from service.engine.batching.request_queue import Result
+from service.engine.engine_thread import settle
 from service.http.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen
@@ -33,8 +36,9 @@ class Bypass(Batcher):
     async def submit(self, runner: ModelRunner, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
         """As Batcher.submit, without what it is for."""
         started = time.monotonic()
-        computed = await self._straight(next(self._turns), runner, [BatchSlice(payload, 0, rows)])
-        return Result(computed, 0.0, time.monotonic() - started)
+        done: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()
+        self._straight(next(self._turns), runner, [BatchSlice(payload, 0, rows)], partial(settle, done))
+        return Result(await done, 0.0, time.monotonic() - started)
 
 
 def main() -> int:

@@ -6,11 +6,12 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, TypeVar
 
 import torch
 
-from service.engine.batching.batch import DeviceFailed
+from service.engine.batching.batch import DeviceFailed, Then
 
 T = TypeVar("T")
 
@@ -39,11 +40,15 @@ class EngineThread:
 
         The future raises what the function raises; DeviceFailed where the thread has ended, or ends before its turn.
         """
-        call = _Call(function, arguments)
-        self._inbox.put(call)
+        future: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.call(function, arguments, partial(settle, future))
+        return future
+
+    def call(self, function: Callable[..., T], arguments: Sequence[Any], then: Then[T]) -> None:
+        """As `run`, but `then` is called with the outcome, on the running loop: sooner than whoever awaits a future."""
+        self._inbox.put(_Call(function, arguments, then))
         if self._has_ended:
             self._refuse_rest()
-        return call.future
 
     def busy_s(self) -> float:
         """Seconds since the running call began; 0 when none runs."""
@@ -90,24 +95,28 @@ class EngineThread:
 
 
 class _Call(Generic[T]):
-    """A function to call on the thread, and the future of its outcome."""
+    """A function to call on the thread, and what the loop is to do with its outcome."""
 
-    def __init__(self, function: Callable[..., T], arguments: Sequence[Any]) -> None:
+    def __init__(self, function: Callable[..., T], arguments: Sequence[Any], then: Then[T]) -> None:
         self.function = function
         self.arguments = arguments
+        self._then = then
         self._loop = asyncio.get_running_loop()
-        self.future: asyncio.Future[T] = self._loop.create_future()
 
     def finish(self, result: T | None, error: Exception | None) -> None:
         """Hand over the error, or the result where there is none. From any thread."""
-        setter, outcome = (self.future.set_result, result) if error is None else (self.future.set_exception, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-            self._loop.call_soon_threadsafe(_set, self.future, setter, outcome)
+            self._loop.call_soon_threadsafe(self._then, result, error)
 
 
-def _set(future: "asyncio.Future[Any]", setter: Callable[[Any], None], outcome: object) -> None:
-    if not future.done():  # its caller may have left meanwhile
-        setter(outcome)
+def settle(future: "asyncio.Future[Any]", result: object, error: Exception | None) -> None:
+    """End a future with the error, or the result where there is none."""
+    if future.done():  # its caller has left meanwhile
+        return
+    if error is None:
+        future.set_result(result)
+    else:
+        future.set_exception(error)
 
 
 def _outcome(function: Callable[..., T], arguments: Sequence[Any]) -> tuple[T | None, Exception | None]:

@@ -14,7 +14,7 @@ import numpy as np
 from models.bundle import MANIFEST, Bundle, BundleError
 from models.inference.noise import Float32, draw_labels
 from models.inference.pixels import UInt8
-from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, Rows
+from service.engine.batching.batch import BatchSlice, DeviceFailed, ModelRunner, Rows, Then
 from service.engine.batching.batcher import Batcher
 from service.engine.batching.policy import EAGER, SHARING
 from service.engine.batching.request_queue import Result
@@ -113,8 +113,8 @@ class ModelManager:
             gauge = self.metrics.device_memory.labels(self.engine.name, kind)
             gauge.set_function(partial(self._memory, kind))
 
-    def _run(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]]) -> "asyncio.Future[Rows]":
-        return self.engine.threads[instance].run(runner.run, slices)
+    def _run(self, instance: int, runner: ModelRunner, slices: Sequence[BatchSlice[Any]], then: Then[Rows]) -> None:
+        self.engine.threads[instance].call(runner.run, [slices], then)
 
     def _memory(self, kind: str) -> float:
         return float(self.engine.memory()[kind])

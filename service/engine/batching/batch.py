@@ -1,12 +1,15 @@
 """What the batcher hands to an engine: slices of many callers' rows, what runs them, and the two failures it knows."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 from numpy.typing import NDArray
 
 Rows = NDArray[Any]
 Source = TypeVar("Source")
+T = TypeVar("T")
+# What the event loop does with the outcome of a call: it gets the result, or None and the error.
+Then = Callable[[T | None, Exception | None], None]
 
 
 class OutOfMemory(Exception):  # noqa: N818 — what happened, as the errors of service.errors say it

@@ -29,6 +29,7 @@ from service.engine.batching.batch import (
     ModelRunner,
     OutOfMemory,
     Rows,
+    Then,
     count_rows,
     split_slices,
 )
@@ -39,7 +40,7 @@ from service.errors import Draining, EngineFailed, NotReady, QueueFull, ServiceE
 from service.logs import current_route
 from service.metrics import Metrics, WorkSeries
 
-Run = Callable[[int, ModelRunner, Sequence[BatchSlice[Any]]], "asyncio.Future[Rows]"]
+Run = Callable[[int, ModelRunner, Sequence[BatchSlice[Any]], Then[Rows]], None]
 
 GROW_AFTER_BATCHES = 64  # batches without an out-of-memory error before a lowered limit is doubled
 
@@ -51,12 +52,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class _Call:
-    """A batch that an engine instance works on."""
+    """A batch that an engine instance works on.
+
+    `next` has the instance's next batch once this one is done; None where that has not begun.
+    """
 
     slices: list[BatchSlice[Entry]]
     rows: int
     started: float
-    future: "asyncio.Future[Rows]"
+    next: "asyncio.Future[_Call | None]"
     seconds: float = 0.0
 
     @property
@@ -69,8 +73,8 @@ class Batcher:
     """Rows in, batches to the engine, rows out.
 
     Args:
-        run: Runs `runner.run(slices)` on the thread of an engine instance (0 … instances − 1); returns a future of its
-            result.
+        run: Runs `runner.run(slices)` on the thread of an engine instance (0 … instances − 1), and then calls back on
+            the event loop with the result, or None and the error.
         metrics: Where the queue, batch and compute series go.
         device: Label of the queue's gauges.
         instances: Batches that the engine runs side by side.
@@ -114,7 +118,7 @@ class Batcher:
         self._throughput = Throughput(instances)
         self._arrivals = ArrivalWait(policy, lambda: self._queue.rows, lambda: len(self._unfinished), clock)
         self._workers: list[asyncio.Task[None]] = []
-        self._idle: list[asyncio.Future[None]] = []  # of workers that wait to be woken
+        self._idle: list[tuple[int, asyncio.Future[_Call | None]]] = []  # instances whose workers wait to be woken
         self._delay: asyncio.TimerHandle | None = None
         self._calls: set[_Call] = set()
         self._all_done = asyncio.Event()
@@ -235,25 +239,37 @@ class Batcher:
             self._delay.cancel()
             self._delay = None
         while self._idle:
-            waker = self._idle.pop()
+            instance, waker = self._idle.pop()
             if not waker.done():
-                waker.set_result(None)
+                _step(waker, partial(self._launch_alone, instance))
                 return
+
+    def _launch_alone(self, instance: int) -> _Call | None:
+        """Start a lone caller's batch, who need not wait until a worker gets its turn; None for all others."""
+        return self._launch_next(instance, self._closed_by) if self._arrivals.expects_nobody_else() else None
 
     async def _work(self, instance: int) -> None:
         """Run batches on one engine instance, for as long as the batcher lives."""
         call = None
         while self.failure is None:
-            if call is None:
-                call = self._launch_next(instance, "idle")
-            if call is None:
-                waker = asyncio.get_running_loop().create_future()
-                self._idle.append(waker)
-                await waker
-                await self._arrivals.wait(self._limit_rows)
-                call = self._launch_next(instance, "window" if self._max_queue_delay_s else "idle")
-            else:
-                call = await self._finish(instance, call)
+            call = call or self._launch_next(instance, "idle") or await self._wait_for_rows(instance)
+            if call is not None:
+                call = await call.next
+                if call is None and not self._failed:
+                    await self._arrivals.wait(self._limit_rows)
+
+    async def _wait_for_rows(self, instance: int) -> _Call | None:
+        """Wait until rows come, and start the batch that they are for, unless that has happened already."""
+        waker: asyncio.Future[_Call | None] = asyncio.get_running_loop().create_future()
+        self._idle.append((instance, waker))
+        if (call := await waker) is not None:
+            return call
+        await self._arrivals.wait(self._limit_rows)
+        return self._launch_next(instance, self._closed_by)
+
+    @property
+    def _closed_by(self) -> str:
+        return "window" if self._max_queue_delay_s else "idle"
 
     def _room(self, runner: ModelRunner) -> int:
         """Rows that a batch of this runner may have."""
@@ -298,10 +314,9 @@ class Batcher:
 
     def _launch(self, instance: int, slices: list[BatchSlice[Entry]]) -> _Call:
         payloads = [BatchSlice(entry.payload, start, stop) for entry, start, stop in slices]
-        started = self._clock()
-        future = self._run(instance, slices[0].source.runner, payloads)
-        call = _Call(slices, count_rows(slices), started, future)
+        call = _Call(slices, count_rows(slices), self._clock(), asyncio.get_running_loop().create_future())
         self._calls.add(call)
+        self._run(instance, call.runner, payloads, partial(self._end, instance, call))
         return call
 
     def _series(self, call: _Call) -> WorkSeries:
@@ -316,50 +331,43 @@ class Batcher:
         series.batches("full" if call.rows == self._room(call.runner) else closed_by).inc()
         series.batch_images.observe(call.rows)
 
-    async def _finish(self, instance: int, call: _Call) -> _Call | None:
-        """Wait for an engine call, and give its callers their rows or an error, or have them tried again.
+    def _end(self, instance: int, call: _Call, rows: Rows | None, error: Exception | None) -> None:
+        """Called when an engine call is over."""
+        if call in self._calls:  # as it is until the batcher is closed
+            self._note_end(call)
+            _step(call.next, partial(self._finish, instance, call, rows, error))
+
+    def _note_end(self, call: _Call) -> None:
+        self._calls.discard(call)
+        call.seconds = self._clock() - call.started
+        self._series(call).compute.observe(call.seconds)
+
+    def _finish(self, instance: int, call: _Call, rows: Rows | None, error: Exception | None) -> _Call | None:
+        """Give callers their rows or an error, or have them tried again.
 
         Returns the instance's next call where that has begun: if enough rows wait, they are computed while these are
         handed out.
         """
-        error = await self._outcome(call)
-        if error is not None:
-            self._blame(call.slices, error)
+        if rows is None or len(rows) != call.rows:
+            returned = f"the engine was given {call.rows} rows and returned {0 if rows is None else len(rows)}"
+            self._blame(call.slices, error or EngineFailed(returned))
             return None
-        self._arrivals.note_done(call.rows)
-        following = self._launch_next(instance, "idle") if self._arrivals.has_enough(self._limit_rows) else None
-        self._hand_out(call)
-        if following is None:
-            await self._arrivals.wait(self._limit_rows)
-        return following
-
-    async def _outcome(self, call: _Call) -> Exception | None:
-        """Wait for an engine call: None, or why its rows are not there."""
-        try:
-            result = await call.future
-            if len(result) != call.rows:
-                raise EngineFailed(f"the engine was given {call.rows} rows and returned {len(result)}")  # noqa: TRY301
-        except OutOfMemory as error:
-            return OutOfMemory(str(error))  # a new one: this one's traceback holds the tensors
-        except Exception as error:  # noqa: BLE001 — whatever it is, it belongs to these callers
-            return error
-        finally:
-            self._calls.discard(call)
-            call.seconds = self._clock() - call.started
-            self._series(call).compute.observe(call.seconds)
         self._throughput.note(call.rows, call.seconds, self._room(call.runner))
         self._raise_limit(call.rows)
-        return None
+        self._arrivals.note_done(call.rows)
+        following = self._launch_next(instance, "idle") if self._arrivals.has_enough(self._limit_rows) else None
+        self._hand_out(call, rows)
+        return following
 
-    def _hand_out(self, call: _Call) -> None:
+    def _hand_out(self, call: _Call, rows: Rows) -> None:
         """Give every caller its rows."""
         series = self._series(call)
         self._metrics.engine_last_progress.labels(self._device).set_to_current_time()
         series.images.inc(call.rows)
         series.batch_padding_images.inc(call.runner.padded(call.rows) - call.rows)
-        result, place = call.future.result(), 0
+        place = 0
         for entry, start, stop in call.slices:
-            entry.add_rows(start, result[place : place + stop - start], call.seconds)
+            entry.add_rows(start, rows[place : place + stop - start], call.seconds)
             place += stop - start
 
     def _blame(self, slices: list[BatchSlice[Entry]], error: Exception) -> None:
@@ -435,3 +443,13 @@ class Batcher:
             worker.remove_done_callback(self._worker_ended)
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
+        for call in list(self._calls):
+            self._note_end(call)
+
+
+def _step(future: "asyncio.Future[_Call | None]", step: Callable[[], _Call | None]) -> None:
+    """Do a worker's step now, which is sooner than in its turn. A bug in it ends the worker, as it would there."""
+    try:
+        future.set_result(step())
+    except Exception as bug:  # noqa: BLE001 - whatever it is
+        future.set_exception(bug)

@@ -77,6 +77,10 @@ class ArrivalWait:
         """Whether the rows that wait are worth a batch without waiting for more."""
         return self._waiting_rows() >= min(self._policy.enough_rows, max_rows)
 
+    def expects_nobody_else(self) -> bool:
+        """Whether there is one caller, as there was at the last batch. It need not even wait for a turn of the loop."""
+        return self._callers() == self._callers_before == 1
+
     async def wait(self, max_rows: int) -> None:
         """Return when a batch should start."""
         self.waiting_instances += 1
