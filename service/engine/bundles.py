@@ -101,6 +101,7 @@ class Bundles:
         """
         key = self._view.key(name)
         if key is not None and (found := self._residents.get(key)) is not None:
+            self._cold.served += 1
             return found
         try:
             async with asyncio.timeout(deadline_s):

@@ -11,6 +11,7 @@ from service.engine.engine import Loaded
 from service.errors import NotReady
 
 MOST_WAITERS = 32
+REST = 2.0  # times as long as a load took, before the next one
 
 Outcome = Loaded | str | None
 
@@ -22,14 +23,20 @@ class ColdLoads:
         load: Loads a version. Returns it, or why it can't be loaded for now; None where names mean something else by
             now, so that the request should look again.
         lock: Held while one is loaded.
+
+    Attributes:
+        served: Requests that did not have to wait. Where there are any while a bundle is loaded, the next load waits a
+            little: a client who asks for one version after another would slow them all down.
     """
 
     def __init__(self, load: Callable[[Key], Awaitable[Outcome]], lock: asyncio.Lock) -> None:
+        self.served = 0
         self._load = load
         self._lock = lock
         self._loads: dict[Key, asyncio.Task[Outcome]] = {}
         self._waiters = Counter[Key]()
         self._load_s = 1.0  # how long the last one took
+        self._not_before = 0.0  # when the next one may begin, by the monotonic clock
 
     async def wait(self, key: Key) -> Loaded | None:
         """Wait for a version; as `load` says it. Whoever stops waiting is cancelled.
@@ -55,11 +62,14 @@ class ColdLoads:
     async def _run(self, key: Key) -> Outcome:
         try:
             async with self._lock:
+                await asyncio.sleep(self._not_before - time.monotonic())
                 if not self._waiters[key]:  # all have left
                     return None
-                started = time.monotonic()
+                started, served = time.monotonic(), self.served
                 outcome = await self._load(key)
                 self._load_s = time.monotonic() - started
+                if self.served > served:
+                    self._not_before = started + (1 + REST) * self._load_s
                 return outcome
         finally:
             del self._loads[key]

@@ -5,7 +5,7 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -316,6 +316,33 @@ async def test_a_load_that_nobody_waits_for_any_more_is_left_out(
         await stays
         await bundles.reload()  # behind whatever else there may be
         assert loads == ["a"]
+
+
+async def test_loads_in_a_row_leave_the_processors_to_those_who_are_served(
+    tmp_path: Path,
+    place: Place,
+    tiny_settings: Make,
+    gate: threading.Event,
+    loads: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    until: Callable[[Callable[[], bool]], Awaitable[None]],
+) -> None:
+    """After a load beside which others were served the next one waits; beside nobody it does not."""
+    a, b, c = (place(folder, factor) for folder, factor in (("a", 1), ("b", 2), ("c", 3)))
+    place("tiny", 4, created=NEW)
+    monkeypatch.setattr("service.engine.cold_loads.REST", 1e6)
+    async with serving(tiny_settings(bundles=tmp_path)) as bundles:
+        loads.clear()
+        await bundles.find(f"tiny@{a.version}", 60)
+        gate.clear()
+        cold = asyncio.create_task(bundles.find(f"tiny@{b.version}", 60))
+        await until(lambda: len(loads) == 2)
+        await bundles.find(None, 60)
+        gate.set()
+        await cold
+        with pytest.raises(DeadlinePassed):
+            await bundles.find(f"tiny@{c.version}", 0.01)
+        assert loads == ["a", "b"]
 
 
 # What can't be loaded
