@@ -155,7 +155,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
     return [
         sample_routes(context),
         discriminate_routes(context),
-        bundle_routes(manager),
+        bundle_routes(manager.bundles),
         repository_routes(manager),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),

@@ -34,7 +34,7 @@ def caching(
     vary = {b"vary": b"Accept"}
     if request.seed is None:
         return Caching({**vary, b"cache-control": b"no-store"}, None)
-    pinned = request.bundle is not None and "@" in request.bundle
+    pinned = request.bundle == f"{bundle.name}@{bundle.version}"  # an alias can come to mean another version
     freshness = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={SHORT_S}"
     freshness = f"{'private' if is_private else 'public'}, {freshness}"
     tagged = "\n".join([bundle.name, bundle.version, fingerprint(plan), ENCODERS, device_kind])

@@ -236,9 +236,7 @@ DISCRIMINATE = _route(
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
-BUNDLES = _route(
-    "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady
-)
+BUNDLES = _route("The bundles", _json_reply("Every bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady)
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 BUNDLE = _route(
     "One bundle",
@@ -252,7 +250,7 @@ BUNDLE = _route(
 )
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
-    _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    _json_reply("Every version of every bundle.", RepositoryIndex),
     requestBody=_body(model=RepositoryQuery),
 )
 
