@@ -33,6 +33,7 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
+from service.http.v1 import v1_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -85,6 +86,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
     return {
         "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/discriminate": settings.max_body_bytes,
+        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
     }
 
 
@@ -157,6 +159,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         discriminate_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
+        v1_routes(context),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),
         page_routes(),

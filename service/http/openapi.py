@@ -28,7 +28,16 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.auth import KeyScope
-from service.http.problems import Problem, ProtocolProblem, describe
+from service.http.problems import (
+    OPEN_INFERENCE,
+    OPENAI,
+    PROBLEM,
+    ErrorShape,
+    OpenAIProblem,
+    Problem,
+    ProtocolProblem,
+    describe,
+)
 from service.http.schemas import (
     BundleList,
     BundleMetadata,
@@ -42,6 +51,7 @@ from service.http.schemas import (
     SampleReply,
     SampleRequest,
 )
+from service.http.v1_schemas import ImagesReply, ImagesRequest, ModelEntry, ModelList
 
 _REF = "#/components/schemas/{model}"
 _SCHEMAS: tuple[type[BaseModel], ...] = (
@@ -57,6 +67,11 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -131,7 +146,8 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
+    for model, field in ("SampleRequest", "count"), ("ImagesRequest", "n"):
+        yield document["components"]["schemas"][model]["properties"][field]["anyOf"][0]
     for parameter in document["paths"]["/sample"]["get"]["parameters"]:
         if parameter["name"] == "count":
             yield parameter["schema"]
@@ -183,12 +199,14 @@ def _json_reply(description: str, model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+def _route(
+    summary: str, reply: dict[str, Any], *errors: type[ServiceError], shape: ErrorShape = PROBLEM, **extra: Any
+) -> dict[str, Any]:
     """Keyword arguments for FastAPI's route decorators."""
     return {
         "summary": summary,
         "response_class": Response,
-        "responses": {200: reply, **describe(*errors)},
+        "responses": {200: reply, **describe(*errors, shape=shape)},
         "openapi_extra": {key: value for key, value in extra.items() if value},
     }
 
@@ -196,8 +214,12 @@ def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **e
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
     errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
-    problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
-    return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
+    return _route(summary, reply, *errors, shape=OPEN_INFERENCE, **extra)
+
+
+def _openai_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """As `_route`, for routes of OpenAI's API, whose errors have another shape."""
+    return _route(summary, reply, Unauthorized, NotReady, *errors, shape=OPENAI, **extra)
 
 
 def _images(headers: dict[str, Any]) -> dict[str, Any]:
@@ -249,6 +271,19 @@ BUNDLE = _route(
     Invalid,
     NotReady,
     parameters=[_NAME],
+)
+OPENAI_IMAGES = _openai_route(
+    "Draw images, by OpenAI's API",
+    _json_reply("The pictures.", ImagesReply)
+    | {"headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-Bundle", "Server-Timing")}},
+    *(error for error in _WORK if error not in {Unauthorized, NotReady}),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(model=ImagesRequest) | {"required": True},
+)
+OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Every bundle.", ModelList))
+OPENAI_MODEL = _openai_route(
+    "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
 )
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
