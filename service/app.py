@@ -33,7 +33,7 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
-from service.http.v1 import v1_routes
+from service.http.v1.routes import v1_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup

@@ -51,7 +51,7 @@ from service.http.schemas import (
     SampleReply,
     SampleRequest,
 )
-from service.http.v1_schemas import ImagesReply, ImagesRequest, ModelEntry, ModelList
+from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 
 _REF = "#/components/schemas/{model}"
 _SCHEMAS: tuple[type[BaseModel], ...] = (

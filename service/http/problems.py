@@ -90,7 +90,7 @@ _SHAPES = {"/v1/": OPENAI, "/v2/": OPEN_INFERENCE}  # by the path's prefix
 
 def problem_reply(error: ServiceError, request_id: str, path: str) -> Response:
     """An error as a reply that caches do not store, in the shape that the path's clients expect."""
-    shape = next((shape for prefix, shape in _SHAPES.items() if path.startswith(prefix)), PROBLEM)
+    shape = next((shape for prefix, shape in _SHAPES.items() if f"{path}/".startswith(prefix)), PROBLEM)
     headers = {**error.headers, "Cache-Control": "no-store"}
     content = shape.build(error, request_id).model_dump_json()
     return Response(content, shape.status(error), headers, shape.media_type)

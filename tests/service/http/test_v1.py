@@ -19,8 +19,8 @@ from models.bundle import MANIFEST, Bundle
 from models.spec import ImageSpec
 from service.app import create_app
 from service.codecs.time_slices import run_steps
-from service.http.v1 import find_label
-from service.http.v1_schemas import MAX_PROMPT
+from service.http.v1.messages import MAX_PROMPT
+from service.http.v1.routes import find_label
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio

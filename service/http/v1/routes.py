@@ -37,7 +37,7 @@ from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
 from service.http.sample import TIMING
 from service.http.schemas import SampleRequest
-from service.http.v1_schemas import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
+from service.http.v1.messages import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.settings import Settings
 
 # A character of the prompt is up to 12 bytes of JSON: two escapes.
