@@ -28,6 +28,7 @@ from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
+from service.http.openapi_document import operation_id
 from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
@@ -119,6 +120,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         version=__version__,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=partial(_lifespan, context=context),
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,
         # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
         openapi_url=None,

@@ -28,6 +28,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.auth import KeyScope
+from service.http.openapi_document import add_common
 from service.http.problems import (
     OPEN_INFERENCE,
     OPENAI,
@@ -54,7 +55,7 @@ from service.http.schemas import (
 from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 
 _REF = "#/components/schemas/{model}"
-_SCHEMAS: tuple[type[BaseModel], ...] = (
+SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
     SampleReply,
@@ -104,6 +105,7 @@ _CACHE_HEADERS = {
     "Cache-Control": _header(
         "With a seed public, or private if keys are set; for a year if bundle is name@version. Else no-store."
     ),
+    "Vary": _header("Accept: a cache keeps the formats apart."),
 }
 _IMAGES = {
     media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
@@ -114,10 +116,10 @@ _IMAGES = {
 def complete(
     document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
 ) -> None:
-    """Add to an OpenAPI document the schemas that its routes refer to, the keys they need, and the limit on images."""
+    """Add what FastAPI can't know: the schemas that routes refer to, the keys they need, limits, headers, examples."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in _SCHEMAS:
+    for model in SCHEMAS:
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
@@ -134,6 +136,7 @@ def complete(
                 operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
     for schema in _count_schemas(document):
         schema["maximum"] = max_count
+    add_common(document)
 
 
 def _describe_fields(schema: dict[str, Any]) -> None:
@@ -231,7 +234,10 @@ def _images(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOT_MODIFIED = {
-    304: {"description": "The client's copy, named in If-None-Match, is current.", "headers": _CACHE_HEADERS}
+    304: {
+        "description": "The client's copy, named in If-None-Match, is current.",
+        "headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-First-Index", "X-Bundle")} | _CACHE_HEADERS,
+    }
 }
 
 SAMPLE_BY_QUERY = _route(
@@ -249,7 +255,8 @@ SAMPLE_BY_BODY = _route(
 )
 DISCRIMINATE = _route(
     "Judge images",
-    _json_reply("One result for each image, in order.", DiscriminateReply),
+    _json_reply("One result for each image, in order.", DiscriminateReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
     *_WORK,
     *_UPLOAD,
     parameters=[

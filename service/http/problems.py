@@ -8,12 +8,17 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service.errors import Internal, Invalid, ServiceError
+from service.http.openapi_examples import ERRORS, REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
-_WAIT = ("Retry-After", "Seconds after which to try again.", "integer")
-_HEADERS = {
-    401: ("WWW-Authenticate", "How to send a key.", "string"),
-    415: ("Accept", "What the route reads; Accept-Encoding where the body is compressed.", "string"),
+_TEXT = {"type": "string"}
+_WAIT = {"Retry-After": {"description": "Seconds after which to try again.", "schema": {"type": "integer"}}}
+_HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"description": "How to send a key.", "schema": _TEXT}},
+    415: {
+        "Accept": {"description": "What the route reads.", "schema": _TEXT},
+        "Accept-Encoding": {"description": "In place of that, if the body is compressed.", "schema": _TEXT},
+    },
     429: _WAIT,
     503: _WAIT,
 }
@@ -102,14 +107,16 @@ def describe(*errors: type[ServiceError], shape: ErrorShape = PROBLEM) -> dict[i
     possible: list[type[ServiceError]] = [*errors, Internal]
     for error in possible:
         line, status = f"`{error.code}`: {(error.__doc__ or '').splitlines()[0]}", shape.status(error)
+        example = {error.code: {"value": shape.build(ERRORS[error], REQUEST_ID).model_dump()}}
         if status in responses:
             responses[status]["description"] += f"\n\n{line}"
+            responses[status]["content"][shape.media_type]["examples"] |= example
             continue
+        schema = {"$ref": f"#/components/schemas/{shape.schema.__name__}"}
         responses[status] = {
             "description": line,
-            "content": {shape.media_type: {"schema": {"$ref": f"#/components/schemas/{shape.schema.__name__}"}}},
+            "content": {shape.media_type: {"schema": schema, "examples": example}},
         }
         if status in _HEADERS:
-            name, description, kind = _HEADERS[status]
-            responses[status]["headers"] = {name: {"description": description, "schema": {"type": kind}}}
+            responses[status]["headers"] = _HEADERS[status]
     return responses

@@ -32,6 +32,7 @@ from pydantic_core import CoreSchema, to_json
 from models.images.preparation import Preparation
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.encode import Format
+from service.http.openapi_examples import PIXEL
 from service.http.problems import Problem
 
 # JavaScript's numbers are exact only up to this, and our page sends the seed back.
@@ -161,10 +162,6 @@ class DiscriminateQuery(Schema):
         description="For a class-conditional bundle: class by index or name, one for all images or one per image. "
         "Default: the class that its class head predicts for each image.",
     )
-
-
-# A black pixel, as a PNG in base64.
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 class DiscriminateRequest(DiscriminateQuery):
