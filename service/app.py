@@ -34,6 +34,7 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
+from service.http.v2.routes import v2_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -42,6 +43,7 @@ MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
+    **dict.fromkeys(("/v2/health/live", "/v2/health/ready"), KeyScope.NONE),
     **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
@@ -87,6 +89,8 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/interpolate": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/discriminate": settings.max_body_bytes,
+        "/v2/models/{name}/infer": settings.max_body_bytes,
+        "/v2/models/{name}/versions/{version}/infer": settings.max_body_bytes,
     }
 
 
@@ -160,6 +164,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         discriminate_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
+        v2_routes(context),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),
         page_routes(),

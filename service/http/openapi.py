@@ -45,6 +45,7 @@ from service.http.schemas import (
     SampleReply,
     SampleRequest,
 )
+from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
 
 _REF = "#/components/schemas/{model}"
 _SCHEMAS: tuple[type[BaseModel], ...] = (
@@ -60,6 +61,12 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    InferRequest,
+    InferReply,
+    ServerMetadata,
+    ServerHealth,
+    ModelMetadata,
+    ModelReady,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -200,7 +207,6 @@ def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **e
 
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
-    errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
     problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
     return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
 
@@ -272,21 +278,82 @@ BUNDLE = _route(
     NotReady,
     parameters=[_NAME],
 )
+_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
     _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    *_BODY_ERRORS,
     requestBody=_body(model=RepositoryQuery),
 )
 
 
 def _repository_change(summary: str, model: type[BaseModel]) -> dict[str, Any]:
     done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}, "example": {}}}}
-    errors = Forbidden, UnknownBundle, NotReady, Draining
+    errors = *_BODY_ERRORS, Forbidden, UnknownBundle, NotReady, Draining
     return _protocol_route(summary, done, *errors, parameters=[_NAME], requestBody=_body(model=model))
 
 
 REPOSITORY_LOAD = _repository_change("Load a bundle", RepositoryLoad)
 REPOSITORY_UNLOAD = _repository_change("Unload a bundle", RepositoryUnload)
+_JSON_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_ANY_OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
+_MODEL_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "A bundle's name for its generator; with `.discriminator` after it for its discriminator.",
+    "schema": {"type": "string"},
+}
+
+
+def _model_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """A route of the protocol that names a model."""
+    parameters = [_MODEL_NAME, *extra.pop("parameters", ())]
+    errors = UnknownBundle, NotReady, Draining, *(errors or (Unauthorized,))
+    return _protocol_route(summary, reply, *errors, parameters=parameters, **extra)
+
+
+def of_version(route: dict[str, Any]) -> dict[str, Any]:
+    """The same route for a version of the model."""
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    extra = route["openapi_extra"]
+    return route | {"openapi_extra": extra | {"parameters": [*extra["parameters"], version]}}
+
+
+V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", ServerMetadata), Unauthorized)
+V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
+V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
+V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
+V2_CONFIG = _model_route("A model's configuration", {"description": "In Triton's form.", **_ANY_OBJECT})
+V2_STATISTICS = _model_route("Statistics", {"description": "In Triton's form.", **_ANY_OBJECT})
+V2_ALL_STATISTICS = _protocol_route(
+    "Statistics of all models", {"description": "In Triton's form.", **_ANY_OBJECT}, Unauthorized, NotReady
+)
+V2_INFER = _model_route(
+    "Run a model",
+    {
+        "description": "The outputs: as JSON, or after the JSON if any of them is in binary.",
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model="InferReply")}},
+            "application/octet-stream": {"schema": _BINARY},
+        },
+        "headers": {
+            "Inference-Header-Content-Length": _header("Bytes of the JSON, if outputs in binary follow it.", "integer"),
+            "Server-Timing": _header("Milliseconds spent in decoding, the queue, computing and encoding."),
+        },
+    },
+    *_BODY_ERRORS,
+    UnsupportedMediaType,
+    QueueFull,
+    DeadlinePassed,
+    parameters=[_JSON_LENGTH, _TIMEOUT],
+    requestBody=_body("application/octet-stream", model=InferRequest) | {"required": False},
+)
 PROBE = _route(
     "Probe",
     {

@@ -65,8 +65,17 @@ def parse_query(schema: type[SchemaT], query: bytes, body: type[Schema] = Schema
         if name in fields and name in known:
             raise Invalid(f"{name}: given more than once{_REPEATED.get(name, '')}.")
         fields[name] = _query_labels(value, name) if name in LABEL_FIELDS else value
+    return validate(schema, fields)
+
+
+def validate(schema: type[SchemaT], fields: dict[str, Any], *, strict: bool = False) -> SchemaT:
+    """Check fields against their schema. `strict` takes no text for a number.
+
+    Raises:
+        Invalid: They do not match.
+    """
     try:
-        return schema.model_validate(fields)
+        return schema.model_validate(fields, strict=strict)
     except ValidationError as error:
         raise _refusal(error, schema) from None
 

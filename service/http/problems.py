@@ -8,7 +8,7 @@ from starlette.responses import Response
 from service.errors import Internal, ServiceError
 
 MEDIA_TYPE = "application/problem+json"
-PROTOCOL = "/v2/"
+PROTOCOL = "/v2/"  # the prefix of its paths
 _WAIT = ("Retry-After", "Seconds after which to try again.", "integer")
 _HEADERS = {
     401: ("WWW-Authenticate", "How to send a key.", "string"),
@@ -43,7 +43,7 @@ class ProtocolProblem(BaseModel):
 def problem_reply(error: ServiceError, request_id: str, path: str) -> Response:
     """An error as a reply that caches do not store; in the protocol's shape if the path is under /v2."""
     headers = {**error.headers, "Cache-Control": "no-store"}
-    if path.startswith(PROTOCOL):
+    if f"{path}/".startswith(PROTOCOL):
         return Response(
             ProtocolProblem(error=error.detail).model_dump_json(), error.status, headers, "application/json"
         )

@@ -112,6 +112,12 @@ class Deadline:
         self.seconds = timeout_s(request.header(b"x-timeout-ms"), settings)
         self._at = request.arrived_s + self.seconds
 
+    def shorten(self, seconds: float) -> None:
+        """Let the request take no more than these seconds since its arrival."""
+        if seconds < self.seconds:
+            self._at -= self.seconds - seconds
+            self.seconds = seconds
+
     def left_s(self) -> float:
         """Seconds that are left. May be called on any thread.
 

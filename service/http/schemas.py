@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -340,25 +341,43 @@ class BundleList(Reply):
 
 
 class RepositoryQuery(Schema):
-    """Which bundles of the repository to list."""
+    """Which bundles of the repository to list. Unknown fields are ignored, as the protocol's clients expect."""
+
+    model_config = ConfigDict(extra="ignore")
 
     ready: bool = Field(default=False, description="List only bundles that are loaded.")
 
 
-class RepositoryLoad(Schema):
-    """A load request. It has no parameters: the bundle's manifest says all that is needed."""
+def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse to take a bundle's contents from a request."""
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise ValueError(f"{name[:100]} is not taken: a bundle is loaded as its folder is")
+    return parameters
 
-    parameters: Schema = Field(default=Schema(), description="None.")
+
+class RepositoryLoad(Schema):
+    """A load request. It needs no parameters: the bundle's manifest says all that is needed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    parameters: Annotated[dict[str, Any], AfterValidator(_refuse_files)] = Field(
+        default={}, description="`config` and `file:…` are refused, others ignored."
+    )
 
 
 class UnloadParameters(Schema):
     """Parameters that the protocol's clients send."""
+
+    model_config = ConfigDict(extra="ignore")
 
     unload_dependents: bool = Field(default=False, description="Ignored: no bundle depends on another.")
 
 
 class RepositoryUnload(Schema):
     """An unload request; its parameters are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     parameters: UnloadParameters = Field(default=UnloadParameters(), description="Accepted for the protocol's clients.")
 

@@ -139,7 +139,8 @@ async def test_a_json_body_may_hold_what_the_document_says_and_nothing_else(
                     reply = await client.post(path, json=rest | {field: value})
                     assert reply.status_code == status, (path, field, value, reply.text[:200])
                     tried += 1
-        assert (await client.post(path, json=rest | {"colour": None})).status_code == 422
+        is_protocol = path.startswith("/v2")  # whose clients may send more than we know
+        assert (await client.post(path, json=rest | {"colour": None})).status_code == (200 if is_protocol else 422)
     assert tried > 80
 
 
