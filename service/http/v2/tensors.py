@@ -9,7 +9,6 @@ are cut out of the JSON before it is parsed (`cut_numbers`), and then parsed pie
 
 import math
 import re
-import struct
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -28,9 +27,11 @@ from service.http.v2.messages import InferRequest, InputTensor
 HEADER = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_INPUT, MAX_JSON_OUTPUT = 2**17, 2**20  # elements of all tensors together
+MAX_TEXTS = 2**17  # of BYTES in binary
 DTYPES: Mapping[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 BYTES = "BYTES"  # the datatype of text
 PIECE_BYTES, PIECE_NUMBERS = 2**14, 2**13  # of JSON, read or written in one step
+MAX_PIECE_BYTES = 2**16
 CHECKED_NUMBERS = 2**18  # in one step
 SMALL_BYTES = 2**20  # replies of up to this many are joined on the event loop
 _MAX_STRINGS, _MAX_STRING_BYTES = 2**15, 2**14
@@ -190,7 +191,7 @@ def _binary_size(tensor: InputTensor) -> int | None:
 def _from_binary(tensor: InputTensor, elements: int, content: memoryview) -> Steps[Array | list[str]]:
     """The values of an input in binary, little-endian; numbers as a view of the body."""
     if tensor.datatype == BYTES:
-        return _texts(tensor, elements, content)
+        return (yield from _texts(tensor, elements, content))
     dtype = DTYPES[tensor.datatype]
     if len(content) != elements * dtype.itemsize:
         raise Invalid(
@@ -200,21 +201,27 @@ def _from_binary(tensor: InputTensor, elements: int, content: memoryview) -> Ste
     return (yield from _finite(tensor, np.frombuffer(content, dtype)))
 
 
-def _texts(tensor: InputTensor, elements: int, content: memoryview) -> list[str]:
-    """Texts, each after its length in four bytes."""
+def _texts(tensor: InputTensor, elements: int, content: memoryview) -> Steps[list[str]]:
+    """The texts of BYTES in binary."""
     texts: list[str] = []
     at = 0
-    try:
-        while at < len(content) and len(texts) < MAX_JSON_INPUT:
-            (size,) = struct.unpack_from("<I", content, at)
-            text = bytes(content[at + 4 : at + 4 + size])
-            at += 4 + size
-            texts.append(text.decode())
-    except (struct.error, ValueError):
-        raise Invalid(f"{tensor.name}: its {BYTES} can't be read: each is its length in 4 bytes, then UTF-8.") from None
+    while at < len(content) and len(texts) < MAX_TEXTS:
+        text = _text(tensor, content, at)
+        at += 4 + len(text)
+        texts.append(text.decode(errors="replace"))  # which names no class
+        if len(texts) % 256 == 0:
+            yield None
     if at != len(content) or len(texts) != elements:
         raise Invalid(f"{tensor.name}: its shape {tensor.shape} says {elements} elements; there are others.")
     return texts
+
+
+def _text(tensor: InputTensor, content: memoryview, start: int) -> bytes:
+    """The text that begins here, after its length in four bytes."""
+    size = int.from_bytes(content[start : start + 4], "little")
+    if size > min(_MAX_STRING_BYTES, len(content) - start - 4):
+        raise Invalid(f"{tensor.name}: a text of {size} bytes is announced, which is not there or too long.")
+    return bytes(content[start + 4 : start + 4 + size])
 
 
 def _from_json(tensor: InputTensor, elements: int, arrays: Sequence[bytes]) -> Steps[Array | list[str]]:
@@ -243,6 +250,8 @@ def _read_numbers(tensor: InputTensor, elements: int, text: bytes) -> Steps[Arra
     while start <= len(text):
         end = text.find(b",", start + PIECE_BYTES)
         piece = text[start : end if end >= 0 else len(text)]
+        if len(piece) > MAX_PIECE_BYTES:
+            raise Invalid(f"{tensor.name}: data has {len(piece)} bytes without a comma; no number is so long.")
         skeleton.append(piece.translate(None, _NOT_SKELETON))
         some = _parse(tensor, piece.translate(_SPACES))
         if filled + len(some) > elements:

@@ -12,7 +12,9 @@ from fastapi import FastAPI
 from models.bundle import Bundle
 from service import __version__
 from service.app import create_app
+from service.http.merged_metrics import Series, series_of
 from service.settings import Settings
+from service.worker_group import WorkerGroup
 
 pytestmark = pytest.mark.anyio
 
@@ -164,3 +166,25 @@ async def test_load_takes_nothing_but_the_folder(
             assert "is not taken" in reply.json()["error"]
         for body in ({"parameters": {"other": 1}}, {"parameters": None}, {"unknown": 1}, {}):
             assert (await client.post("/v2/repository/models/tiny/load", json=body)).status_code == 200
+
+
+class Neighbour(WorkerGroup):
+    """A group of two workers, of which the other is asked for its metrics."""
+
+    other: FastAPI
+
+    async def ask(self, what: str, **_: object) -> list[Series]:
+        """The other's metrics."""
+        assert what == "metrics"
+        return [series_of(self.other.state.manager.metrics.registry)]
+
+
+async def test_statistics_are_those_of_all_workers(start: Start, tiny_settings: Callable[..., Settings]) -> None:
+    """Whichever worker is asked."""
+    group = Neighbour()
+    app, group.other = create_app(tiny_settings(), worker_group=group), create_app(tiny_settings())
+    async with start(app) as one, start(group.other) as other:
+        await one.get("/sample?count=2")
+        await other.get("/sample?count=3")
+        (tiny,) = (await one.get("/v2/models/tiny/stats")).json()["model_stats"]
+        assert tiny["inference_count"] == 5
