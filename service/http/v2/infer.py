@@ -15,12 +15,14 @@ from models.inference.pixels import UInt8
 from service.engine.model_manager import Timing
 from service.errors import Invalid, Malformed
 from service.http.discriminate import judge
+from service.http.given_latents import check_latents
 from service.http.parsing import validate
 from service.http.request_context import RequestContext
 from service.http.resolving import resolve_labels, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
-from service.http.schemas import Labels, SampleRequest
+from service.http.sample import draw_images
+from service.http.schemas import Label, Labels, SampleRequest
 from service.http.v2.catalogue import Model, model_of, split_name
 from service.http.v2.messages import RequestedOutput
 from service.http.v2.tensors import (
@@ -128,27 +130,24 @@ async def _sample(
     """Draw images from the generator."""
     if asked.raw is not None:
         raise Malformed(f"{HEADER}: 0 is for models that have one input; send JSON before the tensors.")
-    fields, latents = _fields(bundle, asked)
-    if latents is not None:
-        return await _sample_latents(context, request, bundle, fields, latents, wanted, deadline)
-    manifest = bundle.manifest
+    manifest, settings = bundle.manifest, context.settings
+    fields, latents = _fields(asked, settings.max_count)
     options = validate(SampleRequest, fields | {"format": "json"}, strict=True)  # which bounds the pixels
-    plan = resolve_sample(options, manifest.image, manifest.labels, None, context.settings)
-    _prepare(context, request, bundle, plan.count, wanted)
-    drawn = context.manager.sample(
-        bundle,
-        seed=plan.seed,
-        first_index=plan.first_index,
-        labels=plan.labels,
-        count=plan.count,
-        truncation=plan.truncation,
-        deadline_s=deadline.left_s(),
-    )
-    images, _, timing = await deadline.wait_for(drawn)
-    return Answer({"images": images}, {"seed": plan.seed, "first_index": plan.first_index}, timing)
+    if latents is not None:
+        check_latents(options, latents, manifest.latent, settings.max_count)
+    plan = resolve_sample(options, manifest.image, manifest.labels, None, settings, latents)
+    size = plan.count * manifest.image.size
+    if not wanted["images"]:
+        check_json_output(size)
+    request.bundle, request.count = bundle.name, plan.count
+    context.manager.batcher.admit(plan.count)
+    request.reserve_reply(size)
+    images, _, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
+    made_by = {"seed": plan.seed, "first_index": plan.first_index} if latents is None else {}
+    return Answer({"images": images}, made_by, timing)
 
 
-def _fields(bundle: Bundle, asked: Request) -> tuple[dict[str, Any], Float32 | None]:
+def _fields(asked: Request, max_count: int) -> tuple[dict[str, Any], Float32 | None]:
     """The fields of a request to `/sample` that the inputs and parameters mean, and the latents if there are any."""
     parameters = asked.head.parameters
     fields = {name: parameters[name] for name in PARAMETERS if parameters.get(name) is not None}
@@ -159,8 +158,8 @@ def _fields(bundle: Bundle, asked: Request) -> tuple[dict[str, Any], Float32 | N
             raise Invalid(f"inputs: there is no {name[:100]!r}; there is {', '.join((*PARAMETERS, 'latents'))}.")
         if name in fields:
             raise Invalid(f"{name}: given both as an input and as a parameter.")
-        fields[name] = _labels(tensor) if name == "labels" else _scalar(name, tensor)
-    return fields, None if latents is None else _latents(latents, bundle.manifest.latent.dim)
+        fields[name] = _labels(tensor, max_count) if name == "labels" else _scalar(name, tensor)
+    return fields, None if latents is None else _latents(latents)
 
 
 def _scalar(name: str, tensor: Tensor) -> int | float:
@@ -172,18 +171,19 @@ def _scalar(name: str, tensor: Tensor) -> int | float:
     return number
 
 
-def _labels(tensor: Tensor) -> Labels:
+def _labels(tensor: Tensor, max_count: int) -> Labels:
     """Labels by index, or by name."""
-    if isinstance(tensor.values, list):
-        return list(tensor.values)
-    indices: list[int] = _check("labels", tensor, "INT64").reshape(-1).tolist()
-    return list(indices)
+    given = tensor.values if isinstance(tensor.values, list) else _check("labels", tensor, "INT64").reshape(-1)
+    if len(given) > max_count:
+        raise Invalid(f"labels: {len(given)} labels; one request may bring {max_count}.")
+    labels: list[Label] = [*given] if isinstance(given, list) else given.tolist()
+    return labels
 
 
-def _latents(tensor: Tensor, dim: int) -> Float32:
+def _latents(tensor: Tensor) -> Float32:
     latents = _check("latents", tensor, "FP32")
-    if latents.ndim != 2 or latents.shape[1] != dim:
-        raise Invalid(f"latents: has shape {list(latents.shape)}; send [n, {dim}].")
+    if latents.ndim != 2:
+        raise Invalid(f"latents: has {latents.ndim} axes; send [n, dim].")
     return latents
 
 
@@ -192,46 +192,6 @@ def _check(name: str, tensor: Tensor, datatype: str) -> Array:
     if tensor.datatype != datatype or isinstance(tensor.values, list):
         raise Invalid(f"{name}: is {tensor.datatype}; send {datatype}{f' or {BYTES}' if name == 'labels' else ''}.")
     return tensor.values
-
-
-async def _sample_latents(
-    context: RouteContext,
-    request: RequestContext,
-    bundle: Bundle,
-    fields: dict[str, Any],
-    latents: Float32,
-    wanted: Mapping[str, bool],
-    deadline: Deadline,
-) -> Answer:
-    """Draw the images of latents, which take the place of a seed."""
-    if misplaced := {"seed", "first_index"} & fields.keys():
-        raise Invalid(f"{min(misplaced)}: latents take its place.")
-    names, count = bundle.manifest.labels, len(latents)
-    options = validate(SampleRequest, {"count": count, **fields, "format": "json"}, strict=True)
-    if options.count != count:
-        raise Invalid(f"count: {options.count} images of {count} latents; leave it out.")
-    plan = resolve_sample(options, bundle.manifest.image, names, None, context.settings)
-    if names is not None and plan.labels is None:
-        raise Invalid("labels: this bundle has classes; give the latents one for all or one each.")
-    _prepare(context, request, bundle, count, wanted)
-    images, timing = await deadline.wait_for(
-        context.manager.sample_latents(
-            bundle, latents, labels=plan.labels, truncation=plan.truncation, deadline_s=deadline.left_s()
-        )
-    )
-    return Answer({"images": images}, {}, timing)
-
-
-def _prepare(
-    context: RouteContext, request: RequestContext, bundle: Bundle, count: int, wanted: Mapping[str, bool]
-) -> None:
-    """Refuse what there is no room for, before it is computed, and note bundle and count for the log line."""
-    size = count * bundle.manifest.image.size
-    if not wanted["images"]:
-        check_json_output(size)
-    request.bundle, request.count = bundle.name, count
-    context.manager.batcher.admit(count)
-    request.reserve_reply(size)
 
 
 async def _discriminate(
@@ -270,4 +230,4 @@ def _images(context: RouteContext, bundle: Bundle, asked: Request) -> tuple[UInt
         raise Invalid(f"images: has shape {list(images.shape)}; send [n, {', '.join(map(str, shape))}].")
     if len(images) > context.settings.max_count:
         raise Invalid(f"images: {len(images)} images; one request may bring {context.settings.max_count}.")
-    return images, _labels(inputs["labels"]) if "labels" in inputs else None
+    return images, _labels(inputs["labels"], context.settings.max_count) if "labels" in inputs else None

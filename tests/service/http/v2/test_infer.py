@@ -398,6 +398,7 @@ async def test_bodies_of_another_kind_are_refused(
             422,
             "size",
         ),
+        (binary("labels", "INT64", np.zeros(2**21, np.int64)), 422, "2097152 labels; one request may bring 4096"),
         (binary("truncation", "FP32", np.array([np.nan], np.float32)), 422, "finite"),
         (binary("truncation", "FP32", np.array([np.inf], np.float32)), 422, "finite"),
         (binary("labels", "BYTES", b"\xff\xff\xff\xffx", [1]), 422, "announced"),
@@ -406,7 +407,7 @@ async def test_bodies_of_another_kind_are_refused(
         (binary("labels", "BYTES", b"\x00\x00\x00\x00" * 2**18, [2**18]), 422, "others"),
         (binary("labels", "BYTES", b"\x01\x00\x00\x00x", [2]), 422, "others"),
     ],
-    ids=range(13),
+    ids=range(14),
 )
 async def test_binary_tensors_that_lie_are_refused(
     client: httpx.AsyncClient, given: tuple[dict[str, Any], bytes], status: int, reason: str
@@ -507,13 +508,13 @@ async def test_images_of_given_latents(client: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("model", "shape", "parameters", "reason"),
     [
-        ("tiny", [1, 11], {}, "send [n, 12]"),
-        ("tiny", [12], {}, "send [n, 12]"),
+        ("tiny", [1, 11], {}, "have 12"),
+        ("tiny", [12], {}, "send [n, dim]"),
         ("tiny", [1, 12], {"seed": 1}, "seed: latents take its place"),
         ("tiny", [1, 12], {"first_index": 1}, "first_index: latents take its place"),
         ("tiny", [2, 12], {"count": 1}, "1 images of 2 latents"),
-        ("tiny", [4097, 12], {}, "count"),
-        ("cond", [1, 12], {}, "labels: this bundle has classes"),
+        ("tiny", [4097, 12], {}, "4097 rows"),
+        ("cond", [1, 12], {}, "labels: latents draw none"),
         ("tiny", [1, 12], {"labels": 0}, "no labels"),
     ],
 )
