@@ -9,8 +9,10 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from models.images.preparation import Preparation
+from service.codecs.animation import SEQUENCE_TYPES
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
+from service.codecs.npy import NPY
 from service.errors import (
     DeadlinePassed,
     Draining,
@@ -29,6 +31,7 @@ from service.errors import (
 )
 from service.http.auth import KeyScope
 from service.http.openapi_document import add_common
+from service.http.parsing import LABEL_FIELDS
 from service.http.problems import (
     OPEN_INFERENCE,
     OPENAI,
@@ -45,19 +48,23 @@ from service.http.schemas import (
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    InterpolateRequest,
     RepositoryIndex,
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    SampleBody,
     SampleReply,
     SampleRequest,
 )
 from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
+from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
 
 _REF = "#/components/schemas/{model}"
 SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
+    SampleBody,
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
@@ -73,6 +80,12 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     ImagesReply,
     ModelEntry,
     ModelList,
+    InferRequest,
+    InferReply,
+    ServerMetadata,
+    ServerHealth,
+    ModelMetadata,
+    ModelReady,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -149,20 +162,23 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for model, field in ("SampleRequest", "count"), ("ImagesRequest", "n"):
+    for model, field in ("SampleRequest", "count"), ("SampleBody", "count"), ("ImagesRequest", "n"):
         yield document["components"]["schemas"][model]["properties"][field]["anyOf"][0]
-    for parameter in document["paths"]["/sample"]["get"]["parameters"]:
-        if parameter["name"] == "count":
-            yield parameter["schema"]
+    for operation in document["paths"]["/sample"].values():
+        for parameter in operation["parameters"]:
+            if parameter["name"] == "count":
+                yield parameter["schema"]
 
 
 def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
     """A schema's fields as query parameters; `more` is added to each description."""
-    properties = model.model_json_schema()["properties"]
+    whole = model.model_json_schema()
+    properties, required = whole["properties"], whole.get("required", ())
     return [
         {
             "name": name,
             "in": "query",
+            **({"required": True} if name in required else {}),
             "description": schema.pop("description") + more,
             "schema": _in_query(name, schema),
         }
@@ -172,7 +188,7 @@ def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
 
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A field's schema as a query parameter, which has no null."""
-    if name == "labels":
+    if name in LABEL_FIELDS:
         return {"type": "string", "minLength": 1}
     given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
     without_null = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
@@ -215,7 +231,6 @@ def _route(
 
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
-    errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
     return _route(summary, reply, *errors, shape=OPEN_INFERENCE, **extra)
 
 
@@ -249,9 +264,26 @@ SAMPLE_BY_BODY = _route(
     *_WORK,
     NotAcceptable,
     *_UPLOAD,
-    parameters=[_TIMEOUT],
-    requestBody=_body(model=SampleRequest),
+    parameters=[*_query(SampleRequest, " Only beside a body of latents: JSON has it itself."), _TIMEOUT],
+    requestBody=_body(NPY, model=SampleBody) | {"required": False},
 )
+INTERPOLATE = _route(
+    "Go from one image to another",
+    {
+        "description": "The images between, as a strip or an animation.",
+        "content": {media_type: {"schema": _BINARY} for media_type in SEQUENCE_TYPES.values()},
+        "headers": {
+            "X-Bundle": _SAMPLE_HEADERS["X-Bundle"],
+            "Server-Timing": _SAMPLE_HEADERS["Server-Timing"],
+            "Content-Disposition": _header("A file's name: of the bundle, and of both images."),
+            **_CACHE_HEADERS,
+        },
+    },
+    *_WORK,
+    NotAcceptable,
+    parameters=[*_query(InterpolateRequest), _TIMEOUT],
+)
+INTERPOLATE["responses"] |= _NOT_MODIFIED
 DISCRIMINATE = _route(
     "Judge images",
     _json_reply("One result for each image, in order.", DiscriminateReply)
@@ -291,21 +323,82 @@ OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Ever
 OPENAI_MODEL = _openai_route(
     "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
 )
+_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
     _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    *_BODY_ERRORS,
     requestBody=_body(model=RepositoryQuery),
 )
 
 
 def _repository_change(summary: str, model: type[BaseModel]) -> dict[str, Any]:
     done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}, "example": {}}}}
-    errors = Forbidden, UnknownBundle, NotReady, Draining
+    errors = *_BODY_ERRORS, Forbidden, UnknownBundle, NotReady, Draining
     return _protocol_route(summary, done, *errors, parameters=[_NAME], requestBody=_body(model=model))
 
 
 REPOSITORY_LOAD = _repository_change("Load a bundle", RepositoryLoad)
 REPOSITORY_UNLOAD = _repository_change("Unload a bundle", RepositoryUnload)
+_JSON_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+_ANY_OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
+_MODEL_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "A bundle's name for its generator; with `.discriminator` after it for its discriminator.",
+    "schema": {"type": "string"},
+}
+
+
+def _model_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """A route of the protocol that names a model."""
+    parameters = [_MODEL_NAME, *extra.pop("parameters", ())]
+    errors = UnknownBundle, NotReady, Draining, *(errors or (Unauthorized,))
+    return _protocol_route(summary, reply, *errors, parameters=parameters, **extra)
+
+
+def of_version(route: dict[str, Any]) -> dict[str, Any]:
+    """The same route for a version of the model."""
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    extra = route["openapi_extra"]
+    return route | {"openapi_extra": extra | {"parameters": [*extra["parameters"], version]}}
+
+
+V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", ServerMetadata), Unauthorized)
+V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
+V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
+V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
+V2_CONFIG = _model_route("A model's configuration", {"description": "In Triton's form.", **_ANY_OBJECT})
+V2_STATISTICS = _model_route("Statistics", {"description": "In Triton's form.", **_ANY_OBJECT})
+V2_ALL_STATISTICS = _protocol_route(
+    "Statistics of all models", {"description": "In Triton's form.", **_ANY_OBJECT}, Unauthorized, NotReady
+)
+V2_INFER = _model_route(
+    "Run a model",
+    {
+        "description": "The outputs: as JSON, or after the JSON if any of them is in binary.",
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model="InferReply")}},
+            "application/octet-stream": {"schema": _BINARY},
+        },
+        "headers": {
+            "Inference-Header-Content-Length": _header("Bytes of the JSON, if outputs in binary follow it.", "integer"),
+            "Server-Timing": _header("Milliseconds spent in decoding, the queue, computing and encoding."),
+        },
+    },
+    *_BODY_ERRORS,
+    UnsupportedMediaType,
+    QueueFull,
+    DeadlinePassed,
+    parameters=[_JSON_LENGTH, _TIMEOUT],
+    requestBody=_body("application/octet-stream", model=InferRequest) | {"required": False},
+)
 PROBE = _route(
     "Probe",
     {

@@ -184,8 +184,8 @@ def test_null_counts_as_left_out() -> None:
         with pytest.raises(Invalid, match="images: "):
             body(DiscriminateRequest, nothing)
     assert body(SampleRequest, b" null ") == body(SampleRequest, b"")
-    with pytest.raises(Invalid, match=r"parameters.unload_dependants: .* did you mean unload_dependents\?"):
-        body(RepositoryUnload, b'{"parameters": {"unload_dependants": true}}')
+    other = b'{"parameters": {"unload_dependants": true}}'  # clients of the protocol may send more than we know
+    assert body(RepositoryUnload, other) == body(RepositoryUnload, b"{}")
     with pytest.raises(Invalid, match="colour: unknown field"):
         body(SampleRequest, b'{"colour": null}')
 
