@@ -31,6 +31,7 @@ from service.errors import (
 )
 from service.http.auth import KeyScope
 from service.http.openapi_document import add_common
+from service.http.openapi_examples import CONFIG, STATISTICS
 from service.http.parsing import LABEL_FIELDS
 from service.http.problems import (
     OPEN_INFERENCE,
@@ -346,7 +347,13 @@ _JSON_LENGTH = {
     "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
     "schema": {"type": "integer", "minimum": 0},
 }
-_ANY_OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
+
+
+def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    return {"description": "In Triton's form.", "content": content}
+
+
 _MODEL_NAME = {
     "name": "name",
     "in": "path",
@@ -374,11 +381,9 @@ V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", 
 V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
 V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
 V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
-V2_CONFIG = _model_route("A model's configuration", {"description": "In Triton's form.", **_ANY_OBJECT})
-V2_STATISTICS = _model_route("Statistics", {"description": "In Triton's form.", **_ANY_OBJECT})
-V2_ALL_STATISTICS = _protocol_route(
-    "Statistics of all models", {"description": "In Triton's form.", **_ANY_OBJECT}, Unauthorized, NotReady
-)
+V2_CONFIG = _model_route("A model's configuration", _triton_reply(CONFIG))
+V2_STATISTICS = _model_route("Statistics", _triton_reply(STATISTICS))
+V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(STATISTICS), Unauthorized, NotReady)
 V2_INFER = _model_route(
     "Run a model",
     {
