@@ -30,8 +30,19 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.auth import KeyScope
+from service.http.openapi_document import add_common
+from service.http.openapi_examples import MODEL_CONFIG, MODEL_STATISTICS
 from service.http.parsing import LABEL_FIELDS
-from service.http.problems import Problem, ProtocolProblem, describe
+from service.http.problems import (
+    OPEN_INFERENCE,
+    OPENAI,
+    PROBLEM,
+    ErrorShape,
+    OpenAIProblem,
+    Problem,
+    ProtocolProblem,
+    describe,
+)
 from service.http.schemas import (
     BundleList,
     BundleMetadata,
@@ -47,10 +58,11 @@ from service.http.schemas import (
     SampleReply,
     SampleRequest,
 )
+from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
 
 _REF = "#/components/schemas/{model}"
-_SCHEMAS: tuple[type[BaseModel], ...] = (
+SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
     SampleBody,
@@ -70,6 +82,11 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     ServerHealth,
     ModelMetadata,
     ModelReady,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -102,6 +119,7 @@ _CACHE_HEADERS = {
     "Cache-Control": _header(
         "With a seed public, or private if keys are set; for a year if bundle is name@version. Else no-store."
     ),
+    "Vary": _header("Accept: a cache keeps the formats apart."),
 }
 _IMAGES = {
     media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
@@ -112,10 +130,10 @@ _IMAGES = {
 def complete(
     document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
 ) -> None:
-    """Add to an OpenAPI document the schemas that its routes refer to, the keys they need, and the limit on images."""
+    """Add what FastAPI can't know: the schemas that routes refer to, the keys they need, limits, headers, examples."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in _SCHEMAS:
+    for model in SCHEMAS:
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
@@ -132,6 +150,7 @@ def complete(
                 operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
     for schema in _count_schemas(document):
         schema["maximum"] = max_count
+    add_common(document)
 
 
 def _describe_fields(schema: dict[str, Any]) -> None:
@@ -144,8 +163,8 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for name in ("SampleRequest", "SampleBody"):
-        yield document["components"]["schemas"][name]["properties"]["count"]["anyOf"][0]
+    for model, field in ("SampleRequest", "count"), ("SampleBody", "count"), ("ImagesRequest", "n"):
+        yield document["components"]["schemas"][model]["properties"][field]["anyOf"][0]
     for operation in document["paths"]["/sample"].values():
         for parameter in operation["parameters"]:
             if parameter["name"] == "count":
@@ -200,20 +219,26 @@ def _json_reply(description: str, model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+def _route(
+    summary: str, reply: dict[str, Any], *errors: type[ServiceError], shape: ErrorShape = PROBLEM, **extra: Any
+) -> dict[str, Any]:
     """Keyword arguments for FastAPI's route decorators."""
     return {
         "summary": summary,
         "response_class": Response,
-        "responses": {200: reply, **describe(*errors)},
+        "responses": {200: reply, **describe(*errors, shape=shape)},
         "openapi_extra": {key: value for key, value in extra.items() if value},
     }
 
 
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
-    problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
-    return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
+    return _route(summary, reply, *errors, shape=OPEN_INFERENCE, **extra)
+
+
+def _openai_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """As `_route`, for routes of OpenAI's API, whose errors have another shape."""
+    return _route(summary, reply, Unauthorized, NotReady, *errors, shape=OPENAI, **extra)
 
 
 def _images(headers: dict[str, Any]) -> dict[str, Any]:
@@ -225,7 +250,10 @@ def _images(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOT_MODIFIED = {
-    304: {"description": "The client's copy, named in If-None-Match, is current.", "headers": _CACHE_HEADERS}
+    304: {
+        "description": "The client's copy, named in If-None-Match, is current.",
+        "headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-First-Index", "X-Bundle")} | _CACHE_HEADERS,
+    }
 }
 
 SAMPLE_BY_QUERY = _route(
@@ -260,7 +288,8 @@ INTERPOLATE = _route(
 INTERPOLATE["responses"] |= _NOT_MODIFIED
 DISCRIMINATE = _route(
     "Judge images",
-    _json_reply("One result for each image, in order.", DiscriminateReply),
+    _json_reply("One result for each image, in order.", DiscriminateReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
     *_WORK,
     *_UPLOAD,
     parameters=[
@@ -284,6 +313,19 @@ BUNDLE = _route(
     parameters=[_NAME],
 )
 _BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
+OPENAI_IMAGES = _openai_route(
+    "Draw images, by OpenAI's API",
+    _json_reply("The pictures.", ImagesReply)
+    | {"headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-Bundle", "Server-Timing")}},
+    *(error for error in _WORK if error not in {Unauthorized, NotReady}),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(model=ImagesRequest) | {"required": True},
+)
+OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Every bundle.", ModelList))
+OPENAI_MODEL = _openai_route(
+    "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
+)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
     _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
@@ -306,7 +348,6 @@ _JSON_LENGTH = {
     "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
     "schema": {"type": "integer", "minimum": 0},
 }
-_ANY_OBJECT = {"content": {"application/json": {"schema": {"type": "object"}}}}
 _MODEL_NAME = {
     "name": "name",
     "in": "path",
@@ -323,6 +364,12 @@ def _model_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError
     return _protocol_route(summary, reply, *errors, parameters=parameters, **extra)
 
 
+def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
+    """A reply whose fields Triton's documentation describes."""
+    content = {"schema": {"type": "object"}, "example": example}
+    return {"description": "In Triton's form.", "content": {"application/json": content}}
+
+
 def of_version(route: dict[str, Any]) -> dict[str, Any]:
     """The same route for a version of the model."""
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -334,11 +381,9 @@ V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", 
 V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
 V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
 V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
-V2_CONFIG = _model_route("A model's configuration", {"description": "In Triton's form.", **_ANY_OBJECT})
-V2_STATISTICS = _model_route("Statistics", {"description": "In Triton's form.", **_ANY_OBJECT})
-V2_ALL_STATISTICS = _protocol_route(
-    "Statistics of all models", {"description": "In Triton's form.", **_ANY_OBJECT}, Unauthorized, NotReady
-)
+V2_CONFIG = _model_route("A model's configuration", _triton_reply(MODEL_CONFIG))
+V2_STATISTICS = _model_route("Statistics of a model", _triton_reply(MODEL_STATISTICS))
+V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(MODEL_STATISTICS), Unauthorized, NotReady)
 V2_INFER = _model_route(
     "Run a model",
     {
