@@ -166,7 +166,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         sample_routes(context),
         interpolate_routes(context),
         discriminate_routes(context),
-        bundle_routes(manager),
+        bundle_routes(manager.bundles),
         repository_routes(manager),
         v2_routes(context),
         v1_routes(context),

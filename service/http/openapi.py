@@ -298,9 +298,7 @@ DISCRIMINATE = _route(
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
-BUNDLES = _route(
-    "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady
-)
+BUNDLES = _route("The bundles", _json_reply("Every bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady)
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 BUNDLE = _route(
     "One bundle",
@@ -328,7 +326,7 @@ OPENAI_MODEL = _openai_route(
 )
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
-    _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    _json_reply("Every version of every bundle.", RepositoryIndex),
     *_BODY_ERRORS,
     requestBody=_body(model=RepositoryQuery),
 )

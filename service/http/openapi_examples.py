@@ -27,6 +27,7 @@ _BUNDLE = {"bundle": "mnist", "version": "0123456789ab"}
 _METADATA: dict[str, Any] = {
     "name": "mnist",
     "version": "0123456789ab",
+    "versions": [{"version": "0123456789ab", "created": "2026-11-24T17:35:12Z"}],
     "created": "2026-11-24T17:35:12Z",
     "image": {"channels": 1, "height": 28, "width": 28},
     "latent": {"dim": 64, "distribution": "normal", "sampler": "philox4x64-10/1", "label_frequencies": [0.5, 0.5]},
@@ -78,7 +79,7 @@ BODIES: dict[str, Any] = {
     "DiscriminateRequest": {"images": [PIXEL]},
     "DiscriminateReply": {**_BUNDLE, "results": [{"probability_real": 0.93, "logit": 2.59, "label": "7"}]},
     "BundleMetadata": _METADATA,
-    "BundleList": {"default": "mnist", "bundles": [_METADATA]},
+    "BundleList": {"default": "mnist", "bundles": [_METADATA], "aliases": {"mnist@canary": "0123456789ab"}},
     "RepositoryQuery": {"ready": True},
     "RepositoryIndex": [{"name": "mnist", "version": "0123456789ab", "state": "READY", "reason": ""}],
     "RepositoryLoad": {},

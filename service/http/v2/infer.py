@@ -58,12 +58,13 @@ async def infer(context: RouteContext, request: RequestContext, name: str, versi
     steps = read_request(body, request.header(_HEADER_KEY), context.settings.max_count)
     asked, decode_s = await context.decode(steps, deadline)
     _shorten(deadline, asked.head.parameters)
-    bundle, is_discriminator = split_name(name, version)
-    model = model_of(await context.find(bundle, deadline), is_discriminator=is_discriminator)
+    named, is_discriminator = split_name(name, version)
+    bundle = await context.find(named, deadline)
+    model = model_of(bundle, is_discriminator=is_discriminator)
     wanted = _wanted_outputs(model, asked)
     run = _discriminate if is_discriminator else _sample
-    answer = await run(context, request, model.bundle, asked, wanted, deadline)
-    head = {"model_name": model.name, "model_version": model.bundle.version, "parameters": answer.parameters}
+    answer = await run(context, request, bundle, asked, wanted, deadline)
+    head = {"model_name": model.name, "model_version": bundle.version, "parameters": answer.parameters}
     if asked.head.id is not None:
         head["id"] = asked.head.id
     outputs = {name: (answer.outputs[name], is_binary) for name, is_binary in wanted.items()}
