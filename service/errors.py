@@ -92,15 +92,18 @@ class NotFound(ServiceError):
 
 
 class UnknownBundle(ServiceError):
-    """No loaded bundle has this name, or this name and version."""
+    """No bundle has this name, or this name and version, or it can't be loaded: `reason` says why."""
 
     status = 404
     code = "unknown_bundle"
-    title = "No such bundle is loaded"
+    title = "There is no such bundle"
     rejection = "invalid"
 
-    def __init__(self, name: str, loaded: Sequence[str]) -> None:
-        super().__init__(f"Bundle {name[:100]!r} is not loaded. Loaded: {', '.join(loaded) or 'none'}.")
+    def __init__(self, name: str, known: Sequence[str], reason: str | None = None) -> None:
+        if reason is None:
+            super().__init__(f"There is no bundle {name[:100]!r}. There are: {', '.join(known) or 'none'}.")
+        else:
+            super().__init__(f"Bundle {name[:100]!r} can't be loaded: {reason}.")
 
 
 class MethodNotAllowed(ServiceError):

@@ -86,10 +86,15 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
-    bundles: Path = Field(Path(__file__).parent.parent / "bundles", description="Folder whose sub-folders are bundles.")
+    bundles: Path = Field(
+        Path(__file__).parent.parent / "bundles", description="Folder whose sub-folders are bundles, or that is one."
+    )
     default_bundle: str | None = Field(
         None,
         description="Bundle of requests that name none, as name or name@version; unset: mnist, else the first by name.",
+    )
+    max_resident_bundles: _Count = Field(
+        8, description="Bundles, versions counted, that are kept in memory; others are loaded when they are asked for."
     )
     device: str = Field(
         "auto",

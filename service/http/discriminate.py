@@ -99,8 +99,9 @@ async def _read_upload(
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
-    bundle = await context.find(options.bundle, deadline)
+    context.manager.bundles.look_up(options.bundle)  # refuses unknown ones before the body
     body = await read_body(request, deadline)
+    bundle = await context.find(options.bundle, deadline)
     return bundle, options.labels, decode_upload(body, content_type, _upload_limits(context, bundle, deadline))
 
 

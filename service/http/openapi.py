@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.http.auth import KeyScope
 from service.http.openapi_document import add_common
-from service.http.openapi_examples import CONFIG, STATISTICS
+from service.http.openapi_examples import MODEL_CONFIG, MODEL_STATISTICS
 from service.http.parsing import LABEL_FIELDS
 from service.http.problems import (
     OPEN_INFERENCE,
@@ -76,17 +76,17 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
-    OpenAIProblem,
-    ImagesRequest,
-    ImagesReply,
-    ModelEntry,
-    ModelList,
     InferRequest,
     InferReply,
     ServerMetadata,
     ServerHealth,
     ModelMetadata,
     ModelReady,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -297,9 +297,7 @@ DISCRIMINATE = _route(
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
-BUNDLES = _route(
-    "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady
-)
+BUNDLES = _route("The bundles", _json_reply("Every bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady)
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 BUNDLE = _route(
     "One bundle",
@@ -311,6 +309,7 @@ BUNDLE = _route(
     NotReady,
     parameters=[_NAME],
 )
+_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 OPENAI_IMAGES = _openai_route(
     "Draw images, by OpenAI's API",
     _json_reply("The pictures.", ImagesReply)
@@ -324,10 +323,9 @@ OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Ever
 OPENAI_MODEL = _openai_route(
     "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
 )
-_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
-    _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    _json_reply("Every version of every bundle.", RepositoryIndex),
     *_BODY_ERRORS,
     requestBody=_body(model=RepositoryQuery),
 )
@@ -347,13 +345,6 @@ _JSON_LENGTH = {
     "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
     "schema": {"type": "integer", "minimum": 0},
 }
-
-
-def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
-    return {"description": "In Triton's form.", "content": content}
-
-
 _MODEL_NAME = {
     "name": "name",
     "in": "path",
@@ -370,6 +361,12 @@ def _model_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError
     return _protocol_route(summary, reply, *errors, parameters=parameters, **extra)
 
 
+def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
+    """A reply whose fields Triton's documentation describes."""
+    content = {"schema": {"type": "object"}, "example": example}
+    return {"description": "In Triton's form.", "content": {"application/json": content}}
+
+
 def of_version(route: dict[str, Any]) -> dict[str, Any]:
     """The same route for a version of the model."""
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -381,9 +378,9 @@ V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", 
 V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
 V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
 V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
-V2_CONFIG = _model_route("A model's configuration", _triton_reply(CONFIG))
-V2_STATISTICS = _model_route("Statistics", _triton_reply(STATISTICS))
-V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(STATISTICS), Unauthorized, NotReady)
+V2_CONFIG = _model_route("A model's configuration", _triton_reply(MODEL_CONFIG))
+V2_STATISTICS = _model_route("Statistics of a model", _triton_reply(MODEL_STATISTICS))
+V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(MODEL_STATISTICS), Unauthorized, NotReady)
 V2_INFER = _model_route(
     "Run a model",
     {

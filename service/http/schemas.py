@@ -365,11 +365,19 @@ def _json_numbers(values: Sequence[float]) -> list[bytes]:
     return to_json(values)[1:-1].split(b",") if values else []
 
 
+class BundleVersion(Reply):
+    """A version of a bundle, which `name@version` asks for."""
+
+    version: str
+    created: AwareDatetime
+
+
 class BundleMetadata(Reply):
-    """A loaded bundle: its version and the metadata of its manifest."""
+    """A version of a bundle, and the metadata of its manifest. `versions` are all of them, the newest first."""
 
     name: str
     version: str
+    versions: list[BundleVersion]
     created: AwareDatetime
     image: ImageSpec
     latent: LatentSpec
@@ -381,10 +389,11 @@ class BundleMetadata(Reply):
 
 
 class BundleList(Reply):
-    """The loaded bundles. `default` is the bundle for requests that name none."""
+    """Every bundle, in the version that its name means. `default` is the bundle for requests that name none."""
 
     default: str | None
     bundles: list[BundleMetadata]
+    aliases: dict[str, str] = Field(description="The versions that aliases mean, by `name` or `name@alias`.")
 
 
 class RepositoryQuery(Schema):
@@ -392,7 +401,7 @@ class RepositoryQuery(Schema):
 
     model_config = ConfigDict(extra="ignore")
 
-    ready: bool = Field(default=False, description="List only bundles that are loaded.")
+    ready: bool = Field(default=False, description="List only what requests can ask for.")
 
 
 def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -430,7 +439,7 @@ class RepositoryUnload(Schema):
 
 
 class RepositoryEntry(Reply):
-    """A bundle of the repository. If it is not loaded, `name` is its folder's and `version` is empty."""
+    """A version of a bundle. Where a manifest can't be used, `name` is its folder's and `version` is empty."""
 
     name: str
     version: str
@@ -439,4 +448,4 @@ class RepositoryEntry(Reply):
 
 
 class RepositoryIndex(RootModel[list[RepositoryEntry]]):
-    """Every bundle that is loaded or has a folder."""
+    """Every version of every bundle, and every folder whose manifest can't be used."""

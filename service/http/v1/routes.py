@@ -26,6 +26,7 @@ from models.inference.pixels import UInt8
 from models.spec import ImageSpec
 from service.codecs.encode import MAX_SIDE, encode_picture
 from service.codecs.time_slices import Steps
+from service.engine.bundle_index import Version
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, UnsupportedMediaType
 from service.http.json_limits import JsonLimits
@@ -72,7 +73,7 @@ def v1_routes(context: RouteContext) -> APIRouter:
     async def model(request: Request) -> Response:
         """One bundle, by name or name@version."""
         name = request.path_params["name"]
-        return _json(_model(name, context.manager.look_up(name)))
+        return _json(_model(name, context.manager.bundles.look_up(name)))
 
     return router
 
@@ -82,11 +83,10 @@ def _json(reply: ModelEntry | ModelList) -> Response:
 
 
 def _models(manager: ModelManager) -> list[ModelEntry]:
-    names = {bundle.name for bundle in manager.loaded()}
-    return [_model(name, manager.look_up(name)) for name in sorted(names)]
+    return [_model(version.name, version) for version in manager.bundles.names()]
 
 
-def _model(name: str, bundle: Bundle) -> ModelEntry:
+def _model(name: str, bundle: Version) -> ModelEntry:
     return ModelEntry(id=name, created=int(bundle.manifest.created.timestamp()))
 
 
