@@ -34,6 +34,7 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
+from service.http.streaming import PIECE_BYTES
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -181,7 +182,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         work,
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
-        max_reply_bytes=settings.max_output_pixels,
+        max_reply_bytes=max(settings.max_output_pixels, PIECE_BYTES),  # there is always room for a stream
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:
