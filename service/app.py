@@ -26,6 +26,7 @@ from service.http.bundles import bundle_routes
 from service.http.client_address import TrustedProxies
 from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
+from service.http.encode import encode_routes
 from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -87,6 +88,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": settings.max_body_bytes,
         "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
+        "/encode": settings.max_body_bytes,
     }
 
 
@@ -158,6 +160,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         sample_routes(context),
         interpolate_routes(context),
         discriminate_routes(context),
+        encode_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
         probe_routes(manager),
