@@ -29,6 +29,7 @@ from service.codecs.time_slices import Steps
 from service.engine.bundle_index import Version
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, UnsupportedMediaType
+from service.http.drawing import draw
 from service.http.json_limits import JsonLimits
 from service.http.openapi import OPENAI_IMAGES, OPENAI_MODEL, OPENAI_MODELS
 from service.http.parsing import parse_body
@@ -36,7 +37,6 @@ from service.http.request_context import RequestContext, context_of
 from service.http.resolving import SamplePlan, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import TIMING, Deadline, RouteContext, read_body
-from service.http.sample import draw_images
 from service.http.schemas import SampleRequest
 from service.http.v1.messages import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.settings import Settings
@@ -175,7 +175,7 @@ async def _draw(
     """Compute the images and build the reply."""
     asked, canvas = pictures
     request.reserve_reply(plan.count * canvas.width * canvas.height * bundle.manifest.image.channels)
-    images, _, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
+    images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     background = (bundle.manifest.preparation or UNDECLARED).background
     work = partial(_reply, images, canvas, background, asked)
     content, encode_s = await context.encode(work, asked.output_format, deadline, is_small=False)

@@ -15,13 +15,13 @@ from models.inference.pixels import UInt8
 from service.engine.model_manager import Timing
 from service.errors import Invalid, Malformed
 from service.http.discriminate import judge
+from service.http.drawing import draw
 from service.http.given_latents import check_latents
 from service.http.parsing import validate
 from service.http.request_context import RequestContext
 from service.http.resolving import resolve_labels, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
-from service.http.sample import draw_images
 from service.http.schemas import Label, Labels, SampleRequest
 from service.http.v2.catalogue import Model, model_of, split_name
 from service.http.v2.messages import RequestedOutput
@@ -147,7 +147,7 @@ async def _sample(
     request.bundle, request.count = bundle.name, plan.count
     context.manager.batcher.admit(plan.count)
     request.reserve_reply(size)
-    images, _, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
+    images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     made_by = {"seed": plan.seed, "first_index": plan.first_index} if latents is None else {}
     return Answer({"images": images}, made_by, timing)
 
