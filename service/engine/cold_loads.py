@@ -11,7 +11,7 @@ from service.engine.engine import Loaded
 from service.errors import NotReady
 
 MOST_WAITERS = 32
-REST = 2.0  # times as long as a load took, before the next one
+REST, MOST_REST_S = 4.0, 1.0  # before the next load: so many times as long as the last one took, and at most
 
 Outcome = Loaded | str | None
 
@@ -69,7 +69,7 @@ class ColdLoads:
                 outcome = await self._load(key)
                 self._load_s = time.monotonic() - started
                 if self.served > served:
-                    self._not_before = started + (1 + REST) * self._load_s
+                    self._not_before = time.monotonic() + min(MOST_REST_S, REST * self._load_s)
                 return outcome
         finally:
             del self._loads[key]
