@@ -178,6 +178,9 @@ def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
     """A schema's fields as query parameters; `more` is added to each description."""
     whole = model.model_json_schema()
     properties, required = whole["properties"], whole.get("required", ())
+    if more:  # generated clients send defaults, which some bodies forbid
+        for schema in properties.values():
+            schema.pop("default", None)
     return [
         {
             "name": name,
