@@ -34,14 +34,13 @@ from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
-from service.http.sample import sample_routes
+from service.http.sample import MAX_JSON_BYTES, sample_routes
 from service.http.v1.routes import v1_routes
 from service.http.v2.routes import v2_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
-MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images and tensors
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
@@ -91,9 +90,9 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": settings.max_body_bytes,
         "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
+        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/v2/models/{name}/infer": settings.max_body_bytes,
         "/v2/models/{name}/versions/{version}/infer": settings.max_body_bytes,
-        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
     }
 
 
@@ -168,8 +167,8 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         discriminate_routes(context),
         bundle_routes(manager.bundles),
         repository_routes(manager),
-        v2_routes(context),
         v1_routes(context),
+        v2_routes(context),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),
         page_routes(),

@@ -31,7 +31,7 @@ from service.errors import (
 )
 from service.http.auth import KeyScope
 from service.http.openapi_document import add_common
-from service.http.openapi_examples import MODEL_CONFIG, MODEL_STATISTICS
+from service.http.openapi_examples import CONFIG, STATISTICS
 from service.http.parsing import LABEL_FIELDS
 from service.http.problems import (
     OPEN_INFERENCE,
@@ -76,17 +76,17 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
     InferRequest,
     InferReply,
     ServerMetadata,
     ServerHealth,
     ModelMetadata,
     ModelReady,
-    OpenAIProblem,
-    ImagesRequest,
-    ImagesReply,
-    ModelEntry,
-    ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -197,15 +197,14 @@ def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body(*media_types: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    content: dict[str, Any] = {media_type: {"schema": _BINARY} for media_type in media_types}
+    # Arrays first: generated clients send a file as the last type that takes one, and images are read as what they are.
+    content: dict[str, Any] = {
+        kind: {"schema": _BINARY} for kind in sorted(media_types, key="application/x-npy".__ne__)
+    }
     if "multipart/form-data" in content:
-        images = {"type": "array", "items": _BINARY, "minItems": 1, "description": "Image files."}
-        form = {
-            "type": "object",
-            "properties": {"images": images},
-            "minProperties": 1,
-            "additionalProperties": images | {"description": "Image files under any other name."},
-        }
+        about = "Image files. Every part with a file is one, whatever its name."
+        images = {"type": "array", "items": _BINARY, "minItems": 1, "description": about}
+        form = {"type": "object", "properties": {"images": images}, "required": ["images"]}
         content["multipart/form-data"] = {"schema": form}
     if model is not None:
         content["application/json"] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
@@ -310,7 +309,6 @@ BUNDLE = _route(
     NotReady,
     parameters=[_NAME],
 )
-_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 OPENAI_IMAGES = _openai_route(
     "Draw images, by OpenAI's API",
     _json_reply("The pictures.", ImagesReply)
@@ -324,6 +322,7 @@ OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Ever
 OPENAI_MODEL = _openai_route(
     "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
 )
+_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
     _json_reply("Every version of every bundle.", RepositoryIndex),
@@ -346,6 +345,8 @@ _JSON_LENGTH = {
     "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
     "schema": {"type": "integer", "minimum": 0},
 }
+
+
 _MODEL_NAME = {
     "name": "name",
     "in": "path",
@@ -379,9 +380,9 @@ V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", 
 V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
 V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
 V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
-V2_CONFIG = _model_route("A model's configuration", _triton_reply(MODEL_CONFIG))
-V2_STATISTICS = _model_route("Statistics of a model", _triton_reply(MODEL_STATISTICS))
-V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(MODEL_STATISTICS), Unauthorized, NotReady)
+V2_CONFIG = _model_route("A model's configuration", _triton_reply(CONFIG))
+V2_STATISTICS = _model_route("Statistics", _triton_reply(STATISTICS))
+V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(STATISTICS), Unauthorized, NotReady)
 V2_INFER = _model_route(
     "Run a model",
     {

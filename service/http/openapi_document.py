@@ -57,6 +57,9 @@ def add_common(document: dict[str, Any]) -> None:
                 operation["parameters"] = [*operation["parameters"], _IF_NONE_MATCH]
             for content in _json_contents(operation):
                 _add_example(content)
+            body = operation.get("requestBody", {"required": True})
+            if not body["required"] and _JSON in body["content"]:  # a body that is null counts as left out
+                body["content"][_JSON]["schema"] = {"anyOf": [body["content"][_JSON]["schema"], {"type": "null"}]}
 
 
 def _json_contents(operation: dict[str, Any]) -> Iterator[dict[str, Any]]:

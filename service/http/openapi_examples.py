@@ -84,6 +84,26 @@ BODIES: dict[str, Any] = {
     "RepositoryIndex": [{"name": "mnist", "version": "0123456789ab", "state": "READY", "reason": ""}],
     "RepositoryLoad": {},
     "RepositoryUnload": {},
+    "InferRequest": {"inputs": [{"name": "seed", "shape": [1], "datatype": "INT64", "data": [7]}]},
+    "InferReply": {
+        "model_name": "mnist.discriminator",
+        "model_version": "0123456789ab",
+        "parameters": {},
+        "outputs": [
+            {"name": "probability_real", "datatype": "FP32", "shape": [1], "data": [0.93]},
+            {"name": "logit", "datatype": "FP32", "shape": [1], "data": [2.59]},
+        ],
+    },
+    "ServerMetadata": {"name": "gan-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
+    "ServerHealth": {"live": True, "ready": True},
+    "ModelReady": {"name": "mnist", "ready": True},
+    "ModelMetadata": {
+        "name": "mnist",
+        "versions": ["0123456789ab"],
+        "platform": "gan-service_safetensors",
+        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [1]}],
+        "outputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}],
+    },
     "ImagesRequest": {"model": "mnist", "prompt": "a handwritten 3", "n": 2, "size": "512x512"},
     "ImagesReply": {
         "created": 1796052464,
@@ -97,25 +117,24 @@ BODIES: dict[str, Any] = {
         "object": "list",
         "data": [{"id": "mnist", "object": "model", "created": 1795528512, "owned_by": "gan-service"}],
     },
-    "ServerMetadata": {"name": "gan-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
-    "ServerHealth": {"live": True, "ready": True},
-    "ModelReady": {"name": "mnist", "ready": True},
-    "ModelMetadata": {
-        "name": "mnist.discriminator",
-        "versions": ["0123456789ab"],
-        "platform": "gan-service_safetensors",
-        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}],
-        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [-1]}],
-    },
-    "InferRequest": {
-        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [7]}],
-        "outputs": [{"name": "images", "parameters": {"binary_data": True}}],
-    },
-    "InferReply": {
-        "model_name": "mnist.discriminator",
-        "model_version": "0123456789ab",
-        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [1], "data": [2.59]}],
-    },
 }
-MODEL_CONFIG = {"name": "mnist", "max_batch_size": 0, "input": [], "output": []}
-MODEL_STATISTICS = {"model_stats": [{"name": "mnist", "version": "0123456789ab", "inference_count": 64}]}
+
+# Of Triton's objects, which have no schema here.
+CONFIG = {
+    "name": "mnist",
+    "platform": "gan-service_safetensors",
+    "max_batch_size": 0,
+    "input": [{"name": "seed", "data_type": "TYPE_INT64", "dims": [1], "optional": True}],
+    "output": [{"name": "images", "data_type": "TYPE_UINT8", "dims": [-1, 28, 28, 1]}],
+}
+STATISTICS = {
+    "model_stats": [
+        {
+            "name": "mnist",
+            "version": "0123456789ab",
+            "inference_count": 64,
+            "execution_count": 2,
+            "inference_stats": {"success": {"count": 4, "ns": 9000000}},
+        }
+    ]
+}

@@ -129,9 +129,11 @@ class Schema(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Adds null to the schema of every optional field."""
+        """Adds null to the schema of every optional field; leaves out defaults that generators of clients refuse."""
         whole = handler.resolve_ref_schema(handler(schema))
         for name, field in whole.get("properties", {}).items():
+            if isinstance(field.get("default"), dict):
+                del field["default"]
             if name not in whole.get("required", ()) and _NULL not in field.get("anyOf", ()):
                 about = {key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field}
                 whole["properties"][name] = {"anyOf": [*field.get("anyOf", [field]), _NULL], **about}

@@ -110,13 +110,13 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
         "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},
+        "/v1/images/generations": {"post"}, "/v1/models": {"get"}, "/v1/models/{name}": {"get"},
         "/v2": {"get"}, "/v2/health/live": {"get"}, "/v2/health/ready": {"get"}, "/v2/models/stats": {"get"},
         **{
             f"/v2/models/{model}{end}": {"post" if end == "/infer" else "get"}
             for model in ("{name}", "{name}/versions/{version}")
             for end in ("", "/ready", "/config", "/stats", "/infer")
         },
-        "/v1/images/generations": {"post"}, "/v1/models": {"get"}, "/v1/models/{name}": {"get"},
     }  # fmt: skip
     assert methods.keys() > work_routes(Settings()).keys()
     for ref in refs(document):

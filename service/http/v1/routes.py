@@ -24,8 +24,8 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, RenderOptions, SampleMetadata, encode
-from service.codecs.time_slices import Steps, timed_call
+from service.codecs.encode import MAX_SIDE, encode_picture
+from service.codecs.time_slices import Steps
 from service.engine.bundle_index import Version
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, UnsupportedMediaType
@@ -36,6 +36,7 @@ from service.http.request_context import RequestContext, context_of
 from service.http.resolving import SamplePlan, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import TIMING, Deadline, RouteContext, read_body
+from service.http.sample import draw_images
 from service.http.schemas import SampleRequest
 from service.http.v1.messages import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.settings import Settings
@@ -174,20 +175,10 @@ async def _draw(
     """Compute the images and build the reply."""
     asked, canvas = pictures
     request.reserve_reply(plan.count * canvas.width * canvas.height * bundle.manifest.image.channels)
-    drawn = context.manager.sample(
-        bundle,
-        seed=plan.seed,
-        first_index=plan.first_index,
-        labels=plan.labels,
-        count=plan.count,
-        truncation=plan.truncation,
-        deadline_s=deadline.left_s(),
-    )
-    images, _, timing = await deadline.wait_for(drawn)
+    images, _, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
     background = (bundle.manifest.preparation or UNDECLARED).background
-    work = partial(timed_call, partial(_reply, images, canvas, background, asked))
-    content, encode_s = await context.run_in_time(context.encoders, work, deadline)
-    context.metrics.encode.labels(asked.output_format).observe(encode_s)
+    work = partial(_reply, images, canvas, background, asked)
+    content, encode_s = await context.encode(work, asked.output_format, deadline, is_small=False)
     headers = {
         b"x-seed": b"%d" % plan.seed,
         b"x-bundle": f"{bundle.name}@{bundle.version}".encode(),
@@ -197,9 +188,7 @@ async def _draw(
 
 
 def _reply(images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest) -> bytes:
-    render = RenderOptions(asked.output_format, columns=1, scale=1)
-    unnamed = SampleMetadata("", "", 0, 0, None)  # files of single images say nothing of what they are
-    files = [encode(_placed(image, canvas, background)[None], render, unnamed) for image in images]
+    files = [encode_picture(_placed(image, canvas, background), asked.output_format) for image in images]
     return (
         ImagesReply(
             created=int(time.time()),
