@@ -43,7 +43,6 @@ from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
-MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images and tensors
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),

@@ -97,25 +97,24 @@ BODIES: dict[str, Any] = {
         "object": "list",
         "data": [{"id": "mnist", "object": "model", "created": 1795528512, "owned_by": "gan-service"}],
     },
-    "ServerMetadata": {"name": "gan-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
-    "ServerHealth": {"live": True, "ready": True},
-    "ModelReady": {"name": "mnist", "ready": True},
-    "ModelMetadata": {
-        "name": "mnist.discriminator",
-        "versions": ["0123456789ab"],
-        "platform": "gan-service_safetensors",
-        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}],
-        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [-1]}],
-    },
-    "InferRequest": {
-        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [7]}],
-        "outputs": [{"name": "images", "parameters": {"binary_data": True}}],
-    },
-    "InferReply": {
-        "model_name": "mnist.discriminator",
-        "model_version": "0123456789ab",
-        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [1], "data": [2.59]}],
-    },
 }
-MODEL_CONFIG = {"name": "mnist", "max_batch_size": 0, "input": [], "output": []}
-MODEL_STATISTICS = {"model_stats": [{"name": "mnist", "version": "0123456789ab", "inference_count": 64}]}
+
+# Of Triton's objects, which have no schema here.
+MODEL_CONFIG = {
+    "name": "mnist",
+    "platform": "gan-service_safetensors",
+    "max_batch_size": 0,
+    "input": [{"name": "seed", "data_type": "TYPE_INT64", "dims": [1], "optional": True}],
+    "output": [{"name": "images", "data_type": "TYPE_UINT8", "dims": [-1, 28, 28, 1]}],
+}
+MODEL_STATISTICS = {
+    "model_stats": [
+        {
+            "name": "mnist",
+            "version": "0123456789ab",
+            "inference_count": 64,
+            "execution_count": 2,
+            "inference_stats": {"success": {"count": 4, "ns": 9000000}},
+        }
+    ]
+}

@@ -273,6 +273,8 @@ def _parse(tensor: InputTensor, piece: bytes) -> Array:
         with np.errstate(over="ignore"):  # what becomes infinite is refused
             return np.array(values, np.float64).astype(np.float32)
     numbers = np.array(values or np.empty(0, np.int64))
+    if numbers.dtype == np.float64 and (abs(numbers) < 2**53).all() and (numbers % 1 == 0).all():
+        numbers = numbers.astype(np.int64)  # 5.0 is 5, as elsewhere
     lowest, highest = (0, 255) if tensor.datatype == "UINT8" else (-(2**63), 2**63 - 1)
     if numbers.dtype != np.int64 or (len(numbers) and not lowest <= numbers.min() <= numbers.max() <= highest):
         raise Invalid(f"{tensor.name}: data must be whole numbers within the range of {tensor.datatype}.")
