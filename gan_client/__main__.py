@@ -19,10 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = command_parser().parse_args(arguments)
     try:
         return int(COMMANDS[asked.command].run(asked, _client(asked)))
-    except GanServiceError as error:
-        print(f"gan-client: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
+    except (GanServiceError, OSError) as error:
         print(f"gan-client: {error}", file=sys.stderr)
         return 1
     except (ValueError, FolderError) as error:

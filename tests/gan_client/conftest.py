@@ -67,7 +67,7 @@ def no_backoff(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 Answer = tuple[int, dict[str, str], bytes]
-Step = Answer | Callable[[http.server.BaseHTTPRequestHandler], None] | None
+Step = Answer | Callable[[http.server.BaseHTTPRequestHandler], None] | str | None
 
 
 @dataclass
@@ -84,6 +84,8 @@ class ScriptedServer:
     script: deque[Step] = field(default_factory=deque)
     seen: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     is_over: threading.Event = field(default_factory=threading.Event)
+
+    passing = "passed on"
 
     def hang(self, _: http.server.BaseHTTPRequestHandler) -> None:
         """A step that does nothing until the test is over."""
@@ -107,7 +109,9 @@ class ScriptedServer:
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
                 told.seen.append((self.path, {name.lower(): text for name, text in self.headers.items()}, body))
-                step = told.script.popleft() if told.script else self.passed_on(body)
+                step = told.script.popleft() if told.script else told.passing
+                if isinstance(step, str):
+                    step = self.passed_on(body)
                 if step is None or callable(step):
                     if step:
                         step(self)
