@@ -29,6 +29,8 @@ from service.server.listener import listen
 from service.server.server import Server
 from service.settings import Settings, variable
 
+collect_ignore = ["clients"]  # they run in environments of their own: make test-clients
+
 NETWORK = MLPSpec(
     family="mlp",
     generator=MLPGeneratorSpec(hidden=(32,)),
