@@ -64,7 +64,7 @@ def interpolate_routes(context: RouteContext) -> APIRouter:
 async def _interpolate(context: RouteContext, request: RequestContext, asked: InterpolateRequest) -> Response:
     """Compute the images between, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
-    bundle = context.manager.find(asked.bundle)
+    bundle = await context.find(asked.bundle, deadline)
     plan = resolve_interpolation(asked, bundle, request.accept(), context.settings)
     request.bundle, request.count = bundle.name, plan.steps
     tags = request.all_of_header(b"if-none-match")
