@@ -34,7 +34,7 @@ def command_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gan-client", description="The client of gan-service, from a shell.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, command in COMMANDS.items():
-        summary = str(command.__doc__).partition(": ")[2].splitlines()[0]
+        summary = str(command.__doc__).partition(": ")[2].splitlines()[0].rstrip(".")
         one = commands.add_parser(name, help=summary, description=summary)
         one.add_argument("--url", help="where the service is; default: GAN_CLIENT_URL, else http://127.0.0.1:8000")
         one.add_argument("--key-file", type=Path, help="a file with the key in it; default: GAN_CLIENT_KEY has it")

@@ -3,7 +3,8 @@
 import base64
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,15 @@ from PIL import Image
 from gan_client import BadReplyError, Client, GanServiceError, ReplyTooLargeError
 
 Connect = Callable[..., Any]
+
+
+@pytest.fixture
+def connect() -> Iterator[Connect]:
+    """Makes a client without retries. Both kinds read replies by the same code, so one of them is enough here."""
+    with ExitStack() as stack:
+        yield lambda url: stack.enter_context(Client(url, retries=0))
+
+
 NPY = {"Content-Type": "application/x-npy", "X-Bundle": "tiny@0123456789ab", "X-Seed": "7", "X-First-Index": "0"}
 JSON = {"Content-Type": "application/json"}
 
