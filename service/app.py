@@ -38,7 +38,6 @@ from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
-MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
@@ -84,8 +83,8 @@ class Application(FastAPI):
 def work_routes(settings: Settings) -> dict[str, int]:
     """The routes that need the engine, each with its largest body in bytes."""
     return {
-        "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
-        "/interpolate": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/sample": settings.max_body_bytes,
+        "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
     }
 

@@ -12,6 +12,7 @@ from models.images.preparation import Preparation
 from service.codecs.animation import SEQUENCE_TYPES
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
+from service.codecs.npy import NPY
 from service.errors import (
     DeadlinePassed,
     Draining,
@@ -42,6 +43,7 @@ from service.http.schemas import (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    SampleBody,
     SampleReply,
     SampleRequest,
 )
@@ -50,6 +52,7 @@ _REF = "#/components/schemas/{model}"
 _SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
+    SampleBody,
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
@@ -134,10 +137,12 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
-    for parameter in document["paths"]["/sample"]["get"]["parameters"]:
-        if parameter["name"] == "count":
-            yield parameter["schema"]
+    for name in ("SampleRequest", "SampleBody"):
+        yield document["components"]["schemas"][name]["properties"]["count"]["anyOf"][0]
+    for operation in document["paths"]["/sample"].values():
+        for parameter in operation["parameters"]:
+            if parameter["name"] == "count":
+                yield parameter["schema"]
 
 
 def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
@@ -227,8 +232,8 @@ SAMPLE_BY_BODY = _route(
     *_WORK,
     NotAcceptable,
     *_UPLOAD,
-    parameters=[_TIMEOUT],
-    requestBody=_body(model=SampleRequest),
+    parameters=[*_query(SampleRequest, " Only beside a body of latents: JSON has it itself."), _TIMEOUT],
+    requestBody=_body(NPY, model=SampleBody) | {"required": False},
 )
 INTERPOLATE = _route(
     "Go from one image to another",
