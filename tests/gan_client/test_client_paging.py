@@ -40,6 +40,8 @@ def test_a_service_that_takes_less_gets_smaller_requests(
         refused = server.metric("gan_rejected_total", route="/sample", reason="invalid")
         assert 3 <= refused < 3 + 4 * 3  # 64, 32, 16, and what was under way
         assert client.discriminate(images) == connect(live.url).discriminate(images)
+        latents = np.random.default_rng(0).normal(size=(50, 12))
+        assert np.array_equal(client.sample_array(latents=latents), connect(live.url).sample_array(latents=latents))
 
 
 def test_one_image_that_is_too_much_is_refused(live_server: Any, tiny_settings: Any, connect: Connect) -> None:
