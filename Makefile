@@ -29,11 +29,12 @@ test-clients: $(VENV)/serving $(CLIENTS:%=.clients/%/installed)
 test-fast: $(VENV)/everything
 	$(BIN)/python -m pytest -m "not slow"
 
-# Serving on the lowest versions of its ranges in pyproject.toml: its tests, and those of what it takes from models/.
+# Serving on the lowest versions of its ranges in pyproject.toml: its tests, those of what it takes from models/, and the
+# client's, which names the same ones.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
 	.venv-lowest/bin/python -m pytest tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
-		tests/models/test_networks.py
+		tests/models/test_networks.py tests/gan_client
 
 install: $(VENV)/everything
 
@@ -74,8 +75,8 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/everything: $(VENV)/serving
-	$(PIP) --editable ".[train,export,tensorboard,test]"
+$(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
+	$(PIP) --editable ".[train,export,tensorboard,test]" --editable ./gan_client
 	touch $@
 
 # The pinned versions first, then serving's go down to their lower bounds; what they need themselves follows.

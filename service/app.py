@@ -35,7 +35,7 @@ from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
-from service.http.sample import sample_routes
+from service.http.sample import MAX_JSON_BYTES, sample_routes
 from service.http.streaming import PIECE_BYTES
 from service.http.v1.routes import v1_routes
 from service.http.v2.routes import v2_routes
