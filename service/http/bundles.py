@@ -1,5 +1,7 @@
 """GET /bundles and /bundles/{name}: the loaded bundles and the metadata of their manifests."""
 
+from pathlib import Path
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -50,4 +52,5 @@ def _metadata(bundle: Bundle) -> BundleMetadata:
         preparation=manifest.preparation or UNDECLARED,
         training=manifest.training,
         evaluation=manifest.evaluation,
+        networks=[Path(name).stem for name in manifest.files if name.endswith(".safetensors")],
     )
