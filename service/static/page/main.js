@@ -60,9 +60,15 @@ async function start() {
   show(current(), new Set(["view", ...SUBJECT, "index", "image"]));
 }
 
-/** Take up a bundle by name or name@version, and show what it has. */
+/** Take up a bundle by name or name@version, and show what it has. One that is not there is told of: the default stays. */
 async function choose(name) {
-  bundle = await findBundle(name);
+  try {
+    bundle = await findBundle(name);
+  } catch (error) {
+    if (error.status !== 404 || name === null) throw error;
+    showNotice($("page-notice"), error, () => {});
+    bundle = await findBundle(null);
+  }
   $("bundle").replaceChildren(...bundleOptions(bundle));
   $("bundle").value = pinned(bundle);
   $("classes").hidden = !bundle.labels;
@@ -74,12 +80,13 @@ async function choose(name) {
 async function show(state, changed) {
   if (!isStarted) return;
   if (state.bundle !== pinned(bundle)) {
+    clearNotice($("page-notice"));
     try {
       await choose(state.bundle);
     } catch (error) {
       return showNotice($("page-notice"), error, () => show(state, changed));
     }
-    clearNotice($("page-notice"));
+    return change({ bundle: pinned(bundle) }) || show(current(), new Set([...changed, "bundle"]));
   }
   const view = state.view === "judge" && !hasDiscriminator(bundle) ? "wall" : state.view;
   for (const name of VIEWS) $(name).hidden = name !== view;
@@ -118,6 +125,8 @@ function showDetail(state, changed) {
   const wasOpen = !$("detail").hidden;
   document.body.classList.toggle("has-detail", state.image !== null);
   wall.mark(state.image);
+  const isCovered = state.image !== null && matchMedia("(max-width: 52rem)").matches;
+  for (const one of document.querySelectorAll("body > :is(header, main, footer, #code)")) one.inert = isCovered;
   if (state.image === null) {
     if (!wasOpen) return;
     closeDetail();

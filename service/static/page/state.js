@@ -60,13 +60,14 @@ export const onChange = (listener) => listeners.push(listener);
 
 export const current = () => state;
 
-/** Change some fields. `isStep`: the browser's back button comes back to how it was. */
+/** Change some fields, and tell whether they were others. `isStep`: the browser's back button leads back. */
 export function change(fields, { isStep = false } = {}) {
   const before = state;
   state = { ...state, ...fields };
-  if (Object.keys(fields).every((name) => before[name] === state[name])) return;
+  if (Object.keys(fields).every((name) => before[name] === state[name])) return false;
   history[isStep ? "pushState" : "replaceState"](null, "", fragment());
   tell(before);
+  return true;
 }
 
 addEventListener("popstate", () => {

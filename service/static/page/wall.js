@@ -21,6 +21,8 @@ export class Wall {
   #base = 0; // the stretch's first row
   #active = 0; // the index that the keyboard is at
   marked = null; // the one that is open
+  most = Infinity; // images on a sheet
+  #told = -1; // the index of which the cells' descriptions know as active
   #asked = { top: -1, ms: 0 };
 
   /**
@@ -28,6 +30,7 @@ export class Wall {
    * @param opened Called with the index of an image that was clicked.
    * @param moved Called with the first index in sight once scrolling has settled.
    * @param failed Called with an error, and a function that tries again.
+   * @param drawn Called when images have come.
    */
   constructor({ scroller, opened, moved, failed, drawn }) {
     Object.assign(this, { scroller, opened, failed, drawn });
@@ -89,10 +92,6 @@ export class Wall {
     this.#ask();
   }
 
-  retry() {
-    this.loader.resume();
-  }
-
   get #topRow() {
     return this.#base + Math.floor((this.scroller.scrollTop + GAP) / this.pitch);
   }
@@ -129,12 +128,12 @@ export class Wall {
   #renew(first) {
     const hadFocus = this.grid.contains(document.activeElement);
     this.loader?.close();
-    this.sheetSize = sheetSize(this.subject.bundle.image);
+    this.sheetSize = Math.min(this.most, sheetSize(this.subject.bundle.image));
     const { subject, sheetSize: size, pixels } = this;
     this.loader = new SheetLoader({
       load: (number, signal) => loadSheet(subject, number, size, pixels, signal),
       arrived: () => this.#draw(),
-      failed: (error) => this.failed(error, () => this.retry()),
+      failed: (error) => this.#refused(error),
       keep: SHEETS_KEPT,
     });
     this.grid.replaceChildren();
@@ -145,6 +144,13 @@ export class Wall {
     this.grid.classList.toggle("is-enlarged", this.tile[0] >= this.subject.bundle.image.width);
     this.goTo(first);
     if (hadFocus) this.focus(this.#active);
+  }
+
+  /** A service that allows fewer images in a request is asked for fewer. */
+  #refused(error) {
+    if (error.status !== 422 || this.sheetSize === 1) return this.failed(error, () => this.loader.resume());
+    this.most = this.sheetSize / 2;
+    this.#renew(this.first);
   }
 
   /** Scroll so that an index is in the first row; the stretch begins half its length earlier. */
@@ -201,7 +207,8 @@ export class Wall {
     }
     for (let number = from; number < to; number += 1) if (!this.#rows.has(number)) this.#place(number);
     for (const row of this.#spare) row.hidden = true;
-    for (const [number, row] of this.#rows) this.#describe(row, number);
+    if (this.#told !== this.#active) for (const [number, row] of this.#rows) this.#describe(row, number);
+    this.#told = this.#active;
     this.#draw();
   }
 
@@ -211,6 +218,7 @@ export class Wall {
     row.style.transform = `translate(${this.left}px, ${(number - this.#base) * this.pitch}px)`;
     row.setAttribute("aria-rowindex", number + 1);
     for (const cell of row.children) cell.classList.remove("is-there");
+    this.#describe(row, number);
     this.#rows.set(number, row);
   }
 
@@ -251,21 +259,23 @@ export class Wall {
   }
 
   #draw() {
+    let isNew = false;
     for (const [number, row] of this.#rows) {
       for (const [column, cell] of [...row.children].entries()) {
-        if (!cell.classList.contains("is-there")) this.#drawCell(cell, number * this.columns + column);
+        if (!cell.classList.contains("is-there")) isNew = this.#drawCell(cell, number * this.columns + column) || isNew;
       }
     }
+    if (isNew) this.drawn();
   }
 
   #drawCell(cell, index) {
     const bitmap = this.loader.get(Math.floor(index / this.sheetSize));
-    if (!bitmap) return;
+    if (!bitmap) return false;
     const [width, height] = this.pixels;
     const pen = cell.getContext("2d");
     pen.drawImage(bitmap, ...placeOf(index, this.sheetSize, this.pixels), width, height, 0, 0, width, height);
     cell.classList.add("is-there");
-    this.drawn?.();
+    return true;
   }
 
   #cell(index) {

@@ -217,11 +217,13 @@ def test_an_encoder_shows_what_g_makes_of_an_image(open_tab: Callable[..., Any],
 
 
 def test_states_that_cannot_be_are_told_or_left_out(open_tab: Callable[..., Any], embedded: Any) -> None:
-    """A bundle that is not there is named; numbers that make no sense count as left out."""
+    """A bundle that is not there is named, and the default one shown; numbers that make no sense count as left out."""
     tab = open_tab(embedded.page)
     tab.expected.append("status of 404")
     page = tab.open("bundle=nope&seed=1")
     page.wait_for_selector("#page-notice >> text=nope")
+    page.wait_for_selector("[role=gridcell].is-there")
+    tab.until("location.hash.includes('bundle=mnist@')")
     tab.open("seed=-1&truncation=7&label=99&image=1e3&view=nowhere&walk=x")
     page.wait_for_selector("[role=gridcell].is-there")
 
