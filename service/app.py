@@ -26,6 +26,7 @@ from service.http.bundles import bundle_routes
 from service.http.client_address import TrustedProxies
 from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
+from service.http.encode import encode_routes
 from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -34,6 +35,7 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
+from service.http.streaming import PIECE_BYTES
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -86,6 +88,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": settings.max_body_bytes,
         "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
+        "/encode": settings.max_body_bytes,
     }
 
 
@@ -157,6 +160,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         sample_routes(context),
         interpolate_routes(context),
         discriminate_routes(context),
+        encode_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
         probe_routes(manager),
@@ -181,7 +185,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         work,
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
-        max_reply_bytes=settings.max_output_pixels,
+        max_reply_bytes=max(settings.max_output_pixels, PIECE_BYTES),  # there is always room for a stream
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:

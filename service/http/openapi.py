@@ -19,6 +19,7 @@ from service.errors import (
     Forbidden,
     Invalid,
     Malformed,
+    NoEncoder,
     NotAcceptable,
     NotReady,
     QueueFull,
@@ -38,6 +39,7 @@ from service.http.schemas import (
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    EncodeReply,
     InterpolateRequest,
     RepositoryIndex,
     RepositoryLoad,
@@ -56,6 +58,7 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
+    EncodeReply,
     BundleMetadata,
     BundleList,
     ProtocolProblem,
@@ -261,6 +264,15 @@ DISCRIMINATE = _route(
         *_query(DiscriminateQuery, " With a JSON body it is a field of the body, and not allowed in the query."),
         _TIMEOUT,
     ],
+    requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
+)
+ENCODE = _route(
+    "Find the latents of images",
+    _json_reply("One result for each image, in order.", EncodeReply),
+    *_WORK,
+    NoEncoder,
+    *_UPLOAD,
+    parameters=DISCRIMINATE["openapi_extra"]["parameters"],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
 BUNDLES = _route(

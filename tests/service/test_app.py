@@ -106,7 +106,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
         "/sample": {"get", "post"}, "/interpolate": {"get"}, "/discriminate": {"post"},
-        "/bundles": {"get"}, "/bundles/{name}": {"get"},
+        "/encode": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
         "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},
