@@ -1,5 +1,7 @@
 """GET /bundles and /bundles/{name}: what requests can ask for, and the metadata of the manifests."""
 
+from pathlib import Path
+
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
@@ -54,4 +56,5 @@ def _metadata(bundles: Bundles, version: Version) -> BundleMetadata:
         preparation=manifest.preparation or UNDECLARED,
         training=manifest.training,
         evaluation=manifest.evaluation,
+        networks=[Path(name).stem for name in manifest.files if name.endswith(".safetensors")],
     )

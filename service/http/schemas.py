@@ -402,6 +402,9 @@ class BundleMetadata(Reply):
     preparation: Preparation
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
+    networks: list[str] = Field(
+        description="What it can do: `generator` draws, `discriminator` judges, `encoder` finds an image's latent."
+    )
 
 
 class BundleList(Reply):
