@@ -47,7 +47,7 @@ from service.worker_group import WorkerGroup
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
     **dict.fromkeys(("/v2/health/live", "/v2/health/ready"), KeyScope.NONE),
-    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
+    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name:path}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
 }

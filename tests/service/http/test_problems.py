@@ -21,6 +21,7 @@ CODES = {
     "too_large": 413,
     "unsupported_media_type": 415,
     "invalid": 422,
+    "no_encoder": 422,
     "queue_full": 429,
     "internal": 500,
     "not_implemented": 501,
