@@ -101,6 +101,25 @@ BODIES: dict[str, Any] = {
         "object": "list",
         "data": [{"id": "mnist", "object": "model", "created": 1795528512, "owned_by": "gan-service"}],
     },
+    "ServerMetadata": {"name": "gan-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
+    "ServerHealth": {"live": True, "ready": True},
+    "ModelReady": {"name": "mnist", "ready": True},
+    "ModelMetadata": {
+        "name": "mnist.discriminator",
+        "versions": ["0123456789ab"],
+        "platform": "gan-service_safetensors",
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}],
+        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [-1]}],
+    },
+    "InferRequest": {
+        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [7]}],
+        "outputs": [{"name": "images", "parameters": {"binary_data": True}}],
+    },
+    "InferReply": {
+        "model_name": "mnist.discriminator",
+        "model_version": "0123456789ab",
+        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [1], "data": [2.59]}],
+    },
 }
 
 # Of Triton's objects, which have no schema here.

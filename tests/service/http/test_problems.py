@@ -43,6 +43,7 @@ EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
     (errors.UnsupportedMediaType("text/plain", ["image/png", "image/bmp"]), {"accept": "image/png, image/bmp"}),
     (errors.UnsupportedEncoding("gzip"), {"accept-encoding": "identity"}),
     (errors.Invalid("count: no."), {}),
+    (errors.NoEncoder("x"), {}),
     (errors.QueueFull(7), {"retry-after": "7"}),
     (errors.NotReady("loading"), {"retry-after": "2"}),
     (errors.Draining(), {"retry-after": "1"}),
