@@ -43,7 +43,7 @@ from service.worker_group import WorkerGroup
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
-    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
+    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name:path}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
 }

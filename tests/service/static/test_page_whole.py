@@ -97,7 +97,7 @@ def test_a_service_with_keys_asks_for_one(
         tab.expected.append("status of 401")
         page = tab.open("seed=1")
         for key in ("wrong", "secret"):
-            page.fill("[type=password]", key)
+            page.fill(".secret", key)
             with page.expect_response("**/bundles"):
                 page.click("text=Use key")
         page.wait_for_selector("[role=gridcell].is-there")
