@@ -150,6 +150,11 @@ async def test_replies_are_what_openapi_says(client: httpx.AsyncClient) -> None:
     assert set((await client.get("/nope")).json()) == set(document["components"]["schemas"]["Problem"]["properties"])
 
 
+async def test_a_bundle_says_which_networks_it_has(client: httpx.AsyncClient) -> None:
+    """So that nobody has to ask for what it can't do."""
+    assert set((await client.get("/bundles/tiny")).json()["networks"]) == {"generator", "discriminator"}
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path: str) -> None:
     """Everything that a page refers to is served here, and the policy forbids other sources."""

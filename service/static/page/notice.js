@@ -59,7 +59,8 @@ function countDown(place, button, seconds, again) {
 }
 
 function keyForm(again) {
-  const input = h("input", { type: "password", autocomplete: "off", "aria-label": "Key", required: true });
+  // No password field: browsers would offer to keep it.
+  const input = h("input", { class: "secret", autocomplete: "off", spellcheck: "false", "aria-label": "Key", required: true });
   const submitted = (event) => {
     event.preventDefault();
     setKey(input.value);

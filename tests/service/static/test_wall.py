@@ -151,10 +151,10 @@ def test_what_is_scrolled_past_is_cancelled(open_tab: Callable[..., Any], embedd
     page.on("requestfinished", lambda request: flying.discard(request.url))
     page.on("requestfailed", failed)
     with embedded.engine_held():
-        page.evaluate("document.getElementById('scroller').scrollTop += 400")
-        embedded.wait_for(lambda: embedded.metric("gan_requests_in_flight", route="/sample") > 0)
-        page.evaluate("document.getElementById('scroller').scrollTop += 20_000")
-        embedded.wait_for(lambda: embedded.metric("gan_cancelled_total", route="/sample", phase="queued") > 0)
+        with page.expect_request("**/sample?*"):
+            page.evaluate(f"{SCROLLER}.scrollTop += 3000")
+        with page.expect_event("requestfailed"):
+            page.evaluate(f"{SCROLLER}.scrollTop += 20_000")
     tab.until(ALL_THERE)
     assert cancelled
     assert max(most) <= 6  # three in flight, and as many that were cancelled a moment before
