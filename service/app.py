@@ -26,6 +26,7 @@ from service.http.bundles import bundle_routes
 from service.http.client_address import TrustedProxies
 from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
+from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
 from service.http.pages import page_routes
@@ -84,6 +85,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
     """The routes that need the engine, each with its largest body in bytes."""
     return {
         "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/interpolate": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/discriminate": settings.max_body_bytes,
     }
 
@@ -154,6 +156,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
     manager = context.manager
     return [
         sample_routes(context),
+        interpolate_routes(context),
         discriminate_routes(context),
         bundle_routes(manager),
         repository_routes(manager),

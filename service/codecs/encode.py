@@ -81,7 +81,7 @@ def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> by
     scaled = images.repeat(render.scale, axis=1).repeat(render.scale, axis=2) if render.scale > 1 else images
     match render.format:
         case "png" | "webp" | "jpeg":
-            return _picture(grid(scaled, render.columns) if len(scaled) > 1 else scaled[0], render.format)
+            return encode_picture(grid(scaled, render.columns) if len(scaled) > 1 else scaled[0], render.format)
         case "json":
             return _json(scaled, metadata)
         case "zip":
@@ -90,7 +90,7 @@ def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> by
             return _npy(scaled)
 
 
-def _picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
+def encode_picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
     """One image (h, w, c) as a file."""
     if form == "png" and image.shape[2] == 1:
         return _grey_png(image)
@@ -140,7 +140,7 @@ def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
             "first_index": metadata.first_index,
             "labels": metadata.labels,
             "label_names": metadata.label_names,
-            "images": [base64.b64encode(_picture(image, "png")).decode() for image in images],
+            "images": [base64.b64encode(encode_picture(image, "png")).decode() for image in images],
         }
     ).encode()
 
@@ -149,7 +149,7 @@ def _zip(images: UInt8) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for number, image in enumerate(images):
-            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), _picture(image, "png"))
+            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), encode_picture(image, "png"))
     return out.getvalue()
 
 

@@ -393,6 +393,15 @@ class ModelManager:
         result = await self._submit(_warm(bundle).sample, payload, count, deadline_s)
         return result.rows, None if chosen is None else chosen.tolist(), Timing(result.queue_s, result.compute_s)
 
+    async def sample_latents(
+        self, bundle: Bundle, latents: Float32, *, labels: list[int] | None, truncation: float, deadline_s: float
+    ) -> tuple[UInt8, Timing]:
+        """Images of latents (n, dim): uint8 (n, h, w, c). A bundle with labels needs one for each. See `sample`."""
+        chosen = None if labels is None else np.asarray(labels, dtype=np.int64)
+        payload = SamplePayload(0, 0, chosen, truncation, latents)
+        result = await self._submit(_warm(bundle).sample, payload, len(latents), deadline_s)
+        return result.rows, Timing(result.queue_s, result.compute_s)
+
     async def discriminate(
         self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float
     ) -> tuple[Float32, list[int] | None, Timing]:

@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from models.images.preparation import Preparation
+from service.codecs.animation import SEQUENCE_TYPES
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
 from service.errors import (
@@ -28,6 +29,7 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.auth import KeyScope
+from service.http.parsing import LABEL_FIELDS
 from service.http.problems import Problem, ProtocolProblem, describe
 from service.http.schemas import (
     BundleList,
@@ -35,6 +37,7 @@ from service.http.schemas import (
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    InterpolateRequest,
     RepositoryIndex,
     RepositoryLoad,
     RepositoryQuery,
@@ -139,11 +142,13 @@ def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
     """A schema's fields as query parameters; `more` is added to each description."""
-    properties = model.model_json_schema()["properties"]
+    whole = model.model_json_schema()
+    properties, required = whole["properties"], whole.get("required", ())
     return [
         {
             "name": name,
             "in": "query",
+            **({"required": True} if name in required else {}),
             "description": schema.pop("description") + more,
             "schema": _in_query(name, schema),
         }
@@ -153,7 +158,7 @@ def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
 
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A field's schema as a query parameter, which has no null."""
-    if name == "labels":
+    if name in LABEL_FIELDS:
         return {"type": "string", "minLength": 1}
     given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
     without_null = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
@@ -225,6 +230,23 @@ SAMPLE_BY_BODY = _route(
     parameters=[_TIMEOUT],
     requestBody=_body(model=SampleRequest),
 )
+INTERPOLATE = _route(
+    "Go from one image to another",
+    {
+        "description": "The images between, as a strip or an animation.",
+        "content": {media_type: {"schema": _BINARY} for media_type in SEQUENCE_TYPES.values()},
+        "headers": {
+            "X-Bundle": _SAMPLE_HEADERS["X-Bundle"],
+            "Server-Timing": _SAMPLE_HEADERS["Server-Timing"],
+            "Content-Disposition": _header("A file's name: of the bundle, and of both images."),
+            **_CACHE_HEADERS,
+        },
+    },
+    *_WORK,
+    NotAcceptable,
+    parameters=[*_query(InterpolateRequest), _TIMEOUT],
+)
+INTERPOLATE["responses"] |= _NOT_MODIFIED
 DISCRIMINATE = _route(
     "Judge images",
     _json_reply("One result for each image, in order.", DiscriminateReply),

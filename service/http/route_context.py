@@ -6,15 +6,19 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from service.codecs.decoders import Decoders
-from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices
+from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices, timed_call
 from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, Invalid, RequestTimeout, UnsupportedEncoding, duration
 from service.http.request_context import RequestContext
 from service.metrics import Metrics
 from service.settings import Settings
+
+# The Server-Timing header of replies with images, in milliseconds; browsers display it.
+TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
 T = TypeVar("T")
 
@@ -57,6 +61,21 @@ class RouteContext:
                 return await asyncio.get_running_loop().run_in_executor(executor, unless_late)
         except TimeoutError:
             raise DeadlinePassed(deadline.seconds) from None
+
+    async def encode(
+        self, work: Callable[[], bytes], form: str, deadline: "Deadline", *, is_small: bool
+    ) -> tuple[bytes, float]:
+        """Encode a reply, a large one in a thread; returns its bytes and the seconds that it took.
+
+        Raises:
+            DeadlinePassed: It was not done in time.
+        """
+        if is_small:
+            content, seconds = timed_call(work)
+        else:
+            content, seconds = await self.run_in_time(self.encoders, partial(timed_call, work), deadline)
+        self.metrics.encode.labels(form).observe(seconds)
+        return content, seconds
 
     async def decode(self, steps: Steps[T], deadline: "Deadline") -> tuple[T, float]:
         """Run steps in time slices; returns their result and the seconds that they took.

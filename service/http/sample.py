@@ -9,24 +9,21 @@ from starlette.responses import Response
 from models.bundle import Bundle
 from models.inference.pixels import UInt8
 from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
-from service.codecs.time_slices import timed_call
 from service.errors import UnsupportedMediaType
 from service.http.caching import Caching, caching, has_current_copy
 from service.http.json_limits import json_limits
 from service.http.openapi import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.parsing import parse_body, parse_query
 from service.http.request_context import RequestContext, context_of
-from service.http.resolving import SamplePlan, resolve_sample
+from service.http.resolving import SamplePlan, fingerprint, resolve_sample
 from service.http.responses import JSON, BytesResponse
-from service.http.route_context import Deadline, RouteContext, read_body
+from service.http.route_context import TIMING, Deadline, RouteContext, read_body
 from service.http.schemas import SampleRequest, Schema
 
 # Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
 # most), and what Pillow encodes. On a busy machine that takes less time than handing them to a thread.
 SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
 DOWNLOADS = frozenset({"npy", "zip"})
-# The Server-Timing header, in milliseconds; browsers display it.
-TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
 
 def sample_routes(context: RouteContext) -> APIRouter:
@@ -112,7 +109,8 @@ def _file_name(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
 
 def _caching(context: RouteContext, asked: SampleRequest, plan: SamplePlan, bundle: Bundle) -> Caching:
     kind = context.manager.fingerprint(bundle)
-    return caching(asked, plan, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
+    made_of = None if asked.seed is None else fingerprint(plan)
+    return caching(asked.bundle, made_of, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
 
 
 async def _draw(
@@ -148,14 +146,9 @@ async def _draw(
 async def _encode(
     context: RouteContext, images: UInt8, render: RenderOptions, metadata: SampleMetadata, deadline: Deadline
 ) -> tuple[bytes, float]:
-    """Encode images, large ones in a thread; returns the bytes and the seconds that it took."""
+    """Encode images; returns the bytes and the seconds that it took."""
     work = partial(encode, images, render, metadata)
-    if _is_small(images, render):
-        content, seconds = timed_call(work)
-    else:
-        content, seconds = await context.run_in_time(context.encoders, partial(timed_call, work), deadline)
-    context.metrics.encode.labels(render.format).observe(seconds)
-    return content, seconds
+    return await context.encode(work, render.format, deadline, is_small=_is_small(images, render))
 
 
 def _is_small(images: UInt8, render: RenderOptions) -> bool:

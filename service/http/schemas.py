@@ -29,7 +29,9 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, to_json
 
 from models.images.preparation import Preparation
+from models.inference.noise import PathMethod
 from models.spec import Calibration, ImageSpec, LatentSpec
+from service.codecs.animation import SequenceFormat
 from service.codecs.encode import Format
 from service.http.problems import Problem
 
@@ -63,6 +65,7 @@ Real = Annotated[float, BeforeValidator(_decimal)]
 # The bounds belong to `int`, not to `int | None`: there pydantic checks them but leaves them out of the JSON schema.
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
 Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
+Milliseconds = Annotated[int, Field(ge=40, le=600_000), BeforeValidator(_digits)]
 # "name@" is refused: it looks pinned to a version but is not.
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 
@@ -142,6 +145,42 @@ class SampleRequest(Schema):
         description="Images in each row of a grid; not for a strip. Default: as many as make it about square.",
     )
     scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this many times in both directions.")
+
+
+class InterpolateRequest(Schema):
+    """Go from one image to another, through the latents between theirs."""
+
+    seed_from: Index = Field(description="Seed of the first image.", examples=[7])
+    seed_to: Index = Field(description="Seed of the last image.", examples=[8])
+    index_from: Index = Field(0, description="Index of the first image within its seed.")
+    index_to: Index = Field(0, description="Index of the last image within its seed.")
+    steps: Whole = Field(16, ge=2, le=256, description="Images, both ends included.")
+    method: PathMethod = Field(
+        "linear",
+        description="`linear` goes straight; `spherical` keeps the latents' length, as normal noise has it.",
+    )
+    label: Labels = Field(
+        None,
+        description="For a class-conditional bundle: class by index or name, as in /sample. "
+        "Default: the one that the seed draws for the first image.",
+    )
+    label_to: Labels = Field(
+        None,
+        description="Class of the images that are nearer to the last one. Default: the same as of the others.",
+    )
+    truncation: Real = Field(1.0, gt=0, le=1, description="Factor on the latents, as in /sample.")
+    scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this many times in both directions.")
+    duration_ms: Milliseconds | None = Field(
+        None,
+        description="Of the whole animation in milliseconds, at least 20 for each image. "
+        "Default: 2000, or more where the images need it.",
+    )
+    bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
+    format: SequenceFormat | None = Field(
+        None,
+        description="png is a strip, the others are animations. Overrides the Accept header. "
+        "Default: by Accept, else png.",
+    )
 
 
 class DiscriminateQuery(Schema):

@@ -149,13 +149,23 @@ async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
     """Parameters, including headers, are accepted and refused as documented."""
     np.save(array := io.BytesIO(), np.zeros((1, 8, 8), np.uint8))
     tried = 0
-    for method, path, body in ("get", "/sample", b""), ("post", "/discriminate", array.getvalue()):
+    for method, path, needed, body in (
+        ("get", "/sample", {}, b""),
+        ("get", "/interpolate", {"seed_from": 1, "seed_to": 2, "bundle": "cond"}, b""),
+        ("post", "/discriminate", {}, array.getvalue()),
+    ):
 
         async def ask(
-            place: str, name: str, value: Any, method: str = method, path: str = path, body: bytes = body
+            place: str,
+            name: str,
+            value: Any,
+            method: str = method,
+            path: str = path,
+            needed: dict[str, Any] = needed,
+            body: bytes = body,
         ) -> int:
             headers = {"Content-Type": "application/x-npy"} | ({name: str(value)} if place == "header" else {})
-            query = {name: value} if place == "query" else {}
+            query = needed | ({name: value} if place == "query" else {})
             return (await client.request(method, path, content=body, headers=headers, params=query)).status_code
 
         for parameter in document["paths"][path][method]["parameters"]:
