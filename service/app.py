@@ -29,11 +29,13 @@ from service.http.discriminate import discriminate_routes
 from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
+from service.http.openapi_document import operation_id
 from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import sample_routes
+from service.http.v1.routes import v1_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -87,6 +89,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/interpolate": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/discriminate": settings.max_body_bytes,
+        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
     }
 
 
@@ -119,6 +122,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         version=__version__,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=partial(_lifespan, context=context),
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,
         # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
         openapi_url=None,
@@ -160,6 +164,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         discriminate_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
+        v1_routes(context),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),
         page_routes(),

@@ -331,8 +331,19 @@ class ModelManager:
             raise NotReady(reason)
         self.batcher.admit()
 
-    def find(self, name: str | None) -> Loaded:
-        """The loaded bundle of this name or name@version; the default where there is none.
+    async def find(self, name: str | None, deadline_s: float) -> Loaded:  # noqa: ARG002 - all are loaded
+        """The bundle of this name or name@version, ready to compute; the default where there is none.
+
+        `deadline_s` is how long the caller can wait.
+
+        Raises:
+            NotReady: Nothing is loaded yet.
+            UnknownBundle: No such bundle.
+        """
+        return self.look_up(name)
+
+    def look_up(self, name: str | None) -> Loaded:
+        """The bundle of this name or name@version; the default where there is none.
 
         Raises:
             NotReady: Nothing is loaded yet.

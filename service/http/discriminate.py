@@ -83,13 +83,13 @@ async def _read_upload(
         body = await read_body(request, deadline)
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)
-        bundle = context.manager.find(asked.bundle)
+        bundle = await context.find(asked.bundle, deadline)
         return bundle, asked.labels, decode_base64(asked.images, _upload_limits(context, bundle, deadline))
     content_type = request.header(b"content-type") or ""
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
-    bundle = context.manager.find(options.bundle)
+    bundle = await context.find(options.bundle, deadline)
     body = await read_body(request, deadline)
     return bundle, options.labels, decode_upload(body, content_type, _upload_limits(context, bundle, deadline))
 

@@ -64,22 +64,19 @@ def interpolate_routes(context: RouteContext) -> APIRouter:
 async def _interpolate(context: RouteContext, request: RequestContext, asked: InterpolateRequest) -> Response:
     """Compute the images between, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
-    bundle = context.manager.find(asked.bundle)
+    bundle = await context.find(asked.bundle, deadline)
     plan = resolve_interpolation(asked, bundle, request.accept(), context.settings)
     request.bundle, request.count = bundle.name, plan.steps
     tags = request.all_of_header(b"if-none-match")
     if not tags:
         context.manager.batcher.admit(plan.steps)
-    headers = {
-        b"x-bundle": f"{bundle.name}@{bundle.version}".encode(),
-        b"content-disposition": _file_name(bundle, plan),
-    }
     kept = _caching(context, asked, plan, bundle)
+    headers = {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()} | kept.headers
     if has_current_copy(tags, kept.etag):
-        return BytesResponse(b"", headers | kept.headers, "", 304)
+        return BytesResponse(b"", headers, "", 304)
     content, took = await _draw(context, request, bundle, plan, deadline)
-    media_type = SEQUENCE_TYPES[plan.options.format]
-    return BytesResponse(content, headers | kept.headers | {b"server-timing": took}, media_type)
+    headers |= {b"content-disposition": _file_name(bundle, plan), b"server-timing": took}
+    return BytesResponse(content, headers, SEQUENCE_TYPES[plan.options.format])
 
 
 async def _draw(

@@ -29,8 +29,18 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.auth import KeyScope
+from service.http.openapi_document import add_common
 from service.http.parsing import LABEL_FIELDS
-from service.http.problems import Problem, ProtocolProblem, describe
+from service.http.problems import (
+    OPEN_INFERENCE,
+    OPENAI,
+    PROBLEM,
+    ErrorShape,
+    OpenAIProblem,
+    Problem,
+    ProtocolProblem,
+    describe,
+)
 from service.http.schemas import (
     BundleList,
     BundleMetadata,
@@ -45,9 +55,10 @@ from service.http.schemas import (
     SampleReply,
     SampleRequest,
 )
+from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 
 _REF = "#/components/schemas/{model}"
-_SCHEMAS: tuple[type[BaseModel], ...] = (
+SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
     SampleReply,
@@ -60,6 +71,11 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -92,6 +108,7 @@ _CACHE_HEADERS = {
     "Cache-Control": _header(
         "With a seed public, or private if keys are set; for a year if bundle is name@version. Else no-store."
     ),
+    "Vary": _header("Accept: a cache keeps the formats apart."),
 }
 _IMAGES = {
     media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
@@ -102,10 +119,10 @@ _IMAGES = {
 def complete(
     document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
 ) -> None:
-    """Add to an OpenAPI document the schemas that its routes refer to, the keys they need, and the limit on images."""
+    """Add what FastAPI can't know: the schemas that routes refer to, the keys they need, limits, headers, examples."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in _SCHEMAS:
+    for model in SCHEMAS:
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
@@ -122,6 +139,7 @@ def complete(
                 operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
     for schema in _count_schemas(document):
         schema["maximum"] = max_count
+    add_common(document)
 
 
 def _describe_fields(schema: dict[str, Any]) -> None:
@@ -134,7 +152,8 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
+    for model, field in ("SampleRequest", "count"), ("ImagesRequest", "n"):
+        yield document["components"]["schemas"][model]["properties"][field]["anyOf"][0]
     for parameter in document["paths"]["/sample"]["get"]["parameters"]:
         if parameter["name"] == "count":
             yield parameter["schema"]
@@ -188,12 +207,14 @@ def _json_reply(description: str, model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+def _route(
+    summary: str, reply: dict[str, Any], *errors: type[ServiceError], shape: ErrorShape = PROBLEM, **extra: Any
+) -> dict[str, Any]:
     """Keyword arguments for FastAPI's route decorators."""
     return {
         "summary": summary,
         "response_class": Response,
-        "responses": {200: reply, **describe(*errors)},
+        "responses": {200: reply, **describe(*errors, shape=shape)},
         "openapi_extra": {key: value for key, value in extra.items() if value},
     }
 
@@ -201,8 +222,12 @@ def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **e
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
     errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
-    problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
-    return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
+    return _route(summary, reply, *errors, shape=OPEN_INFERENCE, **extra)
+
+
+def _openai_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """As `_route`, for routes of OpenAI's API, whose errors have another shape."""
+    return _route(summary, reply, Unauthorized, NotReady, *errors, shape=OPENAI, **extra)
 
 
 def _images(headers: dict[str, Any]) -> dict[str, Any]:
@@ -214,7 +239,10 @@ def _images(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOT_MODIFIED = {
-    304: {"description": "The client's copy, named in If-None-Match, is current.", "headers": _CACHE_HEADERS}
+    304: {
+        "description": "The client's copy, named in If-None-Match, is current.",
+        "headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-First-Index", "X-Bundle")} | _CACHE_HEADERS,
+    }
 }
 
 SAMPLE_BY_QUERY = _route(
@@ -249,7 +277,8 @@ INTERPOLATE = _route(
 INTERPOLATE["responses"] |= _NOT_MODIFIED
 DISCRIMINATE = _route(
     "Judge images",
-    _json_reply("One result for each image, in order.", DiscriminateReply),
+    _json_reply("One result for each image, in order.", DiscriminateReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
     *_WORK,
     *_UPLOAD,
     parameters=[
@@ -271,6 +300,19 @@ BUNDLE = _route(
     Invalid,
     NotReady,
     parameters=[_NAME],
+)
+OPENAI_IMAGES = _openai_route(
+    "Draw images, by OpenAI's API",
+    _json_reply("The pictures.", ImagesReply)
+    | {"headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-Bundle", "Server-Timing")}},
+    *(error for error in _WORK if error not in {Unauthorized, NotReady}),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(model=ImagesRequest) | {"required": True},
+)
+OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Every bundle.", ModelList))
+OPENAI_MODEL = _openai_route(
+    "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
 )
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",

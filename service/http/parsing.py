@@ -98,7 +98,7 @@ def _refusal(error: ValidationError, schema: type[Schema]) -> Malformed | Invali
             return Malformed(f"The body is not JSON: {mistake['msg'].removeprefix('Invalid JSON: ')}.")
         mistakes.setdefault(".".join(str(part)[:100] for part in mistake["loc"]) or "body", mistake)
     shown = list(mistakes.items())[:MAX_REASONS]
-    return Invalid(" ".join(f"{field}: {_reason(mistake, schema)}" for field, mistake in shown))
+    return Invalid(" ".join(f"{field}: {_reason(mistake, schema)}" for field, mistake in shown), shown[0][0])
 
 
 def _reason(mistake: ErrorDetails, schema: Any) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from models.bundle import Bundle
 from service.codecs.decoders import Decoders
 from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices, timed_call
 from service.engine.model_manager import ModelManager
@@ -42,6 +43,16 @@ class RouteContext:
     decoders: Decoders
     time_slices: TimeSlices
     is_private: bool
+
+    async def find(self, name: str | None, deadline: "Deadline") -> Bundle:
+        """The bundle that a request names, ready to compute; it is loaded first if it is not in memory.
+
+        Raises:
+            UnknownBundle: No such bundle.
+            NotReady: It can't be loaded now.
+            DeadlinePassed: It was not loaded in time.
+        """
+        return await deadline.wait_for(self.manager.find(name, deadline.left_s()))
 
     async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
         """Run work in an executor and wait for its result until the deadline.

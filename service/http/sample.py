@@ -49,7 +49,7 @@ def sample_routes(context: RouteContext) -> APIRouter:
 async def _get(context: RouteContext, request: RequestContext, asked: SampleRequest) -> Response:
     """Draw images, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
-    bundle = context.manager.find(asked.bundle)
+    bundle = await context.find(asked.bundle, deadline)
     plan = _plan(context, request, asked, bundle)
     tags = request.all_of_header(b"if-none-match")
     if not tags:
@@ -64,7 +64,7 @@ async def _post(context: RouteContext, request: RequestContext) -> Response:
     """Read the body, then draw images."""
     deadline = Deadline(request, context.settings)
     asked = await _read(context, request, deadline)
-    bundle = context.manager.find(asked.bundle)
+    bundle = await context.find(asked.bundle, deadline)
     plan = _plan(context, request, asked, bundle)
     context.manager.batcher.admit(plan.count)
     return await _draw(context, request, bundle, plan, deadline, {})

@@ -6,6 +6,7 @@ anything is queued.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
@@ -33,15 +34,23 @@ from models.inference.noise import PathMethod
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.animation import SequenceFormat
 from service.codecs.encode import Format
+from service.http.openapi_examples import PIXEL
 from service.http.problems import Problem
 
 # JavaScript's numbers are exact only up to this, and our page sends the seed back.
 SEED_LIMIT = 2**53
 
 
+def _integral(value: object) -> object:
+    """3 for 3.0: JSON has one kind of number, and some clients write whole ones with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
-    try:
+    with suppress(ValidationError):
         return handler(value)
+    try:
+        return handler([_integral(one) for one in value] if isinstance(value, list) else _integral(value))
     except ValidationError:
         raise ValueError("must be an index, a name, or a list of one or more of these") from None
 
@@ -50,7 +59,7 @@ def _digits(value: object) -> object:
     """Refuse texts such as 1_0, +1 and " 1", which Python would accept as integers."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,64}", value):
         raise ValueError("Input should be a whole number, in digits")
-    return value
+    return _integral(value)
 
 
 def _decimal(value: object) -> object:
@@ -192,10 +201,6 @@ class DiscriminateQuery(Schema):
         description="For a class-conditional bundle: class by index or name, one for all images or one per image. "
         "Default: the class that its class head predicts for each image.",
     )
-
-
-# A black pixel, as a PNG in base64.
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 class DiscriminateRequest(DiscriminateQuery):
