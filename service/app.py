@@ -34,13 +34,12 @@ from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
-from service.http.sample import sample_routes
+from service.http.sample import MAX_JSON_BYTES, sample_routes
 from service.http.v1.routes import v1_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
-MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
@@ -86,8 +85,8 @@ class Application(FastAPI):
 def work_routes(settings: Settings) -> dict[str, int]:
     """The routes that need the engine, each with its largest body in bytes."""
     return {
-        "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
-        "/interpolate": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/sample": settings.max_body_bytes,
+        "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
         "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
     }

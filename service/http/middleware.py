@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError, TooLarge
+from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError
 from service.http.auth import Keys, KeyScope
 from service.http.client_address import TrustedProxies
 from service.http.memory_budget import MemoryBudget
@@ -274,20 +274,12 @@ class Admission:
         if max_body_bytes is None:
             await self.app(scope, receive, send)
             return
-        announced = _announced_bytes(context.header(b"content-length") or "", max_body_bytes)
+        announced = context.announced_bytes(max_body_bytes)
         self.admit()
         # Only checked: bytes are counted as they arrive. Otherwise a few clients that announce large bodies and send
         # nothing would keep all others out.
         self.bodies.check(announced)
         await context.work(self.app, self.bodies, self.replies, max_body_bytes)
-
-
-def _announced_bytes(length: str, most: int) -> int:
-    if not length.isdecimal():
-        return 0
-    if len(length) > 18 or int(length) > most:
-        raise TooLarge(f"The body has {length[:100]} bytes; the most is {most}.")
-    return int(length)
 
 
 class Shortcut:

@@ -12,6 +12,7 @@ from models.images.preparation import Preparation
 from service.codecs.animation import SEQUENCE_TYPES
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
+from service.codecs.npy import NPY
 from service.errors import (
     DeadlinePassed,
     Draining,
@@ -52,6 +53,7 @@ from service.http.schemas import (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    SampleBody,
     SampleReply,
     SampleRequest,
 )
@@ -61,6 +63,7 @@ _REF = "#/components/schemas/{model}"
 SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
+    SampleBody,
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
@@ -152,11 +155,12 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for model, field in ("SampleRequest", "count"), ("ImagesRequest", "n"):
+    for model, field in ("SampleRequest", "count"), ("SampleBody", "count"), ("ImagesRequest", "n"):
         yield document["components"]["schemas"][model]["properties"][field]["anyOf"][0]
-    for parameter in document["paths"]["/sample"]["get"]["parameters"]:
-        if parameter["name"] == "count":
-            yield parameter["schema"]
+    for operation in document["paths"]["/sample"].values():
+        for parameter in operation["parameters"]:
+            if parameter["name"] == "count":
+                yield parameter["schema"]
 
 
 def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
@@ -255,8 +259,8 @@ SAMPLE_BY_BODY = _route(
     *_WORK,
     NotAcceptable,
     *_UPLOAD,
-    parameters=[_TIMEOUT],
-    requestBody=_body(model=SampleRequest),
+    parameters=[*_query(SampleRequest, " Only beside a body of latents: JSON has it itself."), _TIMEOUT],
+    requestBody=_body(NPY, model=SampleBody) | {"required": False},
 )
 INTERPOLATE = _route(
     "Go from one image to another",

@@ -66,6 +66,7 @@ ERRORS: dict[type[ServiceError], ServiceError] = {
 # By the name of the schema.
 BODIES: dict[str, Any] = {
     "SampleRequest": {"count": 16, "seed": 7},
+    "SampleBody": {"count": 16, "seed": 7},
     "SampleReply": {
         **_BUNDLE,
         "seed": 7,

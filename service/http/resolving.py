@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeVar
 
+from models.inference.noise import Float32
 from models.spec import ImageSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
 from service.errors import Invalid, NotAcceptable
@@ -125,10 +126,17 @@ class SamplePlan:
     labels: list[int] | None
     truncation: float
     render: RenderOptions
+    latents: Float32 | None = None  # take the place of seed and first_index
+    shows_latents: bool = False
 
 
 def resolve_sample(
-    request: SampleRequest, image: ImageSpec, names: Sequence[str] | None, accept: str | None, settings: Settings
+    request: SampleRequest,
+    image: ImageSpec,
+    names: Sequence[str] | None,
+    accept: str | None,
+    settings: Settings,
+    latents: Float32 | None = None,
 ) -> SamplePlan:
     """Resolve a request for a bundle with this image shape and these labels; fills in the defaults.
 
@@ -137,6 +145,8 @@ def resolve_sample(
         NotAcceptable: See `choose_format`.
     """
     count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
+    if latents is not None:
+        count = len(latents)
     is_beyond = request.first_index + count > SEED_LIMIT
     if not 1 <= count <= settings.max_count:
         following = request.first_index + settings.max_count
@@ -153,6 +163,8 @@ def resolve_sample(
         labels=resolve_labels(request.labels, names, count),
         truncation=request.truncation,
         render=render,
+        latents=latents,
+        shows_latents=request.latents is True and render.format == "json",
     )
 
 
@@ -219,5 +231,5 @@ def check_pixels(fields: str, pixels: int, most: int) -> None:
 
 def fingerprint(plan: SamplePlan) -> str:
     """A plan's fields as text, the same in every process. Part of the entity tag."""
-    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
+    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation} {plan.shows_latents}"
     return f"{drawn} {plan.render.format} {plan.render.columns} {plan.render.scale}"

@@ -69,6 +69,21 @@ def _decimal(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    """Refuse texts such as yes and 1, which pydantic would accept as booleans."""
+    if isinstance(value, str) and value not in {"true", "false"}:
+        raise ValueError("Input should be true or false")
+    return value
+
+
+def _explain_latents(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be rows of numbers, a row for each image, or true for those that are drawn") from None
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Whole = Annotated[int, BeforeValidator(_digits)]
 Real = Annotated[float, BeforeValidator(_decimal)]
 # The bounds belong to `int`, not to `int | None`: there pydantic checks them but leaves them out of the JSON schema.
@@ -118,7 +133,7 @@ class Schema(BaseModel):
         for name, field in whole.get("properties", {}).items():
             if name not in whole.get("required", ()) and _NULL not in field.get("anyOf", ()):
                 about = {key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field}
-                whole["properties"][name] = {"anyOf": [field, _NULL], **about}
+                whole["properties"][name] = {"anyOf": [*field.get("anyOf", [field]), _NULL], **about}
         return whole
 
 
@@ -154,6 +169,28 @@ class SampleRequest(Schema):
         description="Images in each row of a grid; not for a strip. Default: as many as make it about square.",
     )
     scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this many times in both directions.")
+    latents: Flag = Field(
+        default=False,
+        description="true: a JSON reply has the latents that were drawn, before truncation. "
+        "Sent back by POST they give the same images.",
+    )
+
+
+# Validation stops at the first mistake, as for labels.
+_Row = Annotated[list[float], Field(min_length=1, fail_fast=True)]
+_Rows = Annotated[list[_Row], Field(min_length=1, fail_fast=True)]
+
+
+class SampleBody(SampleRequest):
+    """Draw images of a seed, or of `latents`."""
+
+    # More than a query can have.
+    latents: Annotated[bool | _Rows, WrapValidator(_explain_latents)] = Field(  # type: ignore[assignment]
+        default=False,
+        description="Latents to draw from in place of `seed` and `first_index`: a row for each image, of as many "
+        "numbers as the bundle's latent has. A bundle with classes then needs `labels`. "
+        "Or true: a JSON reply has the latents that were drawn, before truncation.",
+    )
 
 
 class InterpolateRequest(Schema):
@@ -226,8 +263,8 @@ class SampleReply(Reply):
     # Written by `service.codecs.encode`.
     bundle: str
     version: str
-    seed: int
-    first_index: int
+    seed: int | None = Field(description="null for images of given latents, as is first_index.")
+    first_index: int | None
     labels: list[int] | None = Field(
         description="The class of each image, drawn or given; null for a bundle without classes."
     )
@@ -235,6 +272,9 @@ class SampleReply(Reply):
         description="The name of each image's class, as `labels` of another request takes it; null as above."
     )
     images: list[str] = Field(description="PNG files in base64.")
+    latents: list[list[float]] | None = Field(
+        None, description="Only where the request has latents=true: a row for each image, before truncation."
+    )
 
 
 class DiscriminateResult(Reply):
