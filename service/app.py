@@ -36,6 +36,7 @@ from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import MAX_JSON_BYTES, sample_routes
 from service.http.v1.routes import v1_routes
+from service.http.verify import verify_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -88,6 +89,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": settings.max_body_bytes,
         "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
+        "/verify": settings.max_body_bytes,
         "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
     }
 
@@ -161,6 +163,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         sample_routes(context),
         interpolate_routes(context),
         discriminate_routes(context),
+        verify_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
         v1_routes(context),

@@ -56,6 +56,8 @@ from service.http.schemas import (
     SampleBody,
     SampleReply,
     SampleRequest,
+    VerifyReply,
+    VerifyRequest,
 )
 from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 
@@ -67,6 +69,8 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
+    VerifyRequest,
+    VerifyReply,
     BundleMetadata,
     BundleList,
     ProtocolProblem,
@@ -290,6 +294,15 @@ DISCRIMINATE = _route(
         _TIMEOUT,
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
+)
+VERIFY = _route(
+    "Verify pictures by their recipes",
+    _json_reply("One result for each picture, in order.", VerifyReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
+    *(error for error in _WORK if error is not UnknownBundle),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(*UPLOAD_TYPES, model=VerifyRequest),
 )
 BUNDLES = _route(
     "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady

@@ -163,7 +163,11 @@ async def _draw(
     names = bundle.manifest.labels
     label_names = [names[label] for label in labels] if names and labels else None
     seed, first_index = (plan.seed, plan.first_index) if plan.latents is None else (None, None)
-    metadata = SampleMetadata(bundle.name, bundle.version, seed, first_index, labels, label_names)
+    metadata = SampleMetadata(
+        *(bundle.name, bundle.version, seed, first_index, labels, label_names),
+        truncation=plan.truncation,
+        is_marked=plan.is_marked,
+    )
     content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)

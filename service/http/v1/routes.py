@@ -185,7 +185,7 @@ async def _draw(
     )
     images, _, timing = await deadline.wait_for(drawn)
     background = (bundle.manifest.preparation or UNDECLARED).background
-    work = partial(timed_call, partial(_reply, images, canvas, background, asked))
+    work = partial(timed_call, partial(_reply, images, canvas, background, asked, is_marked=plan.is_marked))
     content, encode_s = await context.run_in_time(context.encoders, work, deadline)
     context.metrics.encode.labels(asked.output_format).observe(encode_s)
     headers = {
@@ -196,10 +196,11 @@ async def _draw(
     return BytesResponse(content, headers, JSON)
 
 
-def _reply(images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest) -> bytes:
+def _reply(images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest, *, is_marked: bool) -> bytes:
     render = RenderOptions(asked.output_format, columns=1, scale=1)
-    unnamed = SampleMetadata("", "", 0, 0, None)  # files of single images say nothing of what they are
-    files = [encode(_placed(image, canvas, background)[None], render, unnamed) for image in images]
+    # On its canvas an image is no picture that a recipe gives.
+    metadata = SampleMetadata("", "", None, None, None, is_marked=is_marked)
+    files = [encode(_placed(image, canvas, background)[None], render, metadata) for image in images]
     return (
         ImagesReply(
             created=int(time.time()),
