@@ -26,6 +26,7 @@ from service.http.bundles import bundle_routes
 from service.http.client_address import TrustedProxies
 from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
+from service.http.encode import encode_routes
 from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -35,6 +36,7 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import MAX_JSON_BYTES, sample_routes
+from service.http.streaming import PIECE_BYTES
 from service.http.v1.routes import v1_routes
 from service.http.verify import verify_routes
 from service.metrics import Metrics
@@ -91,6 +93,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/discriminate": settings.max_body_bytes,
         "/verify": settings.max_body_bytes,
         "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/encode": settings.max_body_bytes,
     }
 
 
@@ -164,6 +167,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         interpolate_routes(context),
         discriminate_routes(context),
         verify_routes(context),
+        encode_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
         v1_routes(context),
@@ -189,7 +193,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         work,
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
-        max_reply_bytes=settings.max_output_pixels,
+        max_reply_bytes=max(settings.max_output_pixels, PIECE_BYTES),  # there is always room for a stream
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:

@@ -196,6 +196,18 @@ class Invalid(ServiceError):
         self.field = field
 
 
+class NoEncoder(ServiceError):
+    """The bundle has no encoder."""
+
+    status = 422
+    code = "no_encoder"
+    title = "The bundle has no encoder"
+    rejection = "invalid"
+
+    def __init__(self, bundle: str) -> None:
+        super().__init__(f"Bundle {bundle!r} has no encoder, which finds the latent of an image.")
+
+
 class QueueFull(ServiceError):
     """The service is busy; the same request may succeed in a moment."""
 

@@ -116,7 +116,9 @@ class Settings(BaseSettings):
     max_image_pixels: _Count = Field(
         16 * 10**6, description="Largest uploaded image in pixels, such as 16M; over it 413."
     )
-    max_output_pixels: _Count = Field(64 * 10**6, description="Largest reply in pixels, such as 64M; over it 422.")
+    max_output_pixels: _Count = Field(
+        64 * 10**6, description="Largest reply that is made whole, in pixels, such as 64M; over it 422."
+    )
     exact: bool = Field(
         default=True,
         description="Pixels never depend on the batch; off allows faster modes that differ in the last bits.",

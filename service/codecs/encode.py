@@ -13,8 +13,9 @@ import json
 import math
 import zipfile
 from collections.abc import Iterable, Iterator
+from functools import lru_cache
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - imported now, so that the first request does not wait for it
@@ -97,10 +98,8 @@ def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> by
             return mark(file, render.format, _recipe(metadata, 0, len(images), render, render.format))
         case "json":
             return _json(_files(images, render, metadata), metadata)
-        case "zip":
-            return _zip(_files(images, render, metadata))
-        case "npy":
-            return _npy(_scaled(images, render.scale))
+        case "zip" | "npy":
+            return STREAMED[render.format](len(images), images.shape[1:], render.scale).encode(images, metadata)
 
 
 def lay_out(images: UInt8, render: RenderOptions) -> UInt8:
@@ -199,15 +198,89 @@ def _rows_as_json(rows: Float32) -> str:
     return f"[{', '.join(lines)}]"
 
 
-def _zip(files: Iterable[bytes]) -> bytes:
+class NpyStream:
+    """An array (count, h, w, c) in NumPy's format, written from images in several pieces.
+
+    Args:
+        count: Images in all.
+        shape: (h, w, c) of each, before they are scaled.
+        scale: Every pixel becomes scale × scale pixels.
+
+    Attributes:
+        size: Bytes of the whole file.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], scale: int) -> None:
+        height, width, channels = shape
+        whole = count, height * scale, width * scale, channels
+        self._head, self._scale = _npy_head(whole), scale
+        self.size = len(self._head) + math.prod(whole)
+
+    def encode(self, images: UInt8, _: SampleMetadata) -> bytes:
+        """The file's next bytes, which hold these images (n, h, w, c)."""
+        head, self._head = self._head, b""
+        return head + _scaled(images, self._scale).tobytes()
+
+
+@lru_cache
+def _npy_head(shape: tuple[int, ...]) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for number, file in enumerate(files):
-            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), file)
+    np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return out.getvalue()
 
 
-def _npy(images: UInt8) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, np.ascontiguousarray(images), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
+class ZipStream:
+    """An archive of PNGs, written from images in several pieces. The arguments are those of `NpyStream`.
+
+    With the last image comes the archive's directory, without which no reader takes it for whole.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], scale: int) -> None:  # noqa: ARG002 - as of the other
+        self._count, self._scale = count, scale
+        self._number = 0
+        self._tape = _Tape()
+        self._archive = zipfile.ZipFile(cast("IO[bytes]", self._tape), "w", zipfile.ZIP_STORED)
+
+    def encode(self, images: UInt8, metadata: SampleMetadata) -> bytes:
+        """The file's next bytes, which hold these images (n, h, w, c); `metadata` is what they were drawn from."""
+        for file in _files(images, RenderOptions("png", 1, self._scale), metadata):
+            self._archive.writestr(zipfile.ZipInfo(f"{self._number:06d}.png", _NO_DATE), file)
+            self._number += 1
+        if self._number == self._count:
+            self._archive.close()
+        return self._tape.take()
+
+
+class _Tape:
+    """A file to write, as `zipfile` uses it, whose beginning can be taken away; what is left keeps its place."""
+
+    def __init__(self) -> None:
+        self._start = self._place = 0  # of what is left, and of what is written next
+        self._left = bytearray()
+
+    def take(self) -> bytes:
+        """All that was written since the last time."""
+        taken = bytes(self._left)
+        self._start += len(taken)
+        self._left.clear()
+        return taken
+
+    def write(self, data: bytes) -> int:
+        begin = self._place - self._start
+        self._left[begin : begin + len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, _: int = io.SEEK_SET) -> int:
+        self._place = place
+        return place
+
+    def flush(self) -> None:
+        pass
+
+
+# Formats whose files can be written while their images are still being computed.
+STREAMED: dict[str, type[NpyStream] | type[ZipStream]] = {"npy": NpyStream, "zip": ZipStream}

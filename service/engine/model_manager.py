@@ -389,6 +389,7 @@ class ModelManager:
         count: int,
         truncation: float,
         deadline_s: float,
+        is_accepted: bool = False,
     ) -> tuple[UInt8, list[int] | None, Timing]:
         """Images first_index … first_index + count − 1 of a seed: uint8 (count, h, w, c), and their labels.
 
@@ -401,16 +402,23 @@ class ModelManager:
         if chosen is None and frequencies is not None:
             chosen = draw_labels(frequencies, seed, first_index, count)
         payload = SamplePayload(seed, first_index, chosen, truncation)
-        result = await self._submit(_warm(bundle).sample, payload, count, deadline_s)
+        result = await self._submit(_warm(bundle).sample, payload, count, deadline_s, is_accepted=is_accepted)
         return result.rows, None if chosen is None else chosen.tolist(), Timing(result.queue_s, result.compute_s)
 
     async def sample_latents(
-        self, bundle: Bundle, latents: Float32, *, labels: list[int] | None, truncation: float, deadline_s: float
+        self,
+        bundle: Bundle,
+        latents: Float32,
+        *,
+        labels: list[int] | None,
+        truncation: float,
+        deadline_s: float,
+        is_accepted: bool = False,
     ) -> tuple[UInt8, Timing]:
         """Images of latents (n, dim): uint8 (n, h, w, c). A bundle with labels needs one for each. See `sample`."""
         chosen = None if labels is None else np.asarray(labels, dtype=np.int64)
         payload = SamplePayload(0, 0, chosen, truncation, latents)
-        result = await self._submit(_warm(bundle).sample, payload, len(latents), deadline_s)
+        result = await self._submit(_warm(bundle).sample, payload, len(latents), deadline_s, is_accepted=is_accepted)
         return result.rows, Timing(result.queue_s, result.compute_s)
 
     async def discriminate(
@@ -429,11 +437,13 @@ class ModelManager:
         judged_as = None if chosen is None else result.rows[:, 1].astype(np.int64).tolist()
         return result.rows[:, 0], judged_as, Timing(result.queue_s, result.compute_s)
 
-    async def _submit(self, runner: ModelRunner, payload: Any, rows: int, deadline_s: float) -> Result:
+    async def _submit(
+        self, runner: ModelRunner, payload: Any, rows: int, deadline_s: float, *, is_accepted: bool = False
+    ) -> Result:
         """Rows through the batcher, which are counted for the client's key."""
         key = current_key()
         with nullcontext() if key is None else self.metrics.of_key(key).computing(rows):
-            return await self.batcher.submit(runner, payload, rows, deadline_s)
+            return await self.batcher.submit(runner, payload, rows, deadline_s, is_accepted=is_accepted)
 
 
 def _warm(bundle: Bundle) -> Loaded:

@@ -1,6 +1,7 @@
 """POST /discriminate: decodes a client's images and returns the discriminator's output for each."""
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 from fastapi import APIRouter
@@ -54,7 +55,7 @@ def discriminate_routes(context: RouteContext) -> APIRouter:
 async def _discriminate(context: RouteContext, request: RequestContext) -> Response:
     """Read the body, decode its images, run the discriminator, and build the reply."""
     deadline = Deadline(request, context.settings)
-    bundle, labels, steps = await _read_upload(context, request, deadline)
+    bundle, labels, steps = await read_upload(context, request, deadline)
     (upload, hints), decode_s = await context.decode(_find_hints(steps, context.manager.hints(bundle)), deadline)
     context.metrics.decode.observe(decode_s)
     request.bundle, request.count = bundle.name, len(upload)
@@ -73,10 +74,13 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     return BytesResponse(body, {b"server-timing": took}, JSON)
 
 
-async def _read_upload(
-    context: RouteContext, request: RequestContext, deadline: Deadline
+async def read_upload(
+    context: RouteContext, request: RequestContext, deadline: Deadline, check: Callable[[Bundle], object] = bool
 ) -> tuple[Bundle, Labels, Steps[Upload]]:
-    """The bundle and labels that a request names, and the steps that will decode its images."""
+    """The bundle and labels that a request names, and the steps that will decode its images.
+
+    `check` may refuse the bundle, if possible before the images are read.
+    """
     query, kind = request.scope["query_string"], request.media_type()
     if kind == JSON:
         parse_query(Schema, query, body=DiscriminateRequest)
@@ -84,12 +88,14 @@ async def _read_upload(
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)
         bundle = await context.find(asked.bundle, deadline)
+        check(bundle)
         return bundle, asked.labels, decode_base64(asked.images, _upload_limits(context, bundle, deadline))
     content_type = request.header(b"content-type") or ""
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
     bundle = await context.find(options.bundle, deadline)
+    check(bundle)
     body = await read_body(request, deadline)
     return bundle, options.labels, decode_upload(body, content_type, _upload_limits(context, bundle, deadline))
 

@@ -19,6 +19,7 @@ from service.errors import (
     Forbidden,
     Invalid,
     Malformed,
+    NoEncoder,
     NotAcceptable,
     NotReady,
     QueueFull,
@@ -48,6 +49,7 @@ from service.http.schemas import (
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    EncodeReply,
     InterpolateRequest,
     RepositoryIndex,
     RepositoryLoad,
@@ -71,6 +73,7 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     DiscriminateReply,
     VerifyRequest,
     VerifyReply,
+    EncodeReply,
     BundleMetadata,
     BundleList,
     ProtocolProblem,
@@ -303,6 +306,15 @@ VERIFY = _route(
     *_UPLOAD,
     parameters=[_TIMEOUT],
     requestBody=_body(*UPLOAD_TYPES, model=VerifyRequest),
+)
+ENCODE = _route(
+    "Find the latents of images",
+    _json_reply("One result for each image, in order.", EncodeReply),
+    *_WORK,
+    NoEncoder,
+    *_UPLOAD,
+    parameters=DISCRIMINATE["openapi_extra"]["parameters"],
+    requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
 BUNDLES = _route(
     "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady

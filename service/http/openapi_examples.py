@@ -9,6 +9,7 @@ from service.errors import (
     Internal,
     Invalid,
     Malformed,
+    NoEncoder,
     NotAcceptable,
     NotReady,
     QueueFull,
@@ -54,6 +55,7 @@ ERRORS: dict[type[ServiceError], ServiceError] = {
         RequestTimeout("The body was not there within 30 s."),
         TooLarge("The body has more than 4194304 bytes."),
         UnsupportedMediaType("text/plain", ["application/json"]),
+        NoEncoder("mnist"),
         Invalid("seed: Input should be greater than or equal to 0.", "seed"),
         QueueFull(3),
         NotReady("the bundles are being loaded"),
@@ -77,6 +79,7 @@ BODIES: dict[str, Any] = {
     },
     "DiscriminateRequest": {"images": [PIXEL]},
     "DiscriminateReply": {**_BUNDLE, "results": [{"probability_real": 0.93, "logit": 2.59, "label": "7"}]},
+    "EncodeReply": {**_BUNDLE, "results": [{"latent": [0.25, -1.5], "error": 12.5, "image": PIXEL}]},
     "VerifyRequest": {"images": [PIXEL]},
     "VerifyReply": {
         "results": [

@@ -4,13 +4,13 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
 from models.inference.noise import Float32
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
+from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, STREAMED, Format, RenderOptions, picture_size
 from service.codecs.recipe import MAX_RECIPE_IMAGES
 from service.errors import Invalid, NotAcceptable
 from service.http.schemas import SEED_LIMIT, Label, Labels, QueryDigits, SampleRequest
@@ -131,6 +131,16 @@ class SamplePlan:
     shows_latents: bool = False
     is_marked: bool = False  # pictures say that they were generated, and by which recipe
 
+    def part(self, start: int, count: int) -> "SamplePlan":
+        """The plan for images start … start + count − 1 of this one's."""
+        return replace(
+            self,
+            count=count,
+            first_index=self.first_index + start,
+            labels=None if self.labels is None else self.labels[start : start + count],
+            latents=None if self.latents is None else self.latents[start : start + count],
+        )
+
 
 def resolve_sample(
     request: SampleRequest,
@@ -220,7 +230,8 @@ def _check_size(render: RenderOptions, count: int, shape: tuple[int, int, int], 
     height, width = picture_size(render, count, *shape[1:])
     side = MAX_SIDE.get(render.format)
     if side is None:
-        pixels = count * shape[1] * shape[2] * render.scale**2
+        # Archives and arrays are streamed where they are large, an image at a time if need be.
+        pixels = shape[1] * shape[2] * render.scale**2 * (1 if render.format in STREAMED else count)
     else:
         check_side(render.format, side, height, width)
         pixels = height * width

@@ -353,6 +353,22 @@ class DiscriminateReply(Reply):
     results: list[DiscriminateResult]
 
 
+class EncodeResult(Reply):
+    """Where one image lies in the generator's latent space."""
+
+    latent: list[float] = Field(description="What the generator makes the image from that is most like it.")
+    error: float = Field(description="Mean squared difference of both images' pixels, in [0, 1].")
+    image: str = Field(description="What the generator makes of the latent, as a PNG in base64.")
+
+
+class EncodeReply(Reply):
+    """One result for each image, in the order of the request."""
+
+    bundle: str
+    version: str
+    results: list[EncodeResult]
+
+
 class DiscriminatorOutput(NamedTuple):
     """The fields of `DiscriminateResult`, as columns over the decoded images.
 

@@ -107,7 +107,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     assert methods == {
         "/sample": {"get", "post"}, "/interpolate": {"get"}, "/discriminate": {"post"},
             "/verify": {"post"},
-        "/bundles": {"get"}, "/bundles/{name}": {"get"},
+        "/encode": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
         "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},

@@ -18,6 +18,7 @@ from PIL import Image, PngImagePlugin
 from service.app import create_app
 from service.codecs.png import chunk, grey_png
 from service.codecs.recipe import Recipe, mark
+from service.http.streaming import WHOLE_BYTES
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -336,3 +337,16 @@ async def test_what_has_no_recipe_has_the_mark_alone(marking: httpx.AsyncClient)
         assert b"gan:recipe" not in file
         assert b"gan-service" not in file
     assert await verdict(marking, files[0]) == "no_recipe"
+
+
+async def test_a_streamed_archive_has_recipes_too(client: httpx.AsyncClient) -> None:
+    """Also the pictures of later pieces name their own image, with the label that was drawn for it."""
+    body = await draw(client, bundle="cond", count=600, scale=8, format="zip", first_index=3)
+    assert WHOLE_BYTES < 600 * (8 * 8) ** 2
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        names = archive.namelist()
+        results = await verify(client, *(archive.read(names[place]) for place in (0, 511, 512, 599)))
+    assert [(one["verdict"], one["recipe"]["first_index"]) for one in results] == [
+        ("identical", 3 + place) for place in (0, 511, 512, 599)
+    ]
+    assert all(len(one["recipe"]["labels"]) == 1 for one in results)
