@@ -75,32 +75,31 @@ class Recipe(BaseModel):
         return self
 
 
-def mark(file: bytes, form: str, recipe: Recipe | None) -> bytes:
+def mark(file: bytes, form: str, recipe: bytes | None) -> bytes:
     """A picture's file that says it was generated, and by which recipe.
 
     Args:
         file: A PNG (APNG too), JPEG, WebP or GIF as our encoders write them.
         form: Its format: `png`, `apng`, `jpeg`, `webp` or `gif`.
-        recipe: None for a picture that has none.
+        recipe: A `Recipe` as JSON in ASCII; None for a picture that has none.
     """
-    text = b"" if recipe is None else recipe.model_dump_json().encode("ascii")
     match form:
         case "png" | "apng":
-            said = _PNG_MARK if recipe is None else chunk(b"tEXt", b"gan-service\0" + text) + _PNG_MARK
+            said = _PNG_MARK if recipe is None else chunk(b"tEXt", b"gan-service\0" + recipe) + _PNG_MARK
             return b"".join([file[:HEAD_BYTES], said, file[HEAD_BYTES:]])
         case "jpeg":
-            return _mark_jpeg(file, _JPEG_XMP + _xmp(text))
+            return _mark_jpeg(file, _JPEG_XMP + _xmp(recipe))
         case "webp":
-            return _mark_webp(file, _xmp(text))
+            return _mark_webp(file, _xmp(recipe))
         case "gif":
-            return _mark_gif(file, _xmp(text))
+            return _mark_gif(file, _xmp(recipe))
     raise ValueError(form)
 
 
-def _xmp(text: bytes) -> bytes:
-    if not text:
+def _xmp(recipe: bytes | None) -> bytes:
+    if recipe is None:
         return _MARK
-    quoted = escape(text.decode("ascii")).encode("ascii")
+    quoted = escape(recipe.decode("ascii")).encode("ascii")
     return _XMP % (b' xmlns:gan="urn:gan-service"><gan:recipe>%b</gan:recipe></rdf:Description>' % quoted)
 
 

@@ -53,7 +53,7 @@ def found_in(file: bytes) -> bytes | None:
 def test_a_recipe_changes_no_pixel_and_is_found(images: UInt8, form: PictureFormat) -> None:
     """The pixels stay, Pillow reads recipe and IPTC's term, and the recipe comes back as it went in."""
     plain = encode_picture(images[0], form)
-    marked = mark(plain, form, RECIPE)
+    marked = mark(plain, form, TEXT)
     np.testing.assert_array_equal(frames(marked), frames(plain))
     with Image.open(io.BytesIO(marked)) as picture:
         info = picture.info
@@ -86,7 +86,7 @@ def test_a_webp_keeps_its_transparency() -> None:
     """The announcing chunk says that there is some, else readers would leave it out."""
     rgba = np.random.default_rng(2).integers(0, 256, (4, 6, 4), dtype=np.uint8)
     Image.fromarray(rgba).save(out := io.BytesIO(), "webp", lossless=True, exact=True)
-    with Image.open(io.BytesIO(mark(out.getvalue(), "webp", RECIPE))) as picture:
+    with Image.open(io.BytesIO(mark(out.getvalue(), "webp", TEXT))) as picture:
         np.testing.assert_array_equal(np.asarray(picture), rgba)
 
 
@@ -104,6 +104,7 @@ def test_each_picture_has_its_own_recipe(form: Format) -> None:
     for place, text in enumerate(files):
         recipe = Recipe.model_validate_json(text or b"")
         assert (recipe.first_index, recipe.count, recipe.labels) == (3 + place, 1, [labels[place]])
+        assert recipe.model_dump_json().encode() == text
         assert (recipe.seed, recipe.truncation, recipe.scale, recipe.format) == (7, 0.5, 2, "png")
 
 

@@ -186,7 +186,7 @@ async def test_what_shows_something_else_is_different(client: httpx.AsyncClient)
         saved(transparent, recipe),
         saved(picture, recipe, transparency=int(np.asarray(picture).max())),
         saved(picture, recipe, save_all=True, append_images=[picture.rotate(90)]),
-        mark(await draw(client, count=4, first_index=1, recipe="false"), "png", Recipe.model_validate_json(recipe)),
+        mark(await draw(client, count=4, first_index=1, recipe="false"), "png", recipe.encode()),
     ):
         assert await verdict(client, other) == "different"
 
@@ -231,7 +231,12 @@ async def test_recipes_order_no_more_than_their_pictures_are(app: FastAPI, clien
     ):
         assert await verdict(client, saved(opened(file), other.model_dump_json())) == "different"
     wide = recipe.model_copy(update={"count": 2100, "columns": 2100, "layout": "strip", "format": "webp"})
-    assert await verdict(client, mark(grey_png(np.zeros((8, 16_800, 1), np.uint8)), "png", wide)) == "different"
+    assert (
+        await verdict(
+            client, mark(grey_png(np.zeros((8, 16_800, 1), np.uint8)), "png", wide.model_dump_json().encode())
+        )
+        == "different"
+    )
     results = await verify(client, empty, file)
     assert results[0]["error"]["code"] == "invalid"
     assert results[1]["verdict"] == "identical"
