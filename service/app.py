@@ -39,6 +39,7 @@ from service.http.sample import MAX_JSON_BYTES, sample_routes
 from service.http.streaming import PIECE_BYTES
 from service.http.v1.routes import v1_routes
 from service.http.v2.routes import v2_routes
+from service.http.verify import verify_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -94,6 +95,7 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/discriminate": settings.max_body_bytes,
         "/v2/models/{name}/infer": settings.max_body_bytes,
         "/v2/models/{name}/versions/{version}/infer": settings.max_body_bytes,
+        "/verify": settings.max_body_bytes,
         "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/encode": settings.max_body_bytes,
     }
@@ -168,6 +170,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         sample_routes(context),
         interpolate_routes(context),
         discriminate_routes(context),
+        verify_routes(context),
         encode_routes(context),
         bundle_routes(manager.bundles),
         repository_routes(manager),

@@ -143,6 +143,11 @@ class Settings(BaseSettings):
     root_path: Annotated[str, AfterValidator(_prefix)] | None = Field(
         None, max_length=200, description="Prefix of our addresses at the proxy in front, such as /gan; unset: none."
     )
+    recipe: bool = Field(
+        default=False,
+        description="Pictures carry the recipe that made them, and say that they were generated, unless a request has "
+        "recipe=false.",
+    )
     api_keys: SecretStr | None = Field(
         None, description="Keys of clients, separated by commas; unset: no key is needed."
     )

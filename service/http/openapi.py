@@ -59,6 +59,8 @@ from service.http.schemas import (
     SampleBody,
     SampleReply,
     SampleRequest,
+    VerifyReply,
+    VerifyRequest,
 )
 from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
@@ -71,6 +73,8 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
+    VerifyRequest,
+    VerifyReply,
     EncodeReply,
     BundleMetadata,
     BundleList,
@@ -302,6 +306,15 @@ DISCRIMINATE = _route(
         _TIMEOUT,
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
+)
+VERIFY = _route(
+    "Verify pictures by their recipes",
+    _json_reply("One result for each picture, in order.", VerifyReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
+    *(error for error in _WORK if error is not UnknownBundle),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(*UPLOAD_TYPES, model=VerifyRequest),
 )
 ENCODE = _route(
     "Find the latents of images",

@@ -82,6 +82,27 @@ BODIES: dict[str, Any] = {
     "DiscriminateRequest": {"images": [PIXEL]},
     "DiscriminateReply": {**_BUNDLE, "results": [{"probability_real": 0.93, "logit": 2.59, "label": "7"}]},
     "EncodeReply": {**_BUNDLE, "results": [{"latent": [0.25, -1.5], "error": 12.5, "image": PIXEL}]},
+    "VerifyRequest": {"images": [PIXEL]},
+    "VerifyReply": {
+        "results": [
+            {
+                "verdict": "identical",
+                "recipe": {
+                    "bundle": "mnist@0123456789ab",
+                    "seed": 7,
+                    "first_index": 0,
+                    "count": 1,
+                    "labels": [3],
+                    "truncation": 1.0,
+                    "select": "none",
+                    "layout": "grid",
+                    "columns": 1,
+                    "scale": 1,
+                    "format": "png",
+                },
+            }
+        ]
+    },
     "BundleMetadata": _METADATA,
     "BundleList": {"default": "mnist", "bundles": [_METADATA], "aliases": {"mnist@canary": "0123456789ab"}},
     "RepositoryQuery": {"ready": True},

@@ -14,7 +14,7 @@ from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, en
 from service.codecs.npy import NPY
 from service.errors import UnsupportedMediaType
 from service.http.caching import Caching, caching, has_current_copy
-from service.http.drawing import draw
+from service.http.drawing import draw, metadata_of
 from service.http.given_latents import (
     check_latents,
     check_shown,
@@ -163,10 +163,7 @@ async def _draw(
         return await _stream(context, request, bundle, plan, deadline, headers)
     request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
     images, labels, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
-    names = bundle.manifest.labels
-    label_names = [names[label] for label in labels] if names and labels else None
-    seed, first_index = (plan.seed, plan.first_index) if plan.latents is None else (None, None)
-    metadata = SampleMetadata(bundle.name, bundle.version, seed, first_index, labels, label_names)
+    metadata = metadata_of(bundle, plan, labels)
     content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)

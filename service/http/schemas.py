@@ -35,6 +35,7 @@ from models.inference.noise import PathMethod
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.animation import SequenceFormat
 from service.codecs.encode import Format
+from service.codecs.recipe import Recipe
 from service.http.openapi_examples import PIXEL
 from service.http.problems import Problem
 
@@ -177,6 +178,11 @@ class SampleRequest(Schema):
         description="true: a JSON reply has the latents that were drawn, before truncation. "
         "Sent back by POST they give the same images.",
     )
+    recipe: Flag | None = Field(
+        None,
+        description="true: each picture carries the recipe that made it, for /verify, and says that it was generated; "
+        "false: not. Default: as GAN_RECIPE says, which is not.",
+    )
 
 
 # Validation stops at the first mistake, as for labels.
@@ -254,6 +260,17 @@ class DiscriminateRequest(DiscriminateQuery):
     )
 
 
+class VerifyRequest(Schema):
+    """Pictures to verify, as JSON."""
+
+    images: list[str] = Field(
+        min_length=1,
+        fail_fast=True,
+        description="Image files (png, jpeg, webp or bmp) in base64.",
+        examples=[[PIXEL]],
+    )
+
+
 class Reply(BaseModel):
     """Base of reply schemas."""
 
@@ -278,6 +295,30 @@ class SampleReply(Reply):
     latents: list[list[float]] | None = Field(
         None, description="Only where the request has latents=true: a row for each image, before truncation."
     )
+
+
+Verdict = Literal["identical", "within_one_level", "different", "no_recipe", "unknown_bundle"]
+
+
+class VerifyResult(Reply):
+    """What became of one picture's recipe, or the error of a picture that could not be decoded."""
+
+    verdict: Verdict | None = Field(
+        None,
+        description="`identical`: the recipe gives these pixels; `within_one_level`: it does but for a grey level, as "
+        "on another kind of device or in another release; `different`: it gives others, or a picture of another size; "
+        "`no_recipe`: there is none, or none of ours; `unknown_bundle`: the bundle that it names is not loaded here.",
+    )
+    recipe: Recipe | None = Field(None, description="The picture's recipe; left out where there is none.")
+    error: Problem | None = Field(
+        None, description="Why the picture could not be decoded; the other fields are then left out."
+    )
+
+
+class VerifyReply(Reply):
+    """One result for each picture, in the order of the request."""
+
+    results: list[VerifyResult]
 
 
 class DiscriminateResult(Reply):

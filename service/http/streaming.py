@@ -16,15 +16,23 @@ from typing import NamedTuple
 
 from models.bundle import Bundle
 from models.inference.pixels import UInt8
-from service.codecs.encode import STREAMED, NpyStream
+from service.codecs.encode import STREAMED, NpyStream, SampleMetadata
 from service.codecs.time_slices import timed_call
 from service.engine.model_manager import Timing
-from service.http.drawing import draw
+from service.http.drawing import draw, metadata_of
 from service.http.resolving import SamplePlan
 from service.http.route_context import Deadline, RouteContext
 
 WHOLE_BYTES = 2**20  # of pixels: replies up to this are made whole
 PIECE_BYTES, PIECE_ROWS = 2**22, 512  # of pixels, and the most images in a piece
+
+
+class Drawn(NamedTuple):
+    """Some of the images, what they come from, and how long they took."""
+
+    images: UInt8
+    metadata: SampleMetadata
+    timing: Timing
 
 
 class Piece(NamedTuple):
@@ -69,8 +77,8 @@ async def stream_pieces(
     stream = STREAMED[render.format](plan.count, (image.height, image.width, image.channels), render.scale)
     encode_s = 0.0
     async with aclosing(_computed(context, bundle, plan, deadline)) as computed:
-        async for images, timing in computed:
-            work = partial(timed_call, partial(stream.encode, images))
+        async for images, metadata, timing in computed:
+            work = partial(timed_call, partial(stream.encode, images, metadata))
             content, seconds = await context.run_in_time(context.encoders, work, deadline)
             encode_s += seconds
             yield Piece(content, timing, seconds)
@@ -79,20 +87,20 @@ async def stream_pieces(
 
 async def _computed(
     context: RouteContext, bundle: Bundle, plan: SamplePlan, deadline: Deadline
-) -> AsyncGenerator[tuple[UInt8, Timing], None]:
+) -> AsyncGenerator[Drawn, None]:
     """The images piece by piece, each computed while the last one is with the caller."""
     rows = _piece_rows(bundle, plan)
 
-    async def compute(start: int) -> tuple[UInt8, Timing]:
+    async def compute(start: int) -> Drawn:
         part = plan.part(start, min(rows, plan.count - start))
-        images, _, timing = await deadline.wait_for(
+        images, labels, timing = await deadline.wait_for(
             draw(context.manager, bundle, part, deadline.left_s(), is_accepted=start > 0)
         )
-        return images, timing
+        return Drawn(images, metadata_of(bundle, part, labels), timing)
 
     with ExitStack() as accepted:
         accepted.enter_context(context.manager.batcher.accept(plan.count))
-        coming: asyncio.Task[tuple[UInt8, Timing]] | None = asyncio.create_task(compute(0))
+        coming: asyncio.Task[Drawn] | None = asyncio.create_task(compute(0))
         try:
             for start in range(0, plan.count, rows):
                 assert coming is not None  # noqa: S101 - only the last piece has no successor

@@ -106,6 +106,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
         "/sample": {"get", "post"}, "/interpolate": {"get"}, "/discriminate": {"post"},
+            "/verify": {"post"},
         "/encode": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
         "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
@@ -129,7 +130,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     sample = operations["/sample", "get"]
     assert [parameter["name"] for parameter in sample["parameters"]] == [
         "count", "seed", "first_index", "labels", "truncation", "bundle", "format", "layout", "columns", "scale",
-        "latents", "X-Timeout-Ms", "If-None-Match",
+        "latents", "recipe", "X-Timeout-Ms", "If-None-Match",
     ]  # fmt: skip
     assert set(sample["responses"]) == {
         "200", "304", "400", "401", "404", "406", "413", "422", "429", "500", "503", "504",
