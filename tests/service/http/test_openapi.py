@@ -133,6 +133,7 @@ async def test_a_json_body_may_hold_what_the_document_says_and_nothing_else(
     given: dict[str, dict[str, Any]] = {
         "/sample": {"bundle": "cond"},
         "/discriminate": {"bundle": "cond", "images": [PIXEL]},
+        "/verify": {"images": [PIXEL]},
         "/v2/repository/index": {},
         "/v1/images/generations": {"prompt": "a cat", "model": "cond"},
     }
@@ -166,6 +167,7 @@ async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
         ("get", "/sample", {}, b""),
         ("get", "/interpolate", {"seed_from": 1, "seed_to": 2, "bundle": "cond"}, b""),
         ("post", "/discriminate", {}, array.getvalue()),
+        ("post", "/verify", {}, array.getvalue()),
     ):
 
         async def ask(
