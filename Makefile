@@ -10,14 +10,20 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 RUN ?= runs/mnist
 
 PEERS := mosec triton litserve bentoml ray
+CLIENTS ?= $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 
-.PHONY: serve test test-fast test-lowest install check train docs bench bench-training clean
+.PHONY: serve test test-clients test-fast test-lowest install check train docs bench bench-training clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
 
 test: check
 	$(BIN)/python -m pytest
+
+# Other projects' clients, against the service. Each has an environment of its own, for their pins contradict ours and one
+# another's. A few of them: make test-clients CLIENTS="tritonclient".
+test-clients: $(VENV)/serving $(CLIENTS:%=.clients/%/installed)
+	$(BIN)/python tests/clients/run.py $(CLIENTS)
 
 # For the moment between two edits.
 test-fast: $(VENV)/everything
@@ -52,7 +58,7 @@ bench-training: $(VENV)/everything .bench/lightning/installed
 	$(BIN)/python -m benchmarks.training.step
 
 clean:
-	rm -rf .venv* .bench build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .bench .clients build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 # Another Python is refused here: pip would speak of packages, and the next `make` would find this environment made.
@@ -85,3 +91,8 @@ $(VENV)/lowest: $(VENV)/serving
 	-$(if $(TORCH_INDEX),.bench/$*/bin/python -m pip install --quiet --no-deps --constraint constraints.txt \
 		--index-url $(TORCH_INDEX) torch)
 	-.bench/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $< && touch $@
+
+.clients/%/installed: tests/clients/%.txt
+	$(PYTHON) -m venv .clients/$*
+	.clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@

@@ -26,21 +26,25 @@ from service.http.bundles import bundle_routes
 from service.http.client_address import TrustedProxies
 from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
+from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
+from service.http.openapi_document import operation_id
 from service.http.pages import page_routes
 from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
-from service.http.sample import sample_routes
+from service.http.sample import MAX_JSON_BYTES, sample_routes
+from service.http.v1.routes import v1_routes
+from service.http.v2.routes import v2_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
 
-MAX_JSON_BYTES = 4 * 2**20  # largest JSON body without images
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
+    **dict.fromkeys(("/v2/health/live", "/v2/health/ready"), KeyScope.NONE),
     **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
@@ -83,8 +87,12 @@ class Application(FastAPI):
 def work_routes(settings: Settings) -> dict[str, int]:
     """The routes that need the engine, each with its largest body in bytes."""
     return {
-        "/sample": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/sample": settings.max_body_bytes,
+        "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
+        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/v2/models/{name}/infer": settings.max_body_bytes,
+        "/v2/models/{name}/versions/{version}/infer": settings.max_body_bytes,
     }
 
 
@@ -117,6 +125,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         version=__version__,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
         lifespan=partial(_lifespan, context=context),
+        generate_unique_id_function=operation_id,
         redirect_slashes=False,
         # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
         openapi_url=None,
@@ -154,9 +163,12 @@ def _routers(context: RouteContext) -> list[APIRouter]:
     manager = context.manager
     return [
         sample_routes(context),
+        interpolate_routes(context),
         discriminate_routes(context),
         bundle_routes(manager),
         repository_routes(manager),
+        v1_routes(context),
+        v2_routes(context),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),
         page_routes(),

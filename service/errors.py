@@ -29,6 +29,7 @@ class ServiceError(Exception):
         status: HTTP status.
         code: For programs; a kind of error keeps its code.
         title: What the code means; the same for every occurrence.
+        field: The request's field that it is about, where it is known to be one.
         rejection: The `reason` under which `gan_rejected_total` counts it; None if it does not. It is counted once, by
             the middleware that turns the error into a reply.
     """
@@ -37,6 +38,7 @@ class ServiceError(Exception):
     code: ClassVar[str]
     title: ClassVar[str]
     rejection: ClassVar[str | None] = None
+    field: str | None = None
 
     @property
     def detail(self) -> str:
@@ -188,6 +190,10 @@ class Invalid(ServiceError):
     code = "invalid"
     title = "The request asks for what can't be done"
     rejection = "invalid"
+
+    def __init__(self, text: str, field: str | None = None) -> None:
+        super().__init__(text)
+        self.field = field
 
 
 class QueueFull(ServiceError):

@@ -6,6 +6,7 @@ import json
 import re
 import runpy
 import shlex
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,12 +121,30 @@ def test_every_command_is_documented() -> None:
     assert offered == {arguments[0] for arguments in commands()}
 
 
-def test_the_page_draws_ten_thousand_images(live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The lines of api.md, run: each part is the continuation of the one before."""
+@pytest.fixture
+def run_example(live: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], dict[str, Any]]:
+    """Run the lines of Python that api.md has under /sample, the first, the second …, against the tiny bundles."""
     monkeypatch.setenv("NO_PROXY", "*")
-    (lines,) = re.findall(r"```python\n(.*?)```", section("api.md", SAMPLE), flags=re.DOTALL)
-    (tmp_path / "lines.py").write_text(lines.replace("http://localhost:8000", live.url))
-    images = runpy.run_path(str(tmp_path / "lines.py"))["images"]
+    examples = re.findall(r"```python\n(.*?)```", section("api.md", SAMPLE), flags=re.DOTALL)
+
+    def run(place: int) -> dict[str, Any]:
+        lines = examples[place].replace("http://localhost:8000", live.url).replace("labels=3&", "")
+        (tmp_path / "lines.py").write_text(lines)
+        return runpy.run_path(str(tmp_path / "lines.py"))
+
+    return run
+
+
+def test_the_page_draws_images_between_two(live: Any, run_example: Callable[[int], dict[str, Any]]) -> None:
+    """The lines of api.md, run: latents that are sent give the images that they were drawn for, and one between."""
+    images = run_example(1)["images"]
+    ends = np.load(io.BytesIO(httpx.get(f"{live.url}/sample?seed=7&count=2&format=npy").content))
+    np.testing.assert_array_equal(images[::2], ends)
+
+
+def test_the_page_draws_ten_thousand_images(live: Any, run_example: Callable[[int], dict[str, Any]]) -> None:
+    """The lines of api.md, run: each part is the continuation of the one before."""
+    images = run_example(0)["images"]
     assert images.shape == (10_000, 8, 8, 1)
     across = httpx.get(f"{live.url}/sample?seed=7&first_index=4090&count=20&format=npy").content
     np.testing.assert_array_equal(images[4090:4110], np.load(io.BytesIO(across)))

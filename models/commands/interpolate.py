@@ -7,6 +7,7 @@ import numpy as np
 
 from models.commands.arguments import Subparsers, bundle_of, positive, whole, write_picture
 from models.experiments import figures
+from models.inference.noise import PathMethod
 from models.inference.pixels import grid
 from models.training.run_folder import RunError
 
@@ -31,7 +32,7 @@ def add_to(commands: Subparsers) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Draw a strip for each method, one under the other."""
     bundle = bundle_of(arguments)
-    methods: list[figures.Method] = ["linear", "spherical"] if arguments.method == "both" else [arguments.method]
+    methods: list[PathMethod] = ["linear", "spherical"] if arguments.method == "both" else [arguments.method]
     try:
         strips = [
             figures.interpolation(bundle, arguments.seeds, arguments.steps, method, arguments.label)

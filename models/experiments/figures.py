@@ -2,19 +2,17 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Literal
 
 import numpy as np
 
 from models.bundle import Bundle
-from models.inference.noise import Int64, draw_labels, draw_latents, latent_path
+from models.inference.noise import Int64, PathMethod, draw_labels, draw_latents, latent_path
 from models.inference.pixels import UInt8, encode_png, grid
 
-Method = Literal["linear", "spherical"]
 _GAP = 2  # white pixels before the column of nearest images
 
 
-def interpolation(bundle: Bundle, seeds: list[int], steps: int, method: Method, label: str | None = None) -> UInt8:
+def interpolation(bundle: Bundle, seeds: list[int], steps: int, method: PathMethod, label: str | None = None) -> UInt8:
     """Interpolate between the latents of image 0 of each seed and the next: uint8 (n, h, w, c).
 
     Each pair of seeds gives `steps` images with both ends; a seed between two pairs comes once. A seed's own image is

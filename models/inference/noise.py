@@ -25,6 +25,7 @@ from models.spec import LatentSpec
 
 Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
+PathMethod = Literal["linear", "spherical"]
 
 LATENT_STREAM, LABEL_STREAM = 0, 1
 _WORD, _HALF_WORD, _MANTISSA = 2**64 - 1, 2**32 - 1, 2**53 - 1
@@ -180,7 +181,7 @@ def _product(a: Tensor, b: Tensor | int, b_low: Tensor | int, b_high: Tensor | i
     return upper, a * b
 
 
-def latent_path(start: Float32, stop: Float32, steps: int, method: Literal["linear", "spherical"]) -> Float32:
+def latent_path(start: Float32, stop: Float32, steps: int, method: PathMethod) -> Float32:
     """Latents from one (dim,) to another: float32 (steps, dim), which begin and end with these two, bit for bit.
 
     `linear` is the paper's Figure 3: (1 − t)·start + t·stop. In many dimensions the middle of this path is nearer to 0

@@ -5,13 +5,11 @@ memory may be allocated for a size that a header claims but the body does not ha
 """
 
 import base64
-import io
 import logging
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -21,6 +19,7 @@ from models.images.image_file import QUICK_PIXELS, ImageFile, ImageFileError, pa
 from models.images.preparation import UNDECLARED, Preparation
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
+from service.codecs.npy import NPY, read_npy
 from service.codecs.picture import Decoded, Shape, check_pixels, decode_picture
 from service.codecs.time_slices import OffLoopWork, Steps
 from service.errors import Invalid, Malformed, ServiceError
@@ -28,10 +27,8 @@ from service.errors import Invalid, Malformed, ServiceError
 if TYPE_CHECKING:
     from python_multipart.multipart import MultipartCallbacks  # exists for type checkers only
 
-NPY = "application/x-npy"
 MULTIPART = "multipart/form-data"
 UPLOAD_TYPES = ("image/png", "image/jpeg", "image/jpg", "image/webp", "image/bmp", MULTIPART, NPY)
-_MAX_NPY_HEADER_BYTES, _MAX_LENGTH = 4096, 2**63
 _DATA_URL = re.compile(r"[ \t\r\n]*+data:[^,]{0,200};base64,", re.IGNORECASE)
 # One that is not closed ends with the text: if it were no match, the search would begin again at each quote in it.
 _QUOTED = re.compile(rb'"(?:[^"\\]|\\.)*+"?')
@@ -210,7 +207,7 @@ def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
         TooLarge: The images have too many pixels.
         DeadlinePassed: From `check_deadline`.
     """
-    array, image = _read_array(body), limits.image
+    array, image = _read_images(body), limits.image
     n, height, width = array.shape[:3]
     _check_count(n, limits)
     check_pixels(width, height, limits.max_pixels)
@@ -230,46 +227,13 @@ def _decode_pixels(pixels: UInt8, limits: Limits) -> Steps[Decoded]:
     return (yield from _decode_image(file, limits))
 
 
-def _read_array(body: bytes) -> UInt8:
-    """The array, as a view of the body. The size in the header is compared with the body's first."""
-    start = _npy_header_bytes(body)
-    shape, fortran, dtype = _read_npy_header(body[:start])
-    if dtype != np.uint8:
-        raise Invalid(f"The array is of {dtype}; send uint8.")
-    whole = all(type(n) is int for n in shape)  # NumPy's reader accepts True as a length
-    if not whole or len(shape) not in {3, 4} or (len(shape) == 4 and shape[3] not in {1, 3}) or min(shape) < 1:
-        raise Invalid(f"The array has shape {shape}; send (n, h, w) or (n, h, w, c) with c 1 or 3.")
-    data = np.frombuffer(body, np.uint8, offset=start)
-    if len(data) != math.prod(shape):
-        raise Malformed(f"The array of shape {shape} needs {math.prod(shape)} bytes of data; there are {len(data)}.")
-    return data.reshape(shape, order="F" if fortran else "C")
-
-
-def _npy_header_bytes(body: bytes) -> int:
-    """Offset of an .npy file's data, by the header length that it states; at most that of the longest we read."""
-    start, number = (10, body[8:10]) if body[6:7] == b"\x01" else (12, body[8:12])
-    return min(len(body), start + int.from_bytes(number, "little"), start + _MAX_NPY_HEADER_BYTES + 1)
-
-
-@lru_cache(maxsize=64)  # clients mostly send one shape, and NumPy parses each header with Python's compiler
-def _read_npy_header(header: bytes) -> tuple[tuple[int, ...], bool, np.dtype[np.generic]]:
-    """Shape, whether the data is in Fortran order, and dtype.
-
-    Raises:
-        Malformed: Not a valid header.
-    """
-    file = io.BytesIO(header)
-    readers = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    try:
-        reader = readers[np.lib.format.read_magic(file)]  # version 3 exists for field names, which images do not have
-        shape, fortran, dtype = reader(file, max_header_size=_MAX_NPY_HEADER_BYTES)
-        # Written in hexadecimal, a length can be too long for Python to print it in our error message.
-        if any(abs(n) > _MAX_LENGTH for n in shape):
-            raise ValueError("a length beyond any array's")  # noqa: TRY301 - handled like the reader's own errors
-    except Exception as error:  # NumPy evaluates the header as a literal, which can raise nearly anything
-        log.debug("unreadable npy header", exc_info=error)
-        raise Malformed("The body is not an array in NumPy's .npy format (1.0 or 2.0).") from None
-    return shape, fortran, dtype
+def _read_images(body: bytes) -> UInt8:
+    """The array, as a view of the body."""
+    wanted = "(n, h, w) or (n, h, w, c) with c 1 or 3"
+    images: UInt8 = read_npy(
+        body, np.uint8, lambda shape: len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3}), wanted
+    )
+    return images
 
 
 def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[list[bytearray]]:

@@ -14,6 +14,7 @@ import math
 import struct
 import zipfile
 from functools import lru_cache
+from itertools import chain
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, feature
 from PIL import __version__ as pillow_version
 from zlib_ng import zlib_ng
 
+from models.inference.noise import Float32
 from models.inference.pixels import UInt8, grid
 
 Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
@@ -61,14 +63,15 @@ class RenderOptions(NamedTuple):
 
 
 class SampleMetadata(NamedTuple):
-    """What images were drawn from; the JSON format says it beside them."""
+    """What images were drawn from; the JSON format says it beside them, latents only where there are some."""
 
     bundle: str
     version: str
-    seed: int
-    first_index: int
+    seed: int | None
+    first_index: int | None
     labels: list[int] | None
     label_names: list[str] | None = None
+    latents: Float32 | None = None
 
 
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
@@ -81,7 +84,7 @@ def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> by
     scaled = images.repeat(render.scale, axis=1).repeat(render.scale, axis=2) if render.scale > 1 else images
     match render.format:
         case "png" | "webp" | "jpeg":
-            return _picture(grid(scaled, render.columns) if len(scaled) > 1 else scaled[0], render.format)
+            return encode_picture(grid(scaled, render.columns) if len(scaled) > 1 else scaled[0], render.format)
         case "json":
             return _json(scaled, metadata)
         case "zip":
@@ -90,7 +93,7 @@ def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> by
             return _npy(scaled)
 
 
-def _picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
+def encode_picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
     """One image (h, w, c) as a file."""
     if form == "png" and image.shape[2] == 1:
         return _grey_png(image)
@@ -132,7 +135,7 @@ ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(_grey_png(_SAMPLE)):08x}"
 
 
 def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
-    return json.dumps(
+    text = json.dumps(
         {
             "bundle": metadata.bundle,
             "version": metadata.version,
@@ -140,16 +143,29 @@ def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
             "first_index": metadata.first_index,
             "labels": metadata.labels,
             "label_names": metadata.label_names,
-            "images": [base64.b64encode(_picture(image, "png")).decode() for image in images],
+            "images": [base64.b64encode(encode_picture(image, "png")).decode() for image in images],
         }
-    ).encode()
+    )
+    if metadata.latents is not None:
+        text = f'{text[:-1]}, "latents": {_rows_as_json(metadata.latents)}}}'
+    return text.encode()
+
+
+def _rows_as_json(rows: Float32) -> str:
+    """An array (n, m) in the shortest decimals that give each float32 back."""
+    numbers = rows.ravel()
+    # NumPy keeps the interpreter for as long as it writes numbers: a thousand take it a millisecond.
+    pieces = [numbers[start : start + 1024].astype(str).tolist() for start in range(0, numbers.size, 1024)]
+    texts, dim = list(chain.from_iterable(pieces)), rows.shape[1]
+    lines = [f"[{', '.join(texts[start : start + dim])}]" for start in range(0, len(texts), dim)]
+    return f"[{', '.join(lines)}]"
 
 
 def _zip(images: UInt8) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
         for number, image in enumerate(images):
-            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), _picture(image, "png"))
+            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), encode_picture(image, "png"))
     return out.getvalue()
 
 

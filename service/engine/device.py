@@ -2,17 +2,18 @@
 
 import contextlib
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
 
 from models.inference.fast_nets import FastGenerator
-from models.inference.noise import Float32, Int64, draw_latent_ranges
+from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.cpu import cpu_limit
 from service.engine.batching.batch import DeviceFailed, OutOfMemory, Rows
-from service.engine.payloads import SampleSlices, latent_ranges, truncate
+from service.engine.payloads import SampleSlices, batch_latents
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Call = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]
@@ -111,12 +112,17 @@ class Device:
         return array
 
     def sampler(self, latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler:
-        """The generator of latents that the CPU draws; `latents` are the example."""
+        """The generator of latents that clients give or the CPU draws; `latents` are the example."""
+        return Sampler(generator, generator.levels, latents, partial(batch_latents, latent))
 
-        def draw(slices: SampleSlices) -> Float32:
-            return truncate(draw_latent_ranges(latent, latent_ranges(slices)), slices)
-
-        return Sampler(generator, generator.levels, latents, draw)
+    def seed_sampler(
+        self,
+        latent: LatentSpec,  # noqa: ARG002 - for those that need them
+        generator: FastGenerator,  # noqa: ARG002
+        latents: torch.Tensor,  # noqa: ARG002
+    ) -> Sampler | None:
+        """The generator of what the device draws from seeds by itself; None where it leaves that to the CPU."""
+        return None
 
     def image_call(self, sampler: Sampler, labels: torch.Tensor | None, sizes: Sequence[int]) -> Call:  # noqa: ARG002 - for those that need them
         """What makes uint8 images of a sampler's inputs, in batches of these sizes; `labels` are for its example."""

@@ -17,7 +17,7 @@ from models.inference.devices import find_device
 from models.inference.pixels import to_uint8
 from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
 from service.engine.batching.batch import BatchSlice
-from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision
+from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision, Sampler
 from service.engine.engine_thread import EngineThread
 from service.engine.hints import Hints
 from service.engine.payloads import DiscriminatePayload, SamplePayload
@@ -96,7 +96,10 @@ class Engine:
                 raise BundleError(folder, f"its {net} gives NaN or Inf")
             if self.precision != "float32":
                 reference.report_error(bundle, self.precision)
-            sample, discriminate = self._sample_runner(bundle, reference), self._discriminate_runner(bundle, reference)
+            sample = self._sample_runner(bundle, reference, reference.sampler)
+            if reference.seed_sampler is not None:
+                sample.of_latents = self._sample_runner(bundle, reference, reference.latent_sampler)
+            discriminate = self._discriminate_runner(bundle, reference)
         self.device.release_unused_memory()
         warmup_s = time.monotonic() - started
         return Loaded(
@@ -108,8 +111,8 @@ class Engine:
             warmup_s=warmup_s,
         )
 
-    def _sample_runner(self, bundle: Bundle, reference: Reference) -> SampleRunner:
-        sampler, labels = reference.sampler, reference.labels
+    def _sample_runner(self, bundle: Bundle, reference: Reference, sampler: Sampler) -> SampleRunner:
+        labels = reference.labels
         candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
         # Proven on numbers: two that differ in their last bits may well be the same grey level.
         tiles = self._tiles(candidates, sampler.net, sampler.example, labels, reference.pixels)

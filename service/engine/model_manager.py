@@ -331,8 +331,19 @@ class ModelManager:
             raise NotReady(reason)
         self.batcher.admit()
 
-    def find(self, name: str | None) -> Loaded:
-        """The loaded bundle of this name or name@version; the default where there is none.
+    async def find(self, name: str | None, deadline_s: float) -> Loaded:  # noqa: ARG002 - all are loaded
+        """The bundle of this name or name@version, ready to compute; the default where there is none.
+
+        `deadline_s` is how long the caller can wait.
+
+        Raises:
+            NotReady: Nothing is loaded yet.
+            UnknownBundle: No such bundle.
+        """
+        return self.look_up(name)
+
+    def look_up(self, name: str | None) -> Loaded:
+        """The bundle of this name or name@version; the default where there is none.
 
         Raises:
             NotReady: Nothing is loaded yet.
@@ -392,6 +403,15 @@ class ModelManager:
         payload = SamplePayload(seed, first_index, chosen, truncation)
         result = await self._submit(_warm(bundle).sample, payload, count, deadline_s)
         return result.rows, None if chosen is None else chosen.tolist(), Timing(result.queue_s, result.compute_s)
+
+    async def sample_latents(
+        self, bundle: Bundle, latents: Float32, *, labels: list[int] | None, truncation: float, deadline_s: float
+    ) -> tuple[UInt8, Timing]:
+        """Images of latents (n, dim): uint8 (n, h, w, c). A bundle with labels needs one for each. See `sample`."""
+        chosen = None if labels is None else np.asarray(labels, dtype=np.int64)
+        payload = SamplePayload(0, 0, chosen, truncation, latents)
+        result = await self._submit(_warm(bundle).sample, payload, len(latents), deadline_s)
+        return result.rows, Timing(result.queue_s, result.compute_s)
 
     async def discriminate(
         self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float

@@ -5,20 +5,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.inference.noise import Float32, Int64, LatentRange
+from models.inference.noise import Float32, Int64, LatentRange, draw_latent_ranges
 from models.inference.pixels import UInt8
+from models.spec import LatentSpec
 from service.engine.batching.batch import BatchSlice
 
 UNKNOWN_LABEL = -1  # for D's class head to name
 
 
 class SamplePayload(NamedTuple):
-    """What G needs for one request: images first_index … of a seed. `labels` has one for each of them, or is None."""
+    """What G needs for one request: images first_index … of a seed, or of `latents`, one each, where they are given.
+
+    `labels` has one for each of them, or is None.
+    """
 
     seed: int
     first_index: int
     labels: Int64 | None
     truncation: float
+    latents: Float32 | None = None
 
 
 class DiscriminatePayload(NamedTuple):
@@ -46,12 +51,24 @@ def batch_images(slices: DiscriminateSlices) -> UInt8:
     return np.concatenate([payload.images[start:stop] for payload, start, stop in slices])
 
 
-def latent_ranges(slices: SampleSlices) -> list[LatentRange]:
-    """Which images of which seeds a batch is made of."""
-    return [LatentRange(payload.seed, payload.first_index + start, stop - start) for payload, start, stop in slices]
+def batch_latents(latent: LatentSpec, slices: SampleSlices) -> Float32:
+    """The latents of a batch, in order: those that were given, and the others drawn from their seeds. All truncated."""
+    if all(payload.latents is None for payload, _, _ in slices):
+        return _truncate(draw_latent_ranges(latent, [_range(one) for one in slices]), slices)
+    return _truncate(np.concatenate([_latents(latent, one) for one in slices]), slices)
 
 
-def truncate(latents: Float32, slices: SampleSlices) -> Float32:
+def _latents(latent: LatentSpec, one: BatchSlice[SamplePayload]) -> Float32:
+    given = one.source.latents
+    return draw_latent_ranges(latent, [_range(one)]) if given is None else given[one.start : one.stop]
+
+
+def _range(one: BatchSlice[SamplePayload]) -> LatentRange:
+    payload, start, stop = one
+    return LatentRange(payload.seed, payload.first_index + start, stop - start)
+
+
+def _truncate(latents: Float32, slices: SampleSlices) -> Float32:
     """Multiply each slice's latents, in place, by its truncation."""
     end = 0
     for payload, start, stop in slices:

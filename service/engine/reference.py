@@ -28,6 +28,7 @@ class Reference:
     """Both nets with the inputs and outputs of one reference tile.
 
     Attributes:
+        latent_sampler, seed_sampler: Of latents, and of the device's own noise where it draws some.
         latents: What the CPU draws for it; the sampler's example may be something else.
         labels: Of the images that G makes, if there are any.
         asked: Labels that D is given for them. Every other one is unknown, so that the class head is tried too.
@@ -35,7 +36,8 @@ class Reference:
         judged: What D gives: see `Verdicts`.
     """
 
-    sampler: Sampler
+    latent_sampler: Sampler
+    seed_sampler: Sampler | None
     verdicts: FastDiscriminator
     latents: torch.Tensor
     labels: torch.Tensor | None
@@ -54,11 +56,19 @@ class Reference:
             numbers = torch.arange(REFERENCE_TILE, device=device.torch_device)
             labels = numbers % len(names)
             asked = labels.where(numbers % 2 == 0, UNKNOWN_LABEL)
-        sampler = device.sampler(latent, fast_generator(bundle.generator, half=half), latents)
+        generator = fast_generator(bundle.generator, half=half)
+        of_latents = device.sampler(latent, generator, latents)
+        of_seeds = device.seed_sampler(latent, generator, latents)
+        sampler = of_seeds or of_latents
         verdicts = fast_discriminator(bundle.discriminator, half=half)
         # Contiguous, as uploads are: for other layouts there may be other kernels.
         pixels = sampler.net(sampler.example, labels).contiguous()
-        return cls(sampler, verdicts, latents, labels, asked, pixels, verdicts(pixels, asked))
+        return cls(of_latents, of_seeds, verdicts, latents, labels, asked, pixels, verdicts(pixels, asked))
+
+    @property
+    def sampler(self) -> Sampler:
+        """The one that requests with a seed use."""
+        return self.seed_sampler or self.latent_sampler
 
     def nets_without_numbers(self) -> Iterator[str]:
         """Which nets give NaN or Inf."""

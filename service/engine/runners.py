@@ -15,7 +15,10 @@ from service.engine.payloads import DiscriminateSlices, SampleSlices, batch_imag
 
 @dataclass(eq=False)
 class SampleRunner:
-    """G of a bundle: rows are uint8 (n, h, w, c). `draw` makes the net's inputs for a batch."""
+    """G of a bundle: rows are uint8 (n, h, w, c). `draw` makes the net's inputs for a batch.
+
+    `of_latents` runs batches in which clients gave latents, where `draw` knows seeds alone.
+    """
 
     bundle: str
     tiles: Tiles
@@ -23,6 +26,7 @@ class SampleRunner:
     draw: Callable[[SampleSlices], Float32 | Int64]
     most_rows: int = MAX_BATCH_ROWS
     operation: str = "sample"
+    of_latents: "SampleRunner | None" = None
 
     def padded(self, rows: int) -> int:
         """Rows that are really computed for this many."""
@@ -31,6 +35,8 @@ class SampleRunner:
     @DeviceErrors()
     def run(self, slices: SampleSlices) -> Rows:
         """Draw the latents and make the images."""
+        if self.of_latents is not None and any(payload.latents is not None for payload, _, _ in slices):
+            return self.of_latents.run(slices)
         drawn = self.device.send(self.draw(slices))
         images: UInt8 = self.device.fetch(self.tiles(drawn, _send_labels(slices, self.device)))
         return images

@@ -21,14 +21,14 @@ def bundle_routes(manager: ModelManager) -> APIRouter:
     async def bundles(request: Request) -> Response:
         """Every loaded bundle, and the default one."""
         parse_query(Schema, request.scope["query_string"])
-        default = manager.find(None).name
+        default = manager.look_up(None).name
         return _json(BundleList(default=default, bundles=[_metadata(bundle) for bundle in manager.loaded()]))
 
     @router.get("/bundles/{name}", **BUNDLE)
     async def bundle_by_name(request: Request) -> Response:
         """One loaded bundle, by name or name@version."""
         parse_query(Schema, request.scope["query_string"])
-        return _json(_metadata(manager.find(request.path_params["name"])))
+        return _json(_metadata(manager.look_up(request.path_params["name"])))
 
     return router
 

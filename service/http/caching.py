@@ -1,4 +1,4 @@
-"""Caching headers of GET /sample: freshness, entity tags and their comparison (RFC 9110, 9111)."""
+"""Caching headers: freshness, entity tags and their comparison (RFC 9110, 9111)."""
 
 import hashlib
 import re
@@ -6,8 +6,6 @@ from typing import NamedTuple
 
 from models.bundle import Bundle
 from service.codecs.encode import ENCODERS
-from service.http.resolving import SamplePlan, fingerprint
-from service.http.schemas import SampleRequest
 
 SHORT_S = 300  # the newest version of a bundle's name can change
 YEAR_S = 31_536_000  # a pinned version never changes
@@ -24,20 +22,28 @@ class Caching(NamedTuple):
 
 
 def caching(
-    request: SampleRequest, plan: SamplePlan, bundle: Bundle, device_kind: str, *, exact: bool, is_private: bool
+    named: str | None, made_of: str | None, bundle: Bundle, device_kind: str, *, exact: bool, is_private: bool
 ) -> Caching:
-    """The caching headers of a reply to GET /sample.
+    """The caching headers of a reply to GET.
+
+    Args:
+        named: The bundle as the client named it.
+        made_of: All options that decide about the images, the same in every process; None without a seed.
+        bundle: What makes them.
+        device_kind: Where.
+        exact: Whether the batch never changes the last bits.
+        is_private: Whether the service needs keys.
 
     With a seed the pixels never change, so the reply may be stored: for a year if the bundle's version is pinned, and
     only by the client itself if the service needs keys. Without a seed every reply differs, and none may be stored.
     """
     vary = {b"vary": b"Accept"}
-    if request.seed is None:
+    if made_of is None:
         return Caching({**vary, b"cache-control": b"no-store"}, None)
-    pinned = request.bundle is not None and "@" in request.bundle
+    pinned = named is not None and "@" in named
     freshness = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={SHORT_S}"
     freshness = f"{'private' if is_private else 'public'}, {freshness}"
-    tagged = "\n".join([bundle.name, bundle.version, fingerprint(plan), ENCODERS, device_kind])
+    tagged = f"{bundle.name}\n{bundle.version}\n{made_of}\n{ENCODERS}\n{device_kind}"
     tag = f'"{hashlib.sha256(tagged.encode()).hexdigest()[:32]}"'
     # Without exact mode the batch may change the last bits: equivalent but not equal, as a weak tag says.
     etag = tag if exact else "W/" + tag

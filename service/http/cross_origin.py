@@ -14,7 +14,7 @@ from service.http.responses import BytesResponse
 ANY = "*"
 EXPOSED = (
     *("X-Seed", "X-First-Index", "X-Bundle", "X-Request-ID", "ETag", "Retry-After", "Server-Timing"),
-    *("RateLimit", "RateLimit-Policy", "Content-Disposition"),
+    *("RateLimit", "RateLimit-Policy", "Content-Disposition", "Inference-Header-Content-Length"),
 )
 # What every preflight is told. Also of a path or method that does not exist, so that the page can read our 404 or 405.
 PREFLIGHT = {

@@ -1,6 +1,7 @@
 """POST /discriminate: decodes a client's images and returns the discriminator's output for each."""
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from fastapi import APIRouter
@@ -11,6 +12,7 @@ from starlette.responses import Response
 from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.noise import Float32
+from models.inference.pixels import UInt8
 from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.codecs.time_slices import Steps
@@ -37,6 +39,14 @@ from service.http.schemas import (
 # The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
 _HINT_BYTES = 2**20  # of pixels, looked at in one step
+
+
+class Verdicts(NamedTuple):
+    """The discriminator's output for each image, and the classes that they were judged as, if there are any."""
+
+    probabilities_real: NDArray[np.float64]
+    logits: Float32
+    predicted: list[int] | None
 
 
 def discriminate_routes(context: RouteContext) -> APIRouter:
@@ -83,13 +93,13 @@ async def _read_upload(
         body = await read_body(request, deadline)
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)
-        bundle = context.manager.find(asked.bundle)
+        bundle = await context.find(asked.bundle, deadline)
         return bundle, asked.labels, decode_base64(asked.images, _upload_limits(context, bundle, deadline))
     content_type = request.header(b"content-type") or ""
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
-    bundle = context.manager.find(options.bundle)
+    bundle = await context.find(options.bundle, deadline)
     body = await read_body(request, deadline)
     return bundle, options.labels, decode_upload(body, content_type, _upload_limits(context, bundle, deadline))
 
@@ -126,15 +136,23 @@ async def _discriminate_images(
         return DiscriminatorOutput([], [], None, bool(calibration), []), Timing(0.0, 0.0)
     if classes is not None:
         classes = [label for index, label in enumerate(classes) if index not in upload.errors]
-    judged = context.manager.discriminate(bundle, upload.pixels, labels=classes, deadline_s=deadline.left_s())
-    logits, predicted, timing = await deadline.wait_for(judged)
+    verdicts, timing = await judge(context, bundle, upload.pixels, classes, deadline)
     named = None
-    if names and predicted and classes is None:
-        named = [names[label] for label in predicted]
-    probabilities = _probabilities(logits, calibration).tolist()
-    context.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe(*probabilities)
-    output = DiscriminatorOutput(probabilities, logits.tolist(), named, bool(calibration), upload.converted)
-    return output, timing
+    if names and verdicts.predicted and classes is None:
+        named = [names[label] for label in verdicts.predicted]
+    probabilities, logits = verdicts.probabilities_real.tolist(), verdicts.logits.tolist()
+    return DiscriminatorOutput(probabilities, logits, named, bool(calibration), upload.converted), timing
+
+
+async def judge(
+    context: RouteContext, bundle: Bundle, images: UInt8, classes: list[int] | None, deadline: Deadline
+) -> tuple[Verdicts, Timing]:
+    """Run the discriminator on images of the bundle's shape, with a class for each or None."""
+    judged = context.manager.discriminate(bundle, images, labels=classes, deadline_s=deadline.left_s())
+    logits, predicted, timing = await deadline.wait_for(judged)
+    probabilities = _probabilities(logits, bundle.manifest.calibration)
+    context.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe(*probabilities.tolist())
+    return Verdicts(probabilities, logits, predicted), timing
 
 
 def _probabilities(logits: Float32, calibration: Calibration | None) -> NDArray[np.float64]:

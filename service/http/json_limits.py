@@ -12,7 +12,7 @@ from service.codecs.time_slices import Steps
 from service.errors import Invalid
 
 PIECE_BYTES = 2**14  # counted in one step
-LONG_BYTES = 2**14  # a string longer than this must be plain ASCII, as base64 is
+LONG_BYTES = 2**14  # by default a string longer than this must be plain ASCII, as base64 is
 MAX_ESCAPES, BYTES_OF_ESCAPE = 2**16, 8  # plus one for every 8 bytes: wrapped base64 has fewer line ends
 _LONG_NUMBER = re.compile(rb"[0-9]{65}")
 _NO_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
@@ -26,12 +26,14 @@ class JsonLimits(NamedTuple):
         keys: Members of objects.
         containers: Arrays and objects together.
         depth: Nesting of arrays and objects.
+        text_bytes: Bytes of a string that is not plain ASCII.
     """
 
     values: int
     keys: int = 64
     containers: int = 64
     depth: int = 8
+    text_bytes: int = LONG_BYTES
 
 
 def json_limits(max_count: int) -> JsonLimits:
@@ -47,7 +49,7 @@ def check_json(body: bytes, limits: JsonLimits) -> Steps[None]:
     """
     values = keys = containers = strings = depth = escapes = 0
     in_string, half = False, b""  # a backslash at the end of a piece, whose escape ends in the next piece
-    string = _String()
+    string = _String(limits.text_bytes)
     for start in range(0, len(body), PIECE_BYTES):
         piece = half + body[start : start + PIECE_BYTES]
         half = b""
@@ -63,7 +65,7 @@ def check_json(body: bytes, limits: JsonLimits) -> Steps[None]:
         outside = b"".join(parts[in_string::2])
         in_string ^= len(parts) % 2 == 0
         if in_string and len(parts) > 1:
-            string = _String()
+            string = _String(limits.text_bytes)
             string.extend(parts[-1])
         values += outside.count(b",")
         keys += outside.count(b":")
@@ -89,18 +91,18 @@ class _String:
     """A string that continues over several pieces.
 
     A single non-ASCII character can make Python store a string with four bytes for each character. Base64, the only
-    long text that a request needs, is ASCII, so a long string must be ASCII too.
+    long text that most requests need, is ASCII, so a long string must be ASCII too.
     """
 
-    def __init__(self) -> None:
-        self._length, self._is_wide = 0, False
+    def __init__(self, most: int) -> None:
+        self._length, self._is_wide, self._most = 0, False, most
 
     def extend(self, part: bytes) -> None:
         """Add the string's next part."""
         self._length += len(part)
         self._is_wide = self._is_wide or not part.isascii() or b"\\u" in part
-        if self._is_wide and self._length > LONG_BYTES:
-            raise Invalid(f"The body has a string of over {LONG_BYTES} bytes that is not plain ASCII.")
+        if self._is_wide and self._length > self._most:
+            raise Invalid(f"The body has a string of over {self._most} bytes that is not plain ASCII.")
 
 
 def _nest(outside: bytes, depth: int, most: int) -> int:

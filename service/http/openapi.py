@@ -9,8 +9,10 @@ from pydantic import BaseModel
 from starlette.responses import Response
 
 from models.images.preparation import Preparation
+from service.codecs.animation import SEQUENCE_TYPES
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
+from service.codecs.npy import NPY
 from service.errors import (
     DeadlinePassed,
     Draining,
@@ -28,25 +30,42 @@ from service.errors import (
     UnsupportedMediaType,
 )
 from service.http.auth import KeyScope
-from service.http.problems import Problem, ProtocolProblem, describe
+from service.http.openapi_document import add_common
+from service.http.openapi_examples import CONFIG, STATISTICS
+from service.http.parsing import LABEL_FIELDS
+from service.http.problems import (
+    OPEN_INFERENCE,
+    OPENAI,
+    PROBLEM,
+    ErrorShape,
+    OpenAIProblem,
+    Problem,
+    ProtocolProblem,
+    describe,
+)
 from service.http.schemas import (
     BundleList,
     BundleMetadata,
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    InterpolateRequest,
     RepositoryIndex,
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    SampleBody,
     SampleReply,
     SampleRequest,
 )
+from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
+from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
 
 _REF = "#/components/schemas/{model}"
-_SCHEMAS: tuple[type[BaseModel], ...] = (
+SCHEMAS: tuple[type[BaseModel], ...] = (
     Problem,
     SampleRequest,
+    SampleBody,
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
@@ -57,6 +76,17 @@ _SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
+    InferRequest,
+    InferReply,
+    ServerMetadata,
+    ServerHealth,
+    ModelMetadata,
+    ModelReady,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -89,6 +119,7 @@ _CACHE_HEADERS = {
     "Cache-Control": _header(
         "With a seed public, or private if keys are set; for a year if bundle is name@version. Else no-store."
     ),
+    "Vary": _header("Accept: a cache keeps the formats apart."),
 }
 _IMAGES = {
     media_type: {"schema": _BINARY if name != "json" else {"$ref": _REF.format(model="SampleReply")}}
@@ -99,10 +130,10 @@ _IMAGES = {
 def complete(
     document: dict[str, Any], scopes: Mapping[str, KeyScope], *, are_keys_needed: bool, max_count: int
 ) -> None:
-    """Add to an OpenAPI document the schemas that its routes refer to, the keys they need, and the limit on images."""
+    """Add what FastAPI can't know: the schemas that routes refer to, the keys they need, limits, headers, examples."""
     components = document.setdefault("components", {})
     schemas = components.setdefault("schemas", {})
-    for model in _SCHEMAS:
+    for model in SCHEMAS:
         schema = model.model_json_schema(ref_template=_REF)
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
@@ -119,6 +150,7 @@ def complete(
                 operation["security"] = [*without_key, *({name: []} for name in _KEYS)]
     for schema in _count_schemas(document):
         schema["maximum"] = max_count
+    add_common(document)
 
 
 def _describe_fields(schema: dict[str, Any]) -> None:
@@ -131,19 +163,23 @@ def _describe_fields(schema: dict[str, Any]) -> None:
 
 
 def _count_schemas(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    yield document["components"]["schemas"]["SampleRequest"]["properties"]["count"]["anyOf"][0]
-    for parameter in document["paths"]["/sample"]["get"]["parameters"]:
-        if parameter["name"] == "count":
-            yield parameter["schema"]
+    for model, field in ("SampleRequest", "count"), ("SampleBody", "count"), ("ImagesRequest", "n"):
+        yield document["components"]["schemas"][model]["properties"][field]["anyOf"][0]
+    for operation in document["paths"]["/sample"].values():
+        for parameter in operation["parameters"]:
+            if parameter["name"] == "count":
+                yield parameter["schema"]
 
 
 def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
     """A schema's fields as query parameters; `more` is added to each description."""
-    properties = model.model_json_schema()["properties"]
+    whole = model.model_json_schema()
+    properties, required = whole["properties"], whole.get("required", ())
     return [
         {
             "name": name,
             "in": "query",
+            **({"required": True} if name in required else {}),
             "description": schema.pop("description") + more,
             "schema": _in_query(name, schema),
         }
@@ -153,7 +189,7 @@ def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
 
 def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
     """A field's schema as a query parameter, which has no null."""
-    if name == "labels":
+    if name in LABEL_FIELDS:
         return {"type": "string", "minLength": 1}
     given = [option for option in schema.pop("anyOf", []) if option != {"type": "null"}]
     without_null = {key: value for key, value in schema.items() if (key, value) != ("default", None)}
@@ -161,15 +197,14 @@ def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
 
 
 def _body(*media_types: str, model: type[BaseModel] | None = None) -> dict[str, Any]:
-    content: dict[str, Any] = {media_type: {"schema": _BINARY} for media_type in media_types}
+    # Arrays first: generated clients send a file as the last type that takes one, and images are read as what they are.
+    content: dict[str, Any] = {
+        kind: {"schema": _BINARY} for kind in sorted(media_types, key="application/x-npy".__ne__)
+    }
     if "multipart/form-data" in content:
-        images = {"type": "array", "items": _BINARY, "minItems": 1, "description": "Image files."}
-        form = {
-            "type": "object",
-            "properties": {"images": images},
-            "minProperties": 1,
-            "additionalProperties": images | {"description": "Image files under any other name."},
-        }
+        about = "Image files. Every part with a file is one, whatever its name."
+        images = {"type": "array", "items": _BINARY, "minItems": 1, "description": about}
+        form = {"type": "object", "properties": {"images": images}, "required": ["images"]}
         content["multipart/form-data"] = {"schema": form}
     if model is not None:
         content["application/json"] = {"schema": {"$ref": _REF.format(model=model.__name__)}}
@@ -183,21 +218,26 @@ def _json_reply(description: str, model: type[BaseModel]) -> dict[str, Any]:
     }
 
 
-def _route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+def _route(
+    summary: str, reply: dict[str, Any], *errors: type[ServiceError], shape: ErrorShape = PROBLEM, **extra: Any
+) -> dict[str, Any]:
     """Keyword arguments for FastAPI's route decorators."""
     return {
         "summary": summary,
         "response_class": Response,
-        "responses": {200: reply, **describe(*errors)},
+        "responses": {200: reply, **describe(*errors, shape=shape)},
         "openapi_extra": {key: value for key, value in extra.items() if value},
     }
 
 
 def _protocol_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
     """As `_route`, for routes of the Open Inference Protocol, whose errors have another shape."""
-    errors = Malformed, Unauthorized, TooLarge, Invalid, *errors
-    problems = describe(*errors, shape=ProtocolProblem, media_type="application/json")
-    return _route(summary, reply, **extra) | {"responses": {200: reply, **problems}}
+    return _route(summary, reply, *errors, shape=OPEN_INFERENCE, **extra)
+
+
+def _openai_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """As `_route`, for routes of OpenAI's API, whose errors have another shape."""
+    return _route(summary, reply, Unauthorized, NotReady, *errors, shape=OPENAI, **extra)
 
 
 def _images(headers: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +249,10 @@ def _images(headers: dict[str, Any]) -> dict[str, Any]:
 
 
 _NOT_MODIFIED = {
-    304: {"description": "The client's copy, named in If-None-Match, is current.", "headers": _CACHE_HEADERS}
+    304: {
+        "description": "The client's copy, named in If-None-Match, is current.",
+        "headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-First-Index", "X-Bundle")} | _CACHE_HEADERS,
+    }
 }
 
 SAMPLE_BY_QUERY = _route(
@@ -222,12 +265,30 @@ SAMPLE_BY_BODY = _route(
     *_WORK,
     NotAcceptable,
     *_UPLOAD,
-    parameters=[_TIMEOUT],
-    requestBody=_body(model=SampleRequest),
+    parameters=[*_query(SampleRequest, " Only beside a body of latents: JSON has it itself."), _TIMEOUT],
+    requestBody=_body(NPY, model=SampleBody) | {"required": False},
 )
+INTERPOLATE = _route(
+    "Go from one image to another",
+    {
+        "description": "The images between, as a strip or an animation.",
+        "content": {media_type: {"schema": _BINARY} for media_type in SEQUENCE_TYPES.values()},
+        "headers": {
+            "X-Bundle": _SAMPLE_HEADERS["X-Bundle"],
+            "Server-Timing": _SAMPLE_HEADERS["Server-Timing"],
+            "Content-Disposition": _header("A file's name: of the bundle, and of both images."),
+            **_CACHE_HEADERS,
+        },
+    },
+    *_WORK,
+    NotAcceptable,
+    parameters=[*_query(InterpolateRequest), _TIMEOUT],
+)
+INTERPOLATE["responses"] |= _NOT_MODIFIED
 DISCRIMINATE = _route(
     "Judge images",
-    _json_reply("One result for each image, in order.", DiscriminateReply),
+    _json_reply("One result for each image, in order.", DiscriminateReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
     *_WORK,
     *_UPLOAD,
     parameters=[
@@ -250,21 +311,99 @@ BUNDLE = _route(
     NotReady,
     parameters=[_NAME],
 )
+OPENAI_IMAGES = _openai_route(
+    "Draw images, by OpenAI's API",
+    _json_reply("The pictures.", ImagesReply)
+    | {"headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-Bundle", "Server-Timing")}},
+    *(error for error in _WORK if error not in {Unauthorized, NotReady}),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(model=ImagesRequest) | {"required": True},
+)
+OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Every bundle.", ModelList))
+OPENAI_MODEL = _openai_route(
+    "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
+)
+_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
     _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    *_BODY_ERRORS,
     requestBody=_body(model=RepositoryQuery),
 )
 
 
 def _repository_change(summary: str, model: type[BaseModel]) -> dict[str, Any]:
     done = {"description": "Done.", "content": {"application/json": {"schema": {"type": "object"}, "example": {}}}}
-    errors = Forbidden, UnknownBundle, NotReady, Draining
+    errors = *_BODY_ERRORS, Forbidden, UnknownBundle, NotReady, Draining
     return _protocol_route(summary, done, *errors, parameters=[_NAME], requestBody=_body(model=model))
 
 
 REPOSITORY_LOAD = _repository_change("Load a bundle", RepositoryLoad)
 REPOSITORY_UNLOAD = _repository_change("Unload a bundle", RepositoryUnload)
+_JSON_LENGTH = {
+    "name": "Inference-Header-Content-Length",
+    "in": "header",
+    "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
+    "schema": {"type": "integer", "minimum": 0},
+}
+
+
+def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
+    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
+    return {"description": "In Triton's form.", "content": content}
+
+
+_MODEL_NAME = {
+    "name": "name",
+    "in": "path",
+    "required": True,
+    "description": "A bundle's name for its generator; with `.discriminator` after it for its discriminator.",
+    "schema": {"type": "string"},
+}
+
+
+def _model_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError], **extra: Any) -> dict[str, Any]:
+    """A route of the protocol that names a model."""
+    parameters = [_MODEL_NAME, *extra.pop("parameters", ())]
+    errors = UnknownBundle, NotReady, Draining, *(errors or (Unauthorized,))
+    return _protocol_route(summary, reply, *errors, parameters=parameters, **extra)
+
+
+def of_version(route: dict[str, Any]) -> dict[str, Any]:
+    """The same route for a version of the model."""
+    version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
+    extra = route["openapi_extra"]
+    return route | {"openapi_extra": extra | {"parameters": [*extra["parameters"], version]}}
+
+
+V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", ServerMetadata), Unauthorized)
+V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
+V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
+V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
+V2_CONFIG = _model_route("A model's configuration", _triton_reply(CONFIG))
+V2_STATISTICS = _model_route("Statistics", _triton_reply(STATISTICS))
+V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(STATISTICS), Unauthorized, NotReady)
+V2_INFER = _model_route(
+    "Run a model",
+    {
+        "description": "The outputs: as JSON, or after the JSON if any of them is in binary.",
+        "content": {
+            "application/json": {"schema": {"$ref": _REF.format(model="InferReply")}},
+            "application/octet-stream": {"schema": _BINARY},
+        },
+        "headers": {
+            "Inference-Header-Content-Length": _header("Bytes of the JSON, if outputs in binary follow it.", "integer"),
+            "Server-Timing": _header("Milliseconds spent in decoding, the queue, computing and encoding."),
+        },
+    },
+    *_BODY_ERRORS,
+    UnsupportedMediaType,
+    QueueFull,
+    DeadlinePassed,
+    parameters=[_JSON_LENGTH, _TIMEOUT],
+    requestBody=_body("application/octet-stream", model=InferRequest) | {"required": False},
+)
 PROBE = _route(
     "Probe",
     {

@@ -21,6 +21,8 @@ _REASONS = {  # in place of pydantic's words for these mistakes
 _LABELS: TypeAdapter[Labels] = TypeAdapter(Labels)
 _LABELS_LIMITS = JsonLimits(values=2**16, keys=0, containers=1, depth=1)
 
+LABEL_FIELDS = frozenset({"labels", "label", "label_to"})
+
 SchemaT = TypeVar("SchemaT", bound=Schema)
 
 
@@ -62,28 +64,38 @@ def parse_query(schema: type[SchemaT], query: bytes, body: type[Schema] = Schema
             raise Invalid(f"{name}: belongs in the JSON body, not in the query.")
         if name in fields and name in known:
             raise Invalid(f"{name}: given more than once{_REPEATED.get(name, '')}.")
-        fields[name] = _query_labels(value) if name == "labels" else value
+        fields[name] = _query_labels(value, name) if name in LABEL_FIELDS else value
+    return validate(schema, fields)
+
+
+def validate(schema: type[SchemaT], fields: dict[str, Any], *, strict: bool = False) -> SchemaT:
+    """Check fields against their schema. `strict` takes no text for a number.
+
+    Raises:
+        Invalid: They do not match.
+    """
     try:
-        return schema.model_validate(fields)
+        return schema.model_validate(fields, strict=strict)
     except ValidationError as error:
         raise _refusal(error, schema) from None
 
 
-def _query_labels(text: str) -> Labels:
-    """Labels in a query: JSON if they begin as such, else joined by commas.
+def _query_labels(text: str, field: str) -> Labels:
+    """Labels in a query: JSON if they begin as such, else joined by commas, where the field holds several.
 
     Raises:
         Invalid: They begin as JSON but are none.
     """
     if not text.startswith(("[", '"')):
-        return [QueryDigits(part) if part.isascii() and part.isdecimal() else part for part in text.split(",")]
+        parts = text.split(",") if field == "labels" else [text]
+        return [QueryDigits(part) if part.isascii() and part.isdecimal() else part for part in parts]
     try:
         run_steps(check_json(text.encode(), _LABELS_LIMITS))
         return _LABELS.validate_json(text, strict=True)
     except (Invalid, ValidationError):
         raise Invalid(
-            'labels: begins as JSON but is no index, name or list of these in JSON, such as labels=[3,1], labels="a" '
-            'or labels=["3","a,b"].'
+            f"{field}: begins as JSON but is no index, name or list of these in JSON, such as {field}=[3], "
+            f'{field}="a" or {field}=["a,b"].'
         ) from None
 
 
@@ -95,7 +107,7 @@ def _refusal(error: ValidationError, schema: type[Schema]) -> Malformed | Invali
             return Malformed(f"The body is not JSON: {mistake['msg'].removeprefix('Invalid JSON: ')}.")
         mistakes.setdefault(".".join(str(part)[:100] for part in mistake["loc"]) or "body", mistake)
     shown = list(mistakes.items())[:MAX_REASONS]
-    return Invalid(" ".join(f"{field}: {_reason(mistake, schema)}" for field, mistake in shown))
+    return Invalid(" ".join(f"{field}: {_reason(mistake, schema)}" for field, mistake in shown), shown[0][0])
 
 
 def _reason(mistake: ErrorDetails, schema: Any) -> str:

@@ -15,9 +15,9 @@ from service.engine.model_manager import ModelManager
 from service.errors import Invalid, RequestTimeout, ServiceError, TooLarge
 from service.http.json_limits import JsonLimits
 from service.http.openapi import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_UNLOAD
-from service.http.parsing import SchemaT, parse_body, parse_query
+from service.http.parsing import SchemaT, parse_body
 from service.http.responses import JSON
-from service.http.schemas import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload, Schema
+from service.http.schemas import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload
 
 MAX_BODY_BYTES = 65536
 BODY_S = 30.0  # for the body to arrive
@@ -99,7 +99,6 @@ class Repository:
 
 async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:
     """Read a small JSON object; an empty body counts as an empty object."""
-    parse_query(Schema, request.scope["query_string"])
     body = bytearray()
     try:
         async with asyncio.timeout(BODY_S):

@@ -134,6 +134,28 @@ class RequestContext(RequestMetadata, ABC):
 
     # ------------------------------------------------------------------------------------------------------- the body
 
+    def announced_bytes(self, most: int) -> int:
+        """The body's size by its Content-Length; 0 if there is none.
+
+        Raises:
+            TooLarge: It is more than `most`.
+        """
+        length = self.header(b"content-length") or ""
+        if not length.isdecimal():
+            return 0
+        if len(length) > 18 or int(length) > most:
+            raise TooLarge(f"The body has {length[:100]} bytes; the most is {most}.")
+        return int(length)
+
+    def limit_body(self, most: int) -> None:
+        """Lower the most bytes that the body may have.
+
+        Raises:
+            TooLarge: More are announced.
+        """
+        self._max_body_bytes = min(self._max_body_bytes, most)
+        self.announced_bytes(self._max_body_bytes)
+
     async def receive(self) -> Message:
         """ASGI's `receive`, which also counts the body.
 

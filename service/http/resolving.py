@@ -6,7 +6,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TypeVar
 
+from models.inference.noise import Float32
 from models.spec import ImageSpec
 from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
 from service.errors import Invalid, NotAcceptable
@@ -14,21 +16,29 @@ from service.http.schemas import SEED_LIMIT, Label, Labels, QueryDigits, SampleR
 from service.settings import Settings
 
 MAX_INDEX_DIGITS = 9
+Kind = TypeVar("Kind", bound=str)
 _ALIASES = {"image/jpg": "image/jpeg"}  # in Accept
 
 
 def choose_format(wanted: Format | None, accept: str | None) -> Format:
-    """The format of a reply: the one requested by name, else the best that `Accept` allows (RFC 9110, 12.5.1).
+    """The format of a reply: the one requested by name, else the best that `Accept` allows.
 
     Raises:
         NotAcceptable: `Accept` allows none of ours.
     """
-    if wanted is not None:
-        return wanted
+    return negotiate(accept, MEDIA_TYPES) if wanted is None else wanted
+
+
+def negotiate(accept: str | None, media_types: Mapping[Kind, str]) -> Kind:
+    """The best of these formats that `Accept` allows (RFC 9110, 12.5.1).
+
+    Raises:
+        NotAcceptable: It allows none of them.
+    """
     ranges = _accept_ranges(accept or "*/*")
-    best = max(MEDIA_TYPES, key=lambda form: _quality(MEDIA_TYPES[form], ranges))  # max keeps the first of equals
-    if _quality(MEDIA_TYPES[best], ranges) == 0:
-        raise NotAcceptable(f"Accept allows none of {', '.join(MEDIA_TYPES.values())}.")
+    best = max(media_types, key=lambda form: _quality(media_types[form], ranges))  # max keeps the first of equals
+    if _quality(media_types[best], ranges) == 0:
+        raise NotAcceptable(f"Accept allows none of {', '.join(media_types.values())}.")
     return best
 
 
@@ -51,13 +61,20 @@ def _quality(media_type: str, ranges: dict[str, float]) -> float:
     return 0.0
 
 
-def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> list[int] | None:
+def resolve_label(label: Labels, names: Sequence[str] | None, field: str) -> int | None:
+    """The class index of a field that holds a single label; None if none was given. See `resolve_labels`."""
+    indices = resolve_labels(label, names, 1, field)
+    return None if indices is None else indices[0]
+
+
+def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int, field: str = "labels") -> list[int] | None:
     """Class indices, one per image; None if no labels were given.
 
     Args:
         labels: As the client gave them: by index or name, one for all or one per image.
         names: The bundle's labels; None for a bundle without.
         count: Number of images.
+        field: What the client calls them.
 
     Raises:
         Invalid: The bundle has no labels, a label is unknown, or their number is neither 1 nor `count`.
@@ -65,37 +82,37 @@ def resolve_labels(labels: Labels, names: Sequence[str] | None, count: int) -> l
     if labels is None:
         return None
     if names is None:
-        raise Invalid("labels: this bundle has no labels.")
+        raise Invalid(f"{field}: this bundle has no labels.")
     wanted = labels if isinstance(labels, list) else [labels]
     if len(wanted) not in {1, count}:
-        raise Invalid(f"labels: {len(wanted)} labels for {count} images; give one for all or one per image.")
+        raise Invalid(f"{field}: {len(wanted)} labels for {count} images; give one for all or one per image.")
     places = {name: place for place, name in enumerate(names)}
-    indices = [_index(label, names, places) for label in wanted]
+    indices = [_index(label, names, places, field) for label in wanted]
     return indices * count if len(indices) == 1 else indices
 
 
-def _index(label: Label, names: Sequence[str], places: Mapping[str, int]) -> int:
+def _index(label: Label, names: Sequence[str], places: Mapping[str, int], field: str) -> int:
     if isinstance(label, QueryDigits):
         shown = label.text
         index = int(shown) if len(shown) <= MAX_INDEX_DIGITS else len(names)
         if places.get(shown, index) != index:
-            raise Invalid(_ambiguous(shown, index, names))
+            raise Invalid(_ambiguous(shown, index, names, field))
     else:
         index, shown = (label, str(label)) if isinstance(label, int) else (places.get(label, len(names)), label)
     if 0 <= index < len(names):
         return index
     known = ", ".join(f"{index} ({name[:100]})" for index, name in enumerate(names[:20]))
-    raise Invalid(f"labels: {shown[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
+    raise Invalid(f"{field}: {shown[:100]!r} is not one of {known}{', …' if len(names) > 20 else ''}.")
 
 
-def _ambiguous(digits: str, index: int, names: Sequence[str]) -> str:
+def _ambiguous(digits: str, index: int, names: Sequence[str], field: str) -> str:
     """Why digits in a query are refused, and how to write what was meant."""
-    by_name = f'labels=["{digits}"] for the name (in curl with -g)'  # else curl takes brackets for a range
+    by_name = f'{field}=["{digits}"] for the name (in curl with -g)'  # else curl takes brackets for a range
     if index >= len(names):
-        return f"labels: in a query {digits} is an index, and there is none so high; write {by_name}."
+        return f"{field}: in a query {digits} is an index, and there is none so high; write {by_name}."
     return (
-        f"labels: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another class; "
-        f"write labels=[{index}] for the index, {by_name}."
+        f"{field}: in a query {digits} is an index, that of {names[index][:100]!r}, and also the name of another "
+        f"class; write {field}=[{index}] for the index, {by_name}."
     )
 
 
@@ -109,10 +126,17 @@ class SamplePlan:
     labels: list[int] | None
     truncation: float
     render: RenderOptions
+    latents: Float32 | None = None  # take the place of seed and first_index
+    shows_latents: bool = False
 
 
 def resolve_sample(
-    request: SampleRequest, image: ImageSpec, names: Sequence[str] | None, accept: str | None, settings: Settings
+    request: SampleRequest,
+    image: ImageSpec,
+    names: Sequence[str] | None,
+    accept: str | None,
+    settings: Settings,
+    latents: Float32 | None = None,
 ) -> SamplePlan:
     """Resolve a request for a bundle with this image shape and these labels; fills in the defaults.
 
@@ -121,6 +145,8 @@ def resolve_sample(
         NotAcceptable: See `choose_format`.
     """
     count = request.count or (len(request.labels) if isinstance(request.labels, list) else 1)
+    if latents is not None:
+        count = len(latents)
     is_beyond = request.first_index + count > SEED_LIMIT
     if not 1 <= count <= settings.max_count:
         following = request.first_index + settings.max_count
@@ -137,6 +163,8 @@ def resolve_sample(
         labels=resolve_labels(request.labels, names, count),
         truncation=request.truncation,
         render=render,
+        latents=latents,
+        shows_latents=request.latents is True and render.format == "json",
     )
 
 
@@ -175,17 +203,33 @@ def _check_size(render: RenderOptions, count: int, shape: tuple[int, int, int], 
     side = MAX_SIDE.get(render.format)
     if side is None:
         pixels = count * shape[1] * shape[2] * render.scale**2
-    elif max(height, width) > side:
-        raise Invalid(
-            f"format: {render.format} holds up to {side} pixels a side; this picture would be {width}×{height}."
-        )
     else:
+        check_side(render.format, side, height, width)
         pixels = height * width
-    if pixels > max_pixels:
-        raise Invalid(f"count, scale: the reply would have {pixels} pixels; the most is {max_pixels}.")
+    check_pixels("count, scale", pixels, max_pixels)
+
+
+def check_side(form: str, most: int, height: int, width: int) -> None:
+    """Check that a format holds a picture of this size.
+
+    Raises:
+        Invalid: It does not.
+    """
+    if max(height, width) > most:
+        raise Invalid(f"format: {form} holds up to {most} pixels a side; this picture would be {width}×{height}.")
+
+
+def check_pixels(fields: str, pixels: int, most: int) -> None:
+    """Check that a reply is not too large; `fields` are those that decide about it.
+
+    Raises:
+        Invalid: It is.
+    """
+    if pixels > most:
+        raise Invalid(f"{fields}: the reply would have {pixels} pixels; the most is {most}.")
 
 
 def fingerprint(plan: SamplePlan) -> str:
     """A plan's fields as text, the same in every process. Part of the entity tag."""
-    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
+    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation} {plan.shows_latents}"
     return f"{drawn} {plan.render.format} {plan.render.columns} {plan.render.scale}"

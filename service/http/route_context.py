@@ -6,15 +6,20 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
+from models.bundle import Bundle
 from service.codecs.decoders import Decoders
-from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices
+from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices, timed_call
 from service.engine.model_manager import ModelManager
 from service.errors import DeadlinePassed, Invalid, RequestTimeout, UnsupportedEncoding, duration
 from service.http.request_context import RequestContext
 from service.metrics import Metrics
 from service.settings import Settings
+
+# The Server-Timing header of replies with images, in milliseconds; browsers display it.
+TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
 T = TypeVar("T")
 
@@ -39,6 +44,16 @@ class RouteContext:
     time_slices: TimeSlices
     is_private: bool
 
+    async def find(self, name: str | None, deadline: "Deadline") -> Bundle:
+        """The bundle that a request names, ready to compute; it is loaded first if it is not in memory.
+
+        Raises:
+            UnknownBundle: No such bundle.
+            NotReady: It can't be loaded now.
+            DeadlinePassed: It was not loaded in time.
+        """
+        return await deadline.wait_for(self.manager.find(name, deadline.left_s()))
+
     async def run_in_time(self, executor: Executor, work: Callable[[], T], deadline: "Deadline") -> T:
         """Run work in an executor and wait for its result until the deadline.
 
@@ -57,6 +72,21 @@ class RouteContext:
                 return await asyncio.get_running_loop().run_in_executor(executor, unless_late)
         except TimeoutError:
             raise DeadlinePassed(deadline.seconds) from None
+
+    async def encode(
+        self, work: Callable[[], bytes], form: str, deadline: "Deadline", *, is_small: bool
+    ) -> tuple[bytes, float]:
+        """Encode a reply, a large one in a thread; returns its bytes and the seconds that it took.
+
+        Raises:
+            DeadlinePassed: It was not done in time.
+        """
+        if is_small:
+            content, seconds = timed_call(work)
+        else:
+            content, seconds = await self.run_in_time(self.encoders, partial(timed_call, work), deadline)
+        self.metrics.encode.labels(form).observe(seconds)
+        return content, seconds
 
     async def decode(self, steps: Steps[T], deadline: "Deadline") -> tuple[T, float]:
         """Run steps in time slices; returns their result and the seconds that they took.
@@ -81,6 +111,12 @@ class Deadline:
     def __init__(self, request: RequestContext, settings: Settings) -> None:
         self.seconds = timeout_s(request.header(b"x-timeout-ms"), settings)
         self._at = request.arrived_s + self.seconds
+
+    def shorten(self, seconds: float) -> None:
+        """Let the request take no more than these seconds since its arrival."""
+        if seconds < self.seconds:
+            self._at -= self.seconds - seconds
+            self.seconds = seconds
 
     def left_s(self) -> float:
         """Seconds that are left. May be called on any thread.

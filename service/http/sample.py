@@ -7,26 +7,35 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from models.bundle import Bundle
+from models.inference.noise import Float32, draw_latents
 from models.inference.pixels import UInt8
+from models.spec import LatentSpec
 from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
-from service.codecs.time_slices import timed_call
+from service.codecs.npy import NPY
+from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
 from service.http.caching import Caching, caching, has_current_copy
-from service.http.json_limits import json_limits
+from service.http.given_latents import (
+    check_latents,
+    check_shown,
+    latents_of_json,
+    latents_of_npy,
+    rows_of,
+    sample_limits,
+)
 from service.http.openapi import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.parsing import parse_body, parse_query
 from service.http.request_context import RequestContext, context_of
-from service.http.resolving import SamplePlan, resolve_sample
+from service.http.resolving import SamplePlan, fingerprint, resolve_sample
 from service.http.responses import JSON, BytesResponse
-from service.http.route_context import Deadline, RouteContext, read_body
-from service.http.schemas import SampleRequest, Schema
+from service.http.route_context import TIMING, Deadline, RouteContext, read_body
+from service.http.schemas import SampleBody, SampleRequest, Schema
 
 # Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
 # most), and what Pillow encodes. On a busy machine that takes less time than handing them to a thread.
 SMALL_ARRAY, SMALL_GREY, SMALL_PICTURE = 2**20, 2**16, 2**12
+MAX_JSON_BYTES = 4 * 2**20  # of a body
 DOWNLOADS = frozenset({"npy", "zip"})
-# The Server-Timing header, in milliseconds; browsers display it.
-TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
 
 def sample_routes(context: RouteContext) -> APIRouter:
@@ -41,9 +50,10 @@ def sample_routes(context: RouteContext) -> APIRouter:
 
     @router.post("/sample", **SAMPLE_BY_BODY)
     async def sample_by_body(request: Request) -> Response:
-        """Draw images from the generator. All options are in a JSON body; an empty body asks for one image."""
-        if request.scope["query_string"]:  # its fields would be ignored
-            parse_query(Schema, request.scope["query_string"], body=SampleRequest)
+        """Draw images from the generator. All options are in a JSON body; an empty body asks for one image.
+
+        Or the body is an array of latents, and the options are in the query.
+        """
         return await _post(context, context_of(request))
 
     return router
@@ -52,7 +62,7 @@ def sample_routes(context: RouteContext) -> APIRouter:
 async def _get(context: RouteContext, request: RequestContext, asked: SampleRequest) -> Response:
     """Draw images, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
-    bundle = context.manager.find(asked.bundle)
+    bundle = await context.find(asked.bundle, deadline)
     plan = _plan(context, request, asked, bundle)
     tags = request.all_of_header(b"if-none-match")
     if not tags:
@@ -66,53 +76,77 @@ async def _get(context: RouteContext, request: RequestContext, asked: SampleRequ
 async def _post(context: RouteContext, request: RequestContext) -> Response:
     """Read the body, then draw images."""
     deadline = Deadline(request, context.settings)
-    asked = await _read(context, request, deadline)
-    bundle = context.manager.find(asked.bundle)
-    plan = _plan(context, request, asked, bundle)
+    asked, latents = await _read(context, request, deadline)
+    bundle = await context.find(asked.bundle, deadline)
+    if latents is not None:
+        check_latents(asked, latents, bundle.manifest.latent, context.settings.max_count)
+    plan = _plan(context, request, asked, bundle, latents)
     context.manager.batcher.admit(plan.count)
     return await _draw(context, request, bundle, plan, deadline, {})
 
 
-async def _read(context: RouteContext, request: RequestContext, deadline: Deadline) -> SampleRequest:
-    content_type = request.header(b"content-type") or ""
-    if request.media_type() not in {JSON, ""}:
-        raise UnsupportedMediaType(content_type, [JSON])
+async def _read(
+    context: RouteContext, request: RequestContext, deadline: Deadline
+) -> tuple[SampleRequest, Float32 | None]:
+    """The request, and the latents that it brings: in a JSON body, or beside a query as an array."""
+    content_type, kind = request.header(b"content-type") or "", request.media_type()
+    query = request.scope["query_string"]
+    if kind == NPY:
+        asked = parse_query(SampleRequest, query)
+        latents, _ = await context.decode(latents_of_npy(await read_body(request, deadline)), deadline)
+        return asked, latents
+    if query:  # its fields would be ignored
+        parse_query(Schema, query, body=SampleBody)
+    if kind not in {JSON, ""}:
+        raise UnsupportedMediaType(content_type, [JSON, NPY])
+    request.limit_body(MAX_JSON_BYTES)
     body = await read_body(request, deadline)
     if body and not content_type:
-        raise UnsupportedMediaType(content_type, [JSON])
-    asked, _ = await context.decode(parse_body(SampleRequest, body, json_limits(context.settings.max_count)), deadline)
-    return asked
+        raise UnsupportedMediaType(content_type, [JSON, NPY])
+    steps = parse_body(SampleBody, body, sample_limits(context.settings.max_count))
+    parsed, _ = await context.decode(steps, deadline)
+    rows = rows_of(parsed)
+    return parsed, None if rows is None else latents_of_json(rows)
 
 
-def _plan(context: RouteContext, request: RequestContext, asked: SampleRequest, bundle: Bundle) -> SamplePlan:
+def _plan(
+    context: RouteContext,
+    request: RequestContext,
+    asked: SampleRequest,
+    bundle: Bundle,
+    latents: Float32 | None = None,
+) -> SamplePlan:
     """Resolve the request for this bundle, and note bundle and count for the log line."""
     manifest = bundle.manifest
-    plan = resolve_sample(asked, manifest.image, manifest.labels, request.accept(), context.settings)
+    plan = resolve_sample(asked, manifest.image, manifest.labels, request.accept(), context.settings, latents)
     request.bundle, request.count = bundle.name, plan.count
+    if plan.shows_latents:
+        check_shown(plan.count * manifest.latent.dim)
     return plan
 
 
 def _names(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
-    """The headers with which a client can request the same images again."""
-    return {
-        b"x-seed": b"%d" % plan.seed,
-        b"x-first-index": b"%d" % plan.first_index,
-        b"x-bundle": f"{bundle.name}@{bundle.version}".encode(),
-    }
+    """The headers with which a client can request the same images again; latents it has itself."""
+    made_by = {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()}
+    if plan.latents is not None:
+        return made_by
+    return {b"x-seed": b"%d" % plan.seed, b"x-first-index": b"%d" % plan.first_index} | made_by
 
 
 def _file_name(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
     """The name under which browsers keep formats that they can't show. All its characters are safe in any folder."""
     if plan.render.format not in DOWNLOADS:
         return {}
+    source = "latents" if plan.latents is not None else f"seed-{plan.seed}"
     images = f"{plan.first_index}-{plan.first_index + plan.count - 1}"
-    name = f"{bundle.name}-seed-{plan.seed}-images-{images}.{plan.render.format}"
+    name = f"{bundle.name}-{source}-images-{images}.{plan.render.format}"
     return {b"content-disposition": f'attachment; filename="{name}"'.encode()}
 
 
 def _caching(context: RouteContext, asked: SampleRequest, plan: SamplePlan, bundle: Bundle) -> Caching:
     kind = context.manager.fingerprint(bundle)
-    return caching(asked, plan, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
+    made_of = None if asked.seed is None else fingerprint(plan)
+    return caching(asked.bundle, made_of, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
 
 
 async def _draw(
@@ -125,7 +159,28 @@ async def _draw(
 ) -> Response:
     """Compute the images, encode them and build the reply."""
     request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
-    drawn = context.manager.sample(
+    images, labels, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
+    names = bundle.manifest.labels
+    label_names = [names[label] for label in labels] if names and labels else None
+    seed, first_index = (plan.seed, plan.first_index) if plan.latents is None else (None, None)
+    metadata = SampleMetadata(bundle.name, bundle.version, seed, first_index, labels, label_names)
+    content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)
+    deadline.left_s()  # raises if the deadline has passed
+    took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
+    headers = _names(bundle, plan) | _file_name(bundle, plan) | headers | {b"server-timing": took}
+    return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
+
+
+async def draw_images(
+    context: RouteContext, bundle: Bundle, plan: SamplePlan, deadline: Deadline
+) -> tuple[UInt8, list[int] | None, Timing]:
+    """The images of a plan, their labels, and how long they took."""
+    if plan.latents is not None:
+        images, timing = await context.manager.sample_latents(
+            bundle, plan.latents, labels=plan.labels, truncation=plan.truncation, deadline_s=deadline.left_s()
+        )
+        return images, plan.labels, timing
+    return await context.manager.sample(
         bundle,
         seed=plan.seed,
         first_index=plan.first_index,
@@ -134,28 +189,28 @@ async def _draw(
         truncation=plan.truncation,
         deadline_s=deadline.left_s(),
     )
-    images, labels, timing = await deadline.wait_for(drawn)
-    names = bundle.manifest.labels
-    label_names = [names[label] for label in labels] if names and labels else None
-    metadata = SampleMetadata(bundle.name, bundle.version, plan.seed, plan.first_index, labels, label_names)
-    content, encode_s = await _encode(context, images, plan.render, metadata, deadline)
-    deadline.left_s()  # raises if the deadline has passed
-    took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
-    headers = _names(bundle, plan) | _file_name(bundle, plan) | headers | {b"server-timing": took}
-    return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
 
 
 async def _encode(
-    context: RouteContext, images: UInt8, render: RenderOptions, metadata: SampleMetadata, deadline: Deadline
+    context: RouteContext,
+    images: UInt8,
+    plan: SamplePlan,
+    metadata: SampleMetadata,
+    latent: LatentSpec,
+    deadline: Deadline,
 ) -> tuple[bytes, float]:
-    """Encode images, large ones in a thread; returns the bytes and the seconds that it took."""
-    work = partial(encode, images, render, metadata)
-    if _is_small(images, render):
-        content, seconds = timed_call(work)
-    else:
-        content, seconds = await context.run_in_time(context.encoders, partial(timed_call, work), deadline)
-    context.metrics.encode.labels(render.format).observe(seconds)
-    return content, seconds
+    """Encode images; returns the bytes and the seconds that it took."""
+    if not plan.shows_latents:
+        work = partial(encode, images, plan.render, metadata)
+        return await context.encode(work, plan.render.format, deadline, is_small=_is_small(images, plan.render))
+
+    def with_latents() -> bytes:
+        shown = plan.latents
+        if shown is None:
+            shown = draw_latents(latent, plan.seed, plan.first_index, plan.count)
+        return encode(images, plan.render, metadata._replace(latents=shown))
+
+    return await context.encode(with_latents, plan.render.format, deadline, is_small=False)
 
 
 def _is_small(images: UInt8, render: RenderOptions) -> bool:

@@ -6,11 +6,13 @@ anything is queued.
 
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import (
+    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -29,17 +31,27 @@ from pydantic.json_schema import SkipJsonSchema
 from pydantic_core import CoreSchema, to_json
 
 from models.images.preparation import Preparation
+from models.inference.noise import PathMethod
 from models.spec import Calibration, ImageSpec, LatentSpec
+from service.codecs.animation import SequenceFormat
 from service.codecs.encode import Format
+from service.http.openapi_examples import PIXEL
 from service.http.problems import Problem
 
 # JavaScript's numbers are exact only up to this, and our page sends the seed back.
 SEED_LIMIT = 2**53
 
 
+def _integral(value: object) -> object:
+    """3 for 3.0: JSON has one kind of number, and some clients write whole ones with a point."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
 def _explain_labels(value: object, handler: ValidatorFunctionWrapHandler) -> object:
-    try:
+    with suppress(ValidationError):
         return handler(value)
+    try:
+        return handler([_integral(one) for one in value] if isinstance(value, list) else _integral(value))
     except ValidationError:
         raise ValueError("must be an index, a name, or a list of one or more of these") from None
 
@@ -48,7 +60,7 @@ def _digits(value: object) -> object:
     """Refuse texts such as 1_0, +1 and " 1", which Python would accept as integers."""
     if isinstance(value, str) and not re.fullmatch("-?[0-9]{1,64}", value):
         raise ValueError("Input should be a whole number, in digits")
-    return value
+    return _integral(value)
 
 
 def _decimal(value: object) -> object:
@@ -58,11 +70,27 @@ def _decimal(value: object) -> object:
     return value
 
 
+def _flag(value: object) -> object:
+    """Refuse texts such as yes and 1, which pydantic would accept as booleans."""
+    if isinstance(value, str) and value not in {"true", "false"}:
+        raise ValueError("Input should be true or false")
+    return value
+
+
+def _explain_latents(value: object, handler: ValidatorFunctionWrapHandler) -> object:
+    try:
+        return handler(value)
+    except ValidationError:
+        raise ValueError("must be rows of numbers, a row for each image, or true for those that are drawn") from None
+
+
+Flag = Annotated[bool, BeforeValidator(_flag)]
 Whole = Annotated[int, BeforeValidator(_digits)]
 Real = Annotated[float, BeforeValidator(_decimal)]
 # The bounds belong to `int`, not to `int | None`: there pydantic checks them but leaves them out of the JSON schema.
 Positive = Annotated[int, Field(ge=1), BeforeValidator(_digits)]
 Index = Annotated[int, Field(ge=0, lt=SEED_LIMIT), BeforeValidator(_digits)]
+Milliseconds = Annotated[int, Field(ge=40, le=600_000), BeforeValidator(_digits)]
 # "name@" is refused: it looks pinned to a version but is not.
 BundleName = Annotated[str, Field(pattern=r"^[^@]+(@[^@]+)?$", max_length=200)]
 
@@ -101,12 +129,14 @@ class Schema(BaseModel):
 
     @classmethod
     def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
-        """Adds null to the schema of every optional field."""
+        """Adds null to the schema of every optional field; leaves out defaults that generators of clients refuse."""
         whole = handler.resolve_ref_schema(handler(schema))
         for name, field in whole.get("properties", {}).items():
+            if isinstance(field.get("default"), dict):
+                del field["default"]
             if name not in whole.get("required", ()) and _NULL not in field.get("anyOf", ()):
                 about = {key: field.pop(key) for key in ("title", "description", "default", "examples") if key in field}
-                whole["properties"][name] = {"anyOf": [field, _NULL], **about}
+                whole["properties"][name] = {"anyOf": [*field.get("anyOf", [field]), _NULL], **about}
         return whole
 
 
@@ -142,6 +172,64 @@ class SampleRequest(Schema):
         description="Images in each row of a grid; not for a strip. Default: as many as make it about square.",
     )
     scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this many times in both directions.")
+    latents: Flag = Field(
+        default=False,
+        description="true: a JSON reply has the latents that were drawn, before truncation. "
+        "Sent back by POST they give the same images.",
+    )
+
+
+# Validation stops at the first mistake, as for labels.
+_Row = Annotated[list[float], Field(min_length=1, fail_fast=True)]
+_Rows = Annotated[list[_Row], Field(min_length=1, fail_fast=True)]
+
+
+class SampleBody(SampleRequest):
+    """Draw images of a seed, or of `latents`."""
+
+    # More than a query can have.
+    latents: Annotated[bool | _Rows, WrapValidator(_explain_latents)] = Field(  # type: ignore[assignment]
+        default=False,
+        description="Latents to draw from in place of `seed` and `first_index`: a row for each image, of as many "
+        "numbers as the bundle's latent has. A bundle with classes then needs `labels`. "
+        "Or true: a JSON reply has the latents that were drawn, before truncation.",
+    )
+
+
+class InterpolateRequest(Schema):
+    """Go from one image to another, through the latents between theirs."""
+
+    seed_from: Index = Field(description="Seed of the first image.", examples=[7])
+    seed_to: Index = Field(description="Seed of the last image.", examples=[8])
+    index_from: Index = Field(0, description="Index of the first image within its seed.")
+    index_to: Index = Field(0, description="Index of the last image within its seed.")
+    steps: Whole = Field(16, ge=2, le=256, description="Images, both ends included.")
+    method: PathMethod = Field(
+        "linear",
+        description="`linear` goes straight; `spherical` keeps the latents' length, as normal noise has it.",
+    )
+    label: Labels = Field(
+        None,
+        description="For a class-conditional bundle: class by index or name, as in /sample. "
+        "Default: the one that the seed draws for the first image.",
+    )
+    label_to: Labels = Field(
+        None,
+        description="Class of the images that are nearer to the last one. Default: the same as of the others.",
+    )
+    truncation: Real = Field(1.0, gt=0, le=1, description="Factor on the latents, as in /sample.")
+    scale: Whole = Field(1, ge=1, le=16, description="Repeat every pixel this many times in both directions.")
+    duration_ms: Milliseconds | None = Field(
+        None,
+        description="Of the whole animation in milliseconds, at least 20 for each image. "
+        "Default: 2000, or more where the images need it.",
+    )
+    bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
+    format: SequenceFormat | None = Field(
+        None,
+        description="png is a strip, the others are animations. Overrides the Accept header. "
+        "Default: by Accept, else png.",
+    )
 
 
 class DiscriminateQuery(Schema):
@@ -153,10 +241,6 @@ class DiscriminateQuery(Schema):
         description="For a class-conditional bundle: class by index or name, one for all images or one per image. "
         "Default: the class that its class head predicts for each image.",
     )
-
-
-# A black pixel, as a PNG in base64.
-PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 
 
 class DiscriminateRequest(DiscriminateQuery):
@@ -182,8 +266,8 @@ class SampleReply(Reply):
     # Written by `service.codecs.encode`.
     bundle: str
     version: str
-    seed: int
-    first_index: int
+    seed: int | None = Field(description="null for images of given latents, as is first_index.")
+    first_index: int | None
     labels: list[int] | None = Field(
         description="The class of each image, drawn or given; null for a bundle without classes."
     )
@@ -191,6 +275,9 @@ class SampleReply(Reply):
         description="The name of each image's class, as `labels` of another request takes it; null as above."
     )
     images: list[str] = Field(description="PNG files in base64.")
+    latents: list[list[float]] | None = Field(
+        None, description="Only where the request has latents=true: a row for each image, before truncation."
+    )
 
 
 class DiscriminateResult(Reply):
@@ -301,25 +388,43 @@ class BundleList(Reply):
 
 
 class RepositoryQuery(Schema):
-    """Which bundles of the repository to list."""
+    """Which bundles of the repository to list. Unknown fields are ignored, as the protocol's clients expect."""
+
+    model_config = ConfigDict(extra="ignore")
 
     ready: bool = Field(default=False, description="List only bundles that are loaded.")
 
 
-class RepositoryLoad(Schema):
-    """A load request. It has no parameters: the bundle's manifest says all that is needed."""
+def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse to take a bundle's contents from a request."""
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise ValueError(f"{name[:100]} is not taken: a bundle is loaded as its folder is")
+    return parameters
 
-    parameters: Schema = Field(default=Schema(), description="None.")
+
+class RepositoryLoad(Schema):
+    """A load request. It needs no parameters: the bundle's manifest says all that is needed."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    parameters: Annotated[dict[str, Any], AfterValidator(_refuse_files)] = Field(
+        default={}, description="`config` and `file:…` are refused, others ignored."
+    )
 
 
 class UnloadParameters(Schema):
     """Parameters that the protocol's clients send."""
+
+    model_config = ConfigDict(extra="ignore")
 
     unload_dependents: bool = Field(default=False, description="Ignored: no bundle depends on another.")
 
 
 class RepositoryUnload(Schema):
     """An unload request; its parameters are ignored."""
+
+    model_config = ConfigDict(extra="ignore")
 
     parameters: UnloadParameters = Field(default=UnloadParameters(), description="Accepted for the protocol's clients.")
 

@@ -105,10 +105,18 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     document = (await client.get("/openapi.json")).json()
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
-        "/sample": {"get", "post"}, "/discriminate": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
+        "/sample": {"get", "post"}, "/interpolate": {"get"}, "/discriminate": {"post"},
+        "/bundles": {"get"}, "/bundles/{name}": {"get"},
         "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},
+        "/v1/images/generations": {"post"}, "/v1/models": {"get"}, "/v1/models/{name}": {"get"},
+        "/v2": {"get"}, "/v2/health/live": {"get"}, "/v2/health/ready": {"get"}, "/v2/models/stats": {"get"},
+        **{
+            f"/v2/models/{model}{end}": {"post" if end == "/infer" else "get"}
+            for model in ("{name}", "{name}/versions/{version}")
+            for end in ("", "/ready", "/config", "/stats", "/infer")
+        },
     }  # fmt: skip
     assert methods.keys() > work_routes(Settings()).keys()
     for ref in refs(document):
@@ -121,7 +129,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     sample = operations["/sample", "get"]
     assert [parameter["name"] for parameter in sample["parameters"]] == [
         "count", "seed", "first_index", "labels", "truncation", "bundle", "format", "layout", "columns", "scale",
-        "X-Timeout-Ms",
+        "latents", "X-Timeout-Ms", "If-None-Match",
     ]  # fmt: skip
     assert set(sample["responses"]) == {
         "200", "304", "400", "401", "404", "406", "413", "422", "429", "500", "503", "504",
@@ -251,6 +259,7 @@ def npy(array: UInt8) -> bytes:
     return out.getvalue()
 
 
+TENSOR = b'{"inputs":[{"name":"images","datatype":"UINT8","shape":[1,8,8,1],"data":[%b]}]}' % b",".join([b"1"] * 64)
 JUNK, IMAGES = b"no picture", npy(np.zeros((3, 8, 8), np.uint8))
 
 
@@ -299,6 +308,9 @@ class Cycle:
         ("HEAD", "/sample", b"", b"", 200),
         ("POST", "/sample", b"application/json", b"{}", 200),
         ("POST", "/sample", b"application/json", b"{", 400),
+        ("POST", "/v2/models/tiny/infer", b"application/json", b"{}", 200),
+        ("POST", "/v2/models/tiny/infer", b"application/json", b'{"outputs":[{"name":"images"},1]}', 422),
+        ("POST", "/v2/models/tiny.discriminator/infer", b"application/json", TENSOR, 200),
         ("POST", "/discriminate", b"text/plain", JUNK, 415),
         ("POST", "/discriminate", b"image/png", JUNK, 422),
         ("POST", "/discriminate", b"application/x-npy", JUNK, 400),

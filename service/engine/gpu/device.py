@@ -67,10 +67,9 @@ class GPU(Device):
         array: Rows = pinned.numpy()
         return array
 
-    def sampler(self, latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler:
+    def seed_sampler(self, latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler | None:
         """The generator of noise that the GPU draws, where it may and draws what a CPU does."""
-        own = device_sampler(latent, generator, latents) if self.draws_noise else None
-        return own or super().sampler(latent, generator, latents)
+        return device_sampler(latent, generator, latents) if self.draws_noise else None
 
     def image_call(self, sampler: Sampler, labels: torch.Tensor | None, sizes: Sequence[int]) -> Call:
         """As CUDA graphs, where they are on. They are compared before rounding to levels."""

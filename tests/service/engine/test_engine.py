@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from models.bundle import GENERATOR, Bundle, BundleError, write_bundle
 from models.inference.fast_nets import FastGenerator, fast_generator
+from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels
 from models.inference.tiles import REFERENCE_TILE, TILE_SIZES, Tiles
 from models.networks import Generator, build_networks
@@ -104,6 +105,22 @@ def alone(loaded: dict[str, Loaded]) -> dict[tuple[str, int, float], Rows]:
         for seed in SEEDS
         for truncation in TRUNCATIONS
     }
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("truncation", TRUNCATIONS)
+def test_a_latent_gives_the_bytes_of_the_seed_that_it_was_drawn_from(
+    loaded: dict[str, Loaded], alone: dict[tuple[str, int, float], Rows], kind: str, truncation: float
+) -> None:
+    """Also beside rows of a seed in one batch, and when a batch takes only some of a request's rows."""
+    one, seed = loaded[kind], SEEDS[1]
+    latents = draw_latents(one.manifest.latent, seed, 0, ROWS)
+    before = latents.copy()
+    given = SamplePayload(0, 0, labels_of(one, ROWS), truncation, latents)
+    got = one.sample.run([BatchSlice(given, 3, ROWS), sample_part(one, 0, 0.7, 0, 5), BatchSlice(given, 0, 1)])
+    expected = alone[kind, seed, truncation]
+    np.testing.assert_array_equal(got, np.concatenate([expected[3:], alone[kind, 0, 0.7][:5], expected[:1]]))
+    np.testing.assert_array_equal(latents, before)
 
 
 @pytest.mark.parametrize("kind", KINDS)

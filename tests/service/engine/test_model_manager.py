@@ -87,7 +87,7 @@ async def held(manager: ModelManager) -> AsyncIterator[threading.Event]:
 
 async def sample(manager: ModelManager, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
     """Images of a seed, the simplest way."""
-    found = bundle if isinstance(bundle, Bundle) else manager.find(bundle)
+    found = bundle if isinstance(bundle, Bundle) else manager.look_up(bundle)
     options = {"seed": 7, "first_index": 0, "labels": None, "truncation": 1.0, "deadline_s": 60.0} | more
     images, _, _ = await manager.sample(found, count=count, **options)
     return images
@@ -296,7 +296,7 @@ async def test_requests_that_name_no_bundle_get_the_default(
                 pass
         return
     async with started(settings) as manager:
-        assert manager.find(None).name == default
+        assert manager.look_up(None).name == default
         assert sorted(bundle.name for bundle in manager.loaded()) == sorted(names)
 
 
@@ -304,10 +304,10 @@ async def test_bundles_are_found_by_name_and_version(tiny_settings: Make, tiny_b
     """A name, or name@version; another name or version is an error that lists what there is."""
     version = tiny_bundles["rgb"].version
     async with started(tiny_settings()) as manager:
-        assert manager.find("rgb").version == manager.find(f"rgb@{version}").version == version
+        assert manager.look_up("rgb").version == manager.look_up(f"rgb@{version}").version == version
         for wrong in ("lion", "rgb@0123456789ab", f"rgb@{version}0", f"tiny@{version}"):
             with pytest.raises(UnknownBundle, match=f"rgb@{version}"):
-                manager.find(wrong)
+                manager.look_up(wrong)
         fingerprints = {manager.fingerprint(bundle) for bundle in manager.loaded()}
         assert len(fingerprints) == 3
         for name, bundle in tiny_bundles.items():
@@ -335,7 +335,7 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
             np.testing.assert_array_equal(images, expected)
             np.testing.assert_array_equal(again, expected)
             np.testing.assert_array_equal(pair, expected[1:3])
-            found = manager.find(name)
+            found = manager.look_up(name)
             logits, judged_as, timing = await manager.discriminate(found, images, labels=classes, deadline_s=60)
             assert judged_as == classes
             judged = fast_discriminator(bundle.discriminator)(to_pixels(images), labels)
@@ -349,7 +349,7 @@ async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_b
     frequencies = tiny_bundles["cond"].manifest.latent.label_frequencies
     assert frequencies is not None
     async with started(tiny_settings()) as manager:
-        cond = manager.find("cond")
+        cond = manager.look_up("cond")
         fixed: dict[str, Any] = {"seed": 11, "truncation": 1.0, "deadline_s": 60}
         images, labels, _ = await manager.sample(cond, first_index=0, labels=None, count=4000, **fixed)
         assert labels is not None
@@ -361,7 +361,7 @@ async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_b
         named, given, _ = await manager.sample(cond, first_index=1000, labels=few, count=3, **fixed)
         assert given == few
         np.testing.assert_array_equal(named, part)
-        _, none, _ = await manager.sample(manager.find("tiny"), first_index=0, labels=None, count=3, **fixed)
+        _, none, _ = await manager.sample(manager.look_up("tiny"), first_index=0, labels=None, count=3, **fixed)
         assert none is None
 
 
@@ -392,7 +392,7 @@ async def test_health_tells_of_the_start(tiny_settings: Make) -> None:
     assert health.live() is None
     assert health.ready() == health.started() == "the bundles are being loaded"
     assert value(manager, "gan_ready") == 0
-    for ask in (manager.admit, lambda: manager.find(None)):
+    for ask in (manager.admit, lambda: manager.look_up(None)):
         with pytest.raises(NotReady, match="being loaded"):
             ask()
     await manager.start()
@@ -459,7 +459,7 @@ async def test_busy_is_neither_stuck_nor_dead(tiny_settings: Make) -> None:
     """A queue that takes many minutes, of batches that each take seconds, is healthy from beginning to end."""
     clock = Clock()
     async with started(tiny_settings(), clock) as manager:
-        bundle = manager.find("tiny")
+        bundle = manager.look_up("tiny")
         tiles, fast = bundle.sample.tiles, bundle.sample.tiles.run
         seen: list[str | None] = []
 
@@ -501,7 +501,7 @@ async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> 
         def lose(*_: Any) -> torch.Tensor:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        manager.find("tiny").sample.tiles.run = lose
+        manager.look_up("tiny").sample.tiles.run = lose
         with pytest.raises(NotReady, match="the device failed"):
             await sample(manager, "tiny")
         assert manager.engine.threads[0].is_alive
@@ -586,11 +586,11 @@ async def test_a_reload_takes_up_what_is_new_and_keeps_what_is_not(
         await manager.reload()
         assert refusals() == []
         assert {bundle.name for bundle in manager.loaded()} == {"tiny", "cond"}
-        assert manager.find("cond") is old["cond"]
-        assert manager.find("tiny").version == new.version != old["tiny"].version
+        assert manager.look_up("cond") is old["cond"]
+        assert manager.look_up("tiny").version == new.version != old["tiny"].version
         assert not np.array_equal(await sample(manager, "tiny"), before)
         with pytest.raises(UnknownBundle):
-            manager.find("rgb")
+            manager.look_up("rgb")
         swaps = {
             (name, result): value(manager, "gan_bundle_swaps_total", bundle=name, result=result)
             for name in ("tiny", "rgb", "cond")
@@ -614,11 +614,11 @@ async def test_a_request_goes_on_with_the_version_that_it_found(
 ) -> None:
     """Found before the swap and asked after it, or waiting in the queue meanwhile: old bytes, and no error."""
     async with started(tiny_settings(bundles=root)) as manager:
-        old, expected = manager.find("tiny"), await sample(manager, "tiny", 3)
+        old, expected = manager.look_up("tiny"), await sample(manager, "tiny", 3)
         waiting = asyncio.create_task(sample(manager, old, 3))
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         await manager.reload()
-        new = manager.find("tiny")
+        new = manager.look_up("tiny")
         np.testing.assert_array_equal(await waiting, expected)
         np.testing.assert_array_equal(await sample(manager, old, 3), expected)
         assert not np.array_equal(await sample(manager, new, 3), expected)
@@ -632,7 +632,7 @@ async def test_a_replaced_bundle_leaves_memory(
     """Once the last request that found it is over, nothing refers to the old version."""
     async with started(tiny_settings(bundles=root)) as manager:
         await sample(manager, "tiny")
-        old = weakref.ref(manager.find("tiny"))
+        old = weakref.ref(manager.look_up("tiny"))
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         await manager.reload()
         gc.collect()
@@ -645,14 +645,14 @@ async def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(
     """The reason comes back in one line, the others are reloaded all the same, and mended it is taken up."""
     async with started(tiny_settings(bundles=root)) as manager:
         expected = await sample(manager, "tiny", 3)
-        version = manager.find("tiny").version
+        version = manager.look_up("tiny").version
         new = place_version(tiny_bundles["rgb"], root / "rgb", 0.5)
         damage(root / "tiny")
         await manager.reload()
         [reason] = refusals()
         assert str(root / "tiny" / GENERATOR) in reason
         assert len(reason.splitlines()) == 1
-        assert (manager.find("tiny").version, manager.find("rgb").version) == (version, new.version)
+        assert (manager.look_up("tiny").version, manager.look_up("rgb").version) == (version, new.version)
         np.testing.assert_array_equal(await sample(manager, "tiny", 3), expected)
         assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="refused") == 1
         damage(root / "tiny")  # the same bit again
@@ -674,14 +674,14 @@ async def test_a_bundle_that_fails_its_first_batch_is_refused(
         raise RuntimeError("no kernel image is available")
 
     async with started(tiny_settings(bundles=root)) as manager:
-        version = manager.find("tiny").version
+        version = manager.look_up("tiny").version
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         monkeypatch.setattr("service.engine.engine.Loaded.run_first_batches", fail)
         await manager.reload()
         assert "no kernel image" in caplog.text
         assert refusals()[-1] == f"{root / 'tiny'}: it can't be run: RuntimeError"
         assert "no kernel image" not in str(await manager.repository())  # clients hear nothing of the inside
-        assert manager.find("tiny").version == version
+        assert manager.look_up("tiny").version == version
         await sample(manager, "tiny")
 
 
@@ -695,7 +695,7 @@ async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_
         raise AssertionError
 
     async with started(tiny_settings(bundles=root)) as manager:
-        old, other, expected = manager.find("tiny"), manager.find("rgb"), await sample(manager, "tiny", 3)
+        old, other, expected = manager.look_up("tiny"), manager.look_up("rgb"), await sample(manager, "tiny", 3)
         async with held(manager) as gate:
             waiting = asyncio.create_task(sample(manager, old, 3))
             record_evaluation(old, {"fld": 3})
@@ -704,17 +704,17 @@ async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_
                 "service.engine.engine.Loaded.run_first_batches", fail
             )  # for which the thread is not free
             await (manager.reload() if how == "reload" else manager.load("tiny"))
-            new = manager.find("tiny")
+            new = manager.look_up("tiny")
             assert new.manifest.evaluation == {"fld": 3}
             assert old.manifest.evaluation == {}
             assert (new.version, new.generator, new.sample) == (old.version, old.generator, old.sample)
-            assert manager.find("rgb") is other
+            assert manager.look_up("rgb") is other
             gate.set()
         np.testing.assert_array_equal(await waiting, expected)
         np.testing.assert_array_equal(await sample(manager, new, 3), expected)
         record_evaluation(new, {"fld": 2})  # the next time too
         await manager.reload()
-        assert manager.find("tiny").manifest.evaluation == {"fld": 2}
+        assert manager.look_up("tiny").manifest.evaluation == {"fld": 2}
 
 
 @pytest.mark.parametrize("loss", ["all", "default", "folder", "pinned"])
@@ -743,16 +743,16 @@ async def test_a_bundle_whose_folder_can_no_longer_be_looked_into_goes_on(
 ) -> None:
     """Who can't see what is in it can't say that the bundle has gone."""
     async with started(tiny_settings(bundles=root)) as manager:
-        rgb = manager.find("rgb")
+        rgb = manager.look_up("rgb")
         shutil.rmtree(root / "rgb")
         (root / "rgb").symlink_to("rgb")
         await manager.reload()
-        assert manager.find("rgb") is rgb
+        assert manager.look_up("rgb") is rgb
         assert f"no bundle: {root / 'rgb'}: Too many levels of symbolic links" in caplog.text
         (root / "rgb").unlink()
         await manager.reload()
         with pytest.raises(UnknownBundle):
-            manager.find("rgb")
+            manager.look_up("rgb")
 
 
 async def test_a_second_bundle_of_one_name_is_refused_by_a_reload(
@@ -760,12 +760,12 @@ async def test_a_second_bundle_of_one_name_is_refused_by_a_reload(
 ) -> None:
     """Two folders claim a name: the first keeps it, the second is told."""
     async with started(tiny_settings(bundles=root)) as manager:
-        tiny = manager.find("tiny")
+        tiny = manager.look_up("tiny")
         shutil.copytree(root / "tiny", root / "twin")
         await manager.reload()
         [reason] = refusals()
         assert reason == f"{root / 'twin'}: it is named tiny, as is what tiny/ holds"
-        assert manager.find("tiny") is tiny
+        assert manager.look_up("tiny") is tiny
 
 
 async def test_reloads_come_one_after_another(
@@ -793,7 +793,7 @@ async def test_swaps_under_load_lose_nothing(
         async def client() -> None:
             nonlocal answers
             while not is_over:
-                bundle = manager.find("tiny")
+                bundle = manager.look_up("tiny")
                 images = await sample(manager, bundle, 40)
                 assert known.setdefault(bundle.version, images.tobytes()) == images.tobytes()
                 answers += 1

@@ -47,10 +47,10 @@ def test_all_that_is_counted_is_counted_right(document: Any, form: dict[str, Any
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jsonlimits, "PIECE_BYTES", piece)
         run_steps(check_json(body, enough))
-        for field, most in enough._asdict().items():
+        for field in ("values", "keys", "containers", "depth"):
             if getattr(holds, field):
                 with pytest.raises(Invalid):
-                    run_steps(check_json(body, enough._replace(**{field: most - 1})))
+                    run_steps(check_json(body, enough._replace(**{field: getattr(enough, field) - 1})))
 
 
 @given(st.lists(st.sampled_from([b'"', b"\\", b"[", b"]", b"{", b"}", b",", b":", b"1", b" "]), max_size=60))

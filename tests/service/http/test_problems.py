@@ -6,7 +6,7 @@ import pytest
 
 from service import errors
 from service.errors import Internal, ServiceError
-from service.http.problems import describe, problem_reply
+from service.http.problems import OPENAI, describe, problem_reply
 
 # The public contract: a code never changes its status.
 CODES = {
@@ -93,6 +93,22 @@ def test_every_error_is_a_problem(error: ServiceError, headers: dict[str, str]) 
     assert "secret" not in str(body)
 
 
+@pytest.mark.parametrize(("error", "headers"), EXAMPLES, ids=lambda value: type(value).__name__)
+def test_every_error_has_the_shape_of_its_protocol(error: ServiceError, headers: dict[str, str]) -> None:
+    """Under /v1 and /v2 bodies are those of other protocols; headers and all statuses but one are the same."""
+    kind = "server_error" if error.status >= 500 else "invalid_request_error"
+    openai = {"message": error.detail, "type": kind, "param": None, "code": error.code}
+    if error.status == 429:
+        openai["type"] = "rate_limit_error"
+    for path, body in ("/v1/images/generations", {"error": openai}), ("/v2/models", {"error": error.detail}):
+        reply = problem_reply(error, "the-id", path)
+        is_other = path.startswith("/v1/") and error.code == "invalid"
+        assert reply.status_code == (400 if is_other else error.status)
+        assert reply.headers["content-type"] == "application/json"
+        assert headers.items() <= dict(reply.headers).items()
+        assert json.loads(bytes(reply.body)) == body
+
+
 def test_long_names_are_cut() -> None:
     """A long value of a client is cut in the message."""
     assert len(errors.UnknownBundle("x" * 10**6, []).detail) < 200
@@ -101,6 +117,7 @@ def test_long_names_are_cut() -> None:
 
 def test_statuses_with_several_codes_are_described_together() -> None:
     """OpenAPI has one entry for each status, which names all its codes; 500 is always there."""
+    assert set(describe(errors.Invalid, shape=OPENAI)) == {400, 500}
     described = describe(errors.NotReady, errors.Draining, errors.Invalid)
     assert set(described) == {503, 422, 500}
     assert "`not_ready`" in described[503]["description"]

@@ -63,6 +63,17 @@ def test_query_and_body_say_the_same() -> None:
     assert parse_query(SampleRequest, query) == body(SampleRequest, json.dumps(same).encode())
 
 
+def test_a_whole_number_may_be_written_with_a_point() -> None:
+    """JSON has one kind of number, and JSON Schema counts 2.0 as an integer."""
+    pointed = b'{"count": 2.0, "seed": 9007199254740991.0, "first_index": 0e0, "labels": [1.0, "cat"], "scale": 20e-1}'
+    plain = b'{"count": 2, "seed": 9007199254740991, "first_index": 0, "labels": [1, "cat"], "scale": 2}'
+    assert body(SampleRequest, pointed) == body(SampleRequest, plain)
+    assert body(SampleRequest, b'{"labels": 2.0}').labels == 2
+    for wrong in b'{"seed": 9007199254740992.0}', b'{"seed": 1e300}', b'{"labels": -1.0}', b'{"labels": [0.5]}':
+        with pytest.raises(Invalid):
+            body(SampleRequest, wrong)
+
+
 @pytest.mark.parametrize(
     ("query", "error", "says"),
     [
@@ -173,8 +184,8 @@ def test_null_counts_as_left_out() -> None:
         with pytest.raises(Invalid, match="images: "):
             body(DiscriminateRequest, nothing)
     assert body(SampleRequest, b" null ") == body(SampleRequest, b"")
-    with pytest.raises(Invalid, match=r"parameters.unload_dependants: .* did you mean unload_dependents\?"):
-        body(RepositoryUnload, b'{"parameters": {"unload_dependants": true}}')
+    other = b'{"parameters": {"unload_dependants": true}}'  # clients of the protocol may send more than we know
+    assert body(RepositoryUnload, other) == body(RepositoryUnload, b"{}")
     with pytest.raises(Invalid, match="colour: unknown field"):
         body(SampleRequest, b'{"colour": null}')
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from models.bundle import Bundle
+from models.inference.noise import draw_latents
 from models.inference.tiles import Tiles
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import Device
@@ -282,6 +283,10 @@ def test_an_engine_may_draw_its_own_noise(
         ]
         ours, theirs = (runner.run(slices).astype(int) for runner in (other.sample, one.sample))
         assert ours.shape == theirs.shape
+        assert np.abs(ours - theirs).max() <= 1
+        latents = draw_latents(one.manifest.latent, 3, 0, count + 7)
+        given = [BatchSlice(SamplePayload(0, 0, labels, 0.7, latents), 7, 7 + count), *slices[:2]]
+        ours, theirs = (runner.run(given).astype(int) for runner in (other.sample, one.sample))
         assert np.abs(ours - theirs).max() <= 1
 
 

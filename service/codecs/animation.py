@@ -1,0 +1,103 @@
+"""Encodes a sequence of images as a strip or as an animation that runs for ever.
+
+WebP and APNG keep every pixel as it is, and so does GIF for grey images; it has 256 colours for each image in colour.
+"""
+
+import io
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from PIL import GifImagePlugin, Image  # noqa: F401 - imported now, so that the first request does not wait for it
+
+from models.inference.pixels import UInt8, grid
+from service.codecs.encode import encode_picture
+
+SequenceFormat = Literal["png", "gif", "webp", "apng"]
+
+# In order of preference, for clients that accept several equally.
+SEQUENCE_TYPES: dict[SequenceFormat, str] = {
+    "png": "image/png",
+    "gif": "image/gif",
+    "webp": "image/webp",
+    "apng": "image/apng",
+}
+# The longest side in pixels that each allows.
+MAX_SEQUENCE_SIDE: dict[SequenceFormat, int] = {"png": 2**31 - 1, "gif": 65535, "webp": 16383, "apng": 2**31 - 1}
+CUT_SIDE = 128  # colours of a GIF are chosen from so many pixels squared: from a million it takes a second
+NEAREST = Image.Resampling.NEAREST
+
+
+class SequenceOptions(NamedTuple):
+    """How a sequence is encoded.
+
+    Attributes:
+        format: Of the file; png is a strip, the others are animations.
+        scale: Every pixel becomes scale × scale pixels.
+        duration_ms: Of the whole animation.
+    """
+
+    format: SequenceFormat
+    scale: int
+    duration_ms: int
+
+
+def sequence_size(options: SequenceOptions, count: int, height: int, width: int) -> tuple[int, int]:
+    """(height, width) in pixels of the file's picture, for `count` images of this height and width."""
+    return height * options.scale, width * options.scale * (count if options.format == "png" else 1)
+
+
+def encode_sequence(images: UInt8, options: SequenceOptions, check: Callable[[], object] = bool) -> bytes:
+    """Encode images, uint8 (n, h, w, c) with n ≥ 2, in this order.
+
+    `check` is called before each image of an animation, and may raise to end the work.
+    """
+    if options.format == "png":
+        scaled = images.repeat(options.scale, axis=1).repeat(options.scale, axis=2)
+        return encode_picture(grid(scaled, len(scaled)), "png")
+    out, first = io.BytesIO(), next(iter(_Frames(images[:1], options, check)))
+    shown: dict[str, Any] = {
+        "save_all": True,
+        "append_images": _Frames(images[1:], options, check),
+        "duration": _durations(options, len(images)),
+        "loop": 0,
+    }
+    match options.format:
+        case "gif":
+            first.save(out, "gif", **shown)
+        case "webp":
+            first.save(out, "webp", lossless=True, quality=20, method=1, **shown)
+        case "apng":
+            first.save(out, "png", compress_level=1, **shown)
+    return out.getvalue()
+
+
+class _Frames:
+    """The images of an animation, made as Pillow takes them; it goes through those of an APNG twice."""
+
+    def __init__(self, images: UInt8, options: SequenceOptions, check: Callable[[], object]) -> None:
+        self._images, self._options, self._check = images, options, check
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        for image in self._images:
+            self._check()
+            frame = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+            if self._options.format == "gif" and frame.mode == "RGB":
+                frame = _with_palette(frame)
+            yield frame.resize((frame.width * self._options.scale, frame.height * self._options.scale), NEAREST)
+
+
+def _with_palette(image: Image.Image) -> Image.Image:
+    """An image in colour with the 256 colours that suit it best, chosen from some of its pixels if there are many."""
+    if image.width * image.height <= CUT_SIDE**2:
+        return image.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    some = image.resize((min(image.width, CUT_SIDE), min(image.height, CUT_SIDE)), NEAREST)
+    colours = some.quantize(256, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    return image.quantize(palette=colours, dither=Image.Dither.NONE)
+
+
+def _durations(options: SequenceOptions, count: int) -> list[int]:
+    """Milliseconds of each image, all together the whole duration. GIF counts in hundredths of a second."""
+    unit_ms = 10 if options.format == "gif" else 1
+    ends = np.round(np.linspace(0, options.duration_ms / unit_ms, count + 1)).astype(int)
+    return [int(unit_ms * units) for units in np.diff(ends)]
