@@ -12,7 +12,7 @@ RUN ?= runs/mnist
 PEERS := mosec triton litserve bentoml ray
 CLIENTS ?= $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 
-.PHONY: serve test test-clients test-fast test-lowest install check train docs bench bench-training clean
+.PHONY: serve test test-clients test-fast test-lowest install check train docs site bench bench-training clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -29,11 +29,12 @@ test-clients: $(VENV)/serving $(CLIENTS:%=.clients/%/installed)
 test-fast: $(VENV)/everything
 	$(BIN)/python -m pytest -m "not slow"
 
-# Serving on the lowest versions of its ranges in pyproject.toml: its tests, and those of what it takes from models/.
+# Serving on the lowest versions of its ranges in pyproject.toml: its tests, those of what it takes from models/, and the
+# client's, which names the same ones.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
 	.venv-lowest/bin/python -m pytest tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
-		tests/models/test_networks.py
+		tests/models/test_networks.py tests/gan_client
 
 install: $(VENV)/everything
 
@@ -51,6 +52,10 @@ docs: $(VENV)/everything
 	$(BIN)/python -m models interpolate bundles/mnist-mlp --seeds 0 1 2 3 --steps 6 --scale 2 \
 		--out docs/figures/interpolation.png
 
+# The pages as a site, in build/site. To read it: python -m http.server --directory build/site
+site: .site/installed
+	.site/bin/python deploy/site/build.py
+
 bench: $(VENV)/serving $(PEERS:%=.bench/%/installed)
 	$(BIN)/python -m benchmarks.serving.compare --write
 
@@ -58,7 +63,7 @@ bench-training: $(VENV)/everything .bench/lightning/installed
 	$(BIN)/python -m benchmarks.training.step
 
 clean:
-	rm -rf .venv* .bench .clients build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .bench .clients .site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 # Another Python is refused here: pip would speak of packages, and the next `make` would find this environment made.
@@ -74,8 +79,8 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	$(PIP) --editable .
 	touch $@
 
-$(VENV)/everything: $(VENV)/serving
-	$(PIP) --editable ".[train,export,tensorboard,test]"
+$(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
+	$(PIP) --editable ".[train,export,tensorboard,test]" --editable ./gan_client
 	touch $@
 
 # The pinned versions first, then serving's go down to their lower bounds; what they need themselves follows.
@@ -95,4 +100,9 @@ $(VENV)/lowest: $(VENV)/serving
 .clients/%/installed: tests/clients/%.txt
 	$(PYTHON) -m venv .clients/$*
 	.clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.site/installed: deploy/site/requirements.txt
+	$(PYTHON) -m venv .site
+	.site/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

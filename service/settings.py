@@ -16,8 +16,9 @@ from service.errors import did_you_mean
 PREFIX = "GAN_"
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _WITH_UNIT = re.compile(r"\s*([0-9]+)\s*(|[kMG]|[KMG]iB)\s*")
-# GAN_DATA_DIR belongs to `python -m models`; Kubernetes sets the others for a Service called gan-service.
-_NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_SERVICE_")
+# GAN_DATA_DIR belongs to `python -m models`, two others to gan_client; Kubernetes sets the rest for a Service called
+# gan-service.
+_NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_CLIENT_(?:URL|KEY)$|GAN_SERVICE_")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 _OWN_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 MAX_WORKERS = 64

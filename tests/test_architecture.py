@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[1]
 LEAVES = {
     "service": ("__init__", "settings", "errors", "logs", "metrics", "cgroup", "cpu", "worker_group"),
     "models": ("__init__", "spec", "files", "schedules"),
+    "gan_client": ("errors", "results"),
 }
 ROOMS = {
     # serving: server → http → engine → codecs → http → server
@@ -49,6 +50,15 @@ ROOMS = {
         *("models.inference", "models.evaluation", "models.training", "models.experiments"),
     },
     "models.__main__": {"models.commands", "models.bundle", "models.data", "models.training"},  # errors to exit codes
+    # the client: a distribution of its own, which knows neither of them
+    "gan_client": set[str](),
+    "gan_client.core": {"gan_client"},  # requests and replies, nothing is sent
+    "gan_client.client": {"gan_client", "gan_client.core"},
+    "gan_client.async_client": {"gan_client", "gan_client.core"},
+    "gan_client.dataset": {"gan_client", "gan_client.core", "gan_client.client"},  # the only one with torch
+    "gan_client.__init__": {"gan_client", "gan_client.client", "gan_client.async_client"},  # what users import
+    "gan_client.commands": {"gan_client", "gan_client.core", "gan_client.async_client"},
+    "gan_client.__main__": {"gan_client", "gan_client.commands", "gan_client.async_client"},
 }
 # Where the two packages meet, and so all of `models` that serving brings along.
 MEETING = ("models.bundle", "models.images", "models.inference", "models.networks", "models.spec")
@@ -109,15 +119,17 @@ def test_rooms_are_small_enough_to_be_seen_at_once() -> None:
     """At the top of each package a newcomer finds about a dozen names."""
     for package in LEAVES:
         names = {path.name for path in (ROOT / package).iterdir()} - {"__pycache__", "__init__.py"}
+        names = {name for name in names if not name.endswith(".egg-info")}  # of an editable install
         assert len(names) <= 14, package
 
 
 @pytest.mark.parametrize("folder", sorted({path.parent for path in PATHS.values()}), ids=lambda path: path.name)
 def test_a_room_says_what_lives_there(folder: Path) -> None:
-    """The `__init__` of a room holds a docstring and nothing else, but for the version."""
+    """The `__init__` of a room holds a docstring and nothing else, but for the version and the client's names."""
     tree = tree_of(folder / "__init__.py")
     assert ast.get_docstring(tree)
-    assert all(isinstance(node, ast.Expr | ast.Assign) for node in tree.body)
+    allowed = ast.Expr | ast.Assign | (ast.ImportFrom if folder.name == "gan_client" else ast.Expr)
+    assert all(isinstance(node, allowed) for node in tree.body)
 
 
 def test_serving_works_without_the_training_extra() -> None:
@@ -140,11 +152,26 @@ print(*sorted(name for name in sys.modules if name.startswith("models.")))
     assert brought <= {*MEETING, "models.files"}
 
 
+def test_the_client_works_without_the_service() -> None:
+    """It is imported where neither package exists, nor torch, nor any other that it does not say it needs."""
+    modules = [name.removesuffix(".__init__") for name in MODULES if name.startswith("gan_client")]
+    modules.remove("gan_client.dataset")
+    program = f"""
+import importlib, sys
+for name in ("service", "models", "torch", "pydantic", "fastapi", "mcp", *{TRAINING_EXTRA}):
+    sys.modules[name] = None
+for name in {modules}:
+    importlib.import_module(name)
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 # Imports every module with a spy on what it reads. Only what our own code asks for counts, not what torch reads.
 SPY = """
 import builtins, importlib, os, sys
 BETWEEN = {"os", "io", "pathlib", "collections.abc", "posixpath", "genericpath", "__main__", "tempfile", "shutil"}
-OURS = {"models", "service"}
+OURS = {"models", "service", "gan_client"}
 found = []
 
 def note(what, subject):
@@ -198,7 +225,11 @@ def test_test_files_have_names_of_their_own() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(path for folder in ("models", "service", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.py")),
+    sorted(
+        path
+        for folder in ("models", "service", "gan_client", "tests", "benchmarks")
+        for path in (ROOT / folder).rglob("*.py")
+    ),
     ids=lambda path: path.relative_to(ROOT).as_posix(),
 )
 def test_every_file_says_what_it_is_for(path: Path) -> None:

@@ -78,7 +78,8 @@ def test_a_bad_setting_is_one_line_that_names_it(flags: dict[str, str], parts: l
 
 def test_a_misspelled_variable_is_named() -> None:
     """A misspelled variable gets a warning, instead of silently meaning the default."""
-    names = ["GAN_MAX_COUNTS", "GAN_COLOUR", "GAN_PORT", "GAN_DATA_DIR", "GAN_SERVICE_SERVICE_HOST", "HOME"]
+    others = ["GAN_DATA_DIR", "GAN_CLIENT_URL", "GAN_SERVICE_SERVICE_HOST", "HOME"]
+    names = ["GAN_MAX_COUNTS", "GAN_COLOUR", "GAN_PORT", *others]
     assert check_names(names) == [
         "GAN_COLOUR is not a setting and is ignored",
         "GAN_MAX_COUNTS is not a setting and is ignored; did you mean GAN_MAX_COUNT?",
