@@ -19,6 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = command_parser().parse_args(arguments)
     try:
         return int(COMMANDS[asked.command].run(asked, _client(asked)))
+    except BrokenPipeError:  # whoever read the output has enough; what is still in the buffer has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (GanServiceError, OSError) as error:
         print(f"gan-client: {error}", file=sys.stderr)
         return 1

@@ -33,7 +33,7 @@ class Client:
         key: For services that need one.
         timeout_s: How long one request may take, its retries included. Long calls are several requests.
         retries: How often a request is sent again that was refused for now (429, 503) or got no whole answer.
-        in_flight: Requests of one long call that are under way at once.
+        in_flight: Requests of long calls that are under way at once.
         http: An httpx client of your own, for other certificates, proxies or transports. It stays open.
 
     Raises (from every call):
@@ -54,6 +54,7 @@ class Client:
         self._connection = Connection(url, key, timeout_s, retries, in_flight)
         self._http = http or httpx.Client()
         self._is_own = http is None
+        self._executor = ThreadPoolExecutor(in_flight, "gan-client")  # its threads begin with the first long call
 
     def sample(
         self,
@@ -160,7 +161,8 @@ class Client:
         return self._run(calls.bundle_list())
 
     def close(self) -> None:
-        """Close the connections."""
+        """Close the connections, once the requests that are under way have been answered: others are not sent."""
+        self._executor.shutdown(cancel_futures=True)
         if self._is_own:
             self._http.close()
 
@@ -194,16 +196,16 @@ class Client:
     def _at_once(
         self, pages: Pages[T], first: Span, cut: Iterator[Span], given_up: threading.Event
     ) -> Iterator[Part[T]]:
-        executor = ThreadPoolExecutor(self._connection.in_flight, "gan-client")
-        waiting: deque[Future[list[Part[T]]]] = deque([executor.submit(self._part, pages, first, given_up)])
+        waiting: deque[Future[list[Part[T]]]] = deque([self._executor.submit(self._part, pages, first, given_up)])
         try:
             while waiting:
                 while len(waiting) < self._connection.in_flight and (span := next(cut, None)):
-                    waiting.append(executor.submit(self._part, pages, span, given_up))
+                    waiting.append(self._executor.submit(self._part, pages, span, given_up))
                 yield from waiting.popleft().result()
         finally:  # an error, or the caller has enough
             given_up.set()
-            executor.shutdown(wait=False, cancel_futures=True)
+            for future in waiting:
+                future.cancel()
 
     def _part(self, pages: Pages[T], span: Span, given_up: threading.Event) -> list[Part[T]]:
         """A span's answer, or several where one request can't have it all."""

@@ -59,6 +59,8 @@ class Folder:
 
     def missing(self) -> list[Span]:
         """The spans of images, counted from 0, whose files are not there: runs of PNG files, or whole shards."""
+        for killed in self.path.glob(".*.part"):  # what a run left that could not clean up any more
+            killed.unlink()
         there = self._there()
         manifest = self.manifest
         if manifest.files == "npy":

@@ -5,6 +5,7 @@ at most, and pinned to its bundle's version, so that images of two versions are 
 as too large is asked again as two halves, and later ones are no larger: so nobody has to know GAN_MAX_COUNT.
 """
 
+import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Generic, TypeVar
@@ -91,6 +92,6 @@ class Pages(Generic[T]):
 
 
 def _is_about_size(error: GanServiceError) -> bool:
-    """Whether fewer images in a request might succeed, by the field that the service's words begin with."""
-    is_over_a_limit = error.status == 422 and error.detail.startswith(("count", "images:"))
+    """Whether fewer images in a request might succeed, by the words that the service's detail begins with."""
+    is_over_a_limit = error.status == 422 and re.match("count|images:|latents: [0-9]+ rows", error.detail) is not None
     return is_over_a_limit or error.status == 413 or isinstance(error, ReplyTooLargeError)

@@ -40,6 +40,8 @@ def test_a_service_that_takes_less_gets_smaller_requests(
         refused = server.metric("gan_rejected_total", route="/sample", reason="invalid")
         assert 3 <= refused < 3 + 4 * 3  # 64, 32, 16, and what was under way
         assert client.discriminate(images) == connect(live.url).discriminate(images)
+        latents = np.random.default_rng(0).normal(size=(50, 12))
+        assert np.array_equal(client.sample_array(latents=latents), connect(live.url).sample_array(latents=latents))
 
 
 def test_one_image_that_is_too_much_is_refused(live_server: Any, tiny_settings: Any, connect: Connect) -> None:
@@ -88,17 +90,18 @@ def test_no_more_is_asked_for_than_is_in_flight(scripted: Any, connect: Connect)
     batches.close()
 
 
-def test_leaving_a_loop_ends_its_threads(live: Any) -> None:
-    """Those that wait are not begun, those that draw end with what they draw."""
+def test_a_closed_client_has_no_threads(live: Any) -> None:
+    """A loop that was left has requests under way; they end before the connections are closed."""
+
+    def threads() -> list[threading.Thread]:
+        return [thread for thread in threading.enumerate() if thread.name.startswith("gan-client")]
+
     with Client(live.url) as client:
         batches = client.iter_arrays(seed=5)
         next(batches)
         next(batches)
-        batches.close()
-        for thread in threading.enumerate():
-            if thread.name.startswith("gan-client"):
-                thread.join(60)
-                assert not thread.is_alive()
+        assert threads()
+    assert not threads()
 
 
 def test_batches_of_nothing_are_refused_at_once(connect: Connect) -> None:

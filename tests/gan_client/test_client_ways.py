@@ -80,10 +80,17 @@ def test_a_service_without_the_route_is_told_from_one_that_refuses(scripted: Any
         getattr(connect(scripted.url), route)(b"image")
 
 
+def test_the_latents_of_a_seed_give_its_images(live: Any, connect: Connect) -> None:
+    """Any number of them, with a label for each."""
+    client = connect(live.url)
+    asked = {"count": 70, "seed": 3, "bundle": "cond", "format": "json", "latents": True}
+    drawn = httpx.post(f"{live.url}/sample", json=asked).json()
+    images = client.sample_array(latents=np.array(drawn["latents"]), labels=drawn["labels"], bundle="cond")
+    np.testing.assert_array_equal(images, client.sample_array(70, 3, bundle="cond"))
+
+
 def test_latents_are_sent_in_parts_with_their_labels(scripted: Any, connect: Connect) -> None:
     """As arrays of float32, everything else in the query; there is no seed."""
-    file = io.BytesIO()
-    scripted.script.extend([])
     latents = np.arange(70 * 12, dtype=np.float64).reshape(70, 12)
     for count in (64, 6):
         file = io.BytesIO()

@@ -66,7 +66,7 @@ def test_a_folder_of_arrays(live: Any, sample: Callable[..., int], tmp_path: Pat
 def test_running_it_again_draws_what_is_missing_and_nothing_else(
     live: Any, sample: Callable[..., int], tmp_path: Path, files: str
 ) -> None:
-    """Files that are gone, or empty as after a power cut, come again; the others stay, and so does the drawn seed."""
+    """Files that are gone, or empty as after a power cut, come again; the rest stays, and so does the drawn seed."""
     folder = tmp_path / "out"
     assert sample(count=30, files=files, shard_size=10) == 0
     before = {name: (folder / name).read_bytes() for name in names(folder)}
@@ -74,6 +74,7 @@ def test_running_it_again_draws_what_is_missing_and_nothing_else(
     inode = (folder / kept).stat().st_ino
     (folder / gone).unlink()
     (folder / empty).write_bytes(b"")
+    (folder / f".{gone}.1.part").write_bytes(b"half")
     drawn = live.metric("gan_images_total", bundle="tiny", operation="sample")
     assert sample(count=30, files=files, shard_size=10) == 0
     assert {name: (folder / name).read_bytes() for name in names(folder)} == before
