@@ -12,7 +12,7 @@ RUN ?= runs/mnist
 PEERS := mosec triton litserve bentoml ray
 CLIENTS ?= $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 
-.PHONY: serve test test-clients test-fast test-lowest install check train docs bench bench-training clean
+.PHONY: serve test test-clients test-fast test-lowest install check train docs site bench bench-training clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -52,6 +52,10 @@ docs: $(VENV)/everything
 	$(BIN)/python -m models interpolate bundles/mnist-mlp --seeds 0 1 2 3 --steps 6 --scale 2 \
 		--out docs/figures/interpolation.png
 
+# The pages as a site, in build/site. To read it: python -m http.server --directory build/site
+site: .site/installed
+	.site/bin/python deploy/site/build.py
+
 bench: $(VENV)/serving $(PEERS:%=.bench/%/installed)
 	$(BIN)/python -m benchmarks.serving.compare --write
 
@@ -59,7 +63,7 @@ bench-training: $(VENV)/everything .bench/lightning/installed
 	$(BIN)/python -m benchmarks.training.step
 
 clean:
-	rm -rf .venv* .bench .clients build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .bench .clients .site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 # Another Python is refused here: pip would speak of packages, and the next `make` would find this environment made.
@@ -96,4 +100,9 @@ $(VENV)/lowest: $(VENV)/serving
 .clients/%/installed: tests/clients/%.txt
 	$(PYTHON) -m venv .clients/$*
 	.clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+	touch $@
+
+.site/installed: deploy/site/requirements.txt
+	$(PYTHON) -m venv .site
+	.site/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@

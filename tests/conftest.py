@@ -343,6 +343,13 @@ def live(tiny_settings: Callable[..., Settings]) -> Iterator[LiveServer]:
         yield server
 
 
+@pytest.fixture(scope="module")
+def embedded() -> Iterator[LiveServer]:
+    """The service as `make serve` starts it: on the embedded bundles."""
+    with LiveServer(Settings.model_validate({"device": "cpu"})).running() as server:
+        yield server
+
+
 class BlockingAsyncClient:
     """AsyncClient with the methods of Client: each waits on an event loop of its own."""
 

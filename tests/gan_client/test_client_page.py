@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,16 +10,8 @@ import pytest
 import gan_client
 from gan_client.__main__ import COMMANDS, main
 from gan_client.core.calls import FileOptions
-from service.settings import Settings
 
 PAGE = (Path(__file__).parents[2] / "docs" / "client.md").read_text()
-
-
-@pytest.fixture(scope="module")
-def embedded(live_server: Any) -> Iterator[Any]:
-    """The service on the embedded bundles."""
-    with live_server(Settings.model_validate({"device": "cpu"})).running() as server:
-        yield server
 
 
 def blocks(language: str) -> list[str]:
