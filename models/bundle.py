@@ -7,6 +7,7 @@ reads each file once, so that the bytes that it uses are those whose checksum it
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -43,6 +44,10 @@ SAMPLES = "samples.png"
 MAX_MANIFEST_BYTES = 1 << 20
 MAX_LABEL = 255  # characters; no folder's name has more, and a reply holds one for each of its images
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
+NOT_A_NAME = ".discriminator"  # what a name may not end in: the Open Inference Protocol calls a bundle's D so
+FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, SAMPLES)
+# What ends by itself: too many open files, or a disk that does not answer.
+_PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE})
 _VERSIONED = ("format", "network", "image", "latent", "labels", "calibration", "preparation")
 
 
@@ -52,11 +57,13 @@ class BundleError(ValueError):
     Args:
         path: The file, or the folder.
         reason: Why, without paths of this machine, because clients read it.
+        is_passing: Whether the next try may succeed though nothing changes in the folder.
     """
 
-    def __init__(self, path: Path, reason: str) -> None:
+    def __init__(self, path: Path, reason: str, *, is_passing: bool = False) -> None:
         super().__init__(path, reason)
         self.path = path
+        self.is_passing = is_passing
         # Some reasons quote a damaged file, whose words may be of any length.
         self.reason = shorten(_printable(reason), 400, placeholder=" …")
 
@@ -104,6 +111,8 @@ class Manifest(Spec):
     def _parts_agree(self) -> "Manifest":
         if set(self.files) != {GENERATOR, DISCRIMINATOR, SAMPLES}:
             raise ValueError(f"files must be {GENERATOR}, {DISCRIMINATOR} and {SAMPLES}")
+        if self.name.endswith(NOT_A_NAME):
+            raise ValueError(f"name must not end in {NOT_A_NAME}")
         check_image(self.network, self.image)
         colour = "grey" if self.image.channels == 1 else "rgb"
         if self.preparation is not None and self.preparation.colour != colour:
@@ -192,8 +201,8 @@ def read_bundle(
 ) -> Bundle:
     """Verify a folder and rebuild its nets on the device.
 
-    If one of those `known` by name was read from this folder and has the same version, no nets are built: that bundle
-    is returned, with the manifest as it is now.
+    If one of those `known` by name has the same version, no nets are built: that bundle is returned, with the folder
+    and the manifest as they are now.
 
     Raises:
         BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
@@ -203,8 +212,9 @@ def read_bundle(
     raw, manifest = _read_manifest(folder / MANIFEST)
     contents = {name: _read_verified(folder / name, record) for name, record in manifest.files.items()}
     version, same = version_of(raw), known.get(manifest.name)
-    if same is not None and (same.folder, same.version) == (folder, version):
-        return same if same.manifest == manifest else replace(same, manifest=manifest)
+    if same is not None and same.version == version:
+        is_unchanged = (same.folder, same.manifest) == (folder, manifest)
+        return same if is_unchanged else replace(same, folder=folder, manifest=manifest)
     generator, discriminator = build_networks(
         manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
     )
@@ -214,14 +224,36 @@ def read_bundle(
     return Bundle(folder, manifest, version, generator, discriminator)
 
 
+def read_manifest(folder: Path) -> tuple[Manifest, str]:
+    """What a folder's manifest says, and the version that it makes. Nothing else in the folder is looked at.
+
+    Raises:
+        BundleError: It can't be read, or a reader would refuse it.
+    """
+    raw, manifest = _read_manifest(folder / MANIFEST)
+    return manifest, version_of(raw)
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A small file with a JSON object.
+
+    Raises:
+        BundleError: It can't be read, or it is something else.
+    """
+    return _parse_object(_read_small(path), path)[0]
+
+
 def _read_manifest(path: Path) -> tuple[dict[str, Any], Manifest]:
+    return _parse_manifest(_read_small(path), path)
+
+
+def _read_small(path: Path) -> bytes:
     with _opened(path) as (file, _):
-        content = file.read(MAX_MANIFEST_BYTES + 1) or b""  # None from a file of /proc without content
-    return _parse_manifest(content, path)
+        return file.read(MAX_MANIFEST_BYTES + 1) or b""  # None from a file of /proc without content
 
 
-def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifest]:
-    """The JSON as it stands, and what it says."""
+def _parse_object(content: bytes, path: Path) -> tuple[dict[str, Any], str]:
+    """A JSON object, and its text without anything that is not JSON."""
     if len(content) > MAX_MANIFEST_BYTES:
         raise BundleError(path, f"larger than {MAX_MANIFEST_BYTES} bytes")
     try:
@@ -231,6 +263,12 @@ def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifes
         raise BundleError(path, f"not JSON: {error}") from None
     if not isinstance(raw, dict):
         raise BundleError(path, "not a JSON object")
+    return raw, text
+
+
+def _parse_manifest(content: bytes, path: Path) -> tuple[dict[str, Any], Manifest]:
+    """The JSON as it stands, and what it says."""
+    raw, text = _parse_object(content, path)
     found = json.dumps(raw.get("format"))
     if found != json.dumps(FORMAT):  # compared as text, because True and 1.0 equal 1
         raise BundleError(path, f"format {found:.40}; this program reads format {FORMAT}")
@@ -280,7 +318,8 @@ def _opened(path: Path) -> Iterator[tuple[BinaryIO, int]]:
                 raise BundleError(path, "not a regular file")
             yield file, found.st_size
     except OSError as error:
-        raise BundleError(path, error.strerror or type(error).__name__) from None
+        is_passing = error.errno in _PASSING
+        raise BundleError(path, error.strerror or type(error).__name__, is_passing=is_passing) from None
 
 
 def _open_at_once(path: str, flags: int) -> int:

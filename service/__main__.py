@@ -73,7 +73,8 @@ def start(arguments: Sequence[str]) -> int:
     workers = settings.worker_count
     size: dict[str, object] = {"workers": workers}
     if settings.workers == "auto":
-        workers, why = choose_workers(settings, Machine.here(settings.device), weights_bytes(settings.bundles))
+        weights = weights_bytes(settings.bundles, settings.max_resident_bundles)
+        workers, why = choose_workers(settings, Machine.here(settings.device), weights)
         size = {"workers": workers, "because": why}
         arguments = [*arguments, flag("workers"), str(workers)]
     if workers > 1:

@@ -26,6 +26,7 @@ from service.http.bundles import bundle_routes
 from service.http.client_address import TrustedProxies
 from service.http.cross_origin import CrossOrigin, Preflights
 from service.http.discriminate import discriminate_routes
+from service.http.encode import encode_routes
 from service.http.interpolate import interpolate_routes
 from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
 from service.http.openapi import complete
@@ -35,8 +36,10 @@ from service.http.probes import metrics_routes, probe_routes
 from service.http.repository import repository_routes
 from service.http.route_context import RouteContext
 from service.http.sample import MAX_JSON_BYTES, sample_routes
+from service.http.streaming import PIECE_BYTES
 from service.http.v1.routes import v1_routes
 from service.http.v2.routes import v2_routes
+from service.http.verify import verify_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -45,7 +48,7 @@ from service.worker_group import WorkerGroup
 SCOPES = {
     **dict.fromkeys(("/livez", "/readyz", "/health", "/startupz", "/metrics"), KeyScope.NONE),
     **dict.fromkeys(("/v2/health/live", "/v2/health/ready"), KeyScope.NONE),
-    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name}"), KeyScope.NONE),
+    **dict.fromkeys(("/", "/docs", "/openapi.json", "/static/{name:path}"), KeyScope.NONE),
     "/v2/repository/models/{name}/load": KeyScope.ADMIN,
     "/v2/repository/models/{name}/unload": KeyScope.ADMIN,
 }
@@ -90,9 +93,11 @@ def work_routes(settings: Settings) -> dict[str, int]:
         "/sample": settings.max_body_bytes,
         "/interpolate": 0,
         "/discriminate": settings.max_body_bytes,
-        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
         "/v2/models/{name}/infer": settings.max_body_bytes,
         "/v2/models/{name}/versions/{version}/infer": settings.max_body_bytes,
+        "/verify": settings.max_body_bytes,
+        "/v1/images/generations": min(MAX_JSON_BYTES, settings.max_body_bytes),
+        "/encode": settings.max_body_bytes,
     }
 
 
@@ -165,10 +170,12 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         sample_routes(context),
         interpolate_routes(context),
         discriminate_routes(context),
-        bundle_routes(manager),
+        verify_routes(context),
+        encode_routes(context),
+        bundle_routes(manager.bundles),
         repository_routes(manager),
-        v1_routes(context),
         v2_routes(context),
+        v1_routes(context),
         probe_routes(manager),
         metrics_routes(context.metrics, manager.worker_group),
         page_routes(),
@@ -191,7 +198,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         work,
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
-        max_reply_bytes=settings.max_output_pixels,
+        max_reply_bytes=max(settings.max_output_pixels, PIECE_BYTES),  # there is always room for a stream
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:

@@ -92,15 +92,18 @@ class NotFound(ServiceError):
 
 
 class UnknownBundle(ServiceError):
-    """No loaded bundle has this name, or this name and version."""
+    """No bundle has this name, or this name and version, or it can't be loaded: `reason` says why."""
 
     status = 404
     code = "unknown_bundle"
-    title = "No such bundle is loaded"
+    title = "There is no such bundle"
     rejection = "invalid"
 
-    def __init__(self, name: str, loaded: Sequence[str]) -> None:
-        super().__init__(f"Bundle {name[:100]!r} is not loaded. Loaded: {', '.join(loaded) or 'none'}.")
+    def __init__(self, name: str, known: Sequence[str], reason: str | None = None) -> None:
+        if reason is None:
+            super().__init__(f"There is no bundle {name[:100]!r}. There are: {', '.join(known) or 'none'}.")
+        else:
+            super().__init__(f"Bundle {name[:100]!r} can't be loaded: {reason}.")
 
 
 class MethodNotAllowed(ServiceError):
@@ -194,6 +197,18 @@ class Invalid(ServiceError):
     def __init__(self, text: str, field: str | None = None) -> None:
         super().__init__(text)
         self.field = field
+
+
+class NoEncoder(ServiceError):
+    """The bundle has no encoder."""
+
+    status = 422
+    code = "no_encoder"
+    title = "The bundle has no encoder"
+    rejection = "invalid"
+
+    def __init__(self, bundle: str) -> None:
+        super().__init__(f"Bundle {bundle!r} has no encoder, which finds the latent of an image.")
 
 
 class QueueFull(ServiceError):

@@ -126,7 +126,7 @@ class Metrics:
         # How many, how slow, with which outcome? All outcomes: a refusal or a departure is one too.
         self.requests = self._counter(
             "gan_requests_total",
-            "Requests that ended. Status 499: the client left before the answer.",
+            "Requests that ended. Status 499: the client left before the end of the answer.",
             ["route", "method", "status"],
         )
         self.request_duration = self._histogram(

@@ -87,10 +87,15 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", min_length=1, description="Address to listen on; 0.0.0.0 for every interface.")
     port: int = Field(8000, ge=0, le=65535, description="TCP port to listen on; 0 takes a free one.")
-    bundles: Path = Field(Path(__file__).parent.parent / "bundles", description="Folder whose sub-folders are bundles.")
+    bundles: Path = Field(
+        Path(__file__).parent.parent / "bundles", description="Folder whose sub-folders are bundles, or that is one."
+    )
     default_bundle: str | None = Field(
         None,
         description="Bundle of requests that name none, as name or name@version; unset: mnist, else the first by name.",
+    )
+    max_resident_bundles: _Count = Field(
+        8, description="Bundles, versions counted, that are kept in memory; others are loaded when they are asked for."
     )
     device: str = Field(
         "auto",
@@ -117,7 +122,9 @@ class Settings(BaseSettings):
     max_image_pixels: _Count = Field(
         16 * 10**6, description="Largest uploaded image in pixels, such as 16M; over it 413."
     )
-    max_output_pixels: _Count = Field(64 * 10**6, description="Largest reply in pixels, such as 64M; over it 422.")
+    max_output_pixels: _Count = Field(
+        64 * 10**6, description="Largest reply that is made whole, in pixels, such as 64M; over it 422."
+    )
     exact: bool = Field(
         default=True,
         description="Pixels never depend on the batch; off allows faster modes that differ in the last bits.",
@@ -135,6 +142,11 @@ class Settings(BaseSettings):
     )
     root_path: Annotated[str, AfterValidator(_prefix)] | None = Field(
         None, max_length=200, description="Prefix of our addresses at the proxy in front, such as /gan; unset: none."
+    )
+    recipe: bool = Field(
+        default=False,
+        description="Pictures carry the recipe that made them, and say that they were generated, unless a request has "
+        "recipe=false.",
     )
     api_keys: SecretStr | None = Field(
         None, description="Keys of clients, separated by commas; unset: no key is needed."

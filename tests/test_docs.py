@@ -103,6 +103,17 @@ def test_every_field_format_and_body_is_documented() -> None:
     }
 
 
+def test_every_client_is_documented_with_the_version_that_is_tested() -> None:
+    """protocols.md has the clients of `make test-clients`."""
+    tested = {path.stem: path.read_text() for path in (ROOT / "tests" / "clients").glob("*.txt")}
+    documented = {
+        re.findall(r"[\w-]+", name)[0]: version for name, version, _ in rows((DOCS / "protocols.md").read_text())[1:]
+    }
+    assert documented.keys() == tested.keys()
+    for name, version in documented.items():
+        assert re.search(rf"^{name}\S*=={re.escape(version)}$", tested[name], re.MULTILINE)
+
+
 def commands() -> list[list[str]]:
     """The arguments of every offline command in the README and the pages."""
     texts = [path.read_text() for path in (ROOT / "README.md", *sorted(DOCS.glob("*.md")))]

@@ -123,4 +123,4 @@ def test_own_images_become_a_served_bundle(live_server: Any, tmp_path: Path) -> 
     assert bundles is not None
     settings = Settings.model_validate({"bundles": tmp_path / bundles[1], "device": "cpu"})
     with live_server(settings).running() as server:
-        assert server.app.state.manager.look_up(None).name == "mine"
+        assert server.app.state.manager.bundles.default == "mine"

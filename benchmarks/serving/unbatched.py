@@ -33,7 +33,15 @@ class Bypass(Batcher):
         self._straight = run
         self._turns = itertools.cycle(range(instances))
 
-    async def submit(self, runner: ModelRunner, payload: object, rows: int, deadline_s: float) -> Result:  # noqa: ARG002 — is none
+    async def submit(
+        self,
+        runner: ModelRunner,
+        payload: object,
+        rows: int,
+        deadline_s: float,  # noqa: ARG002 — is none
+        *,
+        is_accepted: bool = False,  # noqa: ARG002
+    ) -> Result:
         """As Batcher.submit, without what it is for."""
         started = time.monotonic()
         done: asyncio.Future[Rows] = asyncio.get_running_loop().create_future()

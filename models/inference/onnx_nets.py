@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper
 from torch import nn
 
 from models.networks import (
@@ -31,6 +31,7 @@ from models.networks import (
 
 OPSET, IR_VERSION = 20, 10  # of 2023, which onnxruntime reads from 1.17 on
 MOST_WEIGHT_BYTES = 2**31 - 2**20  # protobuf writes nothing of 2 GiB or more, and the nodes need some of it
+_GRAPH, _INITIALIZER, _RAW_DATA = 0x3A, 0x2A, 0x4A  # fields of ModelProto, GraphProto and TensorProto in onnx.proto
 Axes = list[int | str]  # a free one has a name
 
 
@@ -87,7 +88,8 @@ class _Graph:
 
     def __init__(self, net: nn.Module) -> None:
         self.nodes: list[NodeProto] = []
-        self.constants: list[TensorProto] = []
+        self.constants: list[bytes | memoryview] = []  # parts of a graph that has nothing else
+        self._constants = 0
         self._names = {id(weight): name for name, weight in net.named_parameters()}
 
     def finish(self, source: str, shape: Axes, classes: int, outputs: Mapping[str, Output]) -> bytes:
@@ -97,10 +99,12 @@ class _Graph:
             inputs.append(helper.make_tensor_value_info("labels", TensorProto.INT64, ["n"]))
         given = [helper.make_tensor_value_info(name, kind, axes) for name, (_, kind, axes) in outputs.items()]
         named = [helper.make_node("Identity", [value], [name], name) for name, (value, _, _) in outputs.items()]
-        graph: GraphProto = helper.make_graph([*self.nodes, *named], "net", inputs, given, self.constants)
+        graph: GraphProto = helper.make_graph([*self.nodes, *named], "net", inputs, given)
         opset = helper.make_opsetid("", OPSET)
         model: ModelProto = helper.make_model(graph, opset_imports=[opset], ir_version=IR_VERSION)
-        return bytes(model.SerializeToString(deterministic=True))
+        # Readers merge two graphs of one model, so the weights can follow. By protobuf they would be copied five times,
+        # in calls that each hold up the event loop for longer than a request takes.
+        return b"".join([model.SerializeToString(deterministic=True), *_field(_GRAPH, self.constants)])
 
     def add(self, operator: str, *inputs: str, **attributes: Any) -> str:
         """The result of one more node."""
@@ -111,9 +115,14 @@ class _Graph:
     def constant(self, numbers: torch.Tensor | NDArray[np.float32] | Sequence[int] | float) -> str:
         """Numbers, as float32 or int64; a weight of the net under its own name."""
         array = numbers.detach().cpu().numpy() if isinstance(numbers, torch.Tensor) else np.asarray(numbers)
-        array = np.ascontiguousarray(array.astype(np.float32 if array.dtype.kind == "f" else np.int64))
-        name = self._names.get(id(numbers), f"constant_{len(self.constants)}")
-        self.constants.append(numpy_helper.from_array(array, name))
+        kind = np.float32 if array.dtype.kind == "f" else np.int64
+        array = np.ascontiguousarray(array.astype(kind, copy=False))
+        name = self._names.get(id(numbers), f"constant_{self._constants}")
+        data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+        head = TensorProto(name=name, data_type=data_type, dims=array.shape).SerializeToString(deterministic=True)
+        content = _field(_RAW_DATA, [array.reshape(-1).view(np.uint8).data])
+        self.constants += _field(_INITIALIZER, [head, *content])
+        self._constants += 1
         return name
 
     def reshape(self, x: str, shape: Sequence[int]) -> str:
@@ -159,6 +168,15 @@ class _Graph:
     def verdicts(self, logits: str, labels: str, scores: str) -> str:
         column = self.reshape(self.add("Cast", labels, to=TensorProto.FLOAT), [-1, 1])
         return self.add("Concat", logits, column, scores, axis=1)
+
+
+def _field(tag: int, content: Sequence[bytes | memoryview]) -> list[bytes | memoryview]:
+    """A field of a protobuf message whose content is bytes, as parts to be joined."""
+    size, head = sum(len(part) for part in content), bytearray([tag])
+    while size > 0x7F:
+        head.append(size & 0x7F | 0x80)
+        size >>= 7
+    return [bytes([*head, size]), *content]
 
 
 def _mlp_generator(graph: _Graph, net: MLPGenerator) -> str:

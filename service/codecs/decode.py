@@ -38,7 +38,7 @@ _EXTENDED_FILENAME = re.compile(rb";[ \t]*filename\*", re.IGNORECASE)
 _MAX_CONTENT_TYPE = 1024
 _PIECE_BYTES = 2**14  # of a form or of base64, processed in one step
 
-Source = TypeVar("Source", bytes, bytearray, str, UInt8)
+Source = TypeVar("Source", bytes | bytearray, str, UInt8)
 
 log = logging.getLogger(__name__)
 
@@ -100,10 +100,17 @@ def decode_upload(body: bytes, content_type: str, limits: Limits) -> Steps[Uploa
     kind = content_type.split(";", maxsplit=1)[0].strip().lower()
     if kind == NPY:
         return (yield from decode_npy(body, limits))
-    if kind == MULTIPART:
-        files = yield from split_multipart(body, content_type, limits)
-        return (yield from _decode_all(_decode_file, files, limits))
-    return (yield from _decode_all(_decode_file, [body], limits))
+    files = yield from files_of(body, content_type, limits.max_count, limits.check_deadline)
+    return (yield from _decode_all(_decode_file, files, limits))
+
+
+def files_of(
+    body: bytes, content_type: str, max_count: int, check_deadline: Callable[[], object]
+) -> Steps[Sequence[bytes | bytearray]]:
+    """The image files of a body that is a form, or a single one. Raises what `split_multipart` raises."""
+    if content_type.split(";", maxsplit=1)[0].strip().lower() != MULTIPART:
+        return [body]
+    return (yield from split_multipart(body, content_type, max_count, check_deadline))
 
 
 def decode_base64(texts: Sequence[str], limits: Limits) -> Steps[Upload]:
@@ -113,7 +120,7 @@ def decode_base64(texts: Sequence[str], limits: Limits) -> Steps[Upload]:
         Invalid: Too many images.
         DeadlinePassed: From `check_deadline`.
     """
-    _check_count(len(texts), limits)
+    check_count(len(texts), limits.max_count)
     return (yield from _decode_all(_decode_base64_file, texts, limits))
 
 
@@ -130,7 +137,7 @@ def _decode_all(
         try:
             result = yield from decode(source, limits)
         except ServiceError as error:
-            errors[index] = _without_traceback(error)
+            errors[index] = without_traceback(error)
         else:
             pixels[len(converted)] = result.pixels
             converted.append(result.converted)
@@ -138,18 +145,22 @@ def _decode_all(
     return Upload(pixels[: len(converted)], converted, errors)
 
 
-def _without_traceback(error: ServiceError) -> ServiceError:
+def without_traceback(error: ServiceError) -> ServiceError:
     """Prepare an error to be stored: its traceback would form a reference cycle that keeps the file and the body."""
     error.__context__ = None
     return error.with_traceback(None)
 
 
 def _decode_base64_file(text: str, limits: Limits) -> Steps[Decoded]:
-    return (yield from _decode_file((yield from _from_base64(text)), limits))
+    return (yield from _decode_file((yield from from_base64(text)), limits))
 
 
-def _from_base64(text: str) -> Steps[bytes]:
-    """Decode base64 (RFC 4648), which may contain white space and begin as a data URL (RFC 2397)."""
+def from_base64(text: str) -> Steps[bytes]:
+    """Decode base64 (RFC 4648), which may contain white space and begin as a data URL (RFC 2397).
+
+    Raises:
+        Invalid: It is none.
+    """
     head = _DATA_URL.match(text)
     pieces, rest, has_ended = [], b"", False
     try:
@@ -169,23 +180,37 @@ def _from_base64(text: str) -> Steps[bytes]:
 
 
 def _decode_file(file: bytes | bytearray, limits: Limits) -> Steps[Decoded]:
+    found = yield from parse_file(file)
+    return (yield from decode_image(found, limits.shape, limits.decode))
+
+
+def parse_file(file: bytes | bytearray) -> Steps[ImageFile]:
+    """An image file as `parse_image_file` leaves it.
+
+    Raises:
+        Invalid: It is none, or has too many segments.
+    """
     try:
-        found = yield from parse_image_file(file)
+        return (yield from parse_image_file(file))
     except ImageFileError as error:
         raise Invalid(str(error)) from None
-    return (yield from _decode_image(found, limits))
 
 
-def _decode_image(file: ImageFile, limits: Limits) -> Steps[Decoded]:
-    check_pixels(file.width, file.height, limits.max_pixels)  # from the header, before anything is decoded
-    if file.is_quick and limits.image.height * limits.image.width <= QUICK_PIXELS:  # resizing takes time as well
-        return decode_picture(file, limits.shape)
+def decode_image(file: ImageFile, shape: Shape, decode: Callable[[ImageFile, Shape], Decoded]) -> Steps[Decoded]:
+    """Decode a file, with `decode` off the event loop if it may take long.
+
+    Raises:
+        Invalid, TooLarge: See `decode_picture`.
+    """
+    check_pixels(file.width, file.height, shape.max_pixels)  # from the header, before anything is decoded
+    if file.is_quick and shape.height * shape.width <= QUICK_PIXELS:  # resizing takes time as well
+        return decode_picture(file, shape)
 
     def attempt() -> Decoded | ServiceError:
         try:
-            return limits.decode(file, limits.shape)
+            return decode(file, shape)
         except ServiceError as error:  # returned, because an error raised off the loop would end the whole request
-            return _without_traceback(error)
+            return without_traceback(error)
 
     result: Decoded | ServiceError = yield OffLoopWork(attempt, file.cost)
     if isinstance(result, ServiceError):
@@ -193,9 +218,14 @@ def _decode_image(file: ImageFile, limits: Limits) -> Steps[Decoded]:
     return result
 
 
-def _check_count(count: int, limits: Limits) -> None:
-    if count > limits.max_count:
-        raise Invalid(f"images: {count} images; one request may bring {limits.max_count}.")
+def check_count(count: int, most: int) -> None:
+    """Check that a request has not too many images.
+
+    Raises:
+        Invalid: It has.
+    """
+    if count > most:
+        raise Invalid(f"images: {count} images; one request may bring {most}.")
 
 
 def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
@@ -207,9 +237,9 @@ def decode_npy(body: bytes, limits: Limits) -> Steps[Upload]:
         TooLarge: The images have too many pixels.
         DeadlinePassed: From `check_deadline`.
     """
-    array, image = _read_images(body), limits.image
+    array, image = read_images(body), limits.image
     n, height, width = array.shape[:3]
-    _check_count(n, limits)
+    check_count(n, limits.max_count)
     check_pixels(width, height, limits.max_pixels)
     pictures = array if array.ndim == 4 else array[..., np.newaxis]
     if not pictures.flags.c_contiguous:
@@ -224,11 +254,11 @@ def _decode_pixels(pixels: UInt8, limits: Limits) -> Steps[Decoded]:
     height, width, channels = pixels.shape
     is_quick = pixels.size <= QUICK_PIXELS
     file = ImageFile("L" if channels == 1 else "RGB", [pixels.data.cast("B")], width, height, 1, pixels.size, is_quick)
-    return (yield from _decode_image(file, limits))
+    return (yield from decode_image(file, limits.shape, limits.decode))
 
 
-def _read_images(body: bytes) -> UInt8:
-    """The array, as a view of the body."""
+def read_images(body: bytes) -> UInt8:
+    """An array of images as a view of the body. Raises what `read_npy` raises."""
     wanted = "(n, h, w) or (n, h, w, c) with c 1 or 3"
     images: UInt8 = read_npy(
         body, np.uint8, lambda shape: len(shape) == 3 or (len(shape) == 4 and shape[3] in {1, 3}), wanted
@@ -236,7 +266,9 @@ def _read_images(body: bytes) -> UInt8:
     return images
 
 
-def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[list[bytearray]]:
+def split_multipart(
+    body: bytes, content_type: str, max_count: int, check_deadline: Callable[[], object]
+) -> Steps[list[bytearray]]:
     """The file parts of a multipart/form-data body, in order.
 
     Raises:
@@ -250,11 +282,11 @@ def split_multipart(body: bytes, content_type: str, limits: Limits) -> Steps[lis
     boundary = options.get(b"boundary")
     if not boundary:
         raise Malformed("Content-Type has no boundary.")
-    parts = _FilePartCollector(limits.max_count)
+    parts = _FilePartCollector(max_count)
     try:
         parser = MultipartParser(boundary, parts.callbacks())
         for start in range(0, len(body), _PIECE_BYTES):
-            limits.check_deadline()
+            check_deadline()
             parser.write(body[start : start + _PIECE_BYTES])
             yield None
         parser.finalize()

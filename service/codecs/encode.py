@@ -3,19 +3,19 @@
 With one build of the encoders the bytes depend on the images and the arguments alone: they hold no dates and no host
 names. `ENCODERS` identifies the build, for cache validators.
 
-Pillow writes all formats but grey PNGs, which most requests ask for. Those are assembled here around one call of
-zlib-ng, in a fifth of Pillow's time for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
+Pillow writes all formats but grey PNGs, which most requests ask for. Those png.py writes, in a fifth of Pillow's time
+for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
 """
 
 import base64
 import io
 import json
 import math
-import struct
 import zipfile
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import Literal, NamedTuple
+from typing import IO, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - imported now, so that the first request does not wait for it
@@ -24,6 +24,8 @@ from zlib_ng import zlib_ng
 
 from models.inference.noise import Float32
 from models.inference.pixels import UInt8, grid
+from service.codecs.png import grey_png
+from service.codecs.recipe import PictureFormat, mark
 
 Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
 
@@ -63,7 +65,12 @@ class RenderOptions(NamedTuple):
 
 
 class SampleMetadata(NamedTuple):
-    """What images were drawn from; the JSON format says it beside them, latents only where there are some."""
+    """What images were drawn from; the JSON format says it beside them, latents only where there are some.
+
+    Attributes:
+        seed, first_index: None for images of given latents, which have no recipe.
+        is_marked: Whether pictures say that they were generated, and by which recipe.
+    """
 
     bundle: str
     version: str
@@ -72,6 +79,8 @@ class SampleMetadata(NamedTuple):
     labels: list[int] | None
     label_names: list[str] | None = None
     latents: Float32 | None = None
+    truncation: float = 1.0
+    is_marked: bool = False
 
 
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
@@ -81,22 +90,70 @@ def picture_size(render: RenderOptions, count: int, height: int, width: int) -> 
 
 def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> bytes:
     """Encode images, uint8 (n, h, w, c) with n ≥ 1, as the body of a reply."""
-    scaled = images.repeat(render.scale, axis=1).repeat(render.scale, axis=2) if render.scale > 1 else images
     match render.format:
         case "png" | "webp" | "jpeg":
-            return encode_picture(grid(scaled, render.columns) if len(scaled) > 1 else scaled[0], render.format)
+            file = encode_picture(lay_out(images, render), render.format)
+            if not metadata.is_marked:
+                return file
+            return mark(file, render.format, _recipe(metadata, 0, len(images), render, render.format))
         case "json":
-            return _json(scaled, metadata)
-        case "zip":
-            return _zip(scaled)
-        case "npy":
-            return _npy(scaled)
+            return _json(_files(images, render, metadata), metadata)
+        case "zip" | "npy":
+            return STREAMED[render.format](len(images), images.shape[1:], render.scale).encode(images, metadata)
 
 
-def encode_picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
+def lay_out(images: UInt8, render: RenderOptions) -> UInt8:
+    """The picture (h, w, c) that holds these images, before it is encoded."""
+    scaled = _scaled(images, render.scale)
+    return grid(scaled, render.columns) if len(scaled) > 1 else scaled[0]
+
+
+def picture_pixels(images: UInt8, render: RenderOptions) -> UInt8:
+    """The pixels (h, w, c) that the file of a picture gives back; only a JPEG's are not those that were encoded."""
+    picture = lay_out(images, render)
+    if render.format != "jpeg":
+        return picture
+    with Image.open(io.BytesIO(encode_picture(picture, "jpeg")), formats=["JPEG"]) as decoded:
+        return np.asarray(decoded).reshape(picture.shape)
+
+
+def _scaled(images: UInt8, scale: int) -> UInt8:
+    return images.repeat(scale, axis=1).repeat(scale, axis=2) if scale > 1 else images
+
+
+def _files(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> Iterator[bytes]:
+    """Each image as a PNG of its own."""
+    single = render._replace(columns=1)
+    for place in range(len(images)):
+        file = encode_picture(lay_out(images[place : place + 1], single), "png")
+        yield mark(file, "png", _recipe(metadata, place, 1, single, "png")) if metadata.is_marked else file
+
+
+def _recipe(
+    metadata: SampleMetadata, place: int, count: int, render: RenderOptions, form: PictureFormat
+) -> bytes | None:
+    """What makes a picture of images place … place + count − 1, a `Recipe` as JSON; None for images of given latents.
+
+    Written by hand: a pydantic model takes five times as long, which a small picture would notice.
+    """
+    if metadata.seed is None or metadata.first_index is None:
+        return None
+    labels, shown = None if metadata.labels is None else metadata.labels[place : place + count], "null"
+    if labels:
+        shown = f"[{labels[0]}]" if len(set(labels)) == 1 else f"[{','.join(map(str, labels))}]"
+    layout = "strip" if render.columns == count > 1 else "grid"
+    return (
+        f'{{"bundle":"{metadata.bundle}@{metadata.version}","seed":{metadata.seed},'
+        f'"first_index":{metadata.first_index + place},"count":{count},"labels":{shown},'
+        f'"truncation":{metadata.truncation!r},"select":"none","layout":"{layout}","columns":{render.columns},'
+        f'"scale":{render.scale},"format":"{form}"}}'
+    ).encode("ascii")
+
+
+def encode_picture(image: UInt8, form: PictureFormat) -> bytes:
     """One image (h, w, c) as a file."""
     if form == "png" and image.shape[2] == 1:
-        return _grey_png(image)
+        return grey_png(image)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
     out = io.BytesIO()
     match form:
@@ -109,32 +166,12 @@ def encode_picture(image: UInt8, form: Literal["png", "webp", "jpeg"]) -> bytes:
     return out.getvalue()
 
 
-def _grey_png(image: UInt8) -> bytes:
-    """One image (h, w, 1) as a PNG of one IDAT chunk with unfiltered rows (PNG specification, 9.2: filter type 0)."""
-    height, width, _ = image.shape
-    lines = np.zeros((height, 1 + width), np.uint8)  # each row begins with its filter type, 0
-    lines[:, 1:] = image[:, :, 0]
-    return b"".join([_png_head(height, width), _chunk(b"IDAT", zlib_ng.compress(lines, 1)), _PNG_END])
-
-
-@lru_cache
-def _png_head(height: int, width: int) -> bytes:
-    """Signature and IHDR of a grey PNG with 8 bits a pixel."""
-    return b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-
-
-def _chunk(kind: bytes, data: bytes) -> bytes:
-    checksum = zlib_ng.crc32(data, zlib_ng.crc32(kind))
-    return b"".join([struct.pack(">I", len(data)), kind, data, struct.pack(">I", checksum)])
-
-
-_PNG_END = _chunk(b"IEND", b"")
 # zlib-ng may compress differently on another processor, so a checksum of its output here is part of the build's name.
 _SAMPLE = (np.arange(64 * 64) ** 2 % 251 % 17).astype(np.uint8).reshape(64, 64, 1)
-ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(_grey_png(_SAMPLE)):08x}"
+ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(grey_png(_SAMPLE)):08x}"
 
 
-def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
+def _json(files: Iterable[bytes], metadata: SampleMetadata) -> bytes:
     text = json.dumps(
         {
             "bundle": metadata.bundle,
@@ -143,7 +180,7 @@ def _json(images: UInt8, metadata: SampleMetadata) -> bytes:
             "first_index": metadata.first_index,
             "labels": metadata.labels,
             "label_names": metadata.label_names,
-            "images": [base64.b64encode(encode_picture(image, "png")).decode() for image in images],
+            "images": [base64.b64encode(file).decode() for file in files],
         }
     )
     if metadata.latents is not None:
@@ -161,15 +198,89 @@ def _rows_as_json(rows: Float32) -> str:
     return f"[{', '.join(lines)}]"
 
 
-def _zip(images: UInt8) -> bytes:
+class NpyStream:
+    """An array (count, h, w, c) in NumPy's format, written from images in several pieces.
+
+    Args:
+        count: Images in all.
+        shape: (h, w, c) of each, before they are scaled.
+        scale: Every pixel becomes scale × scale pixels.
+
+    Attributes:
+        size: Bytes of the whole file.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], scale: int) -> None:
+        height, width, channels = shape
+        whole = count, height * scale, width * scale, channels
+        self._head, self._scale = _npy_head(whole), scale
+        self.size = len(self._head) + math.prod(whole)
+
+    def encode(self, images: UInt8, _: SampleMetadata) -> bytes:
+        """The file's next bytes, which hold these images (n, h, w, c)."""
+        head, self._head = self._head, b""
+        return head + _scaled(images, self._scale).tobytes()
+
+
+@lru_cache
+def _npy_head(shape: tuple[int, ...]) -> bytes:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w", zipfile.ZIP_STORED) as archive:
-        for number, image in enumerate(images):
-            archive.writestr(zipfile.ZipInfo(f"{number:06d}.png", _NO_DATE), encode_picture(image, "png"))
+    np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return out.getvalue()
 
 
-def _npy(images: UInt8) -> bytes:
-    out = io.BytesIO()
-    np.lib.format.write_array(out, np.ascontiguousarray(images), version=(1, 0), allow_pickle=False)
-    return out.getvalue()
+class ZipStream:
+    """An archive of PNGs, written from images in several pieces. The arguments are those of `NpyStream`.
+
+    With the last image comes the archive's directory, without which no reader takes it for whole.
+    """
+
+    def __init__(self, count: int, shape: tuple[int, int, int], scale: int) -> None:  # noqa: ARG002 - as of the other
+        self._count, self._scale = count, scale
+        self._number = 0
+        self._tape = _Tape()
+        self._archive = zipfile.ZipFile(cast("IO[bytes]", self._tape), "w", zipfile.ZIP_STORED)
+
+    def encode(self, images: UInt8, metadata: SampleMetadata) -> bytes:
+        """The file's next bytes, which hold these images (n, h, w, c); `metadata` is what they were drawn from."""
+        for file in _files(images, RenderOptions("png", 1, self._scale), metadata):
+            self._archive.writestr(zipfile.ZipInfo(f"{self._number:06d}.png", _NO_DATE), file)
+            self._number += 1
+        if self._number == self._count:
+            self._archive.close()
+        return self._tape.take()
+
+
+class _Tape:
+    """A file to write, as `zipfile` uses it, whose beginning can be taken away; what is left keeps its place."""
+
+    def __init__(self) -> None:
+        self._start = self._place = 0  # of what is left, and of what is written next
+        self._left = bytearray()
+
+    def take(self) -> bytes:
+        """All that was written since the last time."""
+        taken = bytes(self._left)
+        self._start += len(taken)
+        self._left.clear()
+        return taken
+
+    def write(self, data: bytes) -> int:
+        begin = self._place - self._start
+        self._left[begin : begin + len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+    def tell(self) -> int:
+        return self._place
+
+    def seek(self, place: int, _: int = io.SEEK_SET) -> int:
+        self._place = place
+        return place
+
+    def flush(self) -> None:
+        pass
+
+
+# Formats whose files can be written while their images are still being computed.
+STREAMED: dict[str, type[NpyStream] | type[ZipStream]] = {"npy": NpyStream, "zip": ZipStream}

@@ -70,6 +70,7 @@ class Engine:
         self.precision: Precision = precision
         self.device = _find_device(device, exact=exact, workers=workers, precision=precision, cuda_graphs=cuda_graphs)
         _set_up_torch(precision, exact=exact)
+        self._proven: dict[tuple[str, str], tuple[int, ...]] = {}
         begin = self.device.begin_thread
         self.threads = [EngineThread(f"engine {self.name} {n}", begin) for n in range(self.device.instances)]
 
@@ -115,32 +116,51 @@ class Engine:
         labels = reference.labels
         candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
         # Proven on numbers: two that differ in their last bits may well be the same grey level.
-        tiles = self._tiles(candidates, sampler.net, sampler.example, labels, reference.pixels)
+        tiles = self._tiles(
+            ("sample", _shapes(bundle)), candidates, sampler.net, sampler.example, labels, reference.pixels
+        )
         tiles.run = self.device.image_call(sampler, labels, tiles.sizes)
         return SampleRunner(bundle.name, tiles, self.device, sampler.draw, max(MAX_BATCH_ROWS, tiles.sizes[-1]))
 
     def _discriminate_runner(self, bundle: Bundle, reference: Reference) -> DiscriminateRunner:
         net, pixels, labels = reference.verdicts, reference.pixels, reference.asked
         candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
-        tiles = self._tiles(candidates, net, pixels, labels, reference.judged)
+        tiles = self._tiles(("discriminate", _shapes(bundle)), candidates, net, pixels, labels, reference.judged)
         tiles.run = self.device.verdict_call(net, pixels, labels, tiles.sizes)
         return DiscriminateRunner(bundle.name, tiles, self.device, max(MAX_BATCH_ROWS, tiles.sizes[-1]))
 
     def _tiles(
         self,
+        kind: tuple[str, str],
         candidates: Sequence[int],
         net: Call,
         example: torch.Tensor,
         labels: torch.Tensor | None,
         expected: torch.Tensor,
     ) -> Tiles:
-        if self.exact:
-            return Tiles.proven(net, example, labels, candidates, expected)
-        return tiles_that_fit(net, example, labels, candidates)
+        """Tiles of a net; `kind` is what nets share that differ in their weights alone.
+
+        What is proven of one of them holds for all, so that another version of a bundle is loaded in a third of the
+        time. On a GPU the largest tiles that fit depend on what else is in its memory.
+        """
+        if not self.exact:
+            return tiles_that_fit(net, example, labels, candidates)
+        if kind in self._proven:
+            return Tiles(net, self._proven[kind], spare_rows(example.device))
+        tiles = Tiles.proven(net, example, labels, candidates, expected)
+        if example.device.type == "cpu":
+            self._proven[kind] = tiles.sizes
+        return tiles
 
     def memory(self) -> dict[str, int]:
         """Bytes of the device's own memory that torch holds, by kind."""
         return self.device.memory()
+
+
+def _shapes(bundle: Bundle) -> str:
+    """Equal for bundles whose nets run the same kernels."""
+    manifest = bundle.manifest
+    return f"{manifest.network!r} {manifest.image!r} {manifest.latent.dim} {len(manifest.labels or ())}"
 
 
 def tiles_that_fit(net: Call, example: torch.Tensor, labels: torch.Tensor | None, candidates: Sequence[int]) -> Tiles:

@@ -1,34 +1,37 @@
-"""GET /bundles and /bundles/{name}: the loaded bundles and the metadata of their manifests."""
+"""GET /bundles and /bundles/{name}: what requests can ask for, and the metadata of the manifests."""
+
+from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
-from service.engine.model_manager import ModelManager
+from service.engine.bundle_index import Version
+from service.engine.bundles import Bundles
 from service.http.openapi import BUNDLE, BUNDLES
 from service.http.parsing import parse_query
 from service.http.responses import JSON
-from service.http.schemas import BundleList, BundleMetadata, Reply, Schema
+from service.http.schemas import BundleList, BundleMetadata, BundleVersion, Reply, Schema
 
 
-def bundle_routes(manager: ModelManager) -> APIRouter:
+def bundle_routes(bundles: Bundles) -> APIRouter:
     """GET /bundles and /bundles/{name}."""
     router = APIRouter()
 
     @router.get("/bundles", **BUNDLES)
-    async def bundles(request: Request) -> Response:
-        """Every loaded bundle, and the default one."""
+    async def bundle_list(request: Request) -> Response:
+        """Every bundle, and the default one."""
         parse_query(Schema, request.scope["query_string"])
-        default = manager.look_up(None).name
-        return _json(BundleList(default=default, bundles=[_metadata(bundle) for bundle in manager.loaded()]))
+        bundles.look_up(None)  # raises while they are being loaded
+        listed = [_metadata(bundles, version) for version in bundles.names()]
+        return _json(BundleList(default=bundles.default, bundles=listed, aliases=bundles.aliases()))
 
     @router.get("/bundles/{name}", **BUNDLE)
     async def bundle_by_name(request: Request) -> Response:
-        """One loaded bundle, by name or name@version."""
+        """One bundle, by name, alias or name@version."""
         parse_query(Schema, request.scope["query_string"])
-        return _json(_metadata(manager.look_up(request.path_params["name"])))
+        return _json(_metadata(bundles, bundles.look_up(request.path_params["name"])))
 
     return router
 
@@ -37,11 +40,14 @@ def _json(reply: Reply) -> Response:
     return Response(reply.model_dump_json(), 200, media_type=JSON)
 
 
-def _metadata(bundle: Bundle) -> BundleMetadata:
-    manifest = bundle.manifest
+def _metadata(bundles: Bundles, version: Version) -> BundleMetadata:
+    manifest = version.manifest
     return BundleMetadata(
-        name=bundle.name,
-        version=bundle.version,
+        name=version.name,
+        version=version.version,
+        versions=[
+            BundleVersion(version=one.version, created=one.manifest.created) for one in bundles.versions(version.name)
+        ],
         created=manifest.created,
         image=manifest.image,
         latent=manifest.latent,
@@ -50,4 +56,5 @@ def _metadata(bundle: Bundle) -> BundleMetadata:
         preparation=manifest.preparation or UNDECLARED,
         training=manifest.training,
         evaluation=manifest.evaluation,
+        networks=[Path(name).stem for name in manifest.files if name.endswith(".safetensors")],
     )

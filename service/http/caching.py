@@ -40,7 +40,7 @@ def caching(
     vary = {b"vary": b"Accept"}
     if made_of is None:
         return Caching({**vary, b"cache-control": b"no-store"}, None)
-    pinned = named is not None and "@" in named
+    pinned = named == f"{bundle.name}@{bundle.version}"  # an alias can come to mean another version
     freshness = f"max-age={YEAR_S}, immutable" if pinned else f"max-age={SHORT_S}"
     freshness = f"{'private' if is_private else 'public'}, {freshness}"
     tagged = f"{bundle.name}\n{bundle.version}\n{made_of}\n{ENCODERS}\n{device_kind}"

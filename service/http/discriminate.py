@@ -1,6 +1,7 @@
 """POST /discriminate: decodes a client's images and returns the discriminator's output for each."""
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from models.inference.pixels import UInt8
 from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.codecs.time_slices import Steps
+from service.engine.bundle_index import Version
 from service.engine.hints import Hints
 from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
@@ -64,7 +66,7 @@ def discriminate_routes(context: RouteContext) -> APIRouter:
 async def _discriminate(context: RouteContext, request: RequestContext) -> Response:
     """Read the body, decode its images, run the discriminator, and build the reply."""
     deadline = Deadline(request, context.settings)
-    bundle, labels, steps = await _read_upload(context, request, deadline)
+    bundle, labels, steps = await read_upload(context, request, deadline)
     (upload, hints), decode_s = await context.decode(_find_hints(steps, context.manager.hints(bundle)), deadline)
     context.metrics.decode.observe(decode_s)
     request.bundle, request.count = bundle.name, len(upload)
@@ -83,10 +85,16 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     return BytesResponse(body, {b"server-timing": took}, JSON)
 
 
-async def _read_upload(
-    context: RouteContext, request: RequestContext, deadline: Deadline
+async def read_upload(
+    context: RouteContext,
+    request: RequestContext,
+    deadline: Deadline,
+    check: Callable[[Bundle | Version], object] = bool,
 ) -> tuple[Bundle, Labels, Steps[Upload]]:
-    """The bundle and labels that a request names, and the steps that will decode its images."""
+    """The bundle and labels that a request names, and the steps that will decode its images.
+
+    `check` may refuse the bundle, if possible before the images are read.
+    """
     query, kind = request.scope["query_string"], request.media_type()
     if kind == JSON:
         parse_query(Schema, query, body=DiscriminateRequest)
@@ -94,13 +102,15 @@ async def _read_upload(
         limits = json_limits(context.settings.max_count)
         asked, _ = await context.decode(parse_body(DiscriminateRequest, body, limits), deadline)
         bundle = await context.find(asked.bundle, deadline)
+        check(bundle)
         return bundle, asked.labels, decode_base64(asked.images, _upload_limits(context, bundle, deadline))
     content_type = request.header(b"content-type") or ""
     if kind not in UPLOAD_TYPES:
         raise UnsupportedMediaType(content_type, [*UPLOAD_TYPES, JSON])
     options = parse_query(DiscriminateQuery, query)
-    bundle = await context.find(options.bundle, deadline)
+    check(context.manager.bundles.look_up(options.bundle))  # before the body
     body = await read_body(request, deadline)
+    bundle = await context.find(options.bundle, deadline)
     return bundle, options.labels, decode_upload(body, content_type, _upload_limits(context, bundle, deadline))
 
 

@@ -14,6 +14,7 @@ from starlette.responses import Response
 
 from models.bundle import Bundle
 from models.inference.noise import Float32, PathMethod, draw_latents, latent_path, sampled_labels
+from models.inference.pixels import UInt8
 from service.codecs.animation import (
     MAX_SEQUENCE_SIDE,
     SEQUENCE_TYPES,
@@ -21,6 +22,7 @@ from service.codecs.animation import (
     encode_sequence,
     sequence_size,
 )
+from service.codecs.recipe import mark
 from service.errors import Invalid
 from service.http.caching import Caching, caching, has_current_copy
 from service.http.openapi import INTERPOLATE
@@ -70,16 +72,13 @@ async def _interpolate(context: RouteContext, request: RequestContext, asked: In
     tags = request.all_of_header(b"if-none-match")
     if not tags:
         context.manager.batcher.admit(plan.steps)
-    headers = {
-        b"x-bundle": f"{bundle.name}@{bundle.version}".encode(),
-        b"content-disposition": _file_name(bundle, plan),
-    }
     kept = _caching(context, asked, plan, bundle)
+    headers = {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()} | kept.headers
     if has_current_copy(tags, kept.etag):
-        return BytesResponse(b"", headers | kept.headers, "", 304)
+        return BytesResponse(b"", headers, "", 304)
     content, took = await _draw(context, request, bundle, plan, deadline)
-    media_type = SEQUENCE_TYPES[plan.options.format]
-    return BytesResponse(content, headers | kept.headers | {b"server-timing": took}, media_type)
+    headers |= {b"content-disposition": _file_name(bundle, plan), b"server-timing": took}
+    return BytesResponse(content, headers, SEQUENCE_TYPES[plan.options.format])
 
 
 async def _draw(
@@ -94,10 +93,15 @@ async def _draw(
         bundle, latents, labels=plan.labels, truncation=plan.truncation, deadline_s=deadline.left_s()
     )
     images, timing = await deadline.wait_for(drawn)
-    work = partial(encode_sequence, images, plan.options, deadline.left_s)
+    work = partial(_encode, images, plan.options, deadline, is_marked=context.settings.recipe)
     content, encode_s = await context.encode(work, plan.options.format, deadline, is_small=False)
     deadline.left_s()  # raises if the deadline has passed
     return content, TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
+
+
+def _encode(images: UInt8, options: SequenceOptions, deadline: Deadline, *, is_marked: bool) -> bytes:
+    file = encode_sequence(images, options, deadline.left_s)
+    return mark(file, options.format, None) if is_marked else file
 
 
 def _path(bundle: Bundle, plan: InterpolationPlan) -> Float32:
@@ -113,7 +117,8 @@ def _file_name(bundle: Bundle, plan: InterpolationPlan) -> bytes:
 
 def _caching(context: RouteContext, asked: InterpolateRequest, plan: InterpolationPlan, bundle: Bundle) -> Caching:
     kind = context.manager.fingerprint(bundle)
-    made = f"interpolate {plan.ends} {plan.steps} {plan.method} {plan.labels} {plan.truncation} {plan.options}"
+    drawn = f"interpolate {plan.ends} {plan.steps} {plan.method} {plan.labels} {plan.truncation}"
+    made = f"{drawn} {plan.options} {context.settings.recipe}"
     return caching(asked.bundle, made, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
 
 

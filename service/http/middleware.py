@@ -179,17 +179,23 @@ class Problems:
             if not self.is_draining():
                 raise
             if context.has_started:
+                self._noted(Draining(), context)
                 context.hang_up()  # so that the client notices that its reply is incomplete
             else:
                 await context.answer(self._problem(Draining(), context))
         except ClientDisconnect:  # while its body was read: nobody is there for a reply
             pass
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001 - whatever it is, the client gets a problem
+            # No name for what is noted: a frame that refers to its error would keep the connection.
             if context.has_started:  # only a broken connection can tell the client that its reply is incomplete
-                raise
+                raise self._noted(error, context) from None
             await context.answer(self._problem(error, context))
 
     def _problem(self, error: Exception, context: RequestContext) -> Response:
+        return problem_reply(self._noted(error, context), context.id, context.scope["path"])
+
+    def _noted(self, error: Exception, context: RequestContext) -> ServiceError:
+        """The error that the client gets, once it is logged and counted. It also ends a reply that has begun."""
         if not isinstance(error, ServiceError):
             log.error("unexpected error", exc_info=error)
             error = Internal(repr(error))
@@ -199,7 +205,9 @@ class Problems:
             self.metrics.rejected.labels(context.route, error.rejection).inc()
             if context.key is not None:
                 self.metrics.of_key(context.key).rejected.inc()
-        return problem_reply(error, context.id, context.scope["path"])
+        if context.has_started:
+            context.status = error.status
+        return error
 
 
 class Authentication:

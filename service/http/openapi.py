@@ -19,6 +19,7 @@ from service.errors import (
     Forbidden,
     Invalid,
     Malformed,
+    NoEncoder,
     NotAcceptable,
     NotReady,
     QueueFull,
@@ -31,7 +32,7 @@ from service.errors import (
 )
 from service.http.auth import KeyScope
 from service.http.openapi_document import add_common
-from service.http.openapi_examples import CONFIG, STATISTICS
+from service.http.openapi_examples import MODEL_CONFIG, MODEL_STATISTICS
 from service.http.parsing import LABEL_FIELDS
 from service.http.problems import (
     OPEN_INFERENCE,
@@ -49,6 +50,7 @@ from service.http.schemas import (
     DiscriminateQuery,
     DiscriminateReply,
     DiscriminateRequest,
+    EncodeReply,
     InterpolateRequest,
     RepositoryIndex,
     RepositoryLoad,
@@ -57,6 +59,8 @@ from service.http.schemas import (
     SampleBody,
     SampleReply,
     SampleRequest,
+    VerifyReply,
+    VerifyRequest,
 )
 from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
@@ -69,6 +73,9 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     SampleReply,
     DiscriminateRequest,
     DiscriminateReply,
+    VerifyRequest,
+    VerifyReply,
+    EncodeReply,
     BundleMetadata,
     BundleList,
     ProtocolProblem,
@@ -76,17 +83,17 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     RepositoryLoad,
     RepositoryQuery,
     RepositoryUnload,
-    OpenAIProblem,
-    ImagesRequest,
-    ImagesReply,
-    ModelEntry,
-    ModelList,
     InferRequest,
     InferReply,
     ServerMetadata,
     ServerHealth,
     ModelMetadata,
     ModelReady,
+    OpenAIProblem,
+    ImagesRequest,
+    ImagesReply,
+    ModelEntry,
+    ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
 _WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
@@ -175,6 +182,9 @@ def _query(model: type[BaseModel], more: str = "") -> list[dict[str, Any]]:
     """A schema's fields as query parameters; `more` is added to each description."""
     whole = model.model_json_schema()
     properties, required = whole["properties"], whole.get("required", ())
+    if more:  # generated clients send defaults, which some bodies forbid
+        for schema in properties.values():
+            schema.pop("default", None)
     return [
         {
             "name": name,
@@ -297,9 +307,25 @@ DISCRIMINATE = _route(
     ],
     requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
 )
-BUNDLES = _route(
-    "What is loaded", _json_reply("Every loaded bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady
+VERIFY = _route(
+    "Verify pictures by their recipes",
+    _json_reply("One result for each picture, in order.", VerifyReply)
+    | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
+    *(error for error in _WORK if error is not UnknownBundle),
+    *_UPLOAD,
+    parameters=[_TIMEOUT],
+    requestBody=_body(*UPLOAD_TYPES, model=VerifyRequest),
 )
+ENCODE = _route(
+    "Find the latents of images",
+    _json_reply("One result for each image, in order.", EncodeReply),
+    *_WORK,
+    NoEncoder,
+    *_UPLOAD,
+    parameters=DISCRIMINATE["openapi_extra"]["parameters"],
+    requestBody=_body(*UPLOAD_TYPES, model=DiscriminateRequest),
+)
+BUNDLES = _route("The bundles", _json_reply("Every bundle.", BundleList), Malformed, Unauthorized, Invalid, NotReady)
 _NAME = {"name": "name", "in": "path", "required": True, "schema": {"type": "string"}}
 BUNDLE = _route(
     "One bundle",
@@ -311,6 +337,7 @@ BUNDLE = _route(
     NotReady,
     parameters=[_NAME],
 )
+_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 OPENAI_IMAGES = _openai_route(
     "Draw images, by OpenAI's API",
     _json_reply("The pictures.", ImagesReply)
@@ -324,10 +351,9 @@ OPENAI_MODELS = _openai_route("List bundles, by OpenAI's API", _json_reply("Ever
 OPENAI_MODEL = _openai_route(
     "One bundle, by OpenAI's API", _json_reply("The bundle.", ModelEntry), UnknownBundle, parameters=[_NAME]
 )
-_BODY_ERRORS = (Malformed, Unauthorized, RequestTimeout, TooLarge, Invalid)
 REPOSITORY_INDEX = _protocol_route(
     "List the repository",
-    _json_reply("Every bundle that is loaded, or has a folder.", RepositoryIndex),
+    _json_reply("Every version of every bundle.", RepositoryIndex),
     *_BODY_ERRORS,
     requestBody=_body(model=RepositoryQuery),
 )
@@ -347,13 +373,6 @@ _JSON_LENGTH = {
     "description": "Bytes of the JSON, where tensors in binary follow it. 0: the body is one tensor and nothing else.",
     "schema": {"type": "integer", "minimum": 0},
 }
-
-
-def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
-    content = {"application/json": {"schema": {"type": "object"}, "example": example}}
-    return {"description": "In Triton's form.", "content": content}
-
-
 _MODEL_NAME = {
     "name": "name",
     "in": "path",
@@ -370,6 +389,12 @@ def _model_route(summary: str, reply: dict[str, Any], *errors: type[ServiceError
     return _protocol_route(summary, reply, *errors, parameters=parameters, **extra)
 
 
+def _triton_reply(example: dict[str, Any]) -> dict[str, Any]:
+    """A reply whose fields Triton's documentation describes."""
+    content = {"schema": {"type": "object"}, "example": example}
+    return {"description": "In Triton's form.", "content": {"application/json": content}}
+
+
 def of_version(route: dict[str, Any]) -> dict[str, Any]:
     """The same route for a version of the model."""
     version = {"name": "version", "in": "path", "required": True, "schema": {"type": "string"}}
@@ -381,9 +406,9 @@ V2_SERVER = _protocol_route("The service", _json_reply("Its name and version.", 
 V2_HEALTH = _protocol_route("Probe", _json_reply("Yes.", ServerHealth), NotReady, Draining)
 V2_METADATA = _model_route("One model", _json_reply("The model.", ModelMetadata))
 V2_READY = _model_route("Whether a model is ready", _json_reply("Yes.", ModelReady))
-V2_CONFIG = _model_route("A model's configuration", _triton_reply(CONFIG))
-V2_STATISTICS = _model_route("Statistics", _triton_reply(STATISTICS))
-V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(STATISTICS), Unauthorized, NotReady)
+V2_CONFIG = _model_route("A model's configuration", _triton_reply(MODEL_CONFIG))
+V2_STATISTICS = _model_route("Statistics of a model", _triton_reply(MODEL_STATISTICS))
+V2_ALL_STATISTICS = _protocol_route("Statistics of all models", _triton_reply(MODEL_STATISTICS), Unauthorized, NotReady)
 V2_INFER = _model_route(
     "Run a model",
     {

@@ -9,6 +9,7 @@ from service.errors import (
     Internal,
     Invalid,
     Malformed,
+    NoEncoder,
     NotAcceptable,
     NotReady,
     QueueFull,
@@ -27,7 +28,9 @@ _BUNDLE = {"bundle": "mnist", "version": "0123456789ab"}
 _METADATA: dict[str, Any] = {
     "name": "mnist",
     "version": "0123456789ab",
+    "versions": [{"version": "0123456789ab", "created": "2026-11-24T17:35:12Z"}],
     "created": "2026-11-24T17:35:12Z",
+    "networks": ["generator", "discriminator"],
     "image": {"channels": 1, "height": 28, "width": 28},
     "latent": {"dim": 64, "distribution": "normal", "sampler": "philox4x64-10/1", "label_frequencies": [0.5, 0.5]},
     "labels": ["0", "1"],
@@ -54,6 +57,7 @@ ERRORS: dict[type[ServiceError], ServiceError] = {
         RequestTimeout("The body was not there within 30 s."),
         TooLarge("The body has more than 4194304 bytes."),
         UnsupportedMediaType("text/plain", ["application/json"]),
+        NoEncoder("mnist"),
         Invalid("seed: Input should be greater than or equal to 0.", "seed"),
         QueueFull(3),
         NotReady("the bundles are being loaded"),
@@ -77,32 +81,34 @@ BODIES: dict[str, Any] = {
     },
     "DiscriminateRequest": {"images": [PIXEL]},
     "DiscriminateReply": {**_BUNDLE, "results": [{"probability_real": 0.93, "logit": 2.59, "label": "7"}]},
+    "EncodeReply": {**_BUNDLE, "results": [{"latent": [0.25, -1.5], "error": 12.5, "image": PIXEL}]},
+    "VerifyRequest": {"images": [PIXEL]},
+    "VerifyReply": {
+        "results": [
+            {
+                "verdict": "identical",
+                "recipe": {
+                    "bundle": "mnist@0123456789ab",
+                    "seed": 7,
+                    "first_index": 0,
+                    "count": 1,
+                    "labels": [3],
+                    "truncation": 1.0,
+                    "select": "none",
+                    "layout": "grid",
+                    "columns": 1,
+                    "scale": 1,
+                    "format": "png",
+                },
+            }
+        ]
+    },
     "BundleMetadata": _METADATA,
-    "BundleList": {"default": "mnist", "bundles": [_METADATA]},
+    "BundleList": {"default": "mnist", "bundles": [_METADATA], "aliases": {"mnist@canary": "0123456789ab"}},
     "RepositoryQuery": {"ready": True},
     "RepositoryIndex": [{"name": "mnist", "version": "0123456789ab", "state": "READY", "reason": ""}],
     "RepositoryLoad": {},
     "RepositoryUnload": {},
-    "InferRequest": {"inputs": [{"name": "seed", "shape": [1], "datatype": "INT64", "data": [7]}]},
-    "InferReply": {
-        "model_name": "mnist.discriminator",
-        "model_version": "0123456789ab",
-        "parameters": {},
-        "outputs": [
-            {"name": "probability_real", "datatype": "FP32", "shape": [1], "data": [0.93]},
-            {"name": "logit", "datatype": "FP32", "shape": [1], "data": [2.59]},
-        ],
-    },
-    "ServerMetadata": {"name": "gan-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
-    "ServerHealth": {"live": True, "ready": True},
-    "ModelReady": {"name": "mnist", "ready": True},
-    "ModelMetadata": {
-        "name": "mnist",
-        "versions": ["0123456789ab"],
-        "platform": "gan-service_safetensors",
-        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [1]}],
-        "outputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}],
-    },
     "ImagesRequest": {"model": "mnist", "prompt": "a handwritten 3", "n": 2, "size": "512x512"},
     "ImagesReply": {
         "created": 1796052464,
@@ -116,17 +122,36 @@ BODIES: dict[str, Any] = {
         "object": "list",
         "data": [{"id": "mnist", "object": "model", "created": 1795528512, "owned_by": "gan-service"}],
     },
+    "ServerMetadata": {"name": "gan-service", "version": "0.1.0", "extensions": ["binary_tensor_data"]},
+    "ServerHealth": {"live": True, "ready": True},
+    "ModelReady": {"name": "mnist", "ready": True},
+    "ModelMetadata": {
+        "name": "mnist.discriminator",
+        "versions": ["0123456789ab"],
+        "platform": "gan-service_safetensors",
+        "inputs": [{"name": "images", "datatype": "UINT8", "shape": [-1, 28, 28, 1]}],
+        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [-1]}],
+    },
+    "InferRequest": {
+        "inputs": [{"name": "seed", "datatype": "INT64", "shape": [1], "data": [7]}],
+        "outputs": [{"name": "images", "parameters": {"binary_data": True}}],
+    },
+    "InferReply": {
+        "model_name": "mnist.discriminator",
+        "model_version": "0123456789ab",
+        "outputs": [{"name": "logit", "datatype": "FP32", "shape": [1], "data": [2.59]}],
+    },
 }
 
 # Of Triton's objects, which have no schema here.
-CONFIG = {
+MODEL_CONFIG = {
     "name": "mnist",
     "platform": "gan-service_safetensors",
     "max_batch_size": 0,
     "input": [{"name": "seed", "data_type": "TYPE_INT64", "dims": [1], "optional": True}],
     "output": [{"name": "images", "data_type": "TYPE_UINT8", "dims": [-1, 28, 28, 1]}],
 }
-STATISTICS = {
+MODEL_STATISTICS = {
     "model_stats": [
         {
             "name": "mnist",

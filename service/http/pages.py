@@ -18,16 +18,17 @@ _STATIC = Path(__file__).parents[1] / "static"
 _TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 _HEADERS = {
     "Cache-Control": "no-cache",
-    # The page fetches images to read their headers, and shows them from blob: URLs.
+    # The page fetches images, so that a key can be sent with them, and shows them from blob: URLs.
     "Content-Security-Policy": "default-src 'self'; img-src 'self' blob:; frame-ancestors 'none'; base-uri 'none'",
     "Referrer-Policy": "no-referrer",
 }
 
 
 def page_routes() -> APIRouter:
-    """GET /, /docs, /openapi.json and /static/{name}; none of them is part of the API."""
+    """GET /, /docs, /openapi.json and what is in static/; none of them is part of the API."""
     router = APIRouter(include_in_schema=False)
-    files = {path.name: path.read_bytes() for path in _STATIC.iterdir() if path.suffix in _TYPES}
+    paths = (path for path in _STATIC.rglob("*") if path.suffix in _TYPES)
+    files = {path.relative_to(_STATIC).as_posix(): path.read_bytes() for path in paths}
 
     def page(name: str) -> Response:
         if name not in files:
@@ -45,7 +46,7 @@ def page_routes() -> APIRouter:
     async def docs(_: Request) -> Response:
         return page("docs.html")
 
-    @router.get("/static/{name}")
+    @router.get("/static/{name:path}")
     async def static(request: Request) -> Response:
         return page(request.path_params["name"])
 

@@ -4,6 +4,7 @@ Its errors have the protocol's own shape (problems.py). Load and unload need an 
 """
 
 import asyncio
+from pathlib import Path
 
 from fastapi import APIRouter
 from starlette.requests import Request
@@ -11,6 +12,7 @@ from starlette.responses import Response
 
 from models.bundle import BundleError
 from service.codecs.time_slices import run_steps
+from service.engine.bundles import Bundles
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, RequestTimeout, ServiceError, TooLarge
 from service.http.json_limits import JsonLimits
@@ -18,6 +20,7 @@ from service.http.openapi import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_U
 from service.http.parsing import SchemaT, parse_body
 from service.http.responses import JSON
 from service.http.schemas import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload
+from service.worker_group import WorkerGroup
 
 MAX_BODY_BYTES = 65536
 BODY_S = 30.0  # for the body to arrive
@@ -29,26 +32,28 @@ TRIES = 3  # to have all workers agree
 def repository_routes(manager: ModelManager) -> APIRouter:
     """POST /v2/repository/index, /v2/repository/models/{name}/load and …/unload."""
     router = APIRouter()
-    repository = Repository(manager)
+    repository = Repository(manager.bundles, manager.worker_group, manager.settings.bundles)
     manager.worker_group.answer({"change": repository.follow})
 
     @router.post("/v2/repository/index", **REPOSITORY_INDEX)
     async def index(request: Request) -> Response:
-        """Every bundle that is loaded or has a folder, and the reason why one is not loaded."""
+        """Every version of every bundle, and why requests can't ask for some."""
         asked = await _parse(request, RepositoryQuery)
-        entries = [entry._asdict() for entry in await manager.repository() if entry.state == "READY" or not asked.ready]
+        entries = [
+            entry._asdict() for entry in await manager.bundles.repository() if entry.state == "READY" or not asked.ready
+        ]
         return Response(RepositoryIndex.model_validate(entries).model_dump_json(), 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/load", **REPOSITORY_LOAD)
     async def load(request: Request) -> Response:
-        """Load a bundle's folder as it is now, beside serving. Answers once the bundle serves, or with the reason."""
+        """Take up what has changed on disk, and load what the name means, beside serving; or answer why not."""
         await _parse(request, RepositoryLoad)
         await repository.change("load", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_UNLOAD)
     async def unload(request: Request) -> Response:
-        """Unload a bundle; requests that have found it already are still answered."""
+        """Unload all versions of a bundle, or one; requests that have found it already are still answered."""
         await _parse(request, RepositoryUnload)
         await repository.change("unload", request.path_params["name"])
         return Response("{}", 200, media_type=JSON)
@@ -57,11 +62,19 @@ def repository_routes(manager: ModelManager) -> APIRouter:
 
 
 class Repository:
-    """Loads and unloads bundles in this worker and in all others."""
+    """Loads and unloads bundles in this worker and in all others.
 
-    def __init__(self, manager: ModelManager) -> None:
-        self._manager = manager
-        self._changes = {"load": manager.load, "unload": manager.unload}
+    Args:
+        bundles: Those of this worker.
+        others: The other workers.
+        root: Where bundles lie.
+    """
+
+    def __init__(self, bundles: Bundles, others: WorkerGroup, root: Path) -> None:
+        self._bundles = bundles
+        self._others = others
+        self._root = root
+        self._changes = {"load": bundles.load, "unload": bundles.unload}
 
     async def change(self, how: str, bundle: str) -> None:
         """Load or unload a bundle in this worker, and if that succeeds, in all others at once.
@@ -74,27 +87,27 @@ class Repository:
         """
         for _ in range(TRIES):
             await self._change_here(how, bundle)
-            there = await self._manager.worker_group.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
-            reasons = [why for version, why in there if version != self._manager.version(bundle)]
+            there = await self._others.ask("change", within_s=CHANGE_S, how=how, bundle=bundle)
+            reasons = [why for version, why in there if version != self._bundles.version(bundle)]
             if not reasons:
                 return
         raise Invalid(f"another worker did not follow ({reasons[0] or 'its version is another'}): try again")
 
     async def follow(self, how: str, bundle: str) -> tuple[str | None, str | None]:
-        """Do what another worker did. Returns the version that is loaded then, if any, and why it failed, if it did."""
+        """Do what another worker did. Returns the version that it means then, if any, and why it failed, if it did."""
         reason = None
         try:
             await self._change_here(how, bundle)
         except ServiceError as error:  # perhaps it was done already
             reason = error.detail
-        return self._manager.version(bundle), reason
+        return self._bundles.version(bundle), reason
 
     async def _change_here(self, how: str, bundle: str) -> None:
         """Load or unload in this worker. The client gets the reason of a failure, without the path of the bundles."""
         try:
             await self._changes[how](bundle)
         except BundleError as error:
-            raise Invalid(error.relative_to(self._manager.settings.bundles)) from None
+            raise Invalid(error.relative_to(self._root)) from None
 
 
 async def _parse(request: Request, schema: type[SchemaT]) -> SchemaT:

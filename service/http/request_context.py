@@ -10,14 +10,16 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import TooLarge
+from service.errors import DeadlinePassed, TooLarge
 from service.http.memory_budget import SMALL_BYTES, MemoryBudget
+from service.http.responses import StreamedResponse
 from service.logs import RequestMetadata, new_request_id
 
 KEY = "gan.request"  # of the context in the request's scope
@@ -41,10 +43,12 @@ class RequestContext(RequestMetadata, ABC):
 
     Attributes:
         scope: ASGI's.
-        status: Of the reply; `CLIENT_LEFT` until it has started.
+        status: Of the reply; `CLIENT_LEFT` until it has started, and if the client leaves before its end.
+        has_started: Whether the reply has started.
         bytes_in, bytes_out: Of the request's body and the reply's body so far.
         found: The route of its path; None if there is none.
         should_close: Called when the reply starts; True closes the connection after the reply.
+        is_head: Whether it asks for the reply's head alone.
         more_headers: Of the reply, whatever it will be.
     """
 
@@ -53,11 +57,12 @@ class RequestContext(RequestMetadata, ABC):
         super().__init__(self._request_id(), scope["method"], UNMATCHED, time.monotonic())
         self.scope = scope
         self.status = CLIENT_LEFT
+        self.has_started = False
         self.bytes_in = self.bytes_out = 0
         self.found: FoundRoute | None = None
         self.should_close: Callable[[], bool] = bool
         self.more_headers: Sequence[Header] = ()
-        self._is_head = scope["method"] == "HEAD"
+        self.is_head = scope["method"] == "HEAD"
         self._expects_body = scope["method"] not in {"GET", "HEAD"}
         self._budgets: tuple[MemoryBudget, MemoryBudget] | None = None  # for bodies, for replies
         self._max_body_bytes = 0
@@ -215,11 +220,6 @@ class RequestContext(RequestMetadata, ABC):
 
     # ------------------------------------------------------------------------------------------------------ the reply
 
-    @property
-    def has_started(self) -> bool:
-        """Whether the reply has started."""
-        return self.status != CLIENT_LEFT
-
     def reserve_reply(self, size: int) -> None:
         """Count the reply's memory, until the client has read it. `size` is in bytes, before encoding.
 
@@ -231,9 +231,33 @@ class RequestContext(RequestMetadata, ABC):
             self._count_reply(size)
 
     async def answer(self, response: Response) -> None:
-        """Send a complete response."""
+        """Send a response."""
         await self._start(response.status_code, response.raw_headers)
-        await self._write(bytes(response.body), is_last=True)
+        if isinstance(response, StreamedResponse):
+            await self._stream(response)
+        else:
+            await self._write(bytes(response.body), is_last=True)
+
+    async def _stream(self, response: StreamedResponse) -> None:
+        """Send a body part by part, as fast as the client reads it.
+
+        Raises:
+            DeadlinePassed: It took too long, in making or in reading.
+        """
+        async with aclosing(response.parts) as parts:
+            async for part in parts:
+                await self._write_in_time(part, response.left_s)
+        await self._write(b"", is_last=True)
+
+    async def _write_in_time(self, part: bytes, left_s: Callable[[], float]) -> None:
+        try:
+            async with asyncio.timeout(left_s()):
+                await self._write(part, is_last=False)
+        except TimeoutError:
+            left_s()
+            raise DeadlinePassed from None
+        if self._budgets is not None:  # it waits for the next part now
+            self._budgets[1].stop_waiting_for_client(self)
 
     async def send(self, message: Message) -> None:
         """ASGI's `send`, which also adds the headers that every reply has."""
@@ -245,9 +269,10 @@ class RequestContext(RequestMetadata, ABC):
     async def _start(self, status: int, headers: Iterable[Header]) -> None:
         await self.start_reply(status, self._complete(headers))
         self.status = status
+        self.has_started = True
 
     async def _write(self, body: bytes, *, is_last: bool) -> None:
-        if self._is_head:  # same headers as GET, but no body
+        if self.is_head:  # same headers as GET, but no body
             body = b""
         size = len(body)
         self.bytes_out += size
@@ -294,6 +319,7 @@ class RequestContext(RequestMetadata, ABC):
             # is stopping.
             if not self._was_cancelled or work.uncancel() > 0:
                 raise
+            self.status = CLIENT_LEFT
         except ClientDisconnect:
             pass
         finally:

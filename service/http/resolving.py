@@ -4,13 +4,14 @@ import math
 import re
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TypeVar
 
 from models.inference.noise import Float32
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, Format, RenderOptions, picture_size
+from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, STREAMED, Format, RenderOptions, picture_size
+from service.codecs.recipe import MAX_RECIPE_IMAGES
 from service.errors import Invalid, NotAcceptable
 from service.http.schemas import SEED_LIMIT, Label, Labels, QueryDigits, SampleRequest
 from service.settings import Settings
@@ -128,6 +129,17 @@ class SamplePlan:
     render: RenderOptions
     latents: Float32 | None = None  # take the place of seed and first_index
     shows_latents: bool = False
+    is_marked: bool = False  # pictures say that they were generated, and by which recipe
+
+    def part(self, start: int, count: int) -> "SamplePlan":
+        """The plan for images start … start + count − 1 of this one's."""
+        return replace(
+            self,
+            count=count,
+            first_index=self.first_index + start,
+            labels=None if self.labels is None else self.labels[start : start + count],
+            latents=None if self.latents is None else self.latents[start : start + count],
+        )
 
 
 def resolve_sample(
@@ -165,7 +177,23 @@ def resolve_sample(
         render=render,
         latents=latents,
         shows_latents=request.latents is True and render.format == "json",
+        is_marked=_is_marked(request, render, count, settings),
     )
+
+
+def _is_marked(request: SampleRequest, render: RenderOptions, count: int, settings: Settings) -> bool:
+    """Whether pictures carry their recipe.
+
+    Raises:
+        Invalid: It would be too long for one picture.
+    """
+    if not (settings.recipe if request.recipe is None else request.recipe):
+        return False
+    if render.format in MAX_SIDE and count > MAX_RECIPE_IMAGES:
+        raise Invalid(
+            f"recipe: a picture's recipe has room for {MAX_RECIPE_IMAGES} images. Ask for fewer, or recipe=false."
+        )
+    return render.format != "npy"
 
 
 @lru_cache(maxsize=256)  # few different values of Accept are in use
@@ -202,7 +230,8 @@ def _check_size(render: RenderOptions, count: int, shape: tuple[int, int, int], 
     height, width = picture_size(render, count, *shape[1:])
     side = MAX_SIDE.get(render.format)
     if side is None:
-        pixels = count * shape[1] * shape[2] * render.scale**2
+        # Archives and arrays are streamed where they are large, an image at a time if need be.
+        pixels = shape[1] * shape[2] * render.scale**2 * (1 if render.format in STREAMED else count)
     else:
         check_side(render.format, side, height, width)
         pixels = height * width
@@ -231,5 +260,7 @@ def check_pixels(fields: str, pixels: int, most: int) -> None:
 
 def fingerprint(plan: SamplePlan) -> str:
     """A plan's fields as text, the same in every process. Part of the entity tag."""
-    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation} {plan.shows_latents}"
-    return f"{drawn} {plan.render.format} {plan.render.columns} {plan.render.scale}"
+    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
+    return (
+        f"{drawn} {plan.shows_latents} {plan.is_marked} {plan.render.format} {plan.render.columns} {plan.render.scale}"
+    )

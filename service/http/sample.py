@@ -12,9 +12,9 @@ from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
 from service.codecs.npy import NPY
-from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
 from service.http.caching import Caching, caching, has_current_copy
+from service.http.drawing import draw, metadata_of
 from service.http.given_latents import (
     check_latents,
     check_shown,
@@ -27,9 +27,10 @@ from service.http.openapi import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.parsing import parse_body, parse_query
 from service.http.request_context import RequestContext, context_of
 from service.http.resolving import SamplePlan, fingerprint, resolve_sample
-from service.http.responses import JSON, BytesResponse
+from service.http.responses import JSON, BytesResponse, StreamedResponse
 from service.http.route_context import TIMING, Deadline, RouteContext, read_body
 from service.http.schemas import SampleBody, SampleRequest, Schema
+from service.http.streaming import contents, held_bytes, is_streamed, stream_bytes, stream_pieces
 
 # Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
 # most), and what Pillow encodes. On a busy machine that takes less time than handing them to a thread.
@@ -158,12 +159,11 @@ async def _draw(
     headers: dict[bytes, bytes],
 ) -> Response:
     """Compute the images, encode them and build the reply."""
+    if is_streamed(bundle, plan):
+        return await _stream(context, request, bundle, plan, deadline, headers)
     request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
-    images, labels, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
-    names = bundle.manifest.labels
-    label_names = [names[label] for label in labels] if names and labels else None
-    seed, first_index = (plan.seed, plan.first_index) if plan.latents is None else (None, None)
-    metadata = SampleMetadata(bundle.name, bundle.version, seed, first_index, labels, label_names)
+    images, labels, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
+    metadata = metadata_of(bundle, plan, labels)
     content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)
     deadline.left_s()  # raises if the deadline has passed
     took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
@@ -171,24 +171,27 @@ async def _draw(
     return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
 
 
-async def draw_images(
-    context: RouteContext, bundle: Bundle, plan: SamplePlan, deadline: Deadline
-) -> tuple[UInt8, list[int] | None, Timing]:
-    """The images of a plan, their labels, and how long they took."""
-    if plan.latents is not None:
-        images, timing = await context.manager.sample_latents(
-            bundle, plan.latents, labels=plan.labels, truncation=plan.truncation, deadline_s=deadline.left_s()
-        )
-        return images, plan.labels, timing
-    return await context.manager.sample(
-        bundle,
-        seed=plan.seed,
-        first_index=plan.first_index,
-        labels=plan.labels,
-        count=plan.count,
-        truncation=plan.truncation,
-        deadline_s=deadline.left_s(),
-    )
+async def _stream(
+    context: RouteContext,
+    request: RequestContext,
+    bundle: Bundle,
+    plan: SamplePlan,
+    deadline: Deadline,
+    headers: dict[bytes, bytes],
+) -> Response:
+    """Compute the first of the images, and build a reply that computes the others while it is sent."""
+    request.reserve_reply(held_bytes(bundle, plan))
+    headers = _names(bundle, plan) | _file_name(bundle, plan) | headers
+    if (size := stream_bytes(bundle, plan)) is not None:
+        headers[b"content-length"] = b"%d" % size
+    media_type = MEDIA_TYPES[plan.render.format]
+    if request.is_head:  # of which nothing has to be computed
+        return BytesResponse(b"", headers | {b"content-type": media_type.encode()}, "")
+    pieces = stream_pieces(context, bundle, plan, deadline)
+    first = await anext(pieces)
+    took = TIMING % (1e3 * first.timing.queue_s, 1e3 * first.timing.compute_s, 1e3 * first.encode_s)
+    parts = contents(first, pieces)
+    return StreamedResponse(parts, headers | {b"server-timing": took}, media_type, deadline.left_s)
 
 
 async def _encode(

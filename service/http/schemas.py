@@ -35,6 +35,7 @@ from models.inference.noise import PathMethod
 from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.animation import SequenceFormat
 from service.codecs.encode import Format
+from service.codecs.recipe import Recipe
 from service.http.openapi_examples import PIXEL
 from service.http.problems import Problem
 
@@ -177,6 +178,11 @@ class SampleRequest(Schema):
         description="true: a JSON reply has the latents that were drawn, before truncation. "
         "Sent back by POST they give the same images.",
     )
+    recipe: Flag | None = Field(
+        None,
+        description="true: each picture carries the recipe that made it, for /verify, and says that it was generated; "
+        "false: not. Default: as GAN_RECIPE says, which is not.",
+    )
 
 
 # Validation stops at the first mistake, as for labels.
@@ -254,6 +260,17 @@ class DiscriminateRequest(DiscriminateQuery):
     )
 
 
+class VerifyRequest(Schema):
+    """Pictures to verify, as JSON."""
+
+    images: list[str] = Field(
+        min_length=1,
+        fail_fast=True,
+        description="Image files (png, jpeg, webp or bmp) in base64.",
+        examples=[[PIXEL]],
+    )
+
+
 class Reply(BaseModel):
     """Base of reply schemas."""
 
@@ -278,6 +295,30 @@ class SampleReply(Reply):
     latents: list[list[float]] | None = Field(
         None, description="Only where the request has latents=true: a row for each image, before truncation."
     )
+
+
+Verdict = Literal["identical", "within_one_level", "different", "no_recipe", "unknown_bundle"]
+
+
+class VerifyResult(Reply):
+    """What became of one picture's recipe, or the error of a picture that could not be decoded."""
+
+    verdict: Verdict | None = Field(
+        None,
+        description="`identical`: the recipe gives these pixels; `within_one_level`: it does but for a grey level, as "
+        "on another kind of device or in another release; `different`: it gives others, or a picture of another size; "
+        "`no_recipe`: there is none, or none of ours; `unknown_bundle`: the bundle that it names is not loaded here.",
+    )
+    recipe: Recipe | None = Field(None, description="The picture's recipe; left out where there is none.")
+    error: Problem | None = Field(
+        None, description="Why the picture could not be decoded; the other fields are then left out."
+    )
+
+
+class VerifyReply(Reply):
+    """One result for each picture, in the order of the request."""
+
+    results: list[VerifyResult]
 
 
 class DiscriminateResult(Reply):
@@ -313,6 +354,22 @@ class DiscriminateReply(Reply):
     bundle: str
     version: str
     results: list[DiscriminateResult]
+
+
+class EncodeResult(Reply):
+    """Where one image lies in the generator's latent space."""
+
+    latent: list[float] = Field(description="What the generator makes the image from that is most like it.")
+    error: float = Field(description="Mean squared difference of both images' pixels, in [0, 1].")
+    image: str = Field(description="What the generator makes of the latent, as a PNG in base64.")
+
+
+class EncodeReply(Reply):
+    """One result for each image, in the order of the request."""
+
+    bundle: str
+    version: str
+    results: list[EncodeResult]
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -365,11 +422,19 @@ def _json_numbers(values: Sequence[float]) -> list[bytes]:
     return to_json(values)[1:-1].split(b",") if values else []
 
 
+class BundleVersion(Reply):
+    """A version of a bundle, which `name@version` asks for."""
+
+    version: str
+    created: AwareDatetime
+
+
 class BundleMetadata(Reply):
-    """A loaded bundle: its version and the metadata of its manifest."""
+    """A version of a bundle, and the metadata of its manifest. `versions` are all of them, the newest first."""
 
     name: str
     version: str
+    versions: list[BundleVersion]
     created: AwareDatetime
     image: ImageSpec
     latent: LatentSpec
@@ -378,13 +443,17 @@ class BundleMetadata(Reply):
     preparation: Preparation
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
+    networks: list[str] = Field(
+        description="What it can do: `generator` draws, `discriminator` judges, `encoder` finds an image's latent."
+    )
 
 
 class BundleList(Reply):
-    """The loaded bundles. `default` is the bundle for requests that name none."""
+    """Every bundle, in the version that its name means. `default` is the bundle for requests that name none."""
 
     default: str | None
     bundles: list[BundleMetadata]
+    aliases: dict[str, str] = Field(description="The versions that aliases mean, by `name` or `name@alias`.")
 
 
 class RepositoryQuery(Schema):
@@ -392,7 +461,7 @@ class RepositoryQuery(Schema):
 
     model_config = ConfigDict(extra="ignore")
 
-    ready: bool = Field(default=False, description="List only bundles that are loaded.")
+    ready: bool = Field(default=False, description="List only what requests can ask for.")
 
 
 def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
@@ -430,7 +499,7 @@ class RepositoryUnload(Schema):
 
 
 class RepositoryEntry(Reply):
-    """A bundle of the repository. If it is not loaded, `name` is its folder's and `version` is empty."""
+    """A version of a bundle. Where a manifest can't be used, `name` is its folder's and `version` is empty."""
 
     name: str
     version: str
@@ -439,4 +508,4 @@ class RepositoryEntry(Reply):
 
 
 class RepositoryIndex(RootModel[list[RepositoryEntry]]):
-    """Every bundle that is loaded or has a folder."""
+    """Every version of every bundle, and every folder whose manifest can't be used."""

@@ -173,6 +173,7 @@ class HttpRequest(RequestContext):
         """See the base class."""
         self._head = self._begin(status, headers)
         self.status = status
+        self.has_started = True
 
     async def write_reply(self, body: bytes, *, is_last: bool) -> None:
         """See the base class."""
@@ -197,7 +198,7 @@ class HttpRequest(RequestContext):
             raise ValueError(f"a header of the reply has a character that HTTP does not allow: {fields}")
         lines = [_status_line(status), *[b"%b: %b\r\n" % field for field in fields]]
         names = {name for name, _ in fields}
-        self._has_no_body = self._is_head or status in _WITHOUT_BODY
+        self._has_no_body = self.is_head or status in _WITHOUT_BODY
         if b"content-length" not in names and not self._has_no_body:
             self._is_chunked = not self._is_http_1_0
             self.keeps_alive &= self._is_chunked
@@ -484,6 +485,8 @@ class HttpConnection(asyncio.Protocol):
     async def _run(self, request: HttpRequest) -> None:
         try:
             await self._app(request.scope, request.read_message, request.write_message)
+        except ServiceError:  # it came too late for a problem, and is logged
+            pass
         except Exception:
             if not self.is_closing:
                 log.exception("the application failed")

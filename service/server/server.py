@@ -10,14 +10,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterable
 from types import FrameType
-from typing import cast
+from typing import Any, cast
 
 import uvicorn
 from fastapi import FastAPI
 
-from models.bundle import Bundle, BundleError
+from models.bundle import BundleError
 from service.errors import ServiceError
 from service.http.auth import Keys, KeyScope, has_files, read_keys
 from service.server import process_memory as memory
@@ -190,7 +189,7 @@ class Server(uvicorn.Server):
     def _serves(self) -> dict[str, object]:
         """What is served, and where it is computed."""
         manager = self._app.state.manager
-        return {"bundles": _names(manager.loaded()), "device": manager.engine.name}
+        return {"bundles": _names(manager.bundles), "device": manager.engine.name}
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:  # noqa: ARG002 - uvicorn's signature
         """Handle a signal to stop. Python may call this between any two instructions of the main thread."""
@@ -260,11 +259,11 @@ class Server(uvicorn.Server):
         """Reload changed bundles on SIGHUP; several signals during a reload lead to one more."""
         serving = self._app.state.manager
         await asyncio.wait([self._app.state.starting])
-        while serving.is_started:  # false if the start failed: the process then ends
+        while serving.bundles.is_started:  # false if the start failed: the process then ends
             await self.reload_requested.wait()
             self.reload_requested.clear()  # before the reload, which may miss changes from now on
             try:
-                await serving.reload()
+                await serving.bundles.reload()
             except (BundleError, ServiceError) as error:
                 log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - a traceback would say no more
             except Exception:
@@ -272,7 +271,7 @@ class Server(uvicorn.Server):
             else:
                 gc.unfreeze()  # the replaced bundles are among the frozen objects
                 memory.freeze_startup_objects()
-                log.info("bundles: %s", _names(serving.loaded()))
+                log.info("bundles: %s", _names(serving.bundles))
 
     async def _keep_reading_keys(self) -> None:
         """Read the files of keys again on SIGHUP, without waiting for bundles; the old keys stay where one is bad."""
@@ -290,5 +289,6 @@ class Server(uvicorn.Server):
                 log.info("keys have changed", extra={"fields": fields})
 
 
-def _names(bundles: Iterable[Bundle]) -> str:
-    return " ".join(f"{bundle.name}@{bundle.version}" for bundle in bundles)
+def _names(bundles: Any) -> str:
+    """What each name means, for the log."""
+    return " ".join(f"{one.name}@{one.version}" for one in bundles.names())

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import socket
+from collections import Counter
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -54,7 +55,7 @@ def choose_workers(settings: Settings, machine: Machine, weights_bytes: int = 0)
     Args:
         settings: All of them.
         machine: Where the service is to run.
-        weights_bytes: Size of all bundles' weights, of which every worker has its own.
+        weights_bytes: Size of the weights that are kept in memory, of which every worker has its own.
     """
     if not machine.passes_connections:
         return Choice(1, "this system passes no connections to processes")
@@ -106,11 +107,11 @@ def _torch_is_cpu_only() -> bool:
     return False
 
 
-def weights_bytes(bundles: Path) -> int:
-    """Size of all weights in a folder of bundles; what can't be read counts nothing, for now."""
-    total = 0
+def weights_bytes(bundles: Path, most: int) -> int:
+    """Size of the weights of so many bundles in a folder, the largest; what can't be read counts nothing, for now."""
+    sizes = Counter[Path]()
     with contextlib.suppress(OSError):
-        for file in bundles.glob("*/*.safetensors"):
+        for file in (*bundles.glob("*.safetensors"), *bundles.glob("*/*.safetensors")):  # it may be a bundle itself
             with contextlib.suppress(OSError):
-                total += file.stat().st_size
-    return total
+                sizes[file.parent] += file.stat().st_size
+    return sum(size for _, size in sizes.most_common(most))

@@ -61,7 +61,7 @@ def test_images_are_drawn_by_query_and_by_body(generated: str, client: Any) -> N
     by_query = sample.sync(client=client, seed=7, count=4, scale=2)
     assert by_query.payload.read().startswith(PNG)
     by_body = part(generated, "api.images.post_sample").sync(
-        client=client, body=models.SampleRequest(seed=7, count=4, scale=2)
+        client=client, body=models.SampleBody(seed=7, count=4, scale=2)
     )
     by_query.payload.seek(0)
     assert by_body.payload.read() == by_query.payload.read()

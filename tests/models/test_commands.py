@@ -44,7 +44,7 @@ from models.training.progress import PLAIN_EVERY_S, TrainingProgress
 from models.training.run_folder import RunDir
 from models.training.snapshots import Snapshots
 from models.training.trainer import SELECTIONS, Best, Report, State
-from service.engine.bundle_folders import find_bundles
+from service.engine.bundle_index import find_folders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -758,7 +758,7 @@ def test_a_run_can_be_looked_at_and_served_before_it_is_finished(
     def looked(snapshots: Snapshots, *, must: bool = False) -> None:
         report(snapshots, must=must)
         if not (out / "bundle").exists():
-            assert find_bundles(out) == ([out / "preview"], {})
+            assert find_folders(out) == ([out / "preview"], {})
             bundle = read_bundle(out / "preview")
             assert (bundle.name, bundle.manifest.calibration) == ("colours-small-classes", None)
             assert bundle.draw(2).shape == (2, 10, 6, 3)
@@ -778,9 +778,9 @@ def test_a_run_can_be_looked_at_and_served_before_it_is_finished(
     assert (out / "report.html").exists()
     assert train(data, out, *arguments, "--resume", preset="classes") == 0
     assert seen[-1][0] == 60
-    assert find_bundles(out) == ([out / "bundle"], {})
+    assert find_folders(out) == ([out / "bundle"], {})
     assert train(data, out, *arguments, "--resume", "--steps", "80", preset="classes") == 0  # is served all the while
-    assert find_bundles(out) == ([out / "bundle"], {})
+    assert find_folders(out) == ([out / "bundle"], {})
 
 
 def test_looking_changes_no_bit(data: Path, tmp_path: Path) -> None:
@@ -827,9 +827,9 @@ def test_a_signal_before_the_bundle_is_written_is_made_good(data: Path, tmp_path
     with interrupted_at("finishing: calibrating"):
         assert train(data, tmp_path / "run") == 130
     assert not (tmp_path / "run" / "bundle").exists()
-    assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "preview"], {})
+    assert find_folders(tmp_path / "run") == ([tmp_path / "run" / "preview"], {})
     assert train(data, tmp_path / "run", "--resume") == 0
-    assert find_bundles(tmp_path / "run") == ([tmp_path / "run" / "bundle"], {})
+    assert find_folders(tmp_path / "run") == ([tmp_path / "run" / "bundle"], {})
 
 
 def test_a_signal_while_data_are_read_leaves_nothing_behind(

@@ -106,17 +106,18 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     methods = {path: set(facts) for path, facts in document["paths"].items()}
     assert methods == {
         "/sample": {"get", "post"}, "/interpolate": {"get"}, "/discriminate": {"post"},
-        "/bundles": {"get"}, "/bundles/{name}": {"get"},
+            "/verify": {"post"},
+        "/encode": {"post"}, "/bundles": {"get"}, "/bundles/{name}": {"get"},
         "/livez": {"get"}, "/readyz": {"get"}, "/health": {"get"}, "/startupz": {"get"}, "/metrics": {"get"},
         "/v2/repository/index": {"post"}, "/v2/repository/models/{name}/load": {"post"},
         "/v2/repository/models/{name}/unload": {"post"},
-        "/v1/images/generations": {"post"}, "/v1/models": {"get"}, "/v1/models/{name}": {"get"},
         "/v2": {"get"}, "/v2/health/live": {"get"}, "/v2/health/ready": {"get"}, "/v2/models/stats": {"get"},
         **{
             f"/v2/models/{model}{end}": {"post" if end == "/infer" else "get"}
             for model in ("{name}", "{name}/versions/{version}")
             for end in ("", "/ready", "/config", "/stats", "/infer")
         },
+        "/v1/images/generations": {"post"}, "/v1/models": {"get"}, "/v1/models/{name}": {"get"},
     }  # fmt: skip
     assert methods.keys() > work_routes(Settings()).keys()
     for ref in refs(document):
@@ -129,7 +130,7 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
     sample = operations["/sample", "get"]
     assert [parameter["name"] for parameter in sample["parameters"]] == [
         "count", "seed", "first_index", "labels", "truncation", "bundle", "format", "layout", "columns", "scale",
-        "latents", "X-Timeout-Ms", "If-None-Match",
+        "latents", "recipe", "X-Timeout-Ms", "If-None-Match",
     ]  # fmt: skip
     assert set(sample["responses"]) == {
         "200", "304", "400", "401", "404", "406", "413", "422", "429", "500", "503", "504",
@@ -148,6 +149,11 @@ async def test_replies_are_what_openapi_says(client: httpx.AsyncClient) -> None:
     for media_type in document["paths"]["/sample"]["get"]["responses"]["200"]["content"]:
         assert (await client.get("/sample", headers={"Accept": media_type})).headers["content-type"] == media_type
     assert set((await client.get("/nope")).json()) == set(document["components"]["schemas"]["Problem"]["properties"])
+
+
+async def test_a_bundle_says_which_networks_it_has(client: httpx.AsyncClient) -> None:
+    """So that nobody has to ask for what it can't do."""
+    assert set((await client.get("/bundles/tiny")).json()["networks"]) == {"generator", "discriminator"}
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
@@ -169,22 +175,25 @@ async def test_pages_load_nothing_from_elsewhere(client: httpx.AsyncClient, path
 
 async def test_static_files_have_their_types_and_nothing_else_is_served(client: httpx.AsyncClient) -> None:
     """Only files of the folder are served; no path leads out of it."""
-    for name, media_type in (("page.js", "text/javascript"), ("style.css", "text/css"), ("icon.svg", "image/svg+xml")):
+    for name, media_type in (
+        ("page/main.js", "text/javascript"),
+        ("style.css", "text/css"),
+        ("icon.svg", "image/svg+xml"),
+    ):
         assert (await client.get(f"/static/{name}")).headers["content-type"].startswith(media_type)
     for path in ("/static/nope.js", "/static/..%2fapp.py", "/static/%2e%2e/app.py", "/static/", "/static/a/b"):
         assert (await client.get(path)).status_code == 404
 
 
-async def test_what_the_page_asks_for_exists(client: httpx.AsyncClient) -> None:
-    """All fields that the page sends are fields of the API."""
-    script = (await client.get("/static/page.js")).text
-    document = (await client.get("/openapi.json")).json()
-    known = {parameter["name"] for parameter in document["paths"]["/sample"]["get"]["parameters"]}
-    assert {"count", "seed", "bundle", "truncation", "labels"} <= known
-    asked = set(re.findall(r'(?:ask|here)\(["`]([^"`?]+)', script))
-    assert asked == {"bundles", "sample", "discriminate"}
-    assert {f"/{path}" for path in asked} <= document["paths"].keys()
-    assert json.dumps(document)
+async def test_the_page_loads_all_its_modules_at_once(client: httpx.AsyncClient) -> None:
+    """Each is named in the page's head, so that none waits for another, and none is named that is not imported."""
+    page = (await client.get("/")).text
+    named = set(re.findall(r'href="static/page/([\w.]+\.js)"', page)) | {"main.js"}
+    imported = {"main.js"}
+    for name in named:
+        script = (await client.get(f"/static/page/{name}")).text
+        imported |= set(re.findall(r'from "\./([\w.]+)"', script))
+    assert named == imported
 
 
 @pytest.mark.parametrize("root_path", [None, "/", "/gan", "/a/b.c/"])
@@ -204,7 +213,7 @@ async def test_a_prefix_that_the_proxy_leaves_changes_nothing(
 ) -> None:
     """Pages, the API, errors and keys are those without it, and metrics have the same routes."""
     async with start(create_app(tiny_settings(root_path="/gan", api_keys="secret"))) as client:
-        for path in ("/", "/docs", "/static/page.js", "/openapi.json", "/livez"):
+        for path in ("/", "/docs", "/static/page/main.js", "/openapi.json", "/livez"):
             plain, prefixed = await client.get(path), await client.get(f"/gan{path}")
             assert (plain.status_code, plain.content) == (prefixed.status_code, prefixed.content)
             assert plain.status_code == 200
@@ -237,7 +246,7 @@ async def test_a_route_wins_over_a_prefix_of_its_name(start: Start, tiny_setting
         assert (await client.get("/bundles/tiny")).json()["name"] == "tiny"
         assert (await client.get("/bundles/docs")).status_code == 404
         assert (await client.get("/bundles")).json()["default"] == "tiny"
-        assert (await client.get("/bundles/static/page.js")).status_code == 200
+        assert (await client.get("/bundles/static/page/main.js")).status_code == 200
 
 
 async def test_an_application_that_is_mounted_in_another_answers_below_its_place(
@@ -249,7 +258,7 @@ async def test_an_application_that_is_mounted_in_another_answers_below_its_place
         await inner.state.starting
         transport = httpx.ASGITransport(Starlette(routes=[Mount("/gan", inner)]))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-            for path in ("/gan/", "/gan/static/page.js", "/gan/bundles/tiny", "/gan/sample?seed=1"):
+            for path in ("/gan/", "/gan/static/page/main.js", "/gan/bundles/tiny", "/gan/sample?seed=1"):
                 assert (await client.get(path)).status_code == 200
 
 

@@ -18,7 +18,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self
@@ -123,7 +123,8 @@ class Batcher:
         self._calls: set[_Call] = set()
         self._all_done = asyncio.Event()
         self._all_done.set()
-        self._draining = False
+        self._draining = self._has_ended = False
+        self._accepted = 0  # callers whose rows come in several submits
         metrics.queue_images.labels(device).set_function(lambda: self._queue.rows)
         metrics.queue_capacity_images.labels(device).set(max_queued_rows)
         metrics.queue_oldest_age.labels(device).set_function(self.oldest_age_s)
@@ -170,12 +171,37 @@ class Batcher:
         """Raise what `submit` would raise at once for this many rows: Draining, NotReady or QueueFull."""
         if self._draining:
             raise Draining
-        if self.failure is not None:
-            raise NotReady(self.failure)
+        self._check_alive()
         if self._queue.rows + rows > self._max_queued_rows:
             raise QueueFull(self.retry_after_s())
 
-    async def submit(self, runner: ModelRunner, payload: object, rows: int, deadline_s: float) -> Result:
+    def _check_alive(self) -> None:
+        if self._has_ended:
+            raise Draining
+        if self.failure is not None:
+            raise NotReady(self.failure)
+
+    @contextlib.contextmanager
+    def accept(self, rows: int) -> Iterator[None]:
+        """Accept a caller whose rows come in several submits, if there is room for all of them now.
+
+        A drain waits until the block ends.
+
+        Raises:
+            Draining, NotReady, QueueFull: As `submit`.
+        """
+        self.admit(rows)
+        self._accepted += 1
+        self._all_done.clear()
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+            self._note_if_all_done()
+
+    async def submit(
+        self, runner: ModelRunner, payload: object, rows: int, deadline_s: float, *, is_accepted: bool = False
+    ) -> Result:
         """Wait for one caller's rows.
 
         Args:
@@ -183,6 +209,8 @@ class Batcher:
             payload: Handed to `runner.run`, with the rows wanted of it.
             rows: How many there are, at least 1.
             deadline_s: Seconds from now in which the result is worth something.
+            is_accepted: Whether they are more rows of a caller that was accepted (`accept`): these are refused neither
+                for what waits nor while draining.
 
         Raises:
             QueueFull: No room, or so much is waiting that it would come too late. Nothing was queued, so a retry is
@@ -194,9 +222,12 @@ class Batcher:
         """
         if rows < 1:
             raise ValueError(f"cannot submit {rows} rows")
-        self.admit(rows)
-        if self._comes_too_late(rows, deadline_s):
-            raise QueueFull(self.retry_after_s())
+        if is_accepted:
+            self._check_alive()
+        else:
+            self.admit(rows)
+            if self._comes_too_late(rows, deadline_s):
+                raise QueueFull(self.retry_after_s())
         loop = asyncio.get_running_loop()
         entry = Entry(runner, payload, rows, deadline_s, self._clock(), next(self._numbers), loop.create_future())
         self._enqueue(entry)
@@ -230,7 +261,10 @@ class Batcher:
     def _forget(self, entry: Entry) -> None:
         self._queue.remove(entry)
         self._unfinished.discard(entry)
-        if not self._unfinished:
+        self._note_if_all_done()
+
+    def _note_if_all_done(self) -> None:
+        if not self._unfinished and not self._accepted:
             self._all_done.set()
 
     def _wake_one(self) -> None:
@@ -431,13 +465,14 @@ class Batcher:
         self._draining = True
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._all_done.wait(), timeout_s)
-        finished = not self._unfinished
+        finished = not self._unfinished and not self._accepted
+        self._has_ended = True
         self._end_all(Draining)
         return finished
 
     async def close(self) -> None:
         """End at once; callers that still wait get Draining."""
-        self._draining = True
+        self._draining = self._has_ended = True
         self._end_all(Draining)
         for worker in self._workers:
             worker.remove_done_callback(self._worker_ended)

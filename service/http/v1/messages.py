@@ -3,7 +3,7 @@
 import re
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, ConfigDict, Field, WithJsonSchema
 
 from service.http.schemas import BundleName, Index, Positive, Reply, Schema
 
@@ -17,6 +17,12 @@ def _check_size(size: str) -> str:
     if not re.fullmatch(_SIZE, size):
         raise ValueError("must be auto, or width x height in pixels, such as 512x512")
     return size
+
+
+def _check_false(value: object) -> object:
+    if value is not False:  # 0 would do as well
+        raise ValueError("must be false: there are no partial images here")
+    return value
 
 
 Size = Annotated[str, AfterValidator(_check_size), WithJsonSchema({"type": "string", "pattern": f"^{_SIZE}$"})]
@@ -49,7 +55,9 @@ class ImagesRequest(Schema):
     )
     response_format: Literal["b64_json"] = Field("b64_json", description="There are no URLs of images here.")
     background: Literal["auto", "opaque"] = Field(AUTO, description="No picture here is transparent.")
-    stream: Literal[False] = Field(default=False, description="There are no partial images here.")
+    stream: Annotated[Literal[False], BeforeValidator(_check_false)] = Field(
+        default=False, description="There are no partial images here."
+    )
 
 
 class ImageFile(Reply):

@@ -24,10 +24,12 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, encode_picture
+from service.codecs.encode import MAX_SIDE, RenderOptions, SampleMetadata, encode
 from service.codecs.time_slices import Steps
+from service.engine.bundle_index import Version
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, UnsupportedMediaType
+from service.http.drawing import draw
 from service.http.json_limits import JsonLimits
 from service.http.openapi import OPENAI_IMAGES, OPENAI_MODEL, OPENAI_MODELS
 from service.http.parsing import parse_body
@@ -35,7 +37,6 @@ from service.http.request_context import RequestContext, context_of
 from service.http.resolving import SamplePlan, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import TIMING, Deadline, RouteContext, read_body
-from service.http.sample import draw_images
 from service.http.schemas import SampleRequest
 from service.http.v1.messages import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.settings import Settings
@@ -72,7 +73,7 @@ def v1_routes(context: RouteContext) -> APIRouter:
     async def model(request: Request) -> Response:
         """One bundle, by name or name@version."""
         name = request.path_params["name"]
-        return _json(_model(name, context.manager.look_up(name)))
+        return _json(_model(name, context.manager.bundles.look_up(name)))
 
     return router
 
@@ -82,11 +83,10 @@ def _json(reply: ModelEntry | ModelList) -> Response:
 
 
 def _models(manager: ModelManager) -> list[ModelEntry]:
-    names = {bundle.name for bundle in manager.loaded()}
-    return [_model(name, manager.look_up(name)) for name in sorted(names)]
+    return [_model(version.name, version) for version in manager.bundles.names()]
 
 
-def _model(name: str, bundle: Bundle) -> ModelEntry:
+def _model(name: str, bundle: Version) -> ModelEntry:
     return ModelEntry(id=name, created=int(bundle.manifest.created.timestamp()))
 
 
@@ -175,9 +175,9 @@ async def _draw(
     """Compute the images and build the reply."""
     asked, canvas = pictures
     request.reserve_reply(plan.count * canvas.width * canvas.height * bundle.manifest.image.channels)
-    images, _, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
+    images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     background = (bundle.manifest.preparation or UNDECLARED).background
-    work = partial(_reply, images, canvas, background, asked)
+    work = partial(_reply, images, canvas, background, asked, is_marked=plan.is_marked)
     content, encode_s = await context.encode(work, asked.output_format, deadline, is_small=False)
     headers = {
         b"x-seed": b"%d" % plan.seed,
@@ -187,8 +187,11 @@ async def _draw(
     return BytesResponse(content, headers, JSON)
 
 
-def _reply(images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest) -> bytes:
-    files = [encode_picture(_placed(image, canvas, background), asked.output_format) for image in images]
+def _reply(images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest, *, is_marked: bool) -> bytes:
+    render = RenderOptions(asked.output_format, columns=1, scale=1)
+    # On its canvas an image is no picture that a recipe gives.
+    metadata = SampleMetadata("", "", None, None, None, is_marked=is_marked)
+    files = [encode(_placed(image, canvas, background)[None], render, metadata) for image in images]
     return (
         ImagesReply(
             created=int(time.time()),

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from models.bundle import DISCRIMINATOR, GENERATOR, Bundle
+from service.engine.bundle_index import Version
 from service.errors import UnknownBundle
 from service.http.v2.messages import ModelMetadata, TensorMetadata
 
@@ -15,7 +16,7 @@ ANY = -1  # an axis of any length
 class Model(NamedTuple):
     """One net of a bundle, as a model of the protocol."""
 
-    bundle: Bundle
+    bundle: Bundle | Version
     is_discriminator: bool
 
     @property
@@ -60,7 +61,7 @@ def split_name(name: str, version: str | None) -> tuple[str, bool]:
     return bundle if version is None else f"{bundle}@{version}", name.endswith(SUFFIX)
 
 
-def model_of(bundle: Bundle, *, is_discriminator: bool) -> Model:
+def model_of(bundle: Bundle | Version, *, is_discriminator: bool) -> Model:
     """A bundle's net as a model.
 
     Raises:
@@ -72,7 +73,7 @@ def model_of(bundle: Bundle, *, is_discriminator: bool) -> Model:
     return model
 
 
-def models_of(bundle: Bundle) -> list[Model]:
+def models_of(bundle: Bundle | Version) -> list[Model]:
     """A bundle's nets as models."""
     has_discriminator = DISCRIMINATOR in bundle.manifest.files
     return [Model(bundle, is_discriminator=False), *([Model(bundle, is_discriminator=True)] * has_discriminator)]

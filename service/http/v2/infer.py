@@ -15,19 +15,20 @@ from models.inference.pixels import UInt8
 from service.engine.model_manager import Timing
 from service.errors import Invalid, Malformed
 from service.http.discriminate import judge
+from service.http.drawing import draw
 from service.http.given_latents import check_latents
 from service.http.parsing import validate
 from service.http.request_context import RequestContext
 from service.http.resolving import resolve_labels, resolve_sample
 from service.http.responses import JSON, BytesResponse
 from service.http.route_context import Deadline, RouteContext, read_body
-from service.http.sample import draw_images
 from service.http.schemas import Label, Labels, SampleRequest
 from service.http.v2.catalogue import Model, model_of, split_name
 from service.http.v2.messages import RequestedOutput
 from service.http.v2.tensors import (
     BYTES,
     HEADER,
+    MAX_JSON_BYTES,
     Array,
     Request,
     Tensor,
@@ -54,26 +55,30 @@ class Answer(NamedTuple):
 async def infer(context: RouteContext, request: RequestContext, name: str, version: str | None) -> BytesResponse:
     """Read the body, run the model, and write the reply."""
     deadline = Deadline(request, context.settings)
+    json_length = request.header(_HEADER_KEY)
+    if json_length is None:
+        request.limit_body(MAX_JSON_BYTES)
     body = await read_body(request, deadline)
-    steps = read_request(body, request.header(_HEADER_KEY), context.settings.max_count)
+    steps = read_request(body, json_length, context.settings.max_count)
     asked, decode_s = await context.decode(steps, deadline)
     _shorten(deadline, asked.head.parameters)
-    bundle, is_discriminator = split_name(name, version)
-    model = model_of(await context.find(bundle, deadline), is_discriminator=is_discriminator)
+    named, is_discriminator = split_name(name, version)
+    bundle = await context.find(named, deadline)
+    model = model_of(bundle, is_discriminator=is_discriminator)
     wanted = _wanted_outputs(model, asked)
     run = _discriminate if is_discriminator else _sample
-    answer = await run(context, request, model.bundle, asked, wanted, deadline)
-    head = {"model_name": model.name, "model_version": model.bundle.version, "parameters": answer.parameters}
+    answer = await run(context, request, bundle, asked, wanted, deadline)
+    head = {"model_name": model.name, "model_version": bundle.version, "parameters": answer.parameters}
     if asked.head.id is not None:
         head["id"] = asked.head.id
     outputs = {name: (answer.outputs[name], is_binary) for name, is_binary in wanted.items()}
-    (content, json_length), encode_s = await context.decode(encode_reply(head, outputs), deadline)
+    (content, written), encode_s = await context.decode(encode_reply(head, outputs), deadline)
     deadline.left_s()  # raises if the deadline has passed
     seconds = decode_s, answer.timing.queue_s, answer.timing.compute_s, encode_s
     headers = {b"server-timing": TIMING % tuple(1e3 * one for one in seconds)}
-    if json_length is None:
+    if written is None:
         return BytesResponse(content, headers, JSON)
-    return BytesResponse(content, headers | {_HEADER_KEY: b"%d" % json_length}, BINARY)
+    return BytesResponse(content, headers | {_HEADER_KEY: b"%d" % written}, BINARY)
 
 
 def _shorten(deadline: Deadline, parameters: Mapping[str, Any]) -> None:
@@ -142,7 +147,7 @@ async def _sample(
     request.bundle, request.count = bundle.name, plan.count
     context.manager.batcher.admit(plan.count)
     request.reserve_reply(size)
-    images, _, timing = await deadline.wait_for(draw_images(context, bundle, plan, deadline))
+    images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     made_by = {"seed": plan.seed, "first_index": plan.first_index} if latents is None else {}
     return Answer({"images": images}, made_by, timing)
 

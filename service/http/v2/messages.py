@@ -44,7 +44,7 @@ class InferRequest(Message):
         default={},
         description="`binary_data_output`: send outputs after the JSON. `timeout`: microseconds that the request may "
         "take. For a generator also the inputs of one element. Others are ignored.",
-        examples=[{"seed": 7}],
+        examples=[{"count": 2}],
     )
     inputs: list[InputTensor] = Field(default=[], max_length=32, fail_fast=True, description="The inputs.")
     outputs: list[RequestedOutput] | None = Field(

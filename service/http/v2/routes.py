@@ -60,8 +60,8 @@ def _server_routes(router: APIRouter, context: RouteContext) -> None:
 
     @router.get("/v2/models/stats", **V2_ALL_STATISTICS)
     async def statistics_of_all(_: Request) -> Response:
-        """What each loaded model has done."""
-        return await _statistics(context, [model for bundle in manager.loaded() for model in models_of(bundle)])
+        """What each model has done since the start."""
+        return await _statistics(context, [model for bundle in manager.bundles.names() for model in models_of(bundle)])
 
 
 def _model_routes(router: APIRouter, context: RouteContext) -> None:
@@ -72,7 +72,8 @@ def _model_routes(router: APIRouter, context: RouteContext) -> None:
     async def model_metadata(request: Request) -> Response:
         """A model's versions, inputs and outputs."""
         model = _model(manager, request)
-        return _json(metadata(model, [model.bundle.version]))
+        versions = [one.version for one in manager.bundles.versions(model.bundle.name)]
+        return _json(metadata(model, versions))
 
     @router.get(f"{_VERSION}/ready", **of_version(V2_READY))
     @router.get(f"{_MODEL}/ready", **V2_READY)
@@ -108,7 +109,7 @@ def _version(request: Request) -> str | None:
 def _model(manager: ModelManager, request: Request) -> Model:
     """The model that a path names."""
     bundle, is_discriminator = split_name(request.path_params["name"], _version(request))
-    return model_of(manager.look_up(bundle), is_discriminator=is_discriminator)
+    return model_of(manager.bundles.look_up(bundle), is_discriminator=is_discriminator)
 
 
 def _health(manager: ModelManager, reason: str | None) -> Response:

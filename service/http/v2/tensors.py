@@ -4,11 +4,12 @@ A body is JSON, then the binary tensors in the order in which the JSON declares 
 says where the JSON ends.
 
 A JSON parser would build a Python object for each number, in one call that blocks the event loop. So arrays of numbers
-are cut out of the JSON before it is parsed (`cut_numbers`), and then parsed piece by piece into NumPy's.
+are cut out of the JSON before it is parsed (`_cut_numbers`), and then parsed piece by piece into NumPy's.
 """
 
 import math
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import count
@@ -34,6 +35,7 @@ PIECE_BYTES, PIECE_NUMBERS = 2**14, 2**13  # of JSON, read or written in one ste
 MAX_PIECE_BYTES = 2**16
 CHECKED_NUMBERS = 2**18  # in one step
 SMALL_BYTES = 2**20  # replies of up to this many are joined on the event loop
+_ADVICE = "Send tensors in binary instead: by the protocol's binary-data extension."
 _MAX_STRINGS, _MAX_STRING_BYTES = 2**15, 2**14
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]{0,99}+:[ \t\r\n]{0,99}+")
@@ -92,16 +94,13 @@ def _json_length(header: str | None, size: int) -> int:
     return length
 
 
-_ADVICE = "Send tensors in binary instead: by the protocol's binary-data extension."
-
-
-def _cut_numbers(text: bytes) -> Steps[tuple[bytes, list[bytes]]]:
-    """Cut arrays of numbers out of JSON: in place of those of each `data` stands their place in the list.
+def _cut_numbers(text: bytes) -> Steps[tuple[bytes, dict[str, bytes]]]:
+    """Cut the arrays of numbers out of JSON. In place of each stands a text that no client can know, which finds it.
 
     Raises:
-        Invalid: More strings, or longer ones, than any request needs, or `data` that is no array.
+        Invalid: More strings, or longer ones, than any request needs.
     """
-    pieces, arrays = list[bytes](), list[bytes]()
+    pieces, arrays, mark = list[bytes](), dict[str, bytes](), secrets.token_hex(8)
     kept = at = 0
     for number in count():
         start = text.find(b'"', at)
@@ -115,8 +114,9 @@ def _cut_numbers(text: bytes) -> Steps[tuple[bytes, list[bytes]]]:
             at = colon.end()
             numbers = _numbers_at(text, at)
             if numbers:
-                pieces += [text[kept:at], b"%d" % len(arrays)]
-                arrays.append(numbers)
+                place = f"{mark}-{len(arrays)}"
+                pieces += [text[kept:at], to_json(place)]
+                arrays[place] = numbers
                 kept = at = at + len(numbers)
         if number % 256 == 0:
             yield None
@@ -124,15 +124,9 @@ def _cut_numbers(text: bytes) -> Steps[tuple[bytes, list[bytes]]]:
 
 
 def _numbers_at(text: bytes, start: int) -> bytes:
-    """The array of numbers that begins here; empty if it holds strings.
-
-    Raises:
-        Invalid: It is no array.
-    """
-    if text.startswith(b"null", start):
-        return b""
+    """The array that begins here, if it ends before the next string or object; else nothing."""
     if not text.startswith(b"[", start):
-        raise Invalid("data: must be an array.")
+        return b""
     quote = text.find(b'"', start)
     end = len(text) if quote < 0 else quote
     brace = text.find(b"}", start, end)
@@ -140,7 +134,9 @@ def _numbers_at(text: bytes, start: int) -> bytes:
     return numbers if numbers.count(b"[") == numbers.count(b"]") else b""
 
 
-def _read_inputs(given: Sequence[InputTensor], arrays: Sequence[bytes], binary: memoryview) -> Steps[dict[str, Tensor]]:
+def _read_inputs(
+    given: Sequence[InputTensor], arrays: Mapping[str, bytes], binary: memoryview
+) -> Steps[dict[str, Tensor]]:
     """Read each input's values; those in binary follow one another."""
     inputs: dict[str, Tensor] = {}
     in_json, at = 0, 0
@@ -224,7 +220,7 @@ def _text(tensor: InputTensor, content: memoryview, start: int) -> bytes:
     return bytes(content[start + 4 : start + 4 + size])
 
 
-def _from_json(tensor: InputTensor, elements: int, arrays: Sequence[bytes]) -> Steps[Array | list[str]]:
+def _from_json(tensor: InputTensor, elements: int, arrays: Mapping[str, bytes]) -> Steps[Array | list[str]]:
     """The values of an input in the JSON, in row-major order, flat or nested as its shape says."""
     data = tensor.data
     if data is None:
@@ -236,7 +232,7 @@ def _from_json(tensor: InputTensor, elements: int, arrays: Sequence[bytes]) -> S
         if len(texts) != elements or not all(type(text) is str for text in texts):
             raise Invalid(f"{tensor.name}: {BYTES} of shape {tensor.shape} are {elements} strings.")
         return texts
-    if tensor.datatype == BYTES or type(data) is not int or not 0 <= data < len(arrays):
+    if tensor.datatype == BYTES or type(data) is not str or data not in arrays:
         wanted = "strings" if tensor.datatype == BYTES else "numbers"
         raise Invalid(f"{tensor.name}: data must be an array of {wanted}.")
     numbers = yield from _read_numbers(tensor, elements, arrays[data])
@@ -277,6 +273,8 @@ def _parse(tensor: InputTensor, piece: bytes) -> Array:
         with np.errstate(over="ignore"):  # what becomes infinite is refused
             return np.array(values, np.float64).astype(np.float32)
     numbers = np.array(values or np.empty(0, np.int64))
+    if numbers.dtype == np.float64 and (abs(numbers) < 2**53).all() and (numbers % 1 == 0).all():
+        numbers = numbers.astype(np.int64)  # 5.0 is 5, as elsewhere
     lowest, highest = (0, 255) if tensor.datatype == "UINT8" else (-(2**63), 2**63 - 1)
     if numbers.dtype != np.int64 or (len(numbers) and not lowest <= numbers.min() <= numbers.max() <= highest):
         raise Invalid(f"{tensor.name}: data must be whole numbers within the range of {tensor.datatype}.")

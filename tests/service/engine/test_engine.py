@@ -304,6 +304,24 @@ def test_what_is_loaded_already_is_not_warmed_again(
     assert engine.load(tiny_bundles["tiny"].folder, {"tiny": loaded["rgb"]}) is not loaded["tiny"]
 
 
+def test_what_is_proven_of_a_net_is_not_proven_again_for_other_weights(
+    make_tiny: Callable[..., Bundle], tiny_bundles: dict[str, Bundle], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another version of a bundle runs in the same sizes of tile, and gives the images that its nets give."""
+    engine, image = Engine("cpu", exact=True), tiny_bundles["tiny"].manifest.image
+    first = engine.load(tiny_bundles["tiny"].folder, {})
+    other = make_tiny(tmp_path / "tiny", image, None, None, 1)
+
+    def fail(*_: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("service.engine.engine.Tiles.proven", fail)
+    second = engine.load(other.folder, {})
+    assert second.sample.tiles.sizes == first.sample.tiles.sizes
+    drawn = second.sample.run([BatchSlice(SamplePayload(7, 0, None, 1.0), 0, 5)])
+    np.testing.assert_array_equal(drawn, other.draw(5, seed=7))
+
+
 def test_without_exactness_every_size_may_run(tiny_bundles: dict[str, Bundle], loaded: dict[str, Loaded]) -> None:
     """GAN_EXACT off: single rows are not padded, and images differ by a grey level at most."""
     free = Engine("cpu", exact=False).load(tiny_bundles["cond"].folder, {})

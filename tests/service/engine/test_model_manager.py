@@ -85,11 +85,16 @@ async def held(manager: ModelManager) -> AsyncIterator[threading.Event]:
         await call
 
 
+async def found(manager: ModelManager, name: str | None) -> Loaded:
+    """What requests of this name get."""
+    return await manager.find(name, 60)
+
+
 async def sample(manager: ModelManager, bundle: str | Bundle | None = None, count: int = 1, **more: Any) -> UInt8:
     """Images of a seed, the simplest way."""
-    found = bundle if isinstance(bundle, Bundle) else manager.look_up(bundle)
+    asked = bundle if isinstance(bundle, Bundle) else await found(manager, bundle)
     options = {"seed": 7, "first_index": 0, "labels": None, "truncation": 1.0, "deadline_s": 60.0} | more
-    images, _, _ = await manager.sample(found, count=count, **options)
+    images, _, _ = await manager.sample(asked, count=count, **options)
     return images
 
 
@@ -169,7 +174,7 @@ async def test_a_start_that_fails_says_why_in_one_line(
         await manager.start()
     assert words in str(error.value)
     assert len(str(error.value).splitlines()) == 1
-    assert manager.loaded() == []
+    assert manager.bundles.names() == []
     assert manager.health.ready() == manager.health.started() == "the bundles are being loaded"
     await manager.stop()
 
@@ -190,7 +195,7 @@ async def test_a_start_without_its_usual_default_says_why(
 async def test_a_bad_bundle_is_refused_and_the_others_are_served(
     tmp_path: Path, tiny_bundles: dict[str, Bundle], tiny_settings: Make, refusals: Refusals
 ) -> None:
-    """A damaged one, a second one of a name, and one that vanishes while it is read: a line in the log for each."""
+    """A damaged one, and one that vanishes while it is read: a line in the log for each, none for a second copy."""
     for name in ("tiny", "rgb", "broken"):
         place(tiny_bundles["tiny" if name == "tiny" else "rgb"], tmp_path / name)
     damage(tmp_path / "broken")
@@ -199,16 +204,16 @@ async def test_a_bad_bundle_is_refused_and_the_others_are_served(
     reasons = [
         f"{tmp_path}/broken/{GENERATOR}: sha256 ",
         f"{tmp_path}/gone/{GENERATOR}: No such file or directory",
-        f"{tmp_path}/twin: it is named rgb, as is what rgb/ holds",
     ]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Engine, "load", vanishing(tmp_path / "gone"))
         async with started(tiny_settings(bundles=tmp_path)) as manager:
-            assert [bundle.name for bundle in manager.loaded()] == ["rgb", "tiny"]
+            assert [bundle.name for bundle in manager.bundles.loaded()] == ["rgb", "tiny"]
             for line, reason in zip(refusals(), reasons, strict=True):
                 assert line.startswith(reason)
-            waiting = {entry.name: entry.reason for entry in await manager.repository() if entry.state != "READY"}
-            assert sorted(waiting) == ["broken", "gone", "twin"]
+            entries = await manager.bundles.repository()
+            waiting = {entry.name: entry.reason for entry in entries if entry.state != "READY"}
+            assert sorted(waiting) == ["broken", "gone"]
             for name, reason in zip(sorted(waiting), reasons, strict=True):
                 assert waiting[name].startswith(reason.removeprefix(f"{tmp_path}/"))
             await sample(manager, "rgb")
@@ -242,7 +247,7 @@ async def test_bundles_are_loaded_side_by_side(
 
     monkeypatch.setattr(Engine, "load", load_beside_another)
     async with started(tiny_settings(bundles=tmp_path, default_bundle="one")) as manager:
-        assert sorted(bundle.name for bundle in manager.loaded()) == ["four", "one", "three", "two"]
+        assert sorted(bundle.name for bundle in manager.bundles.loaded()) == ["four", "one", "three", "two"]
         assert len({(await sample(manager, name)).tobytes() for name in ("one", "two", "three", "four")}) == 1
 
 
@@ -264,7 +269,7 @@ async def test_of_two_bad_bundles_the_first_by_name_is_told(
             over.set()
 
     monkeypatch.setattr(Engine, "load", load_the_second_first)
-    manager = ModelManager(tiny_settings(bundles=tmp_path), Metrics(CollectorRegistry()))
+    manager = ModelManager(tiny_settings(bundles=tmp_path, default_bundle=None), Metrics(CollectorRegistry()))
     with pytest.raises(BundleError, match=str(tmp_path / "a")):
         await manager.start()
     await manager.stop()
@@ -296,19 +301,19 @@ async def test_requests_that_name_no_bundle_get_the_default(
                 pass
         return
     async with started(settings) as manager:
-        assert manager.look_up(None).name == default
-        assert sorted(bundle.name for bundle in manager.loaded()) == sorted(names)
+        assert (await found(manager, None)).name == default
+        assert sorted(bundle.name for bundle in manager.bundles.loaded()) == sorted(names)
 
 
 async def test_bundles_are_found_by_name_and_version(tiny_settings: Make, tiny_bundles: dict[str, Bundle]) -> None:
     """A name, or name@version; another name or version is an error that lists what there is."""
     version = tiny_bundles["rgb"].version
     async with started(tiny_settings()) as manager:
-        assert manager.look_up("rgb").version == manager.look_up(f"rgb@{version}").version == version
+        assert (await found(manager, "rgb")).version == (await found(manager, f"rgb@{version}")).version == version
         for wrong in ("lion", "rgb@0123456789ab", f"rgb@{version}0", f"tiny@{version}"):
             with pytest.raises(UnknownBundle, match=f"rgb@{version}"):
-                manager.look_up(wrong)
-        fingerprints = {manager.fingerprint(bundle) for bundle in manager.loaded()}
+                manager.bundles.look_up(wrong)
+        fingerprints = {manager.fingerprint(bundle) for bundle in manager.bundles.loaded()}
         assert len(fingerprints) == 3
         for name, bundle in tiny_bundles.items():
             assert value(manager, "gan_bundle_info", bundle=name, version=bundle.version, device="cpu") == 1
@@ -335,8 +340,8 @@ async def test_images_and_logits_are_those_of_the_nets(tiny_settings: Make, tiny
             np.testing.assert_array_equal(images, expected)
             np.testing.assert_array_equal(again, expected)
             np.testing.assert_array_equal(pair, expected[1:3])
-            found = manager.look_up(name)
-            logits, judged_as, timing = await manager.discriminate(found, images, labels=classes, deadline_s=60)
+            asked = await found(manager, name)
+            logits, judged_as, timing = await manager.discriminate(asked, images, labels=classes, deadline_s=60)
             assert judged_as == classes
             judged = fast_discriminator(bundle.discriminator)(to_pixels(images), labels)
             np.testing.assert_array_equal(logits, judged[:, 0].numpy())
@@ -349,7 +354,7 @@ async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_b
     frequencies = tiny_bundles["cond"].manifest.latent.label_frequencies
     assert frequencies is not None
     async with started(tiny_settings()) as manager:
-        cond = manager.look_up("cond")
+        cond = await found(manager, "cond")
         fixed: dict[str, Any] = {"seed": 11, "truncation": 1.0, "deadline_s": 60}
         images, labels, _ = await manager.sample(cond, first_index=0, labels=None, count=4000, **fixed)
         assert labels is not None
@@ -361,7 +366,7 @@ async def test_labels_are_drawn_where_none_are_named(tiny_settings: Make, tiny_b
         named, given, _ = await manager.sample(cond, first_index=1000, labels=few, count=3, **fixed)
         assert given == few
         np.testing.assert_array_equal(named, part)
-        _, none, _ = await manager.sample(manager.look_up("tiny"), first_index=0, labels=None, count=3, **fixed)
+        _, none, _ = await manager.sample(await found(manager, "tiny"), first_index=0, labels=None, count=3, **fixed)
         assert none is None
 
 
@@ -392,7 +397,7 @@ async def test_health_tells_of_the_start(tiny_settings: Make) -> None:
     assert health.live() is None
     assert health.ready() == health.started() == "the bundles are being loaded"
     assert value(manager, "gan_ready") == 0
-    for ask in (manager.admit, lambda: manager.look_up(None)):
+    for ask in (manager.admit, lambda: manager.bundles.look_up(None)):
         with pytest.raises(NotReady, match="being loaded"):
             ask()
     await manager.start()
@@ -440,17 +445,18 @@ async def test_a_new_bundle_that_hangs_in_its_first_batch_is_seen(
 
 
 async def test_a_device_that_is_lost_while_a_bundle_is_loaded_is_lost_for_all(
-    tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+    root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The bundle is not to blame: nothing is refused, nothing is computed any more, and health says so."""
 
     def fail(*_: object) -> None:
         raise RuntimeError("CUDA error: the device fell off the bus")
 
-    async with started(tiny_settings()) as manager:
+    async with started(tiny_settings(bundles=root)) as manager:
+        place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         monkeypatch.setattr("service.engine.engine.read_bundle", fail)
         with pytest.raises(NotReady, match="device failed"):
-            await manager.reload()
+            await manager.bundles.reload()
         assert manager.health.live() == "the device failed"
         assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="refused") is None
 
@@ -459,7 +465,7 @@ async def test_busy_is_neither_stuck_nor_dead(tiny_settings: Make) -> None:
     """A queue that takes many minutes, of batches that each take seconds, is healthy from beginning to end."""
     clock = Clock()
     async with started(tiny_settings(), clock) as manager:
-        bundle = manager.look_up("tiny")
+        bundle = await found(manager, "tiny")
         tiles, fast = bundle.sample.tiles, bundle.sample.tiles.run
         seen: list[str | None] = []
 
@@ -501,7 +507,7 @@ async def test_a_latched_failure_is_told_by_every_probe(tiny_settings: Make) -> 
         def lose(*_: Any) -> torch.Tensor:
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
 
-        manager.look_up("tiny").sample.tiles.run = lose
+        (await found(manager, "tiny")).sample.tiles.run = lose
         with pytest.raises(NotReady, match="the device failed"):
             await sample(manager, "tiny")
         assert manager.engine.threads[0].is_alive
@@ -577,20 +583,20 @@ async def test_a_reload_takes_up_what_is_new_and_keeps_what_is_not(
     """A new version, a new bundle, one that vanished and one that stayed: each is seen for what it is, and counted."""
     async with started(tiny_settings(bundles=root)) as manager:
         place(tiny_bundles["cond"], root / "cond")
-        await manager.reload()
+        await manager.bundles.reload()
         assert refusals() == []
-        old = {bundle.name: bundle for bundle in manager.loaded()}
+        old = {bundle.name: bundle for bundle in manager.bundles.loaded()}
         before = await sample(manager, "tiny")
         new = place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         shutil.rmtree(root / "rgb")
-        await manager.reload()
+        await manager.bundles.reload()
         assert refusals() == []
-        assert {bundle.name for bundle in manager.loaded()} == {"tiny", "cond"}
-        assert manager.look_up("cond") is old["cond"]
-        assert manager.look_up("tiny").version == new.version != old["tiny"].version
+        assert {bundle.name for bundle in manager.bundles.loaded()} == {"tiny", "cond"}
+        assert await found(manager, "cond") is old["cond"]
+        assert (await found(manager, "tiny")).version == new.version != old["tiny"].version
         assert not np.array_equal(await sample(manager, "tiny"), before)
         with pytest.raises(UnknownBundle):
-            manager.look_up("rgb")
+            manager.bundles.look_up("rgb")
         swaps = {
             (name, result): value(manager, "gan_bundle_swaps_total", bundle=name, result=result)
             for name in ("tiny", "rgb", "cond")
@@ -599,6 +605,7 @@ async def test_a_reload_takes_up_what_is_new_and_keeps_what_is_not(
         assert {key for key, count in swaps.items() if count} == {
             ("cond", "loaded"),
             ("tiny", "loaded"),
+            ("tiny", "unloaded"),
             ("rgb", "unloaded"),
         }
         infos = {
@@ -614,11 +621,11 @@ async def test_a_request_goes_on_with_the_version_that_it_found(
 ) -> None:
     """Found before the swap and asked after it, or waiting in the queue meanwhile: old bytes, and no error."""
     async with started(tiny_settings(bundles=root)) as manager:
-        old, expected = manager.look_up("tiny"), await sample(manager, "tiny", 3)
+        old, expected = await found(manager, "tiny"), await sample(manager, "tiny", 3)
         waiting = asyncio.create_task(sample(manager, old, 3))
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        await manager.reload()
-        new = manager.look_up("tiny")
+        await manager.bundles.reload()
+        new = await found(manager, "tiny")
         np.testing.assert_array_equal(await waiting, expected)
         np.testing.assert_array_equal(await sample(manager, old, 3), expected)
         assert not np.array_equal(await sample(manager, new, 3), expected)
@@ -632,9 +639,9 @@ async def test_a_replaced_bundle_leaves_memory(
     """Once the last request that found it is over, nothing refers to the old version."""
     async with started(tiny_settings(bundles=root)) as manager:
         await sample(manager, "tiny")
-        old = weakref.ref(manager.look_up("tiny"))
+        old = weakref.ref(await found(manager, "tiny"))
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        await manager.reload()
+        await manager.bundles.reload()
         gc.collect()
         assert old() is None
 
@@ -645,18 +652,18 @@ async def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(
     """The reason comes back in one line, the others are reloaded all the same, and mended it is taken up."""
     async with started(tiny_settings(bundles=root)) as manager:
         expected = await sample(manager, "tiny", 3)
-        version = manager.look_up("tiny").version
+        version = (await found(manager, "tiny")).version
         new = place_version(tiny_bundles["rgb"], root / "rgb", 0.5)
         damage(root / "tiny")
-        await manager.reload()
+        await manager.bundles.reload()
         [reason] = refusals()
         assert str(root / "tiny" / GENERATOR) in reason
         assert len(reason.splitlines()) == 1
-        assert (manager.look_up("tiny").version, manager.look_up("rgb").version) == (version, new.version)
+        assert ((await found(manager, "tiny")).version, (await found(manager, "rgb")).version) == (version, new.version)
         np.testing.assert_array_equal(await sample(manager, "tiny", 3), expected)
         assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="refused") == 1
         damage(root / "tiny")  # the same bit again
-        await manager.reload()
+        await manager.bundles.reload()
         assert refusals() == []
 
 
@@ -674,14 +681,14 @@ async def test_a_bundle_that_fails_its_first_batch_is_refused(
         raise RuntimeError("no kernel image is available")
 
     async with started(tiny_settings(bundles=root)) as manager:
-        version = manager.look_up("tiny").version
+        version = (await found(manager, "tiny")).version
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         monkeypatch.setattr("service.engine.engine.Loaded.run_first_batches", fail)
-        await manager.reload()
+        await manager.bundles.reload()
         assert "no kernel image" in caplog.text
         assert refusals()[-1] == f"{root / 'tiny'}: it can't be run: RuntimeError"
-        assert "no kernel image" not in str(await manager.repository())  # clients hear nothing of the inside
-        assert manager.look_up("tiny").version == version
+        assert "no kernel image" not in str(await manager.bundles.repository())  # clients hear nothing of the inside
+        assert (await found(manager, "tiny")).version == version
         await sample(manager, "tiny")
 
 
@@ -695,7 +702,8 @@ async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_
         raise AssertionError
 
     async with started(tiny_settings(bundles=root)) as manager:
-        old, other, expected = manager.look_up("tiny"), manager.look_up("rgb"), await sample(manager, "tiny", 3)
+        old, other = await found(manager, "tiny"), await found(manager, "rgb")
+        expected = await sample(manager, "tiny", 3)
         async with held(manager) as gate:
             waiting = asyncio.create_task(sample(manager, old, 3))
             record_evaluation(old, {"fld": 3})
@@ -703,18 +711,18 @@ async def test_new_facts_of_the_same_version_are_taken_up_and_nothing_is_warmed_
             monkeypatch.setattr(
                 "service.engine.engine.Loaded.run_first_batches", fail
             )  # for which the thread is not free
-            await (manager.reload() if how == "reload" else manager.load("tiny"))
-            new = manager.look_up("tiny")
+            await (manager.bundles.reload() if how == "reload" else manager.bundles.load("tiny"))
+            new = await found(manager, "tiny")
             assert new.manifest.evaluation == {"fld": 3}
             assert old.manifest.evaluation == {}
             assert (new.version, new.generator, new.sample) == (old.version, old.generator, old.sample)
-            assert manager.look_up("rgb") is other
+            assert await found(manager, "rgb") is other
             gate.set()
         np.testing.assert_array_equal(await waiting, expected)
         np.testing.assert_array_equal(await sample(manager, new, 3), expected)
         record_evaluation(new, {"fld": 2})  # the next time too
-        await manager.reload()
-        assert manager.look_up("tiny").manifest.evaluation == {"fld": 2}
+        await manager.bundles.reload()
+        assert (await found(manager, "tiny")).manifest.evaluation == {"fld": 2}
 
 
 @pytest.mark.parametrize("loss", ["all", "default", "folder", "pinned"])
@@ -724,7 +732,7 @@ async def test_a_reload_that_would_leave_nothing_to_serve_changes_nothing(
     """No bundles, or not the default one in the version that the setting pins: an error, and the old ones go on."""
     default = f"tiny@{tiny_bundles['tiny'].version}" if loss == "pinned" else "tiny"
     async with started(tiny_settings(bundles=root, default_bundle=default)) as manager:
-        before = manager.loaded()
+        before = manager.bundles.loaded()
         if loss == "pinned":
             place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         else:
@@ -732,8 +740,8 @@ async def test_a_reload_that_would_leave_nothing_to_serve_changes_nothing(
         if loss == "all":
             shutil.rmtree(root / "rgb")
         with pytest.raises(BundleError):
-            await manager.reload()
-        assert manager.loaded() == before
+            await manager.bundles.reload()
+        assert manager.bundles.loaded() == before
         await sample(manager)
 
 
@@ -743,29 +751,16 @@ async def test_a_bundle_whose_folder_can_no_longer_be_looked_into_goes_on(
 ) -> None:
     """Who can't see what is in it can't say that the bundle has gone."""
     async with started(tiny_settings(bundles=root)) as manager:
-        rgb = manager.look_up("rgb")
+        rgb = await found(manager, "rgb")
         shutil.rmtree(root / "rgb")
         (root / "rgb").symlink_to("rgb")
-        await manager.reload()
-        assert manager.look_up("rgb") is rgb
+        await manager.bundles.reload()
+        assert await found(manager, "rgb") is rgb
         assert f"no bundle: {root / 'rgb'}: Too many levels of symbolic links" in caplog.text
         (root / "rgb").unlink()
-        await manager.reload()
+        await manager.bundles.reload()
         with pytest.raises(UnknownBundle):
-            manager.look_up("rgb")
-
-
-async def test_a_second_bundle_of_one_name_is_refused_by_a_reload(
-    root: Path, tiny_settings: Make, refusals: Refusals
-) -> None:
-    """Two folders claim a name: the first keeps it, the second is told."""
-    async with started(tiny_settings(bundles=root)) as manager:
-        tiny = manager.look_up("tiny")
-        shutil.copytree(root / "tiny", root / "twin")
-        await manager.reload()
-        [reason] = refusals()
-        assert reason == f"{root / 'twin'}: it is named tiny, as is what tiny/ holds"
-        assert manager.look_up("tiny") is tiny
+            manager.bundles.look_up("rgb")
 
 
 async def test_reloads_come_one_after_another(
@@ -774,7 +769,7 @@ async def test_reloads_come_one_after_another(
     """Two signals at once: the second finds what the first has loaded, and has nothing to do."""
     async with started(tiny_settings(bundles=root)) as manager:
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
-        await asyncio.gather(manager.reload(), manager.reload())
+        await asyncio.gather(manager.bundles.reload(), manager.bundles.reload())
         assert refusals() == []
         assert value(manager, "gan_bundle_swaps_total", bundle="tiny", result="loaded") == 1
 
@@ -793,7 +788,7 @@ async def test_swaps_under_load_lose_nothing(
         async def client() -> None:
             nonlocal answers
             while not is_over:
-                bundle = manager.look_up("tiny")
+                bundle = await found(manager, "tiny")
                 images = await sample(manager, bundle, 40)
                 assert known.setdefault(bundle.version, images.tobytes()) == images.tobytes()
                 answers += 1
@@ -801,7 +796,7 @@ async def test_swaps_under_load_lose_nothing(
         clients = [asyncio.create_task(client()) for _ in range(4)]
         for factor in (0.25, 0.5, 1.0, 0.5, 0.25, 1.0):
             place_version(tiny_bundles["tiny"], root / "tiny", factor)
-            await manager.reload()
+            await manager.bundles.reload()
             assert refusals() == []
             enough = answers + 8
 

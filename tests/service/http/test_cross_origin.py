@@ -112,7 +112,7 @@ async def test_a_page_may_read_that_the_service_is_not_ready(tiny_settings: Call
 async def test_every_preflight_is_answered_without_a_key(page: httpx.AsyncClient, keyed: FastAPI) -> None:
     """Of every route and method, and of paths that do not exist; the headers that carry keys are among the allowed."""
     asks = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization,x-api-key,x-odd"}
-    for path in (*keyed.openapi()["paths"], "/", "/docs", "/static/page.js", "/nowhere"):
+    for path in (*keyed.openapi()["paths"], "/", "/docs", "/static/page/main.js", "/nowhere"):
         reply = await page.options(path, headers=asks)
         assert (reply.status_code, reply.content) == (204, b"")
         assert may_read(reply)

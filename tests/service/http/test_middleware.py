@@ -167,7 +167,7 @@ async def test_a_bug_is_500_and_leaves_a_traceback(
 ) -> None:
     """The client gets the request id and no details; the log has the traceback."""
 
-    def bug(*_: object) -> None:
+    async def bug(*_: object) -> None:
         raise ZeroDivisionError("a secret")
 
     monkeypatch.setattr(app.state.manager, "find", bug)

@@ -687,7 +687,7 @@ async def test_a_failing_engine_is_500_without_its_reasons(
         def explode(*_: object) -> None:
             raise RuntimeError("secret of the house")
 
-        app.state.manager.look_up("tiny").sample.tiles.run = explode
+        (await app.state.manager.find("tiny", 60)).sample.tiles.run = explode
         reply = await client.get("/sample", headers={"X-Request-ID": "find-me"})
         assert "secret" not in problem(reply, 500, "internal")
         assert reply.headers["x-request-id"] == "find-me"

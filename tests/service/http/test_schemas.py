@@ -303,7 +303,7 @@ def test_columns_and_strips() -> None:
         ({"labels": ["cat"] * 5000}, "count: 5000 images"),
         ({"first_index": SEED_LIMIT - 1, "count": 2}, "first_index: "),
         ({"count": 4096, "scale": 16}, "pixels; the most is 64000000"),
-        ({"count": 4096, "scale": 16, "format": "zip"}, "pixels; the most is 64000000"),
+        ({"count": 4096, "scale": 16, "format": "json"}, "pixels; the most is 64000000"),
         ({"count": 820, "layout": "strip", "format": "webp"}, "webp holds up to 16383 pixels a side"),
         ({"count": 3276, "layout": "strip", "format": "jpeg"}, "jpeg holds up to 65500 pixels a side"),
     ],

@@ -167,7 +167,7 @@ async def test_what_means_nothing_here_is_ignored(client: httpx.AsyncClient) -> 
         "output_format": ["gif", "svg", "npy", 1],
         "response_format": ["url", "json"],
         "background": ["transparent", True],
-        "stream": [True, "false"],
+        "stream": [True, "false", 0, 0.0],
         "seed": [-1, 2**53, "7", 1.5],
         "model": ["", "@1", 3],
     }.items(),

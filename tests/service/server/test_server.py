@@ -26,6 +26,7 @@ import uvicorn
 from benchmarks.tools.process import Readings
 from models.bundle import Bundle
 from service.__main__ import start
+from service.engine.bundle_index import find_folders
 from service.engine.engine import Engine, Loaded
 from service.settings import Settings, flag, variable
 
@@ -232,30 +233,31 @@ def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
 ) -> None:
     """Two hundred signals lead to one more reload, which sees all changes; a load request runs in between."""
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
-    load, loads, reached, gate = Engine.load, list[str](), threading.Event(), threading.Event()
+    look, looks, reached, gate = find_folders, list[Path](), threading.Event(), threading.Event()
 
-    def noted(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
-        loads.append(folder.name)
+    def noted(root: Path) -> Any:
+        looks.append(root)
         reached.set()
         gate.wait(60)
-        return load(engine, folder, known)
+        return look(root)
 
     server = live_server(tiny_settings(bundles=tmp_path))
     with server.running():
-        monkeypatch.setattr(Engine, "load", noted)
+        monkeypatch.setattr("service.engine.bundle_index.find_folders", noted)
         serving, loop = server.app.state.manager, server.loop
         loop.call_soon_threadsafe(server.reload_requested.set)
         assert reached.wait(60)
-        waiting = asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop)
+        waiting = asyncio.run_coroutine_threadsafe(serving.bundles.load("tiny"), loop)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
         for _ in range(200):
             loop.call_soon_threadsafe(server.reload_requested.set)
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), loop).result(60)  # so all of these have come
         gate.set()
         waiting.result(60)
-        server.wait_for(lambda: serving.version("rgb") is not None)
-        asyncio.run_coroutine_threadsafe(serving.load("tiny"), loop).result(60)  # behind whatever else there may be
-        assert loads == ["tiny", "tiny", "rgb", "tiny", "tiny"]
+        server.wait_for(lambda: serving.bundles.version("rgb") is not None)
+        last = asyncio.run_coroutine_threadsafe(serving.bundles.load("tiny"), loop)
+        last.result(60)  # behind whatever else there may be
+        assert len(looks) == 4
 
 
 def test_a_signal_during_the_start_is_heeded_after_it(
@@ -277,7 +279,7 @@ def test_a_signal_during_the_start_is_heeded_after_it(
 
     monkeypatch.setattr(Engine, "load", late)
     with server.running():
-        server.wait_for(lambda: server.app.state.manager.version("rgb") is not None)
+        server.wait_for(lambda: server.app.state.manager.bundles.version("rgb") is not None)
 
 
 def test_a_reload_that_fails_is_not_the_last(
@@ -297,12 +299,12 @@ def test_a_reload_that_fails_is_not_the_last(
     server = live_server(tiny_settings(bundles=tmp_path))
     with server.running():
         with monkeypatch.context() as patch:
-            patch.setattr("service.engine.model_manager.find_bundles", fail)
+            patch.setattr("service.engine.bundle_index.find_folders", fail)
             server.loop.call_soon_threadsafe(server.reload_requested.set)
             server.wait_for(lambda: "nobody knows" in caplog.text)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
         server.loop.call_soon_threadsafe(server.reload_requested.set)
-        server.wait_for(lambda: server.app.state.manager.version("rgb") is not None)
+        server.wait_for(lambda: server.app.state.manager.bundles.version("rgb") is not None)
 
 
 # ------------------------------------------------------------------------------------------------------- command line

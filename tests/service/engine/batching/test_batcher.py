@@ -1068,6 +1068,32 @@ async def test_a_drain_finishes_what_was_accepted_and_refuses_newcomers() -> Non
 
 
 @on_jumping_time
+async def test_a_caller_with_several_submits_is_accepted_once() -> None:
+    """Its later rows are refused neither by a full queue nor by a drain, which waits for the last of them."""
+    async with bench(max_queued_rows=10) as one:
+        runner = Doubler()
+        with pytest.raises(QueueFull), one.batcher.accept(11):
+            pass
+        with one.batcher.accept(10):
+            blocker = await one.block(runner)
+            waiting = one.submit(runner, 10)
+            await one.settle()
+            more = asyncio.create_task(one.batcher.submit(runner, rows_of(7, 5), 5, 60, is_accepted=True))
+            await one.settle()
+            assert not more.done()
+            drain = asyncio.create_task(one.batcher.drain(25))
+            one.engine.gate.set()
+            await asyncio.gather(blocker, waiting, more)
+            await one.settle()
+            assert not drain.done()
+            last = one.batcher.submit(runner, rows_of(8, 5), 5, 60, is_accepted=True)
+            assert len((await last).rows) == 5
+        assert await drain
+        with pytest.raises(Draining):
+            await one.batcher.submit(runner, rows_of(9, 5), 5, 60, is_accepted=True)
+
+
+@on_jumping_time
 async def test_a_drain_ends_on_time_whatever_runs() -> None:
     """A batch that doesn't end can't hold up the shutdown: its callers get Draining, when the time is over."""
     async with bench() as one:

@@ -10,6 +10,7 @@ import pytest
 from fastapi import FastAPI
 
 from models.bundle import Bundle
+from models.spec import ImageSpec
 from service import __version__
 from service.app import create_app
 from service.http.merged_metrics import Series, series_of
@@ -151,6 +152,28 @@ async def test_the_protocol_works_under_a_prefix(start: Start, tiny_settings: Ca
     async with start(create_app(tiny_settings(root_path="/gan"))) as client:
         reply = await client.post("/gan/v2/models/tiny/infer", json={"parameters": {"seed": 1}})
         assert reply.json()["model_name"] == "tiny"
+
+
+async def test_versions_side_by_side_are_versions_of_the_models(
+    start: Start, tiny_settings: Callable[..., Settings], make_tiny: Callable[..., Bundle], tmp_path: Path
+) -> None:
+    """Metadata lists them, the newest first; each answers under its own address, and the newest without one."""
+    for seed in (1, 2):
+        bundle = make_tiny(tmp_path / "tiny", ImageSpec(channels=1, height=8, width=8), None, None, seed)
+        bundle.folder.rename(tmp_path / str(seed))
+    async with start(create_app(tiny_settings(bundles=tmp_path))) as client:
+        for model in ("tiny", "tiny.discriminator"):
+            versions = (await client.get(f"/v2/models/{model}")).json()["versions"]
+            assert len(set(versions)) == 2
+            for version in versions:
+                assert (await client.get(f"/v2/models/{model}/versions/{version}/ready")).json()["name"] == model
+        asked = {"parameters": {"seed": 3}}
+        replies = [
+            (await client.post(f"/v2/models/tiny{end}/infer", json=asked)).json()
+            for end in ("", *(f"/versions/{version}" for version in versions))
+        ]
+        assert [reply["model_version"] for reply in replies] == [versions[0], *versions]
+        assert replies[0]["outputs"] == replies[1]["outputs"] != replies[2]["outputs"]
 
 
 async def test_load_takes_nothing_but_the_folder(
