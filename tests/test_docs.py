@@ -8,7 +8,7 @@ import runpy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import numpy as np
@@ -17,14 +17,13 @@ from fastapi import FastAPI
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
+from gan_client.core.calls import FileFormat
 from models.__main__ import command_parser, main
-from service.__main__ import shown
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
 from service.errors import ServiceError
 from service.http.schemas import SampleRequest
 from service.metrics import Metrics
-from service.settings import Settings, variable
 
 SAMPLE = "`GET /sample`, `POST /sample`"
 ROOT = Path(__file__).parents[1]
@@ -44,14 +43,19 @@ def section(page: str, heading: str) -> str:
 
 
 def test_every_setting_is_documented_with_its_default() -> None:
-    """configuration.md has the settings of the code, in their order, with their defaults."""
-    documented = {
-        cells[0].strip("`"): cells[1] for cells in rows((DOCS / "configuration.md").read_text()) if "`GAN_" in cells[0]
-    }
-    assert list(documented) == [variable(name) for name in Settings.model_fields]
-    for name, field in Settings.model_fields.items():
-        if name != "bundles":  # a folder's name differs from machine to machine
-            assert documented[variable(name)] == shown(field.default)
+    """The table of configuration.md is as `make docs` writes it from the settings."""
+    with_table = runpy.run_path(str(ROOT / "deploy" / "site" / "settings_table.py"))["with_table"]
+    page = (DOCS / "configuration.md").read_text()
+    assert with_table(page) == page
+
+
+def test_a_new_setting_gets_its_line_and_a_gone_one_leaves() -> None:
+    """The others keep their words."""
+    with_table = runpy.run_path(str(ROOT / "deploy" / "site" / "settings_table.py"))["with_table"]
+    page = (DOCS / "configuration.md").read_text()
+    other = re.sub(r"^\| `GAN_PORT`.*\n", "| `GAN_GONE` | 1 | gone |\n", page, flags=re.MULTILINE)
+    port = "| `GAN_PORT` | 8000 | TCP port to listen on; 0 takes a free one |"
+    assert with_table(other) == re.sub(r"^\| `GAN_PORT`.*$", port, page, flags=re.MULTILINE)
 
 
 def test_every_series_is_documented_with_its_labels() -> None:
@@ -91,6 +95,7 @@ def test_every_field_format_and_body_is_documented() -> None:
     fields, formats = sample[heads[0] + 1 : heads[-1]], sample[heads[-1] + 1 :]
     assert [name for name, _ in fields] == list(SampleRequest.model_fields)
     assert dict(formats) == MEDIA_TYPES
+    assert set(get_args(FileFormat)) == set(MEDIA_TYPES)  # the client names them too
     bodies = rows(section("api.md", "`POST /discriminate`"))
     assert {kind for cells in bodies for kind in re.findall(r"`(\w+/[\w-]+)`", cells[0])} == {
         *UPLOAD_TYPES,

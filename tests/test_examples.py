@@ -92,6 +92,7 @@ def test_the_quick_start_gives_the_same_in_every_language(server: Any, run: Run,
     expected = {
         "digit.png": "seed=7",
         "again.png": "seed=7",
+        "marked.png": "seed=7",
         "grid.png": "seed=7&count=64&scale=4",
         "threes.png": "seed=7&labels=3&count=8&layout=strip",
         "year.png": "seed=7&labels=2,0,2,6&layout=strip",
@@ -106,6 +107,8 @@ def test_the_quick_start_gives_the_same_in_every_language(server: Any, run: Run,
     for name, reply in replies.items():
         (right / name).write_bytes(reply.raise_for_status().content)
         np.testing.assert_array_equal(content(tmp_path / name), content(right / name), name)
+    checked = httpx.post(f"{server.url}/verify", files={"images": (tmp_path / "marked.png").read_bytes()})
+    assert checked.json()["results"][0]["verdict"] == "identical"
     judged = httpx.post(f"{server.url}/discriminate", files={"images": (right / "digit.png").read_bytes()})
     (right / "verdict.json").write_bytes(judged.content)
     np.testing.assert_allclose(content(tmp_path / "verdict.json"), content(right / "verdict.json"), rtol=1e-5)

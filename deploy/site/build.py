@@ -66,7 +66,10 @@ def lay_out() -> None:
 def mistakes() -> list[str]:
     """What is wrong with the built site's links, a line for each."""
     pages = {file: Page(file) for file in sorted(SITE.rglob("*.html"))}
-    found = []
+    # Pages that no menu has. The other way round is a dead link.
+    menu = (HERE / "zensical.toml").read_text()
+    laid_out = [page.relative_to(PAGES).as_posix() for page in sorted(PAGES.rglob("*.md"))]
+    found = [f"{page} is missing in zensical.toml" for page in laid_out if f'"{page}"' not in menu]
     for file, page in pages.items():
         where = file.relative_to(SITE)
         found += [f"{where} loads {target} from elsewhere" for target in page.loads if urlsplit(target).netloc]
@@ -91,7 +94,7 @@ def main() -> int:
     subprocess.run([sys.executable, "-m", "zensical", "build", "--strict", "--clean"], cwd=BUILD, check=True)
     found = mistakes()
     print(*found, sep="\n", end="\n" if found else "", file=sys.stderr)
-    print(f"{len(list(SITE.rglob('*.html')))} pages in {SITE.relative_to(ROOT)}, {len(found)} dead links")
+    print(f"{len(list(SITE.rglob('*.html')))} pages in {SITE.relative_to(ROOT)}, {len(found)} mistakes")
     return bool(found)
 
 
