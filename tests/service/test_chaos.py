@@ -102,7 +102,7 @@ async def test_a_full_queue_refuses_politely_and_stays_healthy(gated: Service) -
     async with Client(gated.port) as client:
         first = asyncio.ensure_future(client.ask(Request("GET", "/sample")))
         await disconnects.until(gated, "gan_batches_total", before.total("gan_batches_total") + 1)
-        large = Request("GET", f"/sample?count={MOST}&format=npy&seed={SEED}")
+        large = Request("GET", f"/sample?count={MOST}&format=png&seed={SEED}")
         accepted = [asyncio.ensure_future(client.ask(large)) for _ in range(2)]
         await disconnects.until(gated, "gan_queue_images", 2 * MOST)
         refused = await client.ask(Request("GET", "/sample"))
