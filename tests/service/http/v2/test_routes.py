@@ -187,7 +187,7 @@ async def test_load_takes_nothing_but_the_folder(
             reply = await client.post("/v2/repository/models/tiny/load", json={"parameters": parameters})
             assert (reply.status_code, set(reply.json())) == (422, {"error"})
             assert "is not taken" in reply.json()["error"]
-        for body in ({"parameters": {"other": 1}}, {"parameters": None}, {"unknown": 1}, {}):
+        for body in ({"parameters": {"other": 1, "config": None}}, {"parameters": None}, {"unknown": 1}, {}):
             assert (await client.post("/v2/repository/models/tiny/load", json=body)).status_code == 200
 
 
