@@ -198,7 +198,7 @@ def _look(source: bytes | bytearray | str, bundles: Mapping[str, Bundle], max_pi
     bundle = bundles.get(recipe.bundle)
     if bundle is None:
         return _result("unknown_bundle", recipe)
-    if is_animation(content) or not _can_give(recipe, bundle, file):
+    if not _can_give(recipe, bundle, file) or (yield from is_animation(content)):
         return _result("different", recipe)
     return Order(file, recipe, bundle)
 

@@ -180,6 +180,7 @@ async def test_what_shows_something_else_is_different(client: httpx.AsyncClient)
     tinted[0, 0] = np.where([1, 0, 0], tinted[0, 0] ^ 2, tinted[0, 0])
     transparent = picture.convert("LA")
     transparent.putalpha(128)
+    animated = saved(picture, recipe, save_all=True, append_images=[picture.rotate(90)])
     for other in (
         saved(picture.crop((0, 0, 15, 16)), recipe),
         saved(picture.crop((0, 0, 15, 16)).resize((16, 16)), recipe),
@@ -188,7 +189,8 @@ async def test_what_shows_something_else_is_different(client: httpx.AsyncClient)
         saved(Image.fromarray(tinted), recipe),
         saved(transparent, recipe),
         saved(picture, recipe, transparency=int(np.asarray(picture).max())),
-        saved(picture, recipe, save_all=True, append_images=[picture.rotate(90)]),
+        animated,
+        *(animated[:33] + chunk(b"tEXt", b"Comment\0" + text) + animated[33:] for text in (b"IDAT", b"a" * 2**21)),
         mark(await draw(client, count=4, first_index=1, recipe="false"), "png", recipe.encode()),
     ):
         assert await verdict(client, other) == "different"
