@@ -83,6 +83,7 @@ def _json(reply: ModelEntry | ModelList) -> Response:
 
 
 def _models(manager: ModelManager) -> list[ModelEntry]:
+    manager.bundles.look_up(None)  # raises while they are being loaded
     return [_model(version.name, version) for version in manager.bundles.names()]
 
 
