@@ -41,6 +41,10 @@ MEDIA_TYPES: dict[Format, str] = {
 # Formats that hold a single picture, with the longest side in pixels that each allows.
 MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
 
+# libwebp copies a picture as four bytes a pixel, and takes three times as much again while it works; the other codecs
+# go through a picture line by line.
+_WEBP_PIXEL_BYTES = 4
+
 _VERSIONS = " ".join(
     [f"pillow-{pillow_version}", f"numpy-{np.__version__}", f"zlib-ng-{zlib_ng.ZLIBNG_VERSION}"]
     + [f"{name}-{features.version(name)}" for name in ("zlib", "libjpeg_turbo", "webp")]
@@ -86,6 +90,11 @@ class SampleMetadata(NamedTuple):
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
     """(height, width) in pixels of the picture that holds `count` images of this height and width."""
     return math.ceil(count / render.columns) * height * render.scale, render.columns * width * render.scale
+
+
+def encoding_bytes(form: Format, size: int, pixels: int) -> int:
+    """Memory to reserve for images of `size` bytes and for encoding them, in pictures of so many pixels each."""
+    return max(size, _WEBP_PIXEL_BYTES * pixels) if form == "webp" else size
 
 
 def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> bytes:

@@ -34,7 +34,7 @@ def read_npy(body: bytes, dtype: DTypeLike, fits: Callable[[tuple[int, ...]], bo
     start = _header_bytes(body)
     shape, fortran, found = _read_header(body[:start])
     if found != np.dtype(dtype):
-        raise Invalid(f"The array is of {found}; send {np.dtype(dtype)}.")
+        raise Invalid(f"The array is of {str(found)[:100]}; send {np.dtype(dtype)}.")
     whole = all(type(n) is int for n in shape)  # NumPy's reader accepts True as a length
     if not whole or min(shape, default=0) < 1 or not fits(shape):
         raise Invalid(f"The array has shape {shape}; send {wanted}.")

@@ -27,7 +27,7 @@ _ELEMENT = b"gan:recipe"
 _ENDS = {b">": b"<", b'="': b'"', b"='": b"'"}  # an element, or an attribute as other programs may have rewritten it
 _QUOTES = {"&quot;": '"', "&apos;": "'"}
 _SEARCHED_BYTES = 2**16  # in one step
-_METADATA_BYTES = 2**20  # before the pixels: more is not looked through
+_ANIMATED_PNG = b"\0\0\0\x08acTL"  # a chunk's length and name: as eight bytes they are not in pixels by chance
 
 # https://ns.adobe.com/xap and IPTC Photo Metadata, "Digital Source Type".
 _XMP = (
@@ -167,9 +167,13 @@ def _text_of_xmp(file: bytes | bytearray, at: int) -> bytes | None:
     return text if len(text) <= MAX_RECIPE_BYTES else None
 
 
-def is_animation(file: bytes | bytearray) -> bool:
+def is_animation(file: bytes | bytearray) -> Steps[bool]:
     """Whether a PNG or WebP says that it has more than one picture; no recipe of ours makes such."""
     if file[12:16] == b"VP8X":
         return bool(file[20:21]) and bool(file[20] & _HAS_ANIMATION)
-    pixels = file.find(b"IDAT", HEAD_BYTES, _METADATA_BYTES)
-    return file.startswith(b"\x89PNG") and file.find(b"acTL", HEAD_BYTES, max(pixels, 0) or _METADATA_BYTES) >= 0
+    # The pixels may follow any number of other chunks, which may hold anything. So all of the file is searched.
+    for start in range(0, len(file) if file.startswith(b"\x89PNG") else 0, _SEARCHED_BYTES):
+        if file.find(_ANIMATED_PNG, start, start + _SEARCHED_BYTES + len(_ANIMATED_PNG) - 1) >= 0:
+            return True
+        yield None
+    return False

@@ -1,5 +1,6 @@
 """GET and POST /sample: parses the request, compares cached copies, draws the images and encodes them."""
 
+import math
 from functools import partial
 
 from fastapi import APIRouter
@@ -10,7 +11,7 @@ from models.bundle import Bundle
 from models.inference.noise import Float32, draw_latents
 from models.inference.pixels import UInt8
 from models.spec import LatentSpec
-from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode
+from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode, encoding_bytes, picture_size
 from service.codecs.npy import NPY
 from service.errors import UnsupportedMediaType
 from service.http.caching import Caching, caching, has_current_copy
@@ -161,7 +162,10 @@ async def _draw(
     """Compute the images, encode them and build the reply."""
     if is_streamed(bundle, plan):
         return await _stream(context, request, bundle, plan, deadline, headers)
-    request.reserve_reply(plan.count * bundle.manifest.image.size * plan.render.scale**2)
+    image = bundle.manifest.image
+    pixels = math.prod(picture_size(plan.render, plan.count, image.height, image.width))
+    size = plan.count * image.size * plan.render.scale**2
+    request.reserve_reply(encoding_bytes(plan.render.format, size, pixels))
     images, labels, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     metadata = metadata_of(bundle, plan, labels)
     content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)

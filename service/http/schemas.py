@@ -464,6 +464,13 @@ class RepositoryQuery(Schema):
     ready: bool = Field(default=False, description="List only what requests can ask for.")
 
 
+def _without_nulls(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+Parameters = Annotated[dict[str, Any], AfterValidator(_without_nulls)]  # of the protocol's requests
+
+
 def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
     """Refuse to take a bundle's contents from a request."""
     for name in parameters:
@@ -477,7 +484,7 @@ class RepositoryLoad(Schema):
 
     model_config = ConfigDict(extra="ignore")
 
-    parameters: Annotated[dict[str, Any], AfterValidator(_refuse_files)] = Field(
+    parameters: Annotated[Parameters, AfterValidator(_refuse_files)] = Field(
         default={}, description="`config` and `file:…` are refused, others ignored."
     )
 

@@ -52,6 +52,8 @@ from service.http.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import Schema, Verdict, VerifyRequest
 
 TOGETHER = 64  # pictures that are computed at a time, so that their images share batches
+TOGETHER_PIXELS = 2**24  # of all of these, unless one alone has more
+PIXEL_BYTES = 8  # that a pixel takes until it is compared: in colour, on two grounds, beside what was computed
 SMALL_PICTURE = 2**14  # numbers that are encoded and compared on the event loop, in a fraction of a millisecond
 _BLACK, _WHITE = (Preparation("squeeze", background, "lanczos") for background in ("#000000", "#ffffff"))
 _RECIPE_LIMITS = JsonLimits(values=MAX_RECIPE_IMAGES + 64, keys=16, containers=2, depth=2)
@@ -114,7 +116,7 @@ async def _verify(context: RouteContext, request: RequestContext) -> Response:
     results = {place: one for place, one in enumerate(found) if not isinstance(one, Order)}
     _check_orders(context, request, orders.values())
     queue_s = compute_s = 0.0
-    for places in _some(list(orders)):
+    for places in _some(orders):
         all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
         results |= zip(places, [done.result for done in all_done], strict=True)
         decode_s += max(done.decode_s for done in all_done)
@@ -196,7 +198,7 @@ def _look(source: bytes | bytearray | str, bundles: Mapping[str, Bundle], max_pi
     bundle = bundles.get(recipe.bundle)
     if bundle is None:
         return _result("unknown_bundle", recipe)
-    if is_animation(content) or not _can_give(recipe, bundle, file):
+    if not _can_give(recipe, bundle, file) or (yield from is_animation(content)):
         return _result("different", recipe)
     return Order(file, recipe, bundle)
 
@@ -240,12 +242,21 @@ def _check_orders(context: RouteContext, request: RequestContext, orders: Collec
         raise Invalid(f"images: the recipes give {pixels} pixels; the most is {settings.max_output_pixels}.")
     if orders:
         context.manager.batcher.admit(count)
-        request.reserve_reply(2 * sum(order.size for order in orders))  # what is shown and what is computed
+        largest = max(order.pixels for order in orders)
+        request.reserve_reply(PIXEL_BYTES * min(pixels, max(largest, TOGETHER_PIXELS)))
 
 
-def _some(places: list[int]) -> Iterator[list[int]]:
-    for start in range(0, len(places), TOGETHER):
-        yield places[start : start + TOGETHER]
+def _some(orders: Mapping[int, Order]) -> Iterator[list[int]]:
+    """Their places, those at a time that are computed together."""
+    places, pixels = list[int](), 0
+    for place, order in orders.items():
+        if places and (len(places) == TOGETHER or pixels + order.pixels > TOGETHER_PIXELS):
+            yield places
+            places, pixels = [], 0
+        places.append(place)
+        pixels += order.pixels
+    if places:
+        yield places
 
 
 async def _all_of(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -24,7 +24,7 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, RenderOptions, SampleMetadata, encode
+from service.codecs.encode import MAX_SIDE, RenderOptions, SampleMetadata, encode, encoding_bytes
 from service.codecs.time_slices import Steps
 from service.engine.bundle_index import Version
 from service.engine.model_manager import ModelManager
@@ -83,6 +83,7 @@ def _json(reply: ModelEntry | ModelList) -> Response:
 
 
 def _models(manager: ModelManager) -> list[ModelEntry]:
+    manager.bundles.look_up(None)  # raises while they are being loaded
     return [_model(version.name, version) for version in manager.bundles.names()]
 
 
@@ -174,7 +175,9 @@ async def _draw(
 ) -> Response:
     """Compute the images and build the reply."""
     asked, canvas = pictures
-    request.reserve_reply(plan.count * canvas.width * canvas.height * bundle.manifest.image.channels)
+    pixels = canvas.width * canvas.height
+    size = plan.count * pixels * bundle.manifest.image.channels
+    request.reserve_reply(encoding_bytes(asked.output_format, size, pixels))
     images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     background = (bundle.manifest.preparation or UNDECLARED).background
     work = partial(_reply, images, canvas, background, asked, is_marked=plan.is_marked)

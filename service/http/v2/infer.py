@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.inference.noise import Float32
 from models.inference.pixels import UInt8
 from service.engine.model_manager import Timing
-from service.errors import Invalid, Malformed
+from service.errors import Invalid, Malformed, TooLarge
 from service.http.discriminate import judge
 from service.http.drawing import draw
 from service.http.given_latents import check_latents
@@ -26,6 +26,7 @@ from service.http.schemas import Label, Labels, SampleRequest
 from service.http.v2.catalogue import Model, model_of, split_name
 from service.http.v2.messages import RequestedOutput
 from service.http.v2.tensors import (
+    ADVICE,
     BYTES,
     HEADER,
     MAX_JSON_BYTES,
@@ -56,9 +57,7 @@ async def infer(context: RouteContext, request: RequestContext, name: str, versi
     """Read the body, run the model, and write the reply."""
     deadline = Deadline(request, context.settings)
     json_length = request.header(_HEADER_KEY)
-    if json_length is None:
-        request.limit_body(MAX_JSON_BYTES)
-    body = await read_body(request, deadline)
+    body = await (_read_json(request, deadline) if json_length is None else read_body(request, deadline))
     steps = read_request(body, json_length, context.settings.max_count)
     asked, decode_s = await context.decode(steps, deadline)
     _shorten(deadline, asked.head.parameters)
@@ -79,6 +78,15 @@ async def infer(context: RouteContext, request: RequestContext, name: str, versi
     if written is None:
         return BytesResponse(content, headers, JSON)
     return BytesResponse(content, headers | {_HEADER_KEY: b"%d" % written}, BINARY)
+
+
+async def _read_json(request: RequestContext, deadline: Deadline) -> bytes:
+    """Read a body that is JSON alone. If it is too large, the client learns of the binary-data extension."""
+    try:
+        request.limit_body(MAX_JSON_BYTES)
+        return await read_body(request, deadline)
+    except TooLarge as error:
+        raise TooLarge(f"{error.detail} {ADVICE}") from None
 
 
 def _shorten(deadline: Deadline, parameters: Mapping[str, Any]) -> None:
@@ -155,7 +163,7 @@ async def _sample(
 def _fields(asked: Request, max_count: int) -> tuple[dict[str, Any], Float32 | None]:
     """The fields of a request to `/sample` that the inputs and parameters mean, and the latents if there are any."""
     parameters = asked.head.parameters
-    fields = {name: parameters[name] for name in PARAMETERS if parameters.get(name) is not None}
+    fields = {name: parameters[name] for name in PARAMETERS if name in parameters}
     inputs = dict(asked.inputs)
     latents = inputs.pop("latents", None)
     for name, tensor in inputs.items():

@@ -4,7 +4,7 @@ from typing import Any
 
 from pydantic import ConfigDict, Field
 
-from service.http.schemas import Reply, Schema
+from service.http.schemas import Parameters, Reply, Schema
 
 _MAX_AXES = 8
 
@@ -21,7 +21,7 @@ class InputTensor(Message):
     name: str = Field(max_length=256, description="Which input.", examples=["seed"])
     shape: list[int] = Field(max_length=_MAX_AXES, fail_fast=True, description="Its axes.", examples=[[1]])
     datatype: str = Field(max_length=16, description="INT64, FP32, UINT8, or BYTES for names.", examples=["INT64"])
-    parameters: dict[str, Any] = Field(default={}, description="`binary_data_size`: its bytes after the JSON.")
+    parameters: Parameters = Field(default={}, description="`binary_data_size`: its bytes after the JSON.")
     data: Any = Field(
         None,
         description="Its elements in row-major order, flat or nested; at most 131072 of all inputs together.",
@@ -33,14 +33,14 @@ class RequestedOutput(Message):
     """An output that the client wants."""
 
     name: str = Field(max_length=256, description="Which output.", examples=["images"])
-    parameters: dict[str, Any] = Field(default={}, description="`binary_data`: whether to send it after the JSON.")
+    parameters: Parameters = Field(default={}, description="`binary_data`: whether to send it after the JSON.")
 
 
 class InferRequest(Message):
     """A request to run a model."""
 
     id: str | None = Field(None, max_length=1024, description="Comes back with the reply.")
-    parameters: dict[str, Any] = Field(
+    parameters: Parameters = Field(
         default={},
         description="`binary_data_output`: send outputs after the JSON. `timeout`: microseconds that the request may "
         "take. For a generator also the inputs of one element. Others are ignored.",

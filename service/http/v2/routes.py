@@ -61,6 +61,7 @@ def _server_routes(router: APIRouter, context: RouteContext) -> None:
     @router.get("/v2/models/stats", **V2_ALL_STATISTICS)
     async def statistics_of_all(_: Request) -> Response:
         """What each model has done since the start."""
+        manager.bundles.look_up(None)  # raises while they are being loaded
         return await _statistics(context, [model for bundle in manager.bundles.names() for model in models_of(bundle)])
 
 

@@ -1,5 +1,6 @@
 """Statistics of models in Triton's form, from the service's metrics: those of all workers together."""
 
+from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
@@ -32,32 +33,36 @@ async def model_statistics(metrics: Metrics, worker_group: WorkerGroup, models: 
 
 
 class _Sums:
-    """Sums over a page of metrics."""
+    """Sums over a page of metrics, by name and these labels; all in one pass, for there may be very many models."""
+
+    _LABELS = ("bundle", "version", "operation")
 
     def __init__(self, collector: MergedCollector) -> None:
-        self._samples = [sample for metric in collector.collect() for sample in metric.samples]
+        self._sums = defaultdict[tuple[str | None, ...], float](float)
+        for metric in collector.collect():
+            for sample in metric.samples:
+                self._sums[sample.name, *map(sample.labels.get, self._LABELS)] += sample.value
 
-    def of(self, name: str, **labels: str) -> float:
-        """The sum of a metric's samples that have these labels, or not these at all."""
-        found = (sample for sample in self._samples if sample.name == name)
-        return sum(
-            sample.value
-            for sample in found
-            if all(sample.labels.get(label, value) == value for label, value in labels.items())
-        )
+    def of(self, name: str, model: Model) -> float:
+        """The sum of a metric's samples that are a model's. Not all metrics have the version."""
+        bundle, version, operation = model.bundle.name, model.bundle.version, model.operation
+        return self._sums[name, bundle, version, operation] + self._sums[name, bundle, None, operation]
+
+    def of_service(self, name: str) -> float:
+        """The sum of a metric's samples that are no bundle's."""
+        return self._sums[name, None, None, None]
 
 
 def _statistics(sums: _Sums, model: Model) -> dict[str, Any]:
-    labels = {"bundle": model.bundle.name, "version": model.bundle.version, "operation": model.operation}
-    queue, compute = (_times(sums, name, labels) for name in (_WAIT, _COMPUTE))
+    queue, compute = (_times(sums, name, model) for name in (_WAIT, _COMPUTE))
     none = {"count": 0, "ns": 0}
-    images = int(sums.of(_IMAGES, **labels))
+    images = int(sums.of(_IMAGES, model))
     return {
         "name": model.name,
         "version": model.bundle.version,
-        "last_inference": int(1000 * sums.of(_PROGRESS)) if images else 0,
+        "last_inference": int(1000 * sums.of_service(_PROGRESS)) if images else 0,
         "inference_count": images,
-        "execution_count": int(sums.of(_BATCHES, **labels)),
+        "execution_count": int(sums.of(_BATCHES, model)),
         "inference_stats": {
             "success": {"count": queue["count"], "ns": queue["ns"] + compute["ns"]},
             "fail": none,
@@ -73,8 +78,8 @@ def _statistics(sums: _Sums, model: Model) -> dict[str, Any]:
     }
 
 
-def _times(sums: _Sums, name: str, labels: dict[str, str]) -> dict[str, int]:
+def _times(sums: _Sums, name: str, model: Model) -> dict[str, int]:
     return {
-        "count": int(sums.of(f"{name}_count", **labels)),
-        "ns": int(1e9 * sums.of(f"{name}_sum", **labels)),
+        "count": int(sums.of(f"{name}_count", model)),
+        "ns": int(1e9 * sums.of(f"{name}_sum", model)),
     }

@@ -28,14 +28,14 @@ from service.http.v2.messages import InferRequest, InputTensor
 HEADER = "Inference-Header-Content-Length"
 MAX_JSON_BYTES = 4 * 2**20
 MAX_JSON_INPUT, MAX_JSON_OUTPUT = 2**17, 2**20  # elements of all tensors together
-MAX_TEXTS = 2**17  # of BYTES in binary
+MAX_TEXTS = 2**17  # of BYTES in binary, all tensors together
 DTYPES: Mapping[str, np.dtype[Any]] = {"INT64": np.dtype("<i8"), "FP32": np.dtype("<f4"), "UINT8": np.dtype("u1")}
 BYTES = "BYTES"  # the datatype of text
 PIECE_BYTES, PIECE_NUMBERS = 2**14, 2**13  # of JSON, read or written in one step
 MAX_PIECE_BYTES = 2**16
 CHECKED_NUMBERS = 2**18  # in one step
 SMALL_BYTES = 2**20  # replies of up to this many are joined on the event loop
-_ADVICE = "Send tensors in binary instead: by the protocol's binary-data extension."
+ADVICE = "Send tensors in binary instead: by the protocol's binary-data extension."
 _MAX_STRINGS, _MAX_STRING_BYTES = 2**15, 2**14
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _COLON = re.compile(rb"[ \t\r\n]{0,99}+:[ \t\r\n]{0,99}+")
@@ -90,7 +90,7 @@ def _json_length(header: str | None, size: int) -> int:
             raise Malformed(f"{HEADER}: {header[:100]!r} is not a number of bytes up to the body's {size}.")
         length = int(header)
     if length > MAX_JSON_BYTES:
-        raise TooLarge(f"The JSON has {length} bytes; the most is {MAX_JSON_BYTES}. {_ADVICE}")
+        raise TooLarge(f"The JSON has {length} bytes; the most is {MAX_JSON_BYTES}. {ADVICE}")
     return length
 
 
@@ -139,7 +139,7 @@ def _read_inputs(
 ) -> Steps[dict[str, Tensor]]:
     """Read each input's values; those in binary follow one another."""
     inputs: dict[str, Tensor] = {}
-    in_json, at = 0, 0
+    in_json, texts, at = 0, 0, 0
     for tensor in given:
         if tensor.name in inputs:
             raise Invalid(f"inputs: {tensor.name[:100]!r} is given twice.")
@@ -147,11 +147,14 @@ def _read_inputs(
         if size is None:
             in_json += elements
             if in_json > MAX_JSON_INPUT:
-                raise Invalid(f"inputs: over {MAX_JSON_INPUT} elements as JSON. {_ADVICE}")
+                raise Invalid(f"inputs: over {MAX_JSON_INPUT} elements as JSON. {ADVICE}")
             values = yield from _from_json(tensor, elements, arrays)
         else:
             if size > len(binary) - at:
                 raise Malformed(f"{tensor.name}: {size} bytes are announced; there are {len(binary) - at}.")
+            texts += elements * (tensor.datatype == BYTES)
+            if texts > MAX_TEXTS:
+                raise Invalid(f"inputs: over {MAX_TEXTS} elements of {BYTES}.")
             values = yield from _from_binary(tensor, elements, binary[at : at + size])
             at += size
         inputs[tensor.name] = Tensor(tensor.datatype, values)
@@ -201,7 +204,7 @@ def _texts(tensor: InputTensor, elements: int, content: memoryview) -> Steps[lis
     """The texts of BYTES in binary."""
     texts: list[str] = []
     at = 0
-    while at < len(content) and len(texts) < MAX_TEXTS:
+    while at < len(content) and len(texts) < elements:
         text = _text(tensor, content, at)
         at += 4 + len(text)
         texts.append(text.decode(errors="replace"))  # which names no class

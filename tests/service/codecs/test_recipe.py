@@ -79,7 +79,7 @@ def test_a_mark_alone_fits_every_file(form: SequenceFormat) -> None:
             said = picture.info["xmp"] if form != "gif" else marked  # where Pillow does not look for it
         assert TERM in said
         assert found_in(marked) is None
-        assert is_animation(marked) == (form in {"apng", "webp"})
+        assert run_steps(is_animation(marked)) == (form in {"apng", "webp"})
 
 
 def test_a_webp_keeps_its_transparency() -> None:

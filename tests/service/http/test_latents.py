@@ -135,6 +135,7 @@ async def test_json_without_finite_numbers_is_refused(client: httpx.AsyncClient,
     [
         (latents().astype(np.float64), "float64; send float32"),
         (latents().astype(">f4"), "send float32"),
+        (np.zeros(1, ",".join(["f4"] * 99)), "('f6', '<; send float32"),  # which is long
         (latents()[0], "send (n, dim)"),
         (latents()[None], "send (n, dim)"),
         (np.zeros((0, 12), np.float32), "send (n, dim)"),

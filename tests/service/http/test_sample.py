@@ -27,6 +27,7 @@ from models.inference.pixels import UInt8, to_uint8
 from service.app import create_app
 from service.codecs.encode import MEDIA_TYPES, encode
 from service.cpu import cpu_limit
+from service.http.request_context import RequestContext
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -741,3 +742,16 @@ async def test_what_waits_for_an_encoder_ends_at_its_deadline(
         assert len(begun) == cpu_limit()
         assert (await client.get("/sample?count=64&scale=16")).status_code == 200
         assert len(begun) == cpu_limit() + 1
+
+
+async def test_a_webp_reserves_what_its_encoder_takes(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bytes for each pixel of a picture; other formats take no more than the images."""
+    reserved: list[int] = []
+    monkeypatch.setattr(RequestContext, "reserve_reply", lambda _, size: reserved.append(size))
+    for form in ("png", "webp"):
+        assert (await client.get(f"/sample?bundle=tiny&count=3&columns=2&scale=2&format={form}")).status_code == 200
+        asked = {"model": "tiny", "prompt": "", "n": 2, "size": "32x16", "output_format": form}
+        assert (await client.post("/v1/images/generations", json=asked)).status_code == 200
+    assert reserved == [3 * 16 * 16, 2 * 32 * 16, 4 * 32 * 32, 4 * 32 * 16]

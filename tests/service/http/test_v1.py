@@ -247,6 +247,14 @@ async def test_a_key_is_a_bearer_token(start: Start, tiny_settings: Callable[...
         assert (await client.post(PATH, json=PROMPT, headers={"Authorization": "Bearer alpha"})).status_code == 200
 
 
+async def test_the_list_is_not_empty_while_bundles_are_loaded(tiny_settings: Callable[..., Settings]) -> None:
+    """Pages that ask for it once, when they start, would show no model."""
+    app = create_app(tiny_settings())
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
+        for path in ("/v1/models", "/v1/models/tiny"):
+            refusal(await client.get(path), 503, "not_ready")
+
+
 async def test_bundles_are_models(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
     """Each can be asked for by the id that the list has, and by its version."""
     listed = (await client.get("/v1/models?limit=5")).json()

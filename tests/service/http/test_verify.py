@@ -18,7 +18,10 @@ from PIL import Image, PngImagePlugin
 from service.app import create_app
 from service.codecs.png import chunk, grey_png
 from service.codecs.recipe import Recipe, mark
+from service.http import verify as verify_module
+from service.http.request_context import RequestContext
 from service.http.streaming import WHOLE_BYTES
+from service.http.verify import PIXEL_BYTES
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -177,6 +180,7 @@ async def test_what_shows_something_else_is_different(client: httpx.AsyncClient)
     tinted[0, 0] = np.where([1, 0, 0], tinted[0, 0] ^ 2, tinted[0, 0])
     transparent = picture.convert("LA")
     transparent.putalpha(128)
+    animated = saved(picture, recipe, save_all=True, append_images=[picture.rotate(90)])
     for other in (
         saved(picture.crop((0, 0, 15, 16)), recipe),
         saved(picture.crop((0, 0, 15, 16)).resize((16, 16)), recipe),
@@ -185,7 +189,8 @@ async def test_what_shows_something_else_is_different(client: httpx.AsyncClient)
         saved(Image.fromarray(tinted), recipe),
         saved(transparent, recipe),
         saved(picture, recipe, transparency=int(np.asarray(picture).max())),
-        saved(picture, recipe, save_all=True, append_images=[picture.rotate(90)]),
+        animated,
+        *(animated[:33] + chunk(b"tEXt", b"Comment\0" + text) + animated[33:] for text in (b"IDAT", b"a" * 2**21)),
         mark(await draw(client, count=4, first_index=1, recipe="false"), "png", recipe.encode()),
     ):
         assert await verdict(client, other) == "different"
@@ -287,6 +292,20 @@ async def test_many_pictures_at_once(client: httpx.AsyncClient) -> None:
     results = await verify(client, *files)
     assert [one.get("verdict") for one in results] == expected
     assert [("error" in one) for one in results] == [verdict is None for verdict in expected]
+
+
+async def test_large_pictures_are_few_at_a_time(client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Room is reserved for those that are held together, not for all of a request: its pictures may be very large."""
+    reserved: list[int] = []
+    monkeypatch.setattr(verify_module, "TOGETHER_PIXELS", 150)
+    monkeypatch.setattr(RequestContext, "reserve_reply", lambda _, size: reserved.append(size))
+    small = [await draw(client, first_index=place) for place in range(5)]  # of 64 pixels
+    large = await draw(client, scale=2)
+    reserved.clear()
+    assert [one["verdict"] for one in await verify(client, *small)] == ["identical"] * 5
+    assert [one["verdict"] for one in await verify(client, *small, large, *small)] == ["identical"] * 11
+    assert await verdict(client, small[0]) == "identical"
+    assert reserved == [PIXEL_BYTES * pixels for pixels in (150, 256, 64)]
 
 
 async def test_a_picture_that_cannot_be_read_is_an_error(client: httpx.AsyncClient, problem: Problem) -> None:

@@ -4,7 +4,7 @@ import asyncio
 import io
 import json
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
@@ -169,8 +169,11 @@ async def test_nulls_and_unknown_fields_are_ignored(client: httpx.AsyncClient) -
         "inputs": [tensor("count", "INT64", [2]) | {"parameters": None, "comment": "two"}],
     }  # fmt: skip
     asked["inputs"][0]["data"] = [2.0]  # as elsewhere in JSON, this is 2
-    reply = await client.post("/v2/models/tiny/infer?anything=1", json=asked)
-    np.testing.assert_array_equal(outputs(reply)["images"], await sampled(client, "seed=3&count=2"))
+    nothing = {"shared_memory_region": None, "classification": None, "binary_data_size": None, "binary_data": None}
+    for more in ({}, {"outputs": [{"name": "images", "parameters": nothing}]}):
+        asked["inputs"][0]["parameters"] = nothing if more else None
+        reply = await client.post("/v2/models/tiny/infer?anything=1", json=asked | more)
+        np.testing.assert_array_equal(outputs(reply)["images"], await sampled(client, "seed=3&count=2"))
 
 
 # ------------------------------------------------------------------------------------------------- the discriminator
@@ -409,10 +412,11 @@ async def test_bodies_of_another_kind_are_refused(
         (binary("labels", "BYTES", b"\xff\xff\xff\xffx", [1]), 422, "announced"),
         (binary("labels", "BYTES", b"\x01\x00", [1]), 422, "announced"),
         (binary("labels", "BYTES", b"\x01\x00\x00\x00\xff", [1]), 422, "no labels"),
-        (binary("labels", "BYTES", b"\x00\x00\x00\x00" * 2**18, [2**18]), 422, "others"),
+        (binary("labels", "BYTES", b"\x00\x00\x00\x00" * 2**18, [2**18]), 422, "over 131072"),
+        (binary("labels", "BYTES", b"\x00\x00\x00\x00" * 2, [1]), 422, "others"),
         (binary("labels", "BYTES", b"\x01\x00\x00\x00x", [2]), 422, "others"),
     ],
-    ids=range(14),
+    ids=range(15),
 )
 async def test_binary_tensors_that_lie_are_refused(
     client: httpx.AsyncClient, given: tuple[dict[str, Any], bytes], status: int, reason: str
@@ -420,6 +424,13 @@ async def test_binary_tensors_that_lie_are_refused(
     """Sizes that differ from the shape's, from what is there, and text that is none."""
     body, headers = body_of(given)
     assert reason in refusal(await client.post("/v2/models/tiny/infer", content=body, headers=headers), status)
+
+
+async def test_all_texts_of_a_request_are_bounded_together(client: httpx.AsyncClient) -> None:
+    """Each is an object in Python, and a request may have many tensors."""
+    content, headers = body_of(*(binary(name, "BYTES", bytes(2**18), [2**16]) for name in ("a", "b", "c")))
+    reply = await client.post("/v2/models/tiny/infer", content=content, headers=headers)
+    assert "over 131072 elements of BYTES" in refusal(reply, 422)
 
 
 async def test_the_refusal_of_large_tensors_as_json_names_binary(
@@ -435,6 +446,15 @@ async def test_the_refusal_of_large_tensors_as_json_names_binary(
     assert "binary-data extension" in refusal(reply, 422)
     reply = await client.post("/v2/models/rgb/infer", json={"parameters": {"count": count * 2}})
     assert "count" in refusal(reply, 422)
+    for body in (b" " * (2**22 + 1), sent_in_pieces()):
+        reply = await client.post("/v2/models/tiny/infer", content=body)
+        assert "binary-data extension" in refusal(reply, 413)
+
+
+async def sent_in_pieces() -> AsyncIterator[bytes]:
+    """A body that is too long for JSON, and does not say so beforehand."""
+    for _ in range(65):
+        yield b" " * 2**16
 
 
 async def test_compressed_bodies_are_refused_in_the_protocols_shape(client: httpx.AsyncClient) -> None:

@@ -37,11 +37,11 @@ async def test_health_speaks_to_every_client(client: httpx.AsyncClient) -> None:
 
 
 async def test_a_service_that_loads_is_alive_but_not_ready(tiny_settings: Callable[..., Settings]) -> None:
-    """Until the bundles are there, ready is 503 in the protocol's shape."""
+    """Until the bundles are there, all but live is 503 in the protocol's shape, and no list is empty."""
     app = create_app(tiny_settings())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://service") as client:
         assert (await client.get("/v2/health/live")).status_code == 200
-        for path in ("/v2/health/ready", "/v2/models/tiny/ready"):
+        for path in ("/v2/health/ready", "/v2/models/tiny/ready", "/v2/models/stats"):
             reply = await client.get(path)
             assert (reply.status_code, set(reply.json())) == (503, {"error"})
 
@@ -187,7 +187,7 @@ async def test_load_takes_nothing_but_the_folder(
             reply = await client.post("/v2/repository/models/tiny/load", json={"parameters": parameters})
             assert (reply.status_code, set(reply.json())) == (422, {"error"})
             assert "is not taken" in reply.json()["error"]
-        for body in ({"parameters": {"other": 1}}, {"parameters": None}, {"unknown": 1}, {}):
+        for body in ({"parameters": {"other": 1, "config": None}}, {"parameters": None}, {"unknown": 1}, {}):
             assert (await client.post("/v2/repository/models/tiny/load", json=body)).status_code == 200
 
 
