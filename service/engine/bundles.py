@@ -431,9 +431,14 @@ class Bundles:
         return self._residents.make_room()
 
     async def _take_up_mended(self, name: str) -> None:
-        """Take up what has changed, where this is a version that was refused and whose folder has changed since."""
-        version = self._seen.index.versions.get(Key.parse(name))
-        if version is None or version.key in self._unloaded or not await asyncio.to_thread(version.has_changed):
+        """Take up what has changed, where this means a version whose folder was refused or gone, and has changed."""
+        index, meant = self._seen.index, self._seen.aliases.get(name, Key.parse(name))
+        versions = [
+            version
+            for key, version in {**index.gone, **index.versions}.items()
+            if meant in {key, Key(key.name, "")} and key not in self._unloaded
+        ]
+        if not await asyncio.to_thread(any, (version.has_changed() for version in versions)):
             return
         async with self._changing:
             try:
