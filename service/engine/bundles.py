@@ -322,8 +322,9 @@ class Bundles:
                 found[key] = Version(key, bundle.manifest, ())
         versions = {one.key: one for one in sorted(found.values(), key=Version.age) if one.key not in unloaded}
         means = meanings(versions, seen.aliases, self._view.means)
-        refused = {} if self.is_started else self._refusals(seen.index, failures)
-        return View(versions, means, default_name(self._chosen_default, means, refused, self._root))
+        reasons = ({}, {}) if self.is_started else (self._refusals(seen.index, failures), seen.aliases)
+        default = default_name(self._chosen_default, means, *reasons, self._root)
+        return View(versions, means, default)
 
     def _is_irreplaceable(self, key: Key, bundle: Loaded, index: BundleIndex, failures: Failures) -> bool:
         """Whether what is in memory came from a folder that can't be loaded as it is now."""

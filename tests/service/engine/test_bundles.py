@@ -166,10 +166,14 @@ async def test_an_alias_of_a_version_that_is_not_there_never_leads_to_the_newest
         damage(tmp_path / "newer")
         await bundles.reload()
         assert bundles.version("rgb") == rgb.version
-    write_aliases(tmp_path, tiny="0123456789ab")
-    with pytest.raises(BundleError, match="default bundle tiny must be there"):
-        async with serving(tiny_settings(bundles=tmp_path)):
-            pass
+    write_aliases(tmp_path, tiny="0123456789ab", rgb="0123456789ab")
+    for default, why in (
+        ("tiny", "tiny would mean tiny@0123456789ab, which is not there"),
+        (None, "no name means a version"),
+    ):
+        with pytest.raises(BundleError, match=f"{ALIASES}: {why}"):
+            async with serving(tiny_settings(bundles=tmp_path, default_bundle=default)):
+                pass
 
 
 @pytest.mark.parametrize(
