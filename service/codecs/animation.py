@@ -3,15 +3,14 @@
 WebP and APNG keep every pixel as it is, and so does GIF for grey images; it has 256 colours for each image in colour.
 """
 
-import io
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from PIL import GifImagePlugin, Image  # noqa: F401 - imported now, so that the first request does not wait for it
 
-from models.inference.pixels import UInt8, grid
-from service.codecs.encode import encode_picture
+from models.inference.pixels import UInt8
+from service.codecs.encode import Check, CheckedFile, RenderOptions, encode_picture, lay_out
 
 SequenceFormat = Literal["png", "gif", "webp", "apng"]
 
@@ -47,15 +46,11 @@ def sequence_size(options: SequenceOptions, count: int, height: int, width: int)
     return height * options.scale, width * options.scale * (count if options.format == "png" else 1)
 
 
-def encode_sequence(images: UInt8, options: SequenceOptions, check: Callable[[], object] = bool) -> bytes:
-    """Encode images, uint8 (n, h, w, c) with n ≥ 2, in this order.
-
-    `check` is called before each image of an animation, and may raise to end the work.
-    """
+def encode_sequence(images: UInt8, options: SequenceOptions, check: Check = bool) -> bytes:
+    """Encode images, uint8 (n, h, w, c) with n ≥ 2, in this order."""
     if options.format == "png":
-        scaled = images.repeat(options.scale, axis=1).repeat(options.scale, axis=2)
-        return encode_picture(grid(scaled, len(scaled)), "png")
-    out, first = io.BytesIO(), next(iter(_Frames(images[:1], options, check)))
+        return encode_picture(lay_out(images, RenderOptions("png", len(images), options.scale)), "png", check)
+    out, first = CheckedFile(check), next(iter(_Frames(images[:1], options, check)))
     shown: dict[str, Any] = {
         "save_all": True,
         "append_images": _Frames(images[1:], options, check),
@@ -75,7 +70,7 @@ def encode_sequence(images: UInt8, options: SequenceOptions, check: Callable[[],
 class _Frames:
     """The images of an animation, made as Pillow takes them; it goes through those of an APNG twice."""
 
-    def __init__(self, images: UInt8, options: SequenceOptions, check: Callable[[], object]) -> None:
+    def __init__(self, images: UInt8, options: SequenceOptions, check: Check) -> None:
         self._images, self._options, self._check = images, options, check
 
     def __iter__(self) -> Iterator[Image.Image]:
@@ -84,7 +79,15 @@ class _Frames:
             frame = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
             if self._options.format == "gif" and frame.mode == "RGB":
                 frame = _with_palette(frame)
-            yield frame.resize((frame.width * self._options.scale, frame.height * self._options.scale), NEAREST)
+            frame = frame.resize((frame.width * self._options.scale, frame.height * self._options.scale), NEAREST)
+            # Those of a WebP are made in a moment, then encoded without a write: Pillow seeks each just before it does.
+            frame.seek = self._seek  # type: ignore[method-assign]
+            yield frame
+
+    def _seek(self, frame: int) -> None:
+        self._check()
+        if frame:
+            raise EOFError
 
 
 def _with_palette(image: Image.Image) -> Image.Image:

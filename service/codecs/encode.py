@@ -12,10 +12,10 @@ import io
 import json
 import math
 import zipfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
 from itertools import chain
-from typing import IO, Literal, NamedTuple, cast
+from typing import IO, Any, Literal, NamedTuple, cast
 
 import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin, features  # noqa: F401 - imported now, so that the first request does not wait for it
@@ -38,6 +38,8 @@ MEDIA_TYPES: dict[Format, str] = {
     "zip": "application/zip",
     "npy": "application/x-npy",
 }
+# Called again and again while a file is encoded; what it raises ends the work, for which nobody may wait any longer.
+Check = Callable[[], object]
 # Formats that hold a single picture, with the longest side in pixels that each allows.
 MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
 
@@ -97,18 +99,18 @@ def encoding_bytes(form: Format, size: int, pixels: int) -> int:
     return max(size, _WEBP_PIXEL_BYTES * pixels) if form == "webp" else size
 
 
-def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> bytes:
+def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata, check: Check = bool) -> bytes:
     """Encode images, uint8 (n, h, w, c) with n ≥ 1, as the body of a reply."""
     match render.format:
         case "png" | "webp" | "jpeg":
-            file = encode_picture(lay_out(images, render), render.format)
+            file = encode_picture(lay_out(images, render), render.format, check)
             if not metadata.is_marked:
                 return file
             return mark(file, render.format, _recipe(metadata, 0, len(images), render, render.format))
         case "json":
-            return _json(_files(images, render, metadata), metadata)
+            return _json(_files(images, render, metadata, check), metadata)
         case "zip" | "npy":
-            return STREAMED[render.format](len(images), images.shape[1:], render.scale).encode(images, metadata)
+            return STREAMED[render.format](len(images), images.shape[1:], render.scale).encode(images, metadata, check)
 
 
 def lay_out(images: UInt8, render: RenderOptions) -> UInt8:
@@ -130,11 +132,12 @@ def _scaled(images: UInt8, scale: int) -> UInt8:
     return images.repeat(scale, axis=1).repeat(scale, axis=2) if scale > 1 else images
 
 
-def _files(images: UInt8, render: RenderOptions, metadata: SampleMetadata) -> Iterator[bytes]:
+def _files(images: UInt8, render: RenderOptions, metadata: SampleMetadata, check: Check) -> Iterator[bytes]:
     """Each image as a PNG of its own."""
     single = render._replace(columns=1)
     for place in range(len(images)):
-        file = encode_picture(lay_out(images[place : place + 1], single), "png")
+        check()
+        file = encode_picture(lay_out(images[place : place + 1], single), "png", check)
         yield mark(file, "png", _recipe(metadata, place, 1, single, "png")) if metadata.is_marked else file
 
 
@@ -159,12 +162,25 @@ def _recipe(
     ).encode("ascii")
 
 
-def encode_picture(image: UInt8, form: PictureFormat) -> bytes:
+class CheckedFile(io.BytesIO):
+    """A file in memory that calls `check` at every write: Pillow writes most formats in pieces of 64 KiB."""
+
+    def __init__(self, check: Check) -> None:
+        super().__init__()
+        self._check = check
+
+    def write(self, data: Any, /) -> int:
+        """Append to the file."""
+        self._check()
+        return super().write(data)
+
+
+def encode_picture(image: UInt8, form: PictureFormat, check: Check = bool) -> bytes:
     """One image (h, w, c) as a file."""
     if form == "png" and image.shape[2] == 1:
         return grey_png(image)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
-    out = io.BytesIO()
+    out = CheckedFile(check)
     match form:
         case "png":  # level 1: higher levels take ten times as long and save little on noise-like pixels
             picture.save(out, "png", compress_level=1)
@@ -225,7 +241,7 @@ class NpyStream:
         self._head, self._scale = _npy_head(whole), scale
         self.size = len(self._head) + math.prod(whole)
 
-    def encode(self, images: UInt8, _: SampleMetadata) -> bytes:
+    def encode(self, images: UInt8, _: SampleMetadata, __: Check = bool) -> bytes:
         """The file's next bytes, which hold these images (n, h, w, c)."""
         head, self._head = self._head, b""
         return head + _scaled(images, self._scale).tobytes()
@@ -250,9 +266,9 @@ class ZipStream:
         self._tape = _Tape()
         self._archive = zipfile.ZipFile(cast("IO[bytes]", self._tape), "w", zipfile.ZIP_STORED)
 
-    def encode(self, images: UInt8, metadata: SampleMetadata) -> bytes:
+    def encode(self, images: UInt8, metadata: SampleMetadata, check: Check = bool) -> bytes:
         """The file's next bytes, which hold these images (n, h, w, c); `metadata` is what they were drawn from."""
-        for file in _files(images, RenderOptions("png", 1, self._scale), metadata):
+        for file in _files(images, RenderOptions("png", 1, self._scale), metadata, check):
             self._archive.writestr(zipfile.ZipInfo(f"{self._number:06d}.png", _NO_DATE), file)
             self._number += 1
         if self._number == self._count:

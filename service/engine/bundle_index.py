@@ -5,7 +5,7 @@ A folder that has not changed since the last look is not read again.
 
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +13,7 @@ from typing import NamedTuple
 from models.bundle import FILES, MANIFEST, BundleError, Manifest, read_manifest
 
 Stamp = tuple[tuple[int, ...], ...]  # equal for as long as nothing in a folder changes
+MAX_GONE = 256
 
 
 class Key(NamedTuple):
@@ -79,6 +80,10 @@ class Version:
         """Whether anything has changed in its folders since. Looks at the disk."""
         return any(stamp_of(folder.path) != folder.stamp for folder in self.folders)
 
+    def as_it_is(self) -> "Version":
+        """With its folders as they are now. Looks at the disk."""
+        return replace(self, folders=tuple(replace(one, stamp=stamp_of(one.path)) for one in self.folders))
+
 
 @dataclass(frozen=True)
 class BundleIndex:
@@ -88,11 +93,14 @@ class BundleIndex:
         folders: Those with something called a manifest, by path.
         unreadable: Those that can't be looked into.
         versions: Of all bundles, by name, and of each from the oldest to the newest.
+        gone: Those that were there at an earlier look, the last `MAX_GONE`, with their folders as they are now. Perhaps
+            somebody is about to move a folder back, or to write its manifest again.
     """
 
     folders: Mapping[Path, Folder] = field(default_factory=dict)
     unreadable: Mapping[Path, BundleError] = field(default_factory=dict)
     versions: Mapping[Key, Version] = field(default_factory=dict)
+    gone: Mapping[Key, Version] = field(default_factory=dict)
 
     @classmethod
     def read(cls, root: Path, before: "BundleIndex") -> "BundleIndex":
@@ -101,11 +109,14 @@ class BundleIndex:
         Raises:
             BundleError: The folder can't be read, or it holds no bundle.
         """
+        earlier = [version.as_it_is() for version in {**before.gone, **before.versions}.values()]  # first, as below
         paths, unreadable = find_folders(root)
         if not paths:
             raise BundleError(root, f"no sub-folder with a {MANIFEST}")
         folders = {path: _read_folder(path, before.folders.get(path)) for path in paths}
-        return cls(folders, unreadable, _versions(folders.values()))
+        versions = _versions(folders.values())
+        gone = [version for version in earlier if version.key not in versions]
+        return cls(folders, unreadable, versions, {version.key: version for version in gone[-MAX_GONE:]})
 
 
 def find_folders(root: Path) -> tuple[list[Path], dict[Path, BundleError]]:

@@ -62,11 +62,17 @@ def meanings(versions: Collection[Key], aliases: Mapping[str, Key], before: Mapp
     return means | {str(key): key for key in versions}
 
 
-def default_name(chosen: str | None, means: Mapping[str, Key], refused: Mapping[str, BundleError], root: Path) -> str:
+def default_name(
+    chosen: str | None,
+    means: Mapping[str, Key],
+    refused: Mapping[str, BundleError],
+    aliases: Mapping[str, Key],
+    root: Path,
+) -> str:
     """What requests that name no bundle get: what the setting has chosen, else the usual one, else the first by name.
 
     Raises:
-        BundleError: There is none, or what was chosen is not there. Those `refused` by name may say why.
+        BundleError: There is none, or what was chosen is not there. Those `refused` by name, and aliases, may say why.
     """
     wanted = chosen or USUAL_DEFAULT
     if wanted in means:
@@ -75,10 +81,14 @@ def default_name(chosen: str | None, means: Mapping[str, Key], refused: Mapping[
         raise refusal
     if not means and refused:
         raise next(iter(refused.values()))
+    if (key := aliases.get(wanted)) is not None:
+        raise BundleError(root / ALIASES, f"{wanted} would mean {key}, which is not there")
     if chosen is not None:
         raise BundleError(root, f"the default bundle {chosen} must be there")
     if names := [name for name in means if "@" not in name]:
         return min(names)
+    if aliases:
+        raise BundleError(root / ALIASES, "no name means a version that is there")
     raise BundleError(root, "at least one bundle must be there")
 
 

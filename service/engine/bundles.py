@@ -322,8 +322,9 @@ class Bundles:
                 found[key] = Version(key, bundle.manifest, ())
         versions = {one.key: one for one in sorted(found.values(), key=Version.age) if one.key not in unloaded}
         means = meanings(versions, seen.aliases, self._view.means)
-        refused = {} if self.is_started else self._refusals(seen.index, failures)
-        return View(versions, means, default_name(self._chosen_default, means, refused, self._root))
+        reasons = ({}, {}) if self.is_started else (self._refusals(seen.index, failures), seen.aliases)
+        default = default_name(self._chosen_default, means, *reasons, self._root)
+        return View(versions, means, default)
 
     def _is_irreplaceable(self, key: Key, bundle: Loaded, index: BundleIndex, failures: Failures) -> bool:
         """Whether what is in memory came from a folder that can't be loaded as it is now."""
@@ -431,9 +432,14 @@ class Bundles:
         return self._residents.make_room()
 
     async def _take_up_mended(self, name: str) -> None:
-        """Take up what has changed, where this is a version that was refused and whose folder has changed since."""
-        version = self._seen.index.versions.get(Key.parse(name))
-        if version is None or version.key in self._unloaded or not await asyncio.to_thread(version.has_changed):
+        """Take up what has changed, where this means a version whose folder was refused or gone, and has changed."""
+        index, meant = self._seen.index, self._seen.aliases.get(name, Key.parse(name))
+        versions = [
+            version
+            for key, version in {**index.gone, **index.versions}.items()
+            if meant in {key, Key(key.name, "")} and key not in self._unloaded
+        ]
+        if not await asyncio.to_thread(any, (version.has_changed() for version in versions)):
             return
         async with self._changing:
             try:

@@ -208,14 +208,14 @@ async def _encode(
 ) -> tuple[bytes, float]:
     """Encode images; returns the bytes and the seconds that it took."""
     if not plan.shows_latents:
-        work = partial(encode, images, plan.render, metadata)
+        work = partial(encode, images, plan.render, metadata, deadline.left_s)
         return await context.encode(work, plan.render.format, deadline, is_small=_is_small(images, plan.render))
 
     def with_latents() -> bytes:
         shown = plan.latents
         if shown is None:
             shown = draw_latents(latent, plan.seed, plan.first_index, plan.count)
-        return encode(images, plan.render, metadata._replace(latents=shown))
+        return encode(images, plan.render, metadata._replace(latents=shown), deadline.left_s)
 
     return await context.encode(with_latents, plan.render.format, deadline, is_small=False)
 

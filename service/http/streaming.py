@@ -78,7 +78,7 @@ async def stream_pieces(
     encode_s = 0.0
     async with aclosing(_computed(context, bundle, plan, deadline)) as computed:
         async for images, metadata, timing in computed:
-            work = partial(timed_call, partial(stream.encode, images, metadata))
+            work = partial(timed_call, partial(stream.encode, images, metadata, deadline.left_s))
             content, seconds = await context.run_in_time(context.encoders, work, deadline)
             encode_s += seconds
             yield Piece(content, timing, seconds)

@@ -24,7 +24,7 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, RenderOptions, SampleMetadata, encode, encoding_bytes
+from service.codecs.encode import MAX_SIDE, Check, RenderOptions, SampleMetadata, encode, encoding_bytes
 from service.codecs.time_slices import Steps
 from service.engine.bundle_index import Version
 from service.engine.model_manager import ModelManager
@@ -180,7 +180,7 @@ async def _draw(
     request.reserve_reply(encoding_bytes(asked.output_format, size, pixels))
     images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
     background = (bundle.manifest.preparation or UNDECLARED).background
-    work = partial(_reply, images, canvas, background, asked, is_marked=plan.is_marked)
+    work = partial(_reply, images, canvas, background, asked, deadline.left_s, is_marked=plan.is_marked)
     content, encode_s = await context.encode(work, asked.output_format, deadline, is_small=False)
     headers = {
         b"x-seed": b"%d" % plan.seed,
@@ -190,11 +190,13 @@ async def _draw(
     return BytesResponse(content, headers, JSON)
 
 
-def _reply(images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest, *, is_marked: bool) -> bytes:
+def _reply(
+    images: UInt8, canvas: Canvas, background: str, asked: ImagesRequest, check: Check, *, is_marked: bool
+) -> bytes:
     render = RenderOptions(asked.output_format, columns=1, scale=1)
     # On its canvas an image is no picture that a recipe gives.
     metadata = SampleMetadata("", "", None, None, None, is_marked=is_marked)
-    files = [encode(_placed(image, canvas, background)[None], render, metadata) for image in images]
+    files = [encode(_placed(image, canvas, background)[None], render, metadata, check) for image in images]
     return (
         ImagesReply(
             created=int(time.time()),

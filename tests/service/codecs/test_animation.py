@@ -55,19 +55,31 @@ def test_colours_of_a_gif_are_near_those_of_the_image() -> None:
     assert np.abs(first[::2, ::2].astype(int) - image).mean() < 8
 
 
-@pytest.mark.parametrize("form", ANIMATIONS)
-def test_whoever_waits_no_longer_can_end_the_work(form: SequenceFormat) -> None:
-    """Between two images."""
-    asked = list[None]()
+class Patience:
+    """Asked whether anybody waits, it says yes so many times."""
 
-    def check() -> None:
-        asked.append(None)
-        if len(asked) == 3:
+    def __init__(self, times: int) -> None:
+        self.times, self.asked = times, 0
+
+    def check(self) -> None:
+        """Ask."""
+        self.asked += 1
+        if self.asked > self.times:
             raise TimeoutError
 
-    with pytest.raises(TimeoutError):
-        encode_sequence(COLOUR, SequenceOptions(form, 1, 700), check)
-    assert len(asked) == 3
+
+@pytest.mark.parametrize("form", SEQUENCE_TYPES)
+def test_whoever_waits_no_longer_can_end_the_work(form: SequenceFormat) -> None:
+    """While the images of an animation are made, and while the file is: that takes longer."""
+    noise = np.random.default_rng(2).integers(0, 256, (7, 200, 200, 3), dtype=np.uint8)
+    options, patient = SequenceOptions(form, 1, 700), Patience(10**6)
+    encode_sequence(noise, options, patient.check)
+    assert patient.asked > len(noise) * (1 if form == "png" else 2)
+    for times in (2, patient.asked - 1):
+        leaving = Patience(times)
+        with pytest.raises(TimeoutError):
+            encode_sequence(noise, options, leaving.check)
+        assert leaving.asked == times + 1
 
 
 def test_a_strip_is_one_line() -> None:

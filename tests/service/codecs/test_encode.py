@@ -117,3 +117,18 @@ def test_the_same_images_are_the_same_bytes(form: Format) -> None:
     """No date or counter gets into the bytes, so a cached reply stays equal to a new one."""
     look = RenderOptions(form, 3, 2)
     assert encode(GREY, look, ORIGIN) == encode(GREY.copy(), look, ORIGIN)
+
+
+@pytest.mark.parametrize("form", ["json", "zip"])
+def test_whoever_waits_no_longer_can_end_the_work(form: Format) -> None:
+    """Between two of many files."""
+    asked = list[None]()
+
+    def check() -> None:
+        asked.append(None)
+        if len(asked) == 3:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        encode(GREY, RenderOptions(form, 1, 1), ORIGIN, check)
+    assert len(asked) == 3

@@ -166,10 +166,14 @@ async def test_an_alias_of_a_version_that_is_not_there_never_leads_to_the_newest
         damage(tmp_path / "newer")
         await bundles.reload()
         assert bundles.version("rgb") == rgb.version
-    write_aliases(tmp_path, tiny="0123456789ab")
-    with pytest.raises(BundleError, match="default bundle tiny must be there"):
-        async with serving(tiny_settings(bundles=tmp_path)):
-            pass
+    write_aliases(tmp_path, tiny="0123456789ab", rgb="0123456789ab")
+    for default, why in (
+        ("tiny", "tiny would mean tiny@0123456789ab, which is not there"),
+        (None, "no name means a version"),
+    ):
+        with pytest.raises(BundleError, match=f"{ALIASES}: {why}"):
+            async with serving(tiny_settings(bundles=tmp_path, default_bundle=default)):
+                pass
 
 
 @pytest.mark.parametrize(
@@ -364,6 +368,33 @@ async def test_a_refused_version_is_not_tried_again_until_its_folder_changes(
         assert loads == ["old"]
         mend()
         assert (await bundles.find(f"tiny@{old.version}", 60)).version == old.version
+
+
+@pytest.mark.parametrize("asked", ["rgb", "rgb@canary", "rgb@{}"])
+@pytest.mark.parametrize("lost", ["folder", "manifest"])
+async def test_what_was_gone_for_a_moment_is_found_again(
+    tmp_path: Path, place: Place, tiny_settings: Make, asked: str, lost: str
+) -> None:
+    """Without a signal, by whatever name: a request may come while a folder is moved, or its manifest is written."""
+    place("tiny", 1)
+    rgb = place("rgb", 2, name="rgb")
+    write_aliases(tmp_path, rgb__canary=rgb.version)
+    manifest = tmp_path / "rgb" / MANIFEST
+    async with serving(tiny_settings(bundles=tmp_path, max_resident_bundles=1)) as bundles:
+        if lost == "folder":
+            (tmp_path / "rgb").rename(tmp_path / ".rgb")
+        else:
+            text = manifest.read_text()
+            manifest.write_text(text[:100])
+        for _ in range(2):
+            with pytest.raises(UnknownBundle):
+                await bundles.find(asked.format(rgb.version), 60)
+        if lost == "folder":
+            (tmp_path / ".rgb").rename(tmp_path / "rgb")
+        else:
+            manifest.write_text(text)
+        assert (await bundles.find(asked.format(rgb.version), 60)).version == rgb.version
+        assert not bundles._seen.index.gone  # noqa: SLF001 - else it would grow
 
 
 async def test_a_name_whose_newest_version_is_refused_means_the_one_before(
