@@ -229,6 +229,75 @@ def test_states_that_cannot_be_are_told_or_left_out(open_tab: Callable[..., Any]
     page.wait_for_selector("[role=gridcell].is-there")
 
 
+def test_numbers_are_held_within_bounds(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """One that is too large is told of where it is typed, and asked of nobody; a link without a seed gets one."""
+    tab = open_tab(embedded.page)
+    asked: list[str] = []
+    page = tab.open("seed=7&image=9007199254740991")
+    page.wait_for_selector("#neighbours button")
+    assert page.is_disabled("#detail-next")
+    page.on("request", lambda request: asked.append(request.url))
+    for field in ("seed", "index"):
+        page.fill(f"#{field}", "9007199254740992")
+        page.press(f"#{field}", "Enter")
+        assert "9007199254740991 at most" in page.evaluate(f"document.getElementById('{field}').validationMessage")
+    assert "seed=7&" in page.url
+    assert not [url for url in asked if "/sample" in url]
+    page.evaluate("location.hash = 'truncation=0.5'")
+    tab.until("/seed=[0-9]+/.test(location.hash)")
+    assert re.findall(r"seed=(\d+)", page.url) == [page.input_value("#seed")]
+
+
+def test_what_is_closed_stays_closed(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """A retry that was to come does not open it again; Escape closes an image wherever the keyboard is."""
+    tab = open_tab(embedded.page)
+    tab.expected.append("status of 429")
+    page = tab.open("seed=7")
+    page.wait_for_selector("[role=gridcell].is-there")
+    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
+    page.route("**/sample?*format=json*", lambda route: route.fulfill(**refusal))
+    page.click("[role=gridcell] >> nth=3")
+    page.wait_for_selector("#detail-notice button")
+    page.click("#seed")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#detail", state="hidden")
+    assert not page.locator("#detail-notice button").count()  # nor anything else that would open it
+
+
+def test_a_bundle_that_is_taken_away_is_replaced(open_tab: Callable[..., Any], others: Any) -> None:
+    """By another version of it, as the service lists it then; the page says so."""
+    tab = open_tab(others.page)
+    tab.expected.append("status of 404")
+    gone = "oblong@000000000000"
+
+    def with_one_more(route: Any) -> None:
+        reply = route.fetch()
+        listed = reply.json()
+        (oblong,) = (one for one in listed["bundles"] if one["name"] == "oblong")
+        listed["bundles"].append(oblong | {"version": gone[-12:]})
+        route.fulfill(response=reply, json=listed)
+
+    tab.page.route("**/bundles", with_one_more)
+    page = tab.open(f"seed=1&bundle={gone}&view=interpolate")
+    page.wait_for_selector("#interpolation-notice >> text=not here")
+    page.unroute("**/bundles")
+    page.click("[data-view=wall]")
+    page.wait_for_selector(f"#page-notice >> text={gone}")
+    page.wait_for_selector("[role=gridcell].is-there")
+    assert re.search("bundle=oblong@(?!0000)", page.url)
+
+
+@pytest.mark.parametrize("size", [(740, 360), (350, 225)], ids=["telephone on its side", "enlarged four times"])
+def test_a_low_window_keeps_room_for_the_wall(
+    open_tab: Callable[..., Any], embedded: Any, size: tuple[int, int]
+) -> None:
+    """A row of images at least is seen whole."""
+    page = open_tab(embedded.page, size).open("seed=7")
+    page.wait_for_selector("[role=gridcell].is-there")
+    assert page.evaluate("document.getElementById('scroller').clientHeight") > 80
+    assert page.evaluate(OVERFLOW) == 0
+
+
 @pytest.mark.parametrize("width", [360, 1280])
 def test_the_documentation_fits_with_everything_open(open_tab: Callable[..., Any], embedded: Any, width: int) -> None:
     """Neither the page nor any part of it scrolls sideways, and names in its text are set as code."""
