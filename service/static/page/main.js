@@ -39,7 +39,6 @@ const wall = new Wall({
     else showNotice($("wall-notice"), error, retry);
   },
   drawn() {
-    clearNotice($("wall-notice"));
     if (!performance.getEntriesByName("first picture").length) performance.mark("first picture");
   },
 });

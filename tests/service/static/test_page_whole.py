@@ -155,6 +155,18 @@ def test_errors_are_told_in_place_and_tried_again(
     assert refused
 
 
+def test_one_refusal_among_answers_stops_nothing(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """Images that come in the meantime do not make the page forget to ask again for those that were refused."""
+    tab = open_tab(embedded.page)
+    tab.expected.append("status of 429")
+    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
+    tab.page.route("**/sample?*", lambda route: route.fulfill(**refusal), times=1)
+    page = tab.open("seed=7")
+    page.wait_for_selector("#wall-notice button")
+    tab.until("!document.querySelector('[role=row]:not([hidden]) [role=gridcell]:not(.is-there)')")
+    assert page.is_hidden("#wall-notice")
+
+
 def test_a_service_that_is_gone_is_told(open_tab: Callable[..., Any], embedded: Any) -> None:
     """The strip says so too, and all comes back with the service."""
     tab = open_tab(embedded.page)
