@@ -34,7 +34,7 @@ export async function openJudge(found, wanted) {
   if (!isNew) return;
   $("cards").replaceChildren();
   $("drawing-card").replaceChildren();
-  clearNotice($("judge-notice"));
+  for (const place of ["judge-notice", "drawing-notice"]) clearNotice($(place));
   try {
     const ink = await inkOf(bundle);
     if (bundle !== found) return;
@@ -173,12 +173,12 @@ const judgeDrawing = settled(async () => {
   const file = writeNpy(pixels, [1, height, width, channels]);
   try {
     const { results: [result] } = await verdicts(file, { signal });
-    clearNotice($("judge-notice"));
+    clearNotice($("drawing-notice"));
     const name = width < SEEN ? "as D sees it" : "your drawing";
     place.replaceChildren(card(file, result, { name, picture: seen(pixels) }));
     announce(`${(100 * result.probability_real).toFixed(0)} % likely to be real${result.label ? `, looks like ${result.label}` : ""}.`);
   } catch (error) {
-    showNotice($("judge-notice"), error, judgeDrawing);
+    showNotice($("drawing-notice"), error, judgeDrawing);
   }
 }, 200);
 

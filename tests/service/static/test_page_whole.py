@@ -167,6 +167,22 @@ def test_one_refusal_among_answers_stops_nothing(open_tab: Callable[..., Any], e
     assert page.is_hidden("#wall-notice")
 
 
+def test_a_drawing_does_not_push_files_out(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """Files that were refused for now are judged later, whatever is drawn meanwhile."""
+    tab = open_tab(embedded.page)
+    tab.expected.append("status of 429")
+    page = tab.open("view=judge")
+    page.wait_for_selector("#inks label")
+    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "2"}}
+    page.route("**/discriminate?*", lambda route: route.fulfill(**refusal), times=1)
+    content = httpx.get(f"{embedded.url}/sample?seed=1").content
+    page.set_input_files("#files", [{"name": "1.png", "mimeType": "image/png", "buffer": content}])
+    page.wait_for_selector("#judge-notice button")
+    page.click("#drawing")
+    page.wait_for_selector("#drawing-card .card")
+    page.wait_for_selector("#cards .card >> text=1.png")
+
+
 def test_a_service_that_is_gone_is_told(open_tab: Callable[..., Any], embedded: Any) -> None:
     """The strip says so too, and all comes back with the service."""
     tab = open_tab(embedded.page)
