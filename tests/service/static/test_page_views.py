@@ -213,7 +213,7 @@ def test_a_drawing_is_judged_after_each_stroke(open_tab: Callable[..., Any], emb
     tab = open_tab(embedded.page)
     page = tab.open("view=judge")
     tab.until("document.getElementById('drawing').width > 1")
-    page.wait_for_selector("#inks label")
+    page.wait_for_selector("#drawing-card .empty")  # or the stroke would be judged half drawn
     assert 2 <= float(page.input_value("#brush")) <= 3.5
     box = page.locator("#drawing").bounding_box()
     unit = box["width"] / 28
