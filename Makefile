@@ -64,7 +64,7 @@ bench-training: $(VENV)/everything .bench/lightning/installed
 	$(BIN)/python -m benchmarks.training.step
 
 clean:
-	rm -rf .venv* .bench .clients .site build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .bench .clients .site build gan_client/build *.egg-info gan_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 # Another Python is refused here: pip would speak of packages, and the next `make` would find this environment made.

@@ -69,7 +69,9 @@ def name_of(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts)
 
 
-PATHS = {name_of(path): path for package in LEAVES for path in sorted((ROOT / package).rglob("*.py"))}
+# pip leaves a copy of the client in gan_client/build.
+FILES = [path for package in LEAVES for path in sorted((ROOT / package).rglob("*.py")) if "build" not in path.parts]
+PATHS = {name_of(path): path for path in FILES}
 MODULES = list(PATHS)
 
 

@@ -2,6 +2,7 @@
 
 import argparse
 import asyncio
+import json
 import secrets
 import sys
 import time
@@ -20,7 +21,10 @@ def add_to(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, help="fixes the images; default: a new one, or the folder's")
     parser.add_argument("--first-index", type=int, default=0, help="where within the seed to begin; default 0")
     parser.add_argument(
-        "--labels", type=_labels, help="classes by index or name, joined by commas, which take turns: 3 or 0,1,cat"
+        "--labels",
+        type=_labels,
+        metavar="LABELS",
+        help='classes by index or name, which take turns: 3 or 0,1,cat or, with commas in a name, ["cat, small", 3]',
     )
     parser.add_argument("--bundle", help="name or name@version; default: the service's, or the folder's")
     parser.add_argument("--truncation", type=float, default=1.0, help="over 0 and up to 1: less varied; default 1")
@@ -128,5 +132,17 @@ class _Progress:
 
 
 def _labels(text: str) -> list[Label]:
-    """Digits are an index, as in a query."""
+    """As in a query: joined by commas, where digits are an index; or a list in JSON."""
+    if text.startswith("["):
+        return _labels_in_json(text)
     return [int(label) if label.isdecimal() and label.isascii() else label for label in text.split(",")]
+
+
+def _labels_in_json(text: str) -> list[Label]:
+    try:
+        labels = json.loads(text)
+    except (ValueError, RecursionError):
+        labels = None
+    if not labels or not all(type(label) in {int, str} for label in labels):
+        raise argparse.ArgumentTypeError(f"{text} is no list of indices and names in JSON")
+    return list(labels)

@@ -1,5 +1,6 @@
 """What both transports are told: the address, the key, and how httpx's errors are to be read."""
 
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -59,9 +60,18 @@ def errors_of_httpx(connection: Connection) -> Iterator[None]:
     try:
         yield
     except (httpx.ConnectTimeout, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError) as error:
+        if _is_about_tls(error):  # its certificate, or that there is none: a moment later it is the same
+            raise InvalidRequestError(f"No TLS with {connection.url}: {error}") from error
         detail = f"No whole answer from {connection.url}: {error or type(error).__name__}"
         raise ConnectionFailedError(detail) from error
     except (httpx.TimeoutException, TimeoutError) as error:
         raise DeadlineError(f"No answer from {connection.url} within {connection.timeout_s:g} s.") from error
     except httpx.TransportError as error:  # what is wrong with the request itself
         raise InvalidRequestError(f"The request can't be sent: {error}") from error
+
+
+def _is_about_tls(error: BaseException | None) -> bool:
+    """Whether there was an answer, which TLS refuses; a connection that only broke off is no such thing."""
+    while error and not isinstance(error, ssl.SSLError):
+        error = error.__cause__ or error.__context__
+    return isinstance(error, ssl.SSLError) and not isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)

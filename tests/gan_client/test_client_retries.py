@@ -12,7 +12,14 @@ import httpx
 import numpy as np
 import pytest
 
-from gan_client import BadReplyError, BusyError, ConnectionFailedError, DeadlineError, GanServiceError
+from gan_client import (
+    BadReplyError,
+    BusyError,
+    ConnectionFailedError,
+    DeadlineError,
+    GanServiceError,
+    InvalidRequestError,
+)
 from gan_client.core.retries import Attempts, parse_retry_after
 
 Connect = Callable[..., Any]
@@ -127,6 +134,12 @@ def test_nobody_at_the_address_is_said(connect: Connect) -> None:
     """After the retries, with the address."""
     with pytest.raises(ConnectionFailedError, match=r"127\.0\.0\.1:9"):
         connect("http://127.0.0.1:9", retries=2).sample()
+
+
+def test_what_tls_refuses_is_not_sent_again(live: Any, connect: Connect) -> None:
+    """A service without TLS, or one with a certificate that nobody vouches for, is the same a moment later."""
+    with pytest.raises(InvalidRequestError, match="No TLS with https"):
+        connect(live.url.replace("http:", "https:")).sample()
 
 
 @pytest.mark.slow

@@ -53,9 +53,10 @@ def test_a_folder_of_pictures(live: Any, sample: Callable[..., int], tmp_path: P
     np.testing.assert_array_equal(np.stack(images), expected(live, 70, first_index=5, bundle="rgb"))
 
 
-def test_a_folder_of_arrays(live: Any, sample: Callable[..., int], tmp_path: Path) -> None:
+@pytest.mark.parametrize("labels", ["cat,2", '["cat", 2]'], ids=["commas", "JSON"])
+def test_a_folder_of_arrays(live: Any, sample: Callable[..., int], tmp_path: Path, labels: str) -> None:
     """Of so many images each, named by the first one's index; labels take turns."""
-    assert sample(count=250, seed=3, bundle="cond", files="npy", shard_size=100, labels="cat,2") == 0
+    assert sample(count=250, seed=3, bundle="cond", files="npy", shard_size=100, labels=labels) == 0
     assert names(tmp_path / "out") == ["000000000000.npy", "000000000100.npy", "000000000200.npy"]
     arrays = [np.load(tmp_path / "out" / name) for name in names(tmp_path / "out")]
     assert [len(array) for array in arrays] == [100, 100, 50]
@@ -149,6 +150,9 @@ def test_a_mistake_makes_no_folder(sample: Callable[..., int], tmp_path: Path) -
     """The options are tried with one image before anything is written."""
     assert sample(count=3, bundle="none") == 1
     assert sample(count=0) == 2
+    for labels in ("[", "[]", "[1.5]"):
+        with pytest.raises(SystemExit):
+            sample(count=1, labels=labels)
     assert not (tmp_path / "out").exists()
 
 

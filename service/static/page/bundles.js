@@ -40,6 +40,12 @@ export async function findBundle(wanted) {
   return bundle;
 }
 
+/** What stands in for a bundle that is not there: another version of it, else the default one. */
+export function standIn(name) {
+  const bare = name.split("@")[0];
+  return choices.some((one) => one.name === bare) ? bare : null;
+}
+
 export const hasDiscriminator = (bundle) => bundle.networks?.includes("discriminator") ?? true;
 export const hasEncoder = (bundle) => bundle.networks?.includes("encoder") ?? false;
 

@@ -27,6 +27,7 @@ export function shownRequest() {
 export function closeDetail() {
   controller.abort();
   shown = null;
+  clearNotice($("detail-notice")); // or its retry would open the panel again
   $("detail").hidden = true;
 }
 
@@ -79,6 +80,8 @@ function title() {
   const far = steps.length ? `, ${steps.length} ${steps.length === 1 ? "step" : "steps"} away` : "";
   $("detail-title").textContent = `Image ${grouped(index)}${far}`;
   $("detail-previous").disabled = index === 0;
+  $("detail-next").disabled = index === Number.MAX_SAFE_INTEGER;
+  $("detail-ends").hidden = steps.length > 0; // an interpolation's ends have a seed
 }
 
 function facts(drawn = null) {
@@ -103,6 +106,7 @@ function files() {
     const clicked = (event) => {
       if (!hasKey() && !steps.length) return;
       event.preventDefault();
+      if (steps.length && !shown.latent) return; // it is on its way
       const options = steps.length ? posted({ ...latentBody(shown.latent), format }) : undefined;
       download(steps.length ? "sample" : route, name, options).catch((error) => {
         showNotice($("detail-notice"), error, () => clearNotice($("detail-notice")));
@@ -164,17 +168,20 @@ async function neighbours(signal) {
 /** Wire the panel's own controls. */
 export function startDetail({ closed, shown: told }) {
   codeChanged = told;
-  const step = (by) => shown && shown.index + by >= 0 && change({ image: shown.index + by, walk: null });
+  const step = (by) => {
+    const index = shown.index + by;
+    if (index >= 0 && Number.isSafeInteger(index)) change({ image: index, walk: null });
+  };
   $("detail-close").addEventListener("click", closed);
   $("detail-previous").addEventListener("click", () => step(-1));
   $("detail-next").addEventListener("click", () => step(1));
   $("detail").addEventListener("keydown", (event) => {
-    if (event.key === "Escape") closed();
-    else if (event.target.matches("input, a")) return;
+    if (event.target.matches("input, a")) return;
     else if (event.key === "ArrowLeft") step(-1);
     else if (event.key === "ArrowRight") step(1);
   });
-  const again = settled(() => neighbours(controller.signal).catch((error) => {
+  addEventListener("keydown", (event) => event.key === "Escape" && shown && closed());
+  const again = settled(() => shown && neighbours(controller.signal).catch((error) => {
     if (error.name !== "AbortError") showNotice($("detail-notice"), error, again);
   }), 120);
   $("reach").addEventListener("input", () => {

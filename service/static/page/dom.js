@@ -63,6 +63,12 @@ async function copyText(text) {
   area.remove();
 }
 
+/** Show a value in an input; what was wrong with the one before is over. */
+export function fill(input, value) {
+  input.value = value;
+  input.setCustomValidity("");
+}
+
 /** Tell a screen reader. */
 export function announce(text) {
   $("announcer").textContent = text;

@@ -5,6 +5,7 @@ const SIDE = 336; // pixels of the canvas across, about; D sees the image's own 
 export class Drawing {
   #strokes = []; // {width, colour, points: [[x, y], …]} in the image's pixels
   #current = null;
+  #pointer = null; // the one that draws: another finger does not
   #cursor = null; // where the keyboard is
 
   /**
@@ -15,7 +16,9 @@ export class Drawing {
     Object.assign(this, { canvas, changed, colour: [255, 255, 255], width: 2 });
     canvas.addEventListener("pointerdown", (event) => this.#down(event));
     canvas.addEventListener("pointermove", (event) => this.#move(event));
-    for (const name of ["pointerup", "pointercancel"]) canvas.addEventListener(name, () => this.#up());
+    for (const name of ["pointerup", "pointercancel"]) {
+      canvas.addEventListener(name, (event) => event.pointerId === this.#pointer && this.#up());
+    }
     canvas.addEventListener("keydown", (event) => this.#pressed(event));
     canvas.addEventListener("blur", () => {
       this.#up();
@@ -53,9 +56,9 @@ export class Drawing {
     const { width, height, channels } = this.image;
     const small = new OffscreenCanvas(width, height).getContext("2d", { willReadFrequently: true });
     small.imageSmoothingQuality = "high";
-    this.#cursor = null;
-    this.#paint();
+    this.#paint({ isPlain: true });
     small.drawImage(this.canvas, 0, 0, width, height);
+    this.#paint();
     const rgba = small.getImageData(0, 0, width, height).data;
     return Uint8Array.from({ length: width * height * channels }, (_, at) => rgba[4 * Math.floor(at / channels) + (at % channels)]);
   }
@@ -66,7 +69,10 @@ export class Drawing {
   }
 
   #down(event) {
-    if (event.button !== 0) return;
+    if (event.button !== 0 || this.#pointer !== null) return;
+    this.#up(); // a line that the keyboard was drawing
+    this.#pointer = event.pointerId;
+    this.#cursor = null;
     this.canvas.setPointerCapture(event.pointerId);
     this.#begin(this.#place(event));
   }
@@ -78,13 +84,14 @@ export class Drawing {
   }
 
   #move(event) {
-    if (!this.#current || this.#cursor) return;
+    if (!this.#current || event.pointerId !== this.#pointer) return;
     const events = event.getCoalescedEvents?.() ?? [];
     for (const one of events.length ? events : [event]) this.#current.points.push(this.#place(one));
     this.#paint();
   }
 
   #up() {
+    this.#pointer = null;
     if (!this.#current) return;
     this.#current = null;
     this.changed();
@@ -112,7 +119,7 @@ export class Drawing {
     this.#paint();
   }
 
-  #paint() {
+  #paint({ isPlain = false } = {}) {
     if (!this.image) return;
     const pen = this.canvas.getContext("2d");
     pen.setTransform(1, 0, 0, 1, 0, 0);
@@ -121,13 +128,15 @@ export class Drawing {
     pen.setTransform(this.factor, 0, 0, this.factor, 0, 0);
     Object.assign(pen, { lineCap: "round", lineJoin: "round" });
     for (const { width, colour, points } of this.#strokes) {
-      Object.assign(pen, { lineWidth: width, strokeStyle: `rgb(${colour})` });
+      Object.assign(pen, { lineWidth: width, strokeStyle: `rgb(${colour})`, fillStyle: `rgb(${colour})` });
       pen.beginPath();
-      pen.moveTo(...points[0]);
-      for (const point of points.length > 1 ? points.slice(1) : points) pen.lineTo(...point);
+      pen.arc(...points[0], width / 2, 0, 2 * Math.PI); // a line without a length would leave nothing
+      pen.fill();
+      pen.beginPath();
+      for (const point of points) pen.lineTo(...point);
       pen.stroke();
     }
-    if (this.#cursor) this.#paintCursor(pen);
+    if (this.#cursor && !isPlain) this.#paintCursor(pen);
   }
 
   #paintCursor(pen) {

@@ -2,9 +2,9 @@
 
 import { ask, download, withQuery } from "./api.js";
 import { labelInQuery, pinned } from "./bundles.js";
-import { $, h, icon, movesLess, settled } from "./dom.js";
+import { $, fill, h, icon, movesLess, settled } from "./dom.js";
 import { clearNotice, showNotice } from "./notice.js";
-import { change, current, freshSeed } from "./state.js";
+import { change, current, freshSeed, typed } from "./state.js";
 
 const EXPORTS = { gif: "GIF", webp: "WebP", apng: "APNG", png: "PNG strip" };
 const STRIP_SIDE = 16_384; // pixels that browsers decode into one picture
@@ -55,7 +55,7 @@ export async function openInterpolation(found, state) {
   const missing = ENDS.filter((end) => state[end] === null);
   if (missing.length) {
     const seed = state.seed ?? freshSeed();
-    return change(Object.fromEntries(missing.map((end) => [end, `${seed}:${end === "from" ? state.index : state.index + 1}`])));
+    return change(Object.fromEntries(missing.map((end) => [end, `${seed}:${end === "from" ? state.index : (state.index + 1) % 2 ** 53}`])));
   }
   controls(state);
   controller.abort();
@@ -85,14 +85,15 @@ export async function openInterpolation(found, state) {
 
 export function closeInterpolation() {
   controller.abort();
+  clearNotice($("interpolation-notice"));
   pause();
 }
 
 function controls(state) {
   for (const end of ENDS) {
     const [seed, index] = parseEnd(state[end]);
-    $(`seed-${end}`).value = seed;
-    $(`index-${end}`).value = index;
+    fill($(`seed-${end}`), seed);
+    fill($(`index-${end}`), index);
     const select = $(`label-${end}`);
     select.closest("label").hidden = !bundle.labels;
     select.replaceChildren(new Option("its own", ""), ...(bundle.labels ?? []).map((name, place) => new Option(name, place)));
@@ -179,12 +180,12 @@ export function startInterpolation({ shown }) {
   });
   const chosen = settled(change, 150);
   for (const end of ENDS) {
-    const typed = () => {
-      const [seed, index] = [$(`seed-${end}`).value, $(`index-${end}`).value || "0"];
-      if (/^\d{1,16}$/.test(seed) && /^\d{1,16}$/.test(index)) chosen({ [end]: `${seed}:${index}` });
-    };
-    $(`seed-${end}`).addEventListener("input", typed);
-    $(`index-${end}`).addEventListener("input", typed);
+    for (const name of ["seed", "index"]) {
+      $(`${name}-${end}`).addEventListener("input", () => {
+        const [seed, index] = [typed("seed", $(`seed-${end}`)), typed("index", $(`index-${end}`))];
+        if (seed !== undefined && index !== undefined) chosen({ [end]: `${seed}:${index}` });
+      });
+    }
     $(`fresh-${end}`).addEventListener("click", () => change({ [end]: `${freshSeed()}:0`, [`label_${end}`]: null }));
     $(`pick-${end}`).addEventListener("click", () => change({ view: "wall", pick: end }, { isStep: true }));
     $(`label-${end}`).addEventListener("change", ({ target }) => {

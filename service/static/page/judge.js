@@ -15,6 +15,7 @@ const MOST_FILES = 64;
 let bundle = null;
 let label = null;
 let drawing = null;
+let judging = new AbortController(); // what D was asked last of the drawing
 const withoutEncoder = new WeakSet(); // bundles whose /encode said so
 
 export function shownRequest() {
@@ -33,7 +34,7 @@ export async function openJudge(found, wanted) {
   if (!isNew) return;
   $("cards").replaceChildren();
   $("drawing-card").replaceChildren();
-  clearNotice($("judge-notice"));
+  for (const place of ["judge-notice", "drawing-notice"]) clearNotice($(place));
   try {
     const ink = await inkOf(bundle);
     if (bundle !== found) return;
@@ -162,19 +163,22 @@ async function reconstruct(made, file) {
 
 /** The drawing is judged after each stroke, in a card that stays. */
 const judgeDrawing = settled(async () => {
+  judging.abort();
+  judging = new AbortController();
+  const { signal } = judging;
   const place = $("drawing-card");
   if (drawing.isEmpty) return place.replaceChildren(invitation());
   const { width, height, channels } = bundle.image;
   const pixels = drawing.pixels();
   const file = writeNpy(pixels, [1, height, width, channels]);
   try {
-    const { results: [result] } = await verdicts(file);
-    clearNotice($("judge-notice"));
+    const { results: [result] } = await verdicts(file, { signal });
+    clearNotice($("drawing-notice"));
     const name = width < SEEN ? "as D sees it" : "your drawing";
     place.replaceChildren(card(file, result, { name, picture: seen(pixels) }));
     announce(`${(100 * result.probability_real).toFixed(0)} % likely to be real${result.label ? `, looks like ${result.label}` : ""}.`);
   } catch (error) {
-    showNotice($("judge-notice"), error, judgeDrawing);
+    showNotice($("drawing-notice"), error, judgeDrawing);
   }
 }, 200);
 
@@ -217,7 +221,9 @@ export function startJudge(shown) {
     if (files?.length && (await shown())) judgeFiles(files);
   };
   addEventListener("paste", (event) => taken(event.clipboardData?.files));
+  const hasFiles = (event) => event.dataTransfer.types.includes("Files"); // a text goes where it is dropped
   addEventListener("dragover", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     document.body.classList.add("is-dropping");
   });
@@ -225,6 +231,7 @@ export function startJudge(shown) {
     if (!event.relatedTarget) document.body.classList.remove("is-dropping");
   });
   addEventListener("drop", (event) => {
+    if (!hasFiles(event)) return;
     event.preventDefault();
     document.body.classList.remove("is-dropping");
     taken(event.dataTransfer.files);

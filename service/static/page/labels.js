@@ -1,13 +1,15 @@
-/** The classes of a bundle as buttons or, where there are many, as a list; "any" leaves the class to the seed. */
+/** The classes of a bundle as buttons or, where they need much room, as a list; "any" leaves the class to the seed. */
 
 import { h } from "./dom.js";
 
 const BUTTONS = 24;
+const LETTERS = 100; // on all buttons together
 
 /** Fill `place` with a choice of labels; `chosen` is called with an index, or null for any. */
 export function showLabels(place, labels, chosen) {
-  place.classList.toggle("chips", labels.length <= BUTTONS);
-  if (labels.length > BUTTONS) {
+  const areMany = labels.length > BUTTONS || labels.join("").length > LETTERS;
+  place.classList.toggle("chips", !areMany);
+  if (areMany) {
     const select = h("select", { "aria-label": "Class", onchange: ({ target }) => chosen(parse(target.value)) });
     select.append(new Option("any", ""), ...labels.map((name, index) => new Option(name, index)));
     return place.replaceChildren(select);

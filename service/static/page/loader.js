@@ -11,7 +11,7 @@ export class SheetLoader {
   /**
    * @param load (number, signal) → a promise of an ImageBitmap.
    * @param arrived Called with the number of a sheet that is there now.
-   * @param failed Called with the error of a request. Nothing is asked for until `resume`.
+   * @param failed Called with the first error. Nothing is asked for until `resume`.
    * @param keep Sheets that are kept, beyond those wanted.
    */
   constructor({ load, arrived, failed, keep }) {
@@ -63,7 +63,7 @@ export class SheetLoader {
       if (controller.signal.aborted) bitmap.close();
       else this.#keep(number, bitmap);
     } catch (error) {
-      if (!controller.signal.aborted) {
+      if (!controller.signal.aborted && !this.#isHeld) {
         this.#isHeld = true;
         this.failed(error);
       }

@@ -1,15 +1,15 @@
 /** Puts the page together: what the address says decides what is shown. */
 
-import { bundleOptions, findBundle, hasDiscriminator, loadBundles, pinned } from "./bundles.js";
+import { bundleOptions, findBundle, hasDiscriminator, loadBundles, pinned, standIn } from "./bundles.js";
 import { showCode, startCode } from "./code.js";
 import { closeDetail, openDetail, shownRequest as detailRequest, startDetail } from "./detail.js";
-import { $, announce, grouped, icon, settled } from "./dom.js";
+import { $, announce, fill, grouped, icon, settled } from "./dom.js";
 import { closeInterpolation, openInterpolation, shownRequest as interpolationRequest, startInterpolation } from "./interpolation.js";
 import { openJudge, shownRequest as judgeRequest, startJudge } from "./judge.js";
 import { markLabel, showLabels } from "./labels.js";
 import { clearNotice, showNotice } from "./notice.js";
-import { sampleFields } from "./sheets.js";
-import { change, current, freshSeed, onChange } from "./state.js";
+import { mostImages, sampleFields } from "./sheets.js";
+import { change, current, freshSeed, onChange, typed } from "./state.js";
 import { startStrip } from "./strip.js";
 import { Wall } from "./wall.js";
 
@@ -34,9 +34,11 @@ const wall = new Wall({
     isScrolling = false;
     showRange();
   },
-  failed: (error, retry) => showNotice($("wall-notice"), error, retry),
+  failed(error, retry) {
+    if (error.code === "unknown_bundle") start(); // it was taken away while the page was open
+    else showNotice($("wall-notice"), error, retry);
+  },
   drawn() {
-    clearNotice($("wall-notice"));
     if (!performance.getEntriesByName("first picture").length) performance.mark("first picture");
   },
 });
@@ -60,14 +62,14 @@ async function start() {
   show(current(), new Set(["view", ...SUBJECT, "index", "image"]));
 }
 
-/** Take up a bundle by name or name@version, and show what it has. One that is not there is told of: the default stays. */
+/** Take up a bundle by name or name@version, and show what it has. One that is not there is told of. */
 async function choose(name) {
   try {
     bundle = await findBundle(name);
   } catch (error) {
     if (error.status !== 404 || name === null) throw error;
     showNotice($("page-notice"), error, () => {});
-    bundle = await findBundle(null);
+    bundle = await findBundle(standIn(name));
   }
   $("bundle").replaceChildren(...bundleOptions(bundle));
   $("bundle").value = pinned(bundle);
@@ -79,6 +81,7 @@ async function choose(name) {
 /** Show a state of which the named fields have changed. */
 async function show(state, changed) {
   if (!isStarted) return;
+  if (state.seed === null) return change({ seed: freshSeed() });
   if (state.bundle !== pinned(bundle)) {
     clearNotice($("page-notice"));
     try {
@@ -104,11 +107,11 @@ async function show(state, changed) {
 }
 
 function showWall(state, changed) {
-  $("seed").value = state.seed;
+  fill($("seed"), state.seed);
   $("truncation").value = state.truncation;
   $("shown-truncation").textContent = state.truncation.toFixed(2);
-  if (document.activeElement !== $("index")) $("index").value = state.index;
-  markLabel($("labels"), state.label);
+  if (document.activeElement !== $("index")) fill($("index"), state.index);
+  markLabel($("labels"), subject().label);
   for (const input of document.getElementsByName("size")) input.checked = input.value === state.size;
   $("picking").hidden = !state.pick;
   $("picking-end").textContent = state.pick === "from" ? "begins with" : "ends with";
@@ -155,7 +158,8 @@ function requests() {
   const opened = detailRequest();
   if (opened) return [opened];
   const { first, count, columns } = wall.range;
-  return [{ route: "sample", fields: { ...sampleFields(subject(), first, count), columns, format: "png" }, file: "wall.png" }];
+  const fields = sampleFields(subject(), first, Math.min(count, mostImages(bundle.image)));
+  return [{ route: "sample", fields: { ...fields, columns, format: "png" }, file: "wall.png" }];
 }
 
 function startControls() {
@@ -173,8 +177,13 @@ function startControls() {
     return openJudge(bundle, current().label).then(() => true);
   });
   $("controls").addEventListener("submit", (event) => event.preventDefault());
-  $("seed").addEventListener("change", () => $("seed").validity.valid && $("seed").value && change({ seed: Number($("seed").value), index: 0, image: null, walk: null }));
-  $("index").addEventListener("change", () => $("index").validity.valid && change({ index: Number($("index").value) }));
+  for (const [name, others] of Object.entries({ seed: { index: 0, image: null, walk: null }, index: {} })) {
+    $(name).addEventListener("change", () => {
+      const value = typed(name, $(name));
+      if (value === undefined) $(name).reportValidity();
+      else change({ [name]: value, ...others });
+    });
+  }
   $("fresh").addEventListener("click", () => {
     change({ seed: freshSeed(), index: 0, image: null, walk: null });
     announce("A new seed.");

@@ -29,6 +29,8 @@ function titleOf({ status, code }) {
   const title = {
     401: "This service needs a key.",
     403: "This key does not allow it.",
+    404: "That is not here.",
+    413: "That is too large.",
     429: "The service is busy.",
     503: code === "draining" ? "The service is shutting down." : "The service is not ready.",
     0: "No connection.",
@@ -37,8 +39,9 @@ function titleOf({ status, code }) {
 }
 
 function helps(place, problem, again) {
-  if (problem.status === 401) return [keyForm(again)];
-  if (problem.status === 422 || problem.status === 404) return [];
+  const { status } = problem;
+  if (status === 401 || status === 403) return [keyForm(again)];
+  if (status >= 400 && status < 500 && ![408, 429].includes(status)) return []; // it would be refused again
   const button = h("button", { type: "button", onclick: again }, "Try again");
   if (problem.retryAfterS !== null && problem.retryAfterS !== undefined) countDown(place, button, problem.retryAfterS, again);
   return [button];

@@ -18,6 +18,9 @@ export function sheetSize({ height, width }) {
 
 const columnsOf = (count) => 2 ** Math.ceil(Math.log2(count) / 2);
 
+/** Images that a service gives in one picture, unless it is set otherwise. */
+export const mostImages = ({ height, width }) => Math.max(1, Math.min(4096, Math.floor(64e6 / (height * width))));
+
 /** Large images are shown smaller than they are: there JPEG is a tenth of the work of PNG, and looks the same. */
 const formatOf = ({ height, width }) => (height * width > 2 ** 16 ? "jpeg" : "png");
 

@@ -12,6 +12,8 @@ const number = (least, most) => (text) => {
   return value >= least && value <= most ? value : undefined;
 };
 const whole = (least, most) => (text) => (/^\d+$/.test(text) ? number(least, most)(text) : undefined);
+/** seed:index, as the text that it is. */
+const place = (text) => (/^\d{1,16}:\d{1,16}$/.test(text) && text.split(":").every((one) => Number(one) <= MOST) ? text : undefined);
 
 /** Of each field how it is read, and what it is where it is left out. */
 const FIELDS = {
@@ -24,8 +26,8 @@ const FIELDS = {
   index: [whole(0, MOST), 0], // the wall's first image
   image: [whole(0, MOST), null], // the one that is open
   walk: [matching(/^(\d+\.\d+,)*\d+\.\d+$/), null], // steps from it to neighbours; see neighbours.js
-  from: [matching(/^\d{1,16}:\d{1,16}$/), null], // ends of an interpolation, seed:index
-  to: [matching(/^\d{1,16}:\d{1,16}$/), null],
+  from: [place, null], // the ends of an interpolation
+  to: [place, null],
   label_from: [whole(0, 1e6), null],
   label_to: [whole(0, 1e6), null],
   method: [oneOf("spherical", "linear"), "spherical"],
@@ -59,6 +61,13 @@ function tell(before) {
 export const onChange = (listener) => listeners.push(listener);
 
 export const current = () => state;
+
+/** What is typed into an input as the value of a field; undefined where it can't be one, and the input says so. */
+export function typed(name, input) {
+  const value = FIELDS[name][0](input.value.trim());
+  input.setCustomValidity(value === undefined ? `A whole number, ${MOST} at most.` : "");
+  return value;
+}
 
 /** Change some fields, and tell whether they were others. `isStep`: the browser's back button leads back. */
 export function change(fields, { isStep = false } = {}) {

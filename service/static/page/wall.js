@@ -59,7 +59,8 @@ export class Wall {
   /** The images wholly or partly in sight: first and count. */
   get range() {
     const rows = Math.ceil(this.scroller.clientHeight / this.pitch);
-    return { first: this.first, count: rows * this.columns, columns: this.columns };
+    const count = Math.min(rows * this.columns, Number.MAX_SAFE_INTEGER - this.first + 1);
+    return { first: this.first, count, columns: Math.min(count, this.columns) };
   }
 
   /** Mark an image as the one that is open. */
@@ -148,7 +149,10 @@ export class Wall {
 
   /** A service that allows fewer images in a request is asked for fewer. */
   #refused(error) {
-    if (error.status !== 422 || this.sheetSize === 1) return this.failed(error, () => this.loader.resume());
+    if (error.status !== 422 || this.sheetSize === 1) {
+      this.most = Infinity;
+      return this.failed(error, () => this.loader.resume());
+    }
     this.most = this.sheetSize / 2;
     this.#renew(this.first);
   }

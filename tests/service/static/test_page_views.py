@@ -213,7 +213,7 @@ def test_a_drawing_is_judged_after_each_stroke(open_tab: Callable[..., Any], emb
     tab = open_tab(embedded.page)
     page = tab.open("view=judge")
     tab.until("document.getElementById('drawing').width > 1")
-    page.wait_for_selector("#inks label")
+    page.wait_for_selector("#drawing-card .empty")  # or the stroke would be judged half drawn
     assert 2 <= float(page.input_value("#brush")) <= 3.5
     box = page.locator("#drawing").bounding_box()
     unit = box["width"] / 28
@@ -236,6 +236,58 @@ def test_a_drawing_is_judged_after_each_stroke(open_tab: Callable[..., Any], emb
     page.check("#inks input >> nth=1", force=True)
     page.click("#clear")
     page.wait_for_selector("#drawing-card .empty")
+
+
+def test_one_pen_draws_at_a_time(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """The keyboard's stays where it is while D is asked; the mouse takes over; a second finger draws nothing."""
+    tab = open_tab(embedded.page, has_touch=True)
+    page = tab.open("view=judge")
+    page.wait_for_selector("#inks label")
+    page.focus("#drawing")
+    lit = """(() => {
+      const { data } = document.querySelector("#drawing-card canvas").getContext("2d").getImageData(0, 0, 28, 28);
+      return Array.from({ length: 784 }, (_, at) => at).filter((at) => data[4 * at] > 128);
+    })()"""
+
+    def drawn(act: Callable[[], None]) -> set[int]:
+        """The pixels that D sees after it."""
+        page.evaluate("document.getElementById('drawing-card').replaceChildren()")
+        act()
+        page.wait_for_selector("#drawing-card .card")
+        return set(page.evaluate(lit))
+
+    def press(*keys: str) -> None:
+        for key in keys:
+            page.keyboard.press(key)
+
+    first = drawn(lambda: press("ArrowUp", *["ArrowLeft"] * 8, " ", " "))
+    second = drawn(lambda: press(" ", " "))
+    assert first == second != set()
+    press("ArrowLeft")
+    box = page.locator("#drawing").bounding_box()
+    left, top, step = box["x"], box["y"], box["width"] / 28
+
+    def drag() -> None:
+        page.mouse.move(left + 20 * step, top + 4 * step)
+        page.mouse.down()
+        page.mouse.move(left + 20 * step, top + 24 * step, steps=4)
+        page.mouse.up()
+
+    assert {28 * row + 20 for row in range(6, 22)} <= drawn(drag)
+    page.click("#clear")
+    hand = page.context.new_cdp_session(page)
+
+    def touch(kind: str, *places: tuple[float, float]) -> None:
+        points = [{"x": left + x * step, "y": top + y * step, "id": at} for at, (x, y) in enumerate(places)]
+        hand.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+
+    def two_fingers() -> None:
+        touch("touchStart", (4, 4))
+        touch("touchStart", (4, 4), (24, 24))
+        touch("touchMove", (4, 20), (24, 10))
+        touch("touchEnd")
+
+    assert {at % 28 for at in drawn(two_fingers)} <= set(range(2, 7))
 
 
 def test_images_come_by_choice_by_drop_and_from_the_clipboard(

@@ -155,6 +155,34 @@ def test_errors_are_told_in_place_and_tried_again(
     assert refused
 
 
+def test_one_refusal_among_answers_stops_nothing(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """Images that come in the meantime do not make the page forget to ask again for those that were refused."""
+    tab = open_tab(embedded.page)
+    tab.expected.append("status of 429")
+    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
+    tab.page.route("**/sample?*", lambda route: route.fulfill(**refusal), times=1)
+    page = tab.open("seed=7")
+    page.wait_for_selector("#wall-notice button")
+    tab.until("!document.querySelector('[role=row]:not([hidden]) [role=gridcell]:not(.is-there)')")
+    assert page.is_hidden("#wall-notice")
+
+
+def test_a_drawing_does_not_push_files_out(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """Files that were refused for now are judged later, whatever is drawn meanwhile."""
+    tab = open_tab(embedded.page)
+    tab.expected.append("status of 429")
+    page = tab.open("view=judge")
+    page.wait_for_selector("#inks label")
+    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "2"}}
+    page.route("**/discriminate?*", lambda route: route.fulfill(**refusal), times=1)
+    content = httpx.get(f"{embedded.url}/sample?seed=1").content
+    page.set_input_files("#files", [{"name": "1.png", "mimeType": "image/png", "buffer": content}])
+    page.wait_for_selector("#judge-notice button")
+    page.click("#drawing")
+    page.wait_for_selector("#drawing-card .card")
+    page.wait_for_selector("#cards .card >> text=1.png")
+
+
 def test_a_service_that_is_gone_is_told(open_tab: Callable[..., Any], embedded: Any) -> None:
     """The strip says so too, and all comes back with the service."""
     tab = open_tab(embedded.page)
@@ -227,6 +255,75 @@ def test_states_that_cannot_be_are_told_or_left_out(open_tab: Callable[..., Any]
     tab.until("location.hash.includes('bundle=mnist@')")
     tab.open("seed=-1&truncation=7&label=99&image=1e3&view=nowhere&walk=x")
     page.wait_for_selector("[role=gridcell].is-there")
+
+
+def test_numbers_are_held_within_bounds(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """One that is too large is told of where it is typed, and asked of nobody; a link without a seed gets one."""
+    tab = open_tab(embedded.page)
+    asked: list[str] = []
+    page = tab.open("seed=7&image=9007199254740991")
+    page.wait_for_selector("#neighbours button")
+    assert page.is_disabled("#detail-next")
+    page.on("request", lambda request: asked.append(request.url))
+    for field in ("seed", "index"):
+        page.fill(f"#{field}", "9007199254740992")
+        page.press(f"#{field}", "Enter")
+        assert "9007199254740991 at most" in page.evaluate(f"document.getElementById('{field}').validationMessage")
+    assert "seed=7&" in page.url
+    assert not [url for url in asked if "/sample" in url]
+    page.evaluate("location.hash = 'truncation=0.5'")
+    tab.until("/seed=[0-9]+/.test(location.hash)")
+    assert re.findall(r"seed=(\d+)", page.url) == [page.input_value("#seed")]
+
+
+def test_what_is_closed_stays_closed(open_tab: Callable[..., Any], embedded: Any) -> None:
+    """A retry that was to come does not open it again; Escape closes an image wherever the keyboard is."""
+    tab = open_tab(embedded.page)
+    tab.expected.append("status of 429")
+    page = tab.open("seed=7")
+    page.wait_for_selector("[role=gridcell].is-there")
+    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
+    page.route("**/sample?*format=json*", lambda route: route.fulfill(**refusal))
+    page.click("[role=gridcell] >> nth=3")
+    page.wait_for_selector("#detail-notice button")
+    page.click("#seed")
+    page.keyboard.press("Escape")
+    page.wait_for_selector("#detail", state="hidden")
+    assert not page.locator("#detail-notice button").count()  # nor anything else that would open it
+
+
+def test_a_bundle_that_is_taken_away_is_replaced(open_tab: Callable[..., Any], others: Any) -> None:
+    """By another version of it, as the service lists it then; the page says so."""
+    tab = open_tab(others.page)
+    tab.expected.append("status of 404")
+    gone = "oblong@000000000000"
+
+    def with_one_more(route: Any) -> None:
+        reply = route.fetch()
+        listed = reply.json()
+        (oblong,) = (one for one in listed["bundles"] if one["name"] == "oblong")
+        listed["bundles"].append(oblong | {"version": gone[-12:]})
+        route.fulfill(response=reply, json=listed)
+
+    tab.page.route("**/bundles", with_one_more)
+    page = tab.open(f"seed=1&bundle={gone}&view=interpolate")
+    page.wait_for_selector("#interpolation-notice >> text=not here")
+    page.unroute("**/bundles")
+    page.click("[data-view=wall]")
+    page.wait_for_selector(f"#page-notice >> text={gone}")
+    page.wait_for_selector("[role=gridcell].is-there")
+    assert re.search("bundle=oblong@(?!0000)", page.url)
+
+
+@pytest.mark.parametrize("size", [(740, 360), (350, 225)], ids=["telephone on its side", "enlarged four times"])
+def test_a_low_window_keeps_room_for_the_wall(
+    open_tab: Callable[..., Any], embedded: Any, size: tuple[int, int]
+) -> None:
+    """A row of images at least is seen whole."""
+    page = open_tab(embedded.page, size).open("seed=7")
+    page.wait_for_selector("[role=gridcell].is-there")
+    assert page.evaluate("document.getElementById('scroller').clientHeight") > 80
+    assert page.evaluate(OVERFLOW) == 0
 
 
 @pytest.mark.parametrize("width", [360, 1280])
