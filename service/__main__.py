@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from service.errors import did_you_mean
-from service.http.auth import Keys, read_keys
+from service.http.layers.auth import Keys, read_keys
 from service.logs import set_up_logs
 from service.server import process_memory as memory
 from service.server.listener import HostError, in_words, listen

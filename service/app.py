@@ -21,25 +21,25 @@ from service.codecs.decoders import Decoders
 from service.codecs.time_slices import TimeSlices
 from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
-from service.http.auth import Keys, KeyScope, read_keys
-from service.http.bundles import bundle_routes
-from service.http.client_address import TrustedProxies
-from service.http.cross_origin import CrossOrigin, Preflights
-from service.http.discriminate import discriminate_routes
-from service.http.encode import encode_routes
-from service.http.interpolate import interpolate_routes
-from service.http.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
-from service.http.openapi import complete
-from service.http.openapi_document import operation_id
-from service.http.pages import page_routes
-from service.http.probes import metrics_routes, probe_routes
-from service.http.repository import repository_routes
-from service.http.route_context import RouteContext
-from service.http.sample import MAX_JSON_BYTES, sample_routes
-from service.http.streaming import PIECE_BYTES
+from service.http.images.discriminate import discriminate_routes
+from service.http.images.encode import encode_routes
+from service.http.images.interpolate import interpolate_routes
+from service.http.images.sample import MAX_JSON_BYTES, sample_routes
+from service.http.images.streaming import PIECE_BYTES
+from service.http.images.verify import verify_routes
+from service.http.layers.auth import Keys, KeyScope, read_keys
+from service.http.layers.client_address import TrustedProxies
+from service.http.layers.cross_origin import CrossOrigin, Preflights
+from service.http.layers.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
+from service.http.openapi.document import operation_id
+from service.http.openapi.routes import complete
+from service.http.operations.bundles import bundle_routes
+from service.http.operations.pages import page_routes
+from service.http.operations.probes import metrics_routes, probe_routes
+from service.http.operations.repository import repository_routes
+from service.http.requests.route_context import RouteContext
 from service.http.v1.routes import v1_routes
 from service.http.v2.routes import v2_routes
-from service.http.verify import verify_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
@@ -132,7 +132,7 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         lifespan=partial(_lifespan, context=context),
         generate_unique_id_function=operation_id,
         redirect_slashes=False,
-        # FastAPI's own pages load scripts from the internet; ours are in http/pages.py.
+        # FastAPI's own pages load scripts from the internet; ours are in http/operations/pages.py.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,

@@ -16,7 +16,7 @@ from service.__main__ import serve
 from service.engine.batching.batch import BatchSlice, count_rows
 from service.engine.engine import Engine
 from service.engine.payloads import SamplePayload
-from service.http.auth import read_keys
+from service.http.layers.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen
 from service.settings import read_settings

@@ -18,7 +18,7 @@ from service.engine.batching.batch import BatchSlice, ModelRunner, Rows
 from service.engine.batching.batcher import Batcher, Run
 from service.engine.batching.request_queue import Result
 from service.engine.engine_thread import settle
-from service.http.auth import read_keys
+from service.http.layers.auth import read_keys
 from service.logs import set_up_logs
 from service.server.listener import listen
 from service.settings import read_settings

@@ -13,7 +13,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from service import app
 from service.__main__ import serve
-from service.http.auth import read_keys
+from service.http.layers.auth import read_keys
 from service.logs import set_up_logs
 from service.metrics import Histogram, Metrics
 from service.server.listener import listen

@@ -16,7 +16,7 @@ from service.engine.batching.batch import BatchSlice, ModelRunner, Rows, Then
 from service.engine.batching.batcher import Batcher
 from service.engine.batching.policy import EAGER, SHARING
 from service.engine.batching.request_queue import Result
-from service.engine.bundles import Bundles
+from service.engine.bundles.bundles import Bundles
 from service.engine.engine import Engine, Loaded
 from service.engine.health import Health
 from service.engine.hints import Hints

@@ -1,4 +1,4 @@
-"""The HTTP API: request contexts, middleware, schemas and every route.
+"""The HTTP API: what a request is, the layers around the routes, and every route.
 
 May know the engine and the codecs, but no sockets.
 """

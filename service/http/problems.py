@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service.errors import Internal, Invalid, ServiceError
-from service.http.openapi_examples import ERRORS, REQUEST_ID
+from service.http.openapi.examples import ERRORS, REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 _TEXT = {"type": "string"}

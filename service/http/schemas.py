@@ -1,6 +1,6 @@
 """The schemas of requests and replies.
 
-A request's schema checks what can be checked without a bundle; resolving.py checks the rest. Both happen before
+A request's schema checks what can be checked without a bundle; images/resolving.py checks the rest. Both happen before
 anything is queued.
 """
 
@@ -36,7 +36,7 @@ from models.spec import Calibration, ImageSpec, LatentSpec
 from service.codecs.animation import SequenceFormat
 from service.codecs.encode import Format
 from service.codecs.recipe import Recipe
-from service.http.openapi_examples import PIXEL
+from service.http.openapi.examples import PIXEL
 from service.http.problems import Problem
 
 # JavaScript's numbers are exact only up to this, and our page sends the seed back.

@@ -42,8 +42,8 @@ from uvicorn import Config
 from uvicorn.server import ServerState
 
 from service.errors import Malformed, ServiceError
-from service.http.memory_budget import SMALL_BYTES
-from service.http.request_context import KEY, Header, RequestContext
+from service.http.requests.memory_budget import SMALL_BYTES
+from service.http.requests.request_context import KEY, Header, RequestContext
 from service.server.head import MAX_FIELDS, check_head
 from service.server.write_burst import WriteBurst
 

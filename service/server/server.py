@@ -18,7 +18,7 @@ from fastapi import FastAPI
 
 from models.bundle import BundleError
 from service.errors import ServiceError
-from service.http.auth import Keys, KeyScope, has_files, read_keys
+from service.http.layers.auth import Keys, KeyScope, has_files, read_keys
 from service.server import process_memory as memory
 from service.server.listener import Acceptor, in_words
 from service.server.protocol import HttpConnection

@@ -44,7 +44,7 @@ from models.training.progress import PLAIN_EVERY_S, TrainingProgress
 from models.training.run_folder import RunDir
 from models.training.snapshots import Snapshots
 from models.training.trainer import SELECTIONS, Best, Report, State
-from service.engine.bundle_index import find_folders
+from service.engine.bundles.index import find_folders
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

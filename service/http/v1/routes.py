@@ -26,17 +26,17 @@ from models.inference.pixels import UInt8
 from models.spec import ImageSpec
 from service.codecs.encode import MAX_SIDE, Check, RenderOptions, SampleMetadata, encode, encoding_bytes
 from service.codecs.time_slices import Steps
-from service.engine.bundle_index import Version
+from service.engine.bundles.index import Version
 from service.engine.model_manager import ModelManager
 from service.errors import Invalid, UnsupportedMediaType
-from service.http.drawing import draw
-from service.http.json_limits import JsonLimits
-from service.http.openapi import OPENAI_IMAGES, OPENAI_MODEL, OPENAI_MODELS
-from service.http.parsing import parse_body
-from service.http.request_context import RequestContext, context_of
-from service.http.resolving import SamplePlan, resolve_sample
-from service.http.responses import JSON, BytesResponse
-from service.http.route_context import TIMING, Deadline, RouteContext, read_body
+from service.http.images.drawing import draw
+from service.http.images.resolving import SamplePlan, resolve_sample
+from service.http.openapi.routes import OPENAI_IMAGES, OPENAI_MODEL, OPENAI_MODELS
+from service.http.requests.json_limits import JsonLimits
+from service.http.requests.parsing import parse_body
+from service.http.requests.request_context import RequestContext, context_of
+from service.http.requests.responses import JSON, BytesResponse
+from service.http.requests.route_context import TIMING, Deadline, RouteContext, read_body
 from service.http.schemas import SampleRequest
 from service.http.v1.messages import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.settings import Settings

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from models.bundle import DISCRIMINATOR, GENERATOR, Bundle
-from service.engine.bundle_index import Version
+from service.engine.bundles.index import Version
 from service.errors import UnknownBundle
 from service.http.v2.messages import ModelMetadata, TensorMetadata
 

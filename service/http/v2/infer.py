@@ -14,14 +14,14 @@ from models.inference.noise import Float32
 from models.inference.pixels import UInt8
 from service.engine.model_manager import Timing
 from service.errors import Invalid, Malformed, TooLarge
-from service.http.discriminate import judge
-from service.http.drawing import draw
-from service.http.given_latents import check_latents
-from service.http.parsing import validate
-from service.http.request_context import RequestContext
-from service.http.resolving import resolve_labels, resolve_sample
-from service.http.responses import JSON, BytesResponse
-from service.http.route_context import Deadline, RouteContext, read_body
+from service.http.images.discriminate import judge
+from service.http.images.drawing import draw
+from service.http.images.given_latents import check_latents
+from service.http.images.resolving import resolve_labels, resolve_sample
+from service.http.requests.parsing import validate
+from service.http.requests.request_context import RequestContext
+from service.http.requests.responses import JSON, BytesResponse
+from service.http.requests.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import Label, Labels, SampleRequest
 from service.http.v2.catalogue import Model, model_of, split_name
 from service.http.v2.messages import RequestedOutput

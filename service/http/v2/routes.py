@@ -9,7 +9,7 @@ from starlette.responses import Response
 from service import __version__
 from service.engine.model_manager import ModelManager
 from service.errors import Draining, NotReady
-from service.http.openapi import (
+from service.http.openapi.routes import (
     V2_ALL_STATISTICS,
     V2_CONFIG,
     V2_HEALTH,
@@ -20,9 +20,9 @@ from service.http.openapi import (
     V2_STATISTICS,
     of_version,
 )
-from service.http.request_context import context_of
-from service.http.responses import JSON
-from service.http.route_context import RouteContext
+from service.http.requests.request_context import context_of
+from service.http.requests.responses import JSON
+from service.http.requests.route_context import RouteContext
 from service.http.v2.catalogue import Model, config, metadata, model_of, models_of, split_name
 from service.http.v2.infer import infer
 from service.http.v2.messages import ModelReady, ServerHealth, ServerMetadata

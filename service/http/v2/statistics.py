@@ -4,7 +4,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
 
-from service.http.merged_metrics import MergedCollector, series_of
+from service.http.operations.merged_metrics import MergedCollector, series_of
 from service.http.v2.catalogue import Model
 from service.metrics import Metrics
 from service.worker_group import WorkerGroup

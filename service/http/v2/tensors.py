@@ -21,8 +21,8 @@ from pydantic_core import from_json, to_json
 
 from service.codecs.time_slices import OffLoopWork, Steps
 from service.errors import Invalid, Malformed, TooLarge
-from service.http.json_limits import JsonLimits
-from service.http.parsing import parse_body
+from service.http.requests.json_limits import JsonLimits
+from service.http.requests.parsing import parse_body
 from service.http.v2.messages import InferRequest, InputTensor
 
 HEADER = "Inference-Header-Content-Length"

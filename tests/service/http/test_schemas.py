@@ -12,11 +12,11 @@ from models.spec import ImageSpec
 from service.codecs.encode import MEDIA_TYPES
 from service.codecs.time_slices import run_steps
 from service.errors import Invalid, Malformed, NotAcceptable
-from service.http.json_limits import JsonLimits
-from service.http.parsing import SchemaT, parse_body, parse_query
+from service.http.images.resolving import SamplePlan, choose_format, fingerprint, resolve_labels, resolve_sample
 from service.http.problems import problem
-from service.http.resolving import SamplePlan, choose_format, fingerprint, resolve_labels, resolve_sample
-from service.http.route_context import timeout_s
+from service.http.requests.json_limits import JsonLimits
+from service.http.requests.parsing import SchemaT, parse_body, parse_query
+from service.http.requests.route_context import timeout_s
 from service.http.schemas import (
     SEED_LIMIT,
     DiscriminateQuery,

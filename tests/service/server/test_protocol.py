@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from service.app import create_app
-from service.http.memory_budget import SMALL_BYTES
+from service.http.requests.memory_budget import SMALL_BYTES
 from service.server.protocol import HEAD_BYTES, HttpConnection, HttpRequest
 from service.server.write_burst import MAX_BURST, WriteBurst
 from service.settings import Settings

@@ -26,7 +26,7 @@ import uvicorn
 from benchmarks.tools.process import Readings
 from models.bundle import Bundle
 from service.__main__ import start
-from service.engine.bundle_index import find_folders
+from service.engine.bundles.index import find_folders
 from service.engine.engine import Engine, Loaded
 from service.settings import Settings, flag, variable
 
@@ -243,7 +243,7 @@ def test_signals_during_a_reload_lead_to_one_more_and_keep_nobody_waiting(
 
     server = live_server(tiny_settings(bundles=tmp_path))
     with server.running():
-        monkeypatch.setattr("service.engine.bundle_index.find_folders", noted)
+        monkeypatch.setattr("service.engine.bundles.index.find_folders", noted)
         serving, loop = server.app.state.manager, server.loop
         loop.call_soon_threadsafe(server.reload_requested.set)
         assert reached.wait(60)
@@ -299,7 +299,7 @@ def test_a_reload_that_fails_is_not_the_last(
     server = live_server(tiny_settings(bundles=tmp_path))
     with server.running():
         with monkeypatch.context() as patch:
-            patch.setattr("service.engine.bundle_index.find_folders", fail)
+            patch.setattr("service.engine.bundles.index.find_folders", fail)
             server.loop.call_soon_threadsafe(server.reload_requested.set)
             server.wait_for(lambda: "nobody knows" in caplog.text)
         shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")

@@ -13,7 +13,7 @@ from models.bundle import Bundle
 from models.spec import ImageSpec
 from service import __version__
 from service.app import create_app
-from service.http.merged_metrics import Series, series_of
+from service.http.operations.merged_metrics import Series, series_of
 from service.settings import Settings
 from service.worker_group import WorkerGroup
 
