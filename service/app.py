@@ -36,9 +36,9 @@ from service.http.openapi.routes import complete
 from service.http.operations.bundles import bundle_routes
 from service.http.operations.pages import page_routes
 from service.http.operations.probes import metrics_routes, probe_routes
-from service.http.operations.repository import repository_routes
 from service.http.requests.route_context import RouteContext
 from service.http.v1.routes import v1_routes
+from service.http.v2.repository import repository_routes
 from service.http.v2.routes import v2_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks

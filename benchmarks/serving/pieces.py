@@ -32,7 +32,8 @@ from models.inference.noise import draw_latents
 from models.inference.pixels import UInt8, grey_levels, grid
 from models.inference.tiles import REFERENCE_TILE, Tiles
 from service.codecs.encode import RenderOptions, SampleMetadata, encode
-from service.http.schemas import DiscriminateReply, DiscriminateResult, DiscriminatorOutput, discriminate_reply
+from service.http.images.verdicts import DiscriminatorOutput, discriminate_reply
+from service.http.schemas import DiscriminateReply, DiscriminateResult
 from service.metrics import Metrics
 
 ROUNDS = 30

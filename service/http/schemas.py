@@ -5,14 +5,11 @@ anything is queued.
 """
 
 import re
-from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from types import MappingProxyType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import (
-    AfterValidator,
     AwareDatetime,
     BaseModel,
     BeforeValidator,
@@ -21,14 +18,13 @@ from pydantic import (
     GetJsonSchemaHandler,
     InstanceOf,
     JsonValue,
-    RootModel,
     ValidationError,
     ValidatorFunctionWrapHandler,
     WrapValidator,
     model_validator,
 )
 from pydantic.json_schema import SkipJsonSchema
-from pydantic_core import CoreSchema, to_json
+from pydantic_core import CoreSchema
 
 from models.images.preparation import Preparation
 from models.inference.noise import PathMethod
@@ -372,56 +368,6 @@ class EncodeReply(Reply):
     results: list[EncodeResult]
 
 
-class DiscriminatorOutput(NamedTuple):
-    """The fields of `DiscriminateResult`, as columns over the decoded images.
-
-    `labels` is None if none are shown. `hints` has only those that there are, by the image's place.
-    """
-
-    probabilities_real: Sequence[float]
-    logits: Sequence[float]
-    labels: Sequence[str] | None
-    is_calibrated: bool
-    converted: Sequence[bool]
-    hints: Mapping[int, str] = MappingProxyType({})
-
-
-def discriminate_reply(
-    bundle: str, version: str, output: DiscriminatorOutput, problems: Mapping[int, Problem]
-) -> bytes:
-    """A `DiscriminateReply` as JSON, built without a pydantic model for each image (benchmarks/serving/pieces.py).
-
-    Args:
-        bundle, version: Of the bundle.
-        output: For the images that could be decoded, in order.
-        problems: For the others, by their index in the request.
-    """
-    shown = [
-        b'"probability_real":%b,"logit":%b' % pair
-        for pair in zip(_json_numbers(output.probabilities_real), _json_numbers(output.logits), strict=True)
-    ]
-    if output.labels is not None:
-        texts = {label: to_json(label) for label in set(output.labels)}
-        shown = [b'%b,"label":%b' % (one, texts[label]) for one, label in zip(shown, output.labels, strict=True)]
-    if not output.is_calibrated:
-        shown = [one + b',"calibrated":false' for one in shown]
-    if any(output.converted):
-        marks = [b',"converted":true' if converted else b"" for converted in output.converted]
-        shown = [one + mark for one, mark in zip(shown, marks, strict=True)]
-    hints = {hint: b',"hint":' + to_json(hint) for hint in set(output.hints.values())}
-    for place, hint in output.hints.items():
-        shown[place] += hints[hint]
-    for index in sorted(problems):  # in ascending order, so that each insertion ends up at its final index
-        shown.insert(index, b'"error":' + to_json(problems[index]))
-    head = to_json({"bundle": bundle, "version": version})[:-1]
-    return b'%b,"results":[{%b}]}' % (head, b"},{".join(shown))
-
-
-def _json_numbers(values: Sequence[float]) -> list[bytes]:
-    """Each number as JSON."""
-    return to_json(values)[1:-1].split(b",") if values else []
-
-
 class BundleVersion(Reply):
     """A version of a bundle, which `name@version` asks for."""
 
@@ -454,65 +400,3 @@ class BundleList(Reply):
     default: str | None
     bundles: list[BundleMetadata]
     aliases: dict[str, str] = Field(description="The versions that aliases mean, by `name` or `name@alias`.")
-
-
-class RepositoryQuery(Schema):
-    """Which bundles of the repository to list. Unknown fields are ignored, as the protocol's clients expect."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    ready: bool = Field(default=False, description="List only what requests can ask for.")
-
-
-def _without_nulls(parameters: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in parameters.items() if value is not None}
-
-
-Parameters = Annotated[dict[str, Any], AfterValidator(_without_nulls)]  # of the protocol's requests
-
-
-def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
-    """Refuse to take a bundle's contents from a request."""
-    for name in parameters:
-        if name == "config" or name.startswith("file:"):
-            raise ValueError(f"{name[:100]} is not taken: a bundle is loaded as its folder is")
-    return parameters
-
-
-class RepositoryLoad(Schema):
-    """A load request. It needs no parameters: the bundle's manifest says all that is needed."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    parameters: Annotated[Parameters, AfterValidator(_refuse_files)] = Field(
-        default={}, description="`config` and `file:…` are refused, others ignored."
-    )
-
-
-class UnloadParameters(Schema):
-    """Parameters that the protocol's clients send."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    unload_dependents: bool = Field(default=False, description="Ignored: no bundle depends on another.")
-
-
-class RepositoryUnload(Schema):
-    """An unload request; its parameters are ignored."""
-
-    model_config = ConfigDict(extra="ignore")
-
-    parameters: UnloadParameters = Field(default=UnloadParameters(), description="Accepted for the protocol's clients.")
-
-
-class RepositoryEntry(Reply):
-    """A version of a bundle. Where a manifest can't be used, `name` is its folder's and `version` is empty."""
-
-    name: str
-    version: str
-    state: Literal["READY", "UNAVAILABLE"]
-    reason: str = Field(description="Why it is unavailable.")
-
-
-class RepositoryIndex(RootModel[list[RepositoryEntry]]):
-    """Every version of every bundle, and every folder whose manifest can't be used."""

@@ -22,6 +22,7 @@ from service.engine.hints import Hints
 from service.engine.model_manager import Timing
 from service.errors import UnsupportedMediaType
 from service.http.images.resolving import resolve_labels
+from service.http.images.verdicts import DiscriminatorOutput, discriminate_reply
 from service.http.openapi.routes import DISCRIMINATE
 from service.http.problems import problem
 from service.http.requests.json_limits import json_limits
@@ -29,14 +30,7 @@ from service.http.requests.parsing import parse_body, parse_query
 from service.http.requests.request_context import RequestContext, context_of
 from service.http.requests.responses import JSON, BytesResponse
 from service.http.requests.route_context import Deadline, RouteContext, read_body
-from service.http.schemas import (
-    DiscriminateQuery,
-    DiscriminateRequest,
-    DiscriminatorOutput,
-    Labels,
-    Schema,
-    discriminate_reply,
-)
+from service.http.schemas import DiscriminateQuery, DiscriminateRequest, Labels, Schema
 
 # The Server-Timing header, in milliseconds; browsers display it.
 TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"

@@ -52,10 +52,6 @@ from service.http.schemas import (
     DiscriminateRequest,
     EncodeReply,
     InterpolateRequest,
-    RepositoryIndex,
-    RepositoryLoad,
-    RepositoryQuery,
-    RepositoryUnload,
     SampleBody,
     SampleReply,
     SampleRequest,
@@ -63,7 +59,18 @@ from service.http.schemas import (
     VerifyRequest,
 )
 from service.http.v1.messages import ImagesReply, ImagesRequest, ModelEntry, ModelList
-from service.http.v2.messages import InferReply, InferRequest, ModelMetadata, ModelReady, ServerHealth, ServerMetadata
+from service.http.v2.messages import (
+    InferReply,
+    InferRequest,
+    ModelMetadata,
+    ModelReady,
+    RepositoryIndex,
+    RepositoryLoad,
+    RepositoryQuery,
+    RepositoryUnload,
+    ServerHealth,
+    ServerMetadata,
+)
 
 _REF = "#/components/schemas/{model}"
 SCHEMAS: tuple[type[BaseModel], ...] = (

@@ -1,5 +1,4 @@
-"""The Open Inference Protocol (v2): each bundle's nets as models, with tensors in and out.
+"""The Open Inference Protocol (v2): each bundle's nets as models, with tensors in and out; and the bundles' repository.
 
-It translates to the same calls as the service's own routes. Bundles are loaded and unloaded in
-../operations/repository.py.
+It translates to the same calls as the service's own routes.
 """

@@ -1,12 +1,19 @@
 """What the protocol's requests and replies hold. Unknown fields are ignored, as its clients expect."""
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import AfterValidator, ConfigDict, Field, RootModel
 
-from service.http.schemas import Parameters, Reply, Schema
+from service.http.schemas import Reply, Schema
 
 _MAX_AXES = 8
+
+
+def _without_nulls(parameters: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in parameters.items() if value is not None}
+
+
+Parameters = Annotated[dict[str, Any], AfterValidator(_without_nulls)]  # of the protocol's requests
 
 
 class Message(Schema):
@@ -108,3 +115,50 @@ class InferReply(Reply):
     model_version: str
     parameters: dict[str, Any] = Field(default={}, description="Of a generator: the `seed` and `first_index`.")
     outputs: list[OutputTensor]
+
+
+class RepositoryQuery(Message):
+    """Which bundles of the repository to list."""
+
+    ready: bool = Field(default=False, description="List only what requests can ask for.")
+
+
+def _refuse_files(parameters: dict[str, Any]) -> dict[str, Any]:
+    """Refuse to take a bundle's contents from a request."""
+    for name in parameters:
+        if name == "config" or name.startswith("file:"):
+            raise ValueError(f"{name[:100]} is not taken: a bundle is loaded as its folder is")
+    return parameters
+
+
+class RepositoryLoad(Message):
+    """A load request. It needs no parameters: the bundle's manifest says all that is needed."""
+
+    parameters: Annotated[Parameters, AfterValidator(_refuse_files)] = Field(
+        default={}, description="`config` and `file:…` are refused, others ignored."
+    )
+
+
+class UnloadParameters(Message):
+    """Parameters that the protocol's clients send."""
+
+    unload_dependents: bool = Field(default=False, description="Ignored: no bundle depends on another.")
+
+
+class RepositoryUnload(Message):
+    """An unload request; its parameters are ignored."""
+
+    parameters: UnloadParameters = Field(default=UnloadParameters(), description="Accepted for the protocol's clients.")
+
+
+class RepositoryEntry(Reply):
+    """A version of a bundle. Where a manifest can't be used, `name` is its folder's and `version` is empty."""
+
+    name: str
+    version: str
+    state: Literal["READY", "UNAVAILABLE"]
+    reason: str = Field(description="Why it is unavailable.")
+
+
+class RepositoryIndex(RootModel[list[RepositoryEntry]]):
+    """Every version of every bundle, and every folder whose manifest can't be used."""

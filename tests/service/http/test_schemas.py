@@ -13,6 +13,7 @@ from service.codecs.encode import MEDIA_TYPES
 from service.codecs.time_slices import run_steps
 from service.errors import Invalid, Malformed, NotAcceptable
 from service.http.images.resolving import SamplePlan, choose_format, fingerprint, resolve_labels, resolve_sample
+from service.http.images.verdicts import DiscriminatorOutput, discriminate_reply
 from service.http.problems import problem
 from service.http.requests.json_limits import JsonLimits
 from service.http.requests.parsing import SchemaT, parse_body, parse_query
@@ -23,13 +24,9 @@ from service.http.schemas import (
     DiscriminateReply,
     DiscriminateRequest,
     DiscriminateResult,
-    DiscriminatorOutput,
-    RepositoryLoad,
-    RepositoryQuery,
-    RepositoryUnload,
     SampleRequest,
-    discriminate_reply,
 )
+from service.http.v2.messages import RepositoryLoad, RepositoryQuery, RepositoryUnload
 from service.settings import Settings
 
 IMAGE = ImageSpec(channels=1, height=28, width=20)

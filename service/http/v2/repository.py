@@ -19,7 +19,7 @@ from service.http.openapi.routes import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOS
 from service.http.requests.json_limits import JsonLimits
 from service.http.requests.parsing import SchemaT, parse_body
 from service.http.requests.responses import JSON
-from service.http.schemas import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload
+from service.http.v2.messages import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload
 from service.worker_group import WorkerGroup
 
 MAX_BODY_BYTES = 65536
