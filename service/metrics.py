@@ -218,7 +218,7 @@ class Metrics:
         self.bundle_info = self._gauge("gan_bundle_info", "1 for each loaded bundle.", ["bundle", "version", "device"])
         self.bundle_swaps = self._counter(
             "gan_bundle_swaps_total",
-            "Bundles that a reload changed, by result: loaded, unloaded, refused.",
+            "Bundles that came into memory, left it or could not be loaded, by result: loaded, unloaded, refused.",
             ["bundle", "result"],
         )
         self.warmup = self._gauge("gan_warmup_seconds", "How long loading and warming a bundle took.", ["bundle"])

@@ -33,6 +33,7 @@ from models.bundle import SAMPLES, read_bundle, write_bundle
 VERSIONS, RESIDENT, SWAPS, CLIENTS = 50, 8, 100, 4
 RATE_PER_S, COUNT, SECONDS = 100.0, 4, 20.0  # of the neighbours
 WARM_S = 2.0
+TAKE_UP_S = 30.0  # until the name means what aliases.json says
 TRIM_S = 31.0  # the service gives memory back every half minute
 MOST_LOADING = 1.2  # what is freed stays in the heap until it is given back
 MOST_LEFT, MOST_SLOWER = 1.05, 1.5
@@ -174,13 +175,19 @@ async def swaps(
         for number in range(CLIENTS):
             pinned = few[number:] + few[:number]
             group.create_task(ask(itertools.cycle([None, *pinned, None, versions[RESIDENT + number]])))
+        taken_up = 0
         for number in range(1, SWAPS + 1):
             write_aliases(folder, name, version := few[number % len(few)])
             service.send(signal.SIGHUP)
-            while json.loads((await service.get(f"/bundles/{name}")).body)["version"] != version:  # noqa: ASYNC110 - as above
-                await asyncio.sleep(0.01)
+            try:
+                async with asyncio.timeout(TAKE_UP_S):
+                    while json.loads((await service.get(f"/bundles/{name}")).body)["version"] != version:  # noqa: ASYNC110 - as above
+                        await asyncio.sleep(0.01)
+            except TimeoutError:
+                break
+            taken_up = number
         is_over = True
-    checks = [watch.check(len(asked)), Check(f"{SWAPS} swaps taken up", str(SWAPS), met=True)]
+    checks = [watch.check(len(asked)), Check(f"{SWAPS} swaps taken up", str(taken_up), taken_up == SWAPS)]
     return {"requests": len(asked), "latency": percentiles(one.latency_s for one in asked)}, checks
 
 

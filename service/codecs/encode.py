@@ -94,7 +94,7 @@ def picture_size(render: RenderOptions, count: int, height: int, width: int) -> 
     return math.ceil(count / render.columns) * height * render.scale, render.columns * width * render.scale
 
 
-def encoding_bytes(form: Format, size: int, pixels: int) -> int:
+def encoding_bytes(form: str, size: int, pixels: int) -> int:
     """Memory to reserve for images of `size` bytes and for encoding them, in pictures of so many pixels each."""
     return max(size, _WEBP_PIXEL_BYTES * pixels) if form == "webp" else size
 

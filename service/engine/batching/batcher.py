@@ -474,12 +474,12 @@ class Batcher:
         """End at once; callers that still wait get Draining."""
         self._draining = self._has_ended = True
         self._end_all(Draining)
+        for call in list(self._calls):  # first: the workers that wait for their ends are about to be cancelled
+            self._note_end(call)
         for worker in self._workers:
             worker.remove_done_callback(self._worker_ended)
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
-        for call in list(self._calls):
-            self._note_end(call)
 
 
 def _step(future: "asyncio.Future[_Call | None]", step: Callable[[], _Call | None]) -> None:

@@ -39,7 +39,7 @@ class BundleLoader:
         self._device_failed = device_failed
         self._thread = EngineThread("loader")  # batches go on while a bundle is verified and warmed
         self._tried: dict[Path, tuple[Stamp, BundleError | None]] = {}
-        self._untold: list[tuple[Folder, BundleError]] = []
+        self._untold: dict[Path, tuple[Folder, BundleError]] = {}
 
     async def load(self, version: Version, known: Loaded | None = None, thread: EngineThread | None = None) -> Loaded:
         """A version from the first of its folders that can be loaded, ready to run.
@@ -150,13 +150,13 @@ class BundleLoader:
 
     def note_refusal(self, folder: Folder, error: BundleError) -> None:
         """Remember that a folder can't be loaded as it is."""
-        self._untold.append((folder, error))
+        self._untold[folder.path] = folder, error
         if not error.is_passing:
             self._tried[folder.path] = folder.stamp, error
 
     def tell_refusals(self) -> None:
-        """Log and count what was refused since this was last called."""
-        told, self._untold = sorted(self._untold, key=lambda one: one[0].path), []
-        for folder, error in told:
+        """Log and count what was refused since this was last called; of each folder, why it was the last time."""
+        told, self._untold = self._untold, {}
+        for _, (folder, error) in sorted(told.items()):
             log.error("bundle refused: %s", error, exc_info=error.__cause__)  # which only unforeseen errors have
             self._metrics.bundle_swaps.labels(folder.name, "refused").inc()

@@ -32,9 +32,6 @@ class Residents:
     def __iter__(self) -> Iterator[Key]:
         return iter(list(self._bundles))
 
-    def __len__(self) -> int:
-        return len(self._bundles)
-
     @property
     def room(self) -> int:
         """How many more there is room for."""

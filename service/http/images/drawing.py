@@ -39,7 +39,12 @@ def metadata_of(bundle: Bundle, plan: SamplePlan, labels: list[int] | None) -> S
     label_names = [names[label] for label in labels] if names and labels else None
     seed, first_index = (plan.seed, plan.first_index) if plan.latents is None else (None, None)
     return SampleMetadata(
-        *(bundle.name, bundle.version, seed, first_index, labels, label_names),
+        bundle.name,
+        bundle.version,
+        seed,
+        first_index,
+        labels,
+        label_names,
         truncation=plan.truncation,
         is_marked=plan.is_marked,
     )

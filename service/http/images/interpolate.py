@@ -4,6 +4,7 @@ Nets take labels as whole numbers, so where the label changes it changes at once
 that it is nearer to, the middle one that of the second.
 """
 
+import math
 from dataclasses import dataclass
 from functools import partial
 
@@ -22,6 +23,7 @@ from service.codecs.animation import (
     encode_sequence,
     sequence_size,
 )
+from service.codecs.encode import encoding_bytes
 from service.codecs.recipe import mark
 from service.errors import Invalid
 from service.http.images.caching import Caching, caching, has_current_copy
@@ -85,8 +87,10 @@ async def _draw(
     context: RouteContext, request: RequestContext, bundle: Bundle, plan: InterpolationPlan, deadline: Deadline
 ) -> tuple[bytes, bytes]:
     """The file, and the Server-Timing header."""
-    numbers = plan.steps * bundle.manifest.latent.dim
-    request.reserve_reply(4 * numbers + plan.steps * bundle.manifest.image.size * plan.options.scale**2)
+    image, numbers = bundle.manifest.image, plan.steps * bundle.manifest.latent.dim
+    pixels = math.prod(sequence_size(plan.options, plan.steps, image.height, image.width))
+    size = plan.steps * image.size * plan.options.scale**2
+    request.reserve_reply(4 * numbers + encoding_bytes(plan.options.format, size, pixels))
     path = partial(_path, bundle, plan)
     latents = path() if numbers <= SMALL_PATH else await context.run_in_time(context.encoders, path, deadline)
     drawn = context.manager.sample_latents(

@@ -11,7 +11,7 @@ from service.http.openapi.examples import BODIES
 _JSON = "application/json"
 _GROUPS = {
     "images": "Drawing images, and judging them.",
-    "bundles": "What is loaded.",
+    "bundles": "What can be asked for.",
     "openai": "OpenAI's image API, for its clients.",
     "open-inference": "The Open Inference Protocol, version 2, for its clients; and the repository of bundles.",
     "machines": "Probes and metrics. They need no key and never wait for work.",

@@ -265,17 +265,20 @@ def _images(headers: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-_NOT_MODIFIED = {
-    304: {
-        "description": "The client's copy, named in If-None-Match, is current.",
-        "headers": {name: _SAMPLE_HEADERS[name] for name in ("X-Seed", "X-First-Index", "X-Bundle")} | _CACHE_HEADERS,
+def _not_modified(*names: str) -> dict[int, dict[str, Any]]:
+    """The reply for a client whose copy is current; it has these headers, and those for caches."""
+    return {
+        304: {
+            "description": "The client's copy, named in If-None-Match, is current.",
+            "headers": {name: _SAMPLE_HEADERS[name] for name in names} | _CACHE_HEADERS,
+        }
     }
-}
+
 
 SAMPLE_BY_QUERY = _route(
     "Draw images", _images(_CACHE_HEADERS), *_WORK, NotAcceptable, parameters=[*_query(SampleRequest), _TIMEOUT]
 )
-SAMPLE_BY_QUERY["responses"] |= _NOT_MODIFIED
+SAMPLE_BY_QUERY["responses"] |= _not_modified("X-Seed", "X-First-Index", "X-Bundle")
 SAMPLE_BY_BODY = _route(
     "Draw images",
     _images({}),
@@ -301,7 +304,7 @@ INTERPOLATE = _route(
     NotAcceptable,
     parameters=[*_query(InterpolateRequest), _TIMEOUT],
 )
-INTERPOLATE["responses"] |= _NOT_MODIFIED
+INTERPOLATE["responses"] |= _not_modified("X-Bundle")
 DISCRIMINATE = _route(
     "Judge images",
     _json_reply("One result for each image, in order.", DiscriminateReply)

@@ -1131,6 +1131,22 @@ async def test_closing_completes_every_future() -> None:
                 await task
 
 
+@on_jumping_time
+async def test_a_batch_that_ends_while_the_batcher_closes_is_nobodys() -> None:
+    """Its worker is cancelled already, and its caller has been told."""
+    started: asyncio.Future[Then[Rows]] = asyncio.get_running_loop().create_future()
+    options: dict[str, Any] = {"device": DEVICE, "max_rows": 8, "max_queued_rows": 8}
+    async with Batcher(lambda *call: started.set_result(call[-1]), Metrics(CollectorRegistry()), **options) as batcher:
+        caller = asyncio.create_task(batcher.submit(Doubler(), rows_of(0, 1), 1, 60))
+        end = await started
+        closing = asyncio.create_task(batcher.close())
+        await asyncio.sleep(0)
+        end(rows_of(0, 1), None)
+        await closing
+        with pytest.raises(Draining):
+            await caller
+
+
 # Everything at once
 
 

@@ -432,6 +432,24 @@ async def test_what_may_pass_is_tried_again(
         assert (await bundles.find(f"tiny@{old.version}", 60)).version == old.version
 
 
+async def test_a_refusal_is_told_once_however_often_the_repository_is_listed(
+    tmp_path: Path, place: Place, tiny_settings: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Each list looks again at a folder that can't be read for now; the next reload tells the last of its refusals."""
+    place("old", 1)
+
+    def fail(*_: object) -> None:
+        raise BundleError(tmp_path / "new", "Too many open files", is_passing=True)
+
+    async with serving(tiny_settings(bundles=tmp_path)) as bundles:
+        place("new", 2, created=NEW)
+        monkeypatch.setattr("service.engine.bundle_index.read_manifest", fail)
+        for _ in range(3):
+            await bundles.repository()
+        await bundles.reload()
+        assert caplog.text.count("bundle refused") == 1
+
+
 # Folders that come and go
 
 

@@ -17,6 +17,7 @@ from models.inference.noise import draw_labels, draw_latents, latent_path
 from models.inference.pixels import UInt8
 from service.app import create_app
 from service.codecs.animation import SEQUENCE_TYPES
+from service.http.request_context import RequestContext
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
@@ -181,3 +182,15 @@ async def test_a_full_queue_and_a_deadline_are_those_of_a_sample(
             await until(lambda: app.state.manager.batcher.queued_rows == 8)
             problem(await client.get(f"{WAY}&steps=2"), 429, "queue_full")
         assert (await waiting).status_code == 200
+
+
+async def test_a_webp_reserves_what_its_encoder_takes(
+    client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four bytes for each pixel of one of its pictures; other formats take no more than latents and images."""
+    reserved: list[int] = []
+    monkeypatch.setattr(RequestContext, "reserve_reply", lambda _, size: reserved.append(size))
+    for form in ("gif", "webp"):
+        assert (await client.get(f"{WAY}&bundle=tiny&steps=2&scale=2&format={form}")).status_code == 200
+    latents = 4 * 2 * tiny_bundles["tiny"].manifest.latent.dim
+    assert reserved == [latents + 2 * 16 * 16, latents + 4 * 16 * 16]

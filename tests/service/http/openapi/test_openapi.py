@@ -221,6 +221,17 @@ async def test_examples_go_together(client: httpx.AsyncClient, document: dict[st
             assert (await client.post(path, json=body | {field: bundle})).status_code == 200
 
 
+@pytest.mark.parametrize("target", ["/sample?seed=7", "/interpolate?seed_from=7&seed_to=9"])
+async def test_a_current_copy_gets_the_headers_that_are_documented(
+    client: httpx.AsyncClient, document: dict[str, Any], target: str
+) -> None:
+    """All of them, whatever the reply without a body leaves out."""
+    again = await client.get(target, headers={"If-None-Match": "*"})
+    documented = document["paths"][target.partition("?")[0]]["get"]["responses"]["304"]["headers"]
+    assert again.status_code == 304
+    assert {"etag", "x-bundle"} <= {name.lower() for name in documented} <= set(again.headers)
+
+
 async def test_keys_are_documented_where_they_are_needed(
     document: dict[str, Any], keyed: tuple[httpx.AsyncClient, dict[str, Any]]
 ) -> None:
