@@ -17,7 +17,7 @@ from models.inference.noise import draw_labels, draw_latents, latent_path
 from models.inference.pixels import UInt8
 from service.app import create_app
 from service.codecs.animation import SEQUENCE_TYPES
-from service.http.request_context import RequestContext
+from service.http.requests.request_context import RequestContext
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio
