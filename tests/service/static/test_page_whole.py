@@ -81,9 +81,12 @@ def test_lines_in_javascript_run_on_the_page(open_tab: Callable[..., Any], embed
 def test_the_strip_shows_the_services_own_state(open_tab: Callable[..., Any], embedded: Any) -> None:
     """Images a second, batch, queue and the 95th percentile; not asked for while the page is hidden."""
     tab = open_tab(embedded.page)
+    tab.page.clock.install()
     page = tab.open("seed=7")
+    page.clock.fast_forward(1000)
     page.wait_for_selector("#strip[data-state=ready]")
     page.click("#fresh")
+    page.clock.fast_forward(5000)
     tab.until("document.getElementById('strip-p95').textContent.endsWith('ms')")
     for figure in ("images", "batch", "queue"):
         assert re.fullmatch(r"[\d,.]+", page.text_content(f"#strip-{figure}"))
@@ -187,13 +190,16 @@ def test_a_service_that_is_gone_is_told(open_tab: Callable[..., Any], embedded: 
     """The strip says so too, and all comes back with the service."""
     tab = open_tab(embedded.page)
     tab.expected.append("net::ERR_FAILED")
+    tab.page.clock.install()
     page = tab.open("seed=7")
     page.wait_for_selector("[role=gridcell].is-there")
     page.route("**/*", lambda route: route.abort())
     page.click("#fresh")
     page.wait_for_selector("#wall-notice >> text=No connection.")
+    page.clock.fast_forward(5000)
     page.wait_for_selector("#strip[data-state=gone]")
     page.unroute("**/*")
+    page.clock.fast_forward(5000)
     page.wait_for_selector("#wall-notice .notice", state="detached")
     page.wait_for_selector("#strip[data-state=ready]")
 
