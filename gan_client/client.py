@@ -190,17 +190,13 @@ class Client:
         for span in cut:  # the first alone, for the others depend on what it says
             yield from self._part(pages, span, given_up)
             break
-        for first in cut:
-            yield from self._at_once(pages, first, cut, given_up)
-
-    def _at_once(
-        self, pages: Pages[T], first: Span, cut: Iterator[Span], given_up: threading.Event
-    ) -> Iterator[Part[T]]:
-        waiting: deque[Future[list[Part[T]]]] = deque([self._executor.submit(self._part, pages, first, given_up)])
+        waiting: deque[Future[list[Part[T]]]] = deque()
         try:
-            while waiting:
-                while len(waiting) < self._connection.in_flight and (span := next(cut, None)):
-                    waiting.append(self._executor.submit(self._part, pages, span, given_up))
+            while True:
+                while len(waiting) < self._connection.in_flight and (more := next(cut, None)):
+                    waiting.append(self._executor.submit(self._part, pages, more, given_up))
+                if not waiting:
+                    return
                 yield from waiting.popleft().result()
         finally:  # an error, or the caller has enough
             given_up.set()

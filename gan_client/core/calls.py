@@ -64,14 +64,12 @@ class SampleOptions(TypedDict, total=False):
         first_index: Where within the seed to begin.
         truncation: Factor on the latents, over 0 and up to 1: less is more typical and less varied.
         scale: Every pixel becomes this many in both directions, 1 … 16.
-        select: `discriminator` draws until the discriminator takes an image for real.
         latents: float32 (n, dim) in place of the seed.
     """
 
     first_index: int
     truncation: float
     scale: int
-    select: Literal["none", "discriminator"]
     latents: NDArray[Any]
 
 

@@ -81,7 +81,6 @@ def test_without_a_count_batches_never_end(live: Any, connect: Connect) -> None:
 
 def test_no_more_is_asked_for_than_is_in_flight(scripted: Any, connect: Connect) -> None:
     """While a caller uses its first images, a few more requests are under way and no others."""
-    scripted.script.extend([])
     batches = connect(scripted.url, in_flight=2).iter_arrays(seed=5, batch_size=64)
     next(batches)
     assert len(scripted.seen) == 1

@@ -9,7 +9,7 @@ export function setKey(given) {
 export const hasKey = () => key !== null;
 
 /** A reply that is no success, or none at all (status 0). */
-export class Problem extends Error {
+class Problem extends Error {
   constructor(status, { code, detail, request_id: requestId }, retryAfterS = null) {
     super(detail);
     Object.assign(this, { status, code, requestId, retryAfterS });

@@ -25,7 +25,7 @@ async function measure(bundle) {
 }
 
 /** The same of uint8 pixels (count, height, width, channels). */
-export function inkOfPixels(data, { count, width, height, channels }) {
+function inkOfPixels(data, { count, width, height, channels }) {
   const size = width * height;
   const light = new Float32Array(count * size);
   for (let at = 0; at < light.length; at += 1) {

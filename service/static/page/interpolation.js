@@ -21,7 +21,7 @@ let fields = null; // what was asked for last, but for the format
 const parseEnd = (text) => text.split(":").map(Number);
 
 /** Frames that one strip can hold. */
-export const mostSteps = ({ width, height }) =>
+const mostSteps = ({ width, height }) =>
   Math.max(2, Math.min(256, Math.floor(STRIP_SIDE / width), Math.floor(STRIP_PIXELS / (width * height))));
 
 /** The query of GET /interpolate, but for the format. */

@@ -77,7 +77,7 @@ async function verdicts(body, options = {}) {
 }
 
 /** Judge files, a card for each. */
-export async function judgeFiles(files) {
+async function judgeFiles(files) {
   const images = [...files].slice(0, MOST_FILES); // a copy: the input's own list empties with it
   if (!images.length || !bundle) return;
   clearNotice($("judge-notice"));

@@ -1,6 +1,5 @@
 """The page as a whole: accessible, never wider than a phone, errors told in place, and nothing that a bundle lacks."""
 
-import json
 import re
 import subprocess
 import sys
@@ -21,6 +20,13 @@ READY = {
     "view=interpolate&from=7:1&to=7:4": "#film[aria-busy=false]",
     "view=judge": "#inks label",
 }
+BUSY = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
+
+
+def choose_image(page: Any, embedded: Any) -> None:
+    """Give one of the service's images to the judge, as a file called 1.png."""
+    content = httpx.get(f"{embedded.url}/sample?seed=1").content
+    page.set_input_files("#files", [{"name": "1.png", "mimeType": "image/png", "buffer": content}])
 
 
 @pytest.mark.parametrize("state", READY)
@@ -81,9 +87,12 @@ def test_lines_in_javascript_run_on_the_page(open_tab: Callable[..., Any], embed
 def test_the_strip_shows_the_services_own_state(open_tab: Callable[..., Any], embedded: Any) -> None:
     """Images a second, batch, queue and the 95th percentile; not asked for while the page is hidden."""
     tab = open_tab(embedded.page)
+    tab.page.clock.install()
     page = tab.open("seed=7")
+    page.clock.fast_forward(1000)
     page.wait_for_selector("#strip[data-state=ready]")
     page.click("#fresh")
+    page.clock.fast_forward(5000)
     tab.until("document.getElementById('strip-p95').textContent.endsWith('ms')")
     for figure in ("images", "batch", "queue"):
         assert re.fullmatch(r"[\d,.]+", page.text_content(f"#strip-{figure}"))
@@ -130,20 +139,7 @@ def test_errors_are_told_in_place_and_tried_again(
 
     def refuse(route: Any) -> None:
         refused.append(route.request.url)
-        problem = {
-            "type": "about:blank",
-            "title": "",
-            "status": status,
-            "detail": "Later.",
-            "code": code,
-            "request_id": "x",
-        }
-        route.fulfill(
-            status=status,
-            body=json.dumps(problem),
-            headers={"Retry-After": "1"},
-            content_type="application/problem+json",
-        )
+        route.fulfill(**BUSY | {"status": status, "json": {"code": code, "detail": "Later."}})
 
     tab.page.route("**/sample?*", refuse)
     page = tab.open("seed=7")
@@ -159,8 +155,7 @@ def test_one_refusal_among_answers_stops_nothing(open_tab: Callable[..., Any], e
     """Images that come in the meantime do not make the page forget to ask again for those that were refused."""
     tab = open_tab(embedded.page)
     tab.expected.append("status of 429")
-    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
-    tab.page.route("**/sample?*", lambda route: route.fulfill(**refusal), times=1)
+    tab.page.route("**/sample?*", lambda route: route.fulfill(**BUSY), times=1)
     page = tab.open("seed=7")
     page.wait_for_selector("#wall-notice button")
     tab.until("!document.querySelector('[role=row]:not([hidden]) [role=gridcell]:not(.is-there)')")
@@ -171,15 +166,16 @@ def test_a_drawing_does_not_push_files_out(open_tab: Callable[..., Any], embedde
     """Files that were refused for now are judged later, whatever is drawn meanwhile."""
     tab = open_tab(embedded.page)
     tab.expected.append("status of 429")
+    tab.page.clock.install()
     page = tab.open("view=judge")
     page.wait_for_selector("#inks label")
-    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "2"}}
+    refusal = BUSY | {"headers": {"Retry-After": "60"}}
     page.route("**/discriminate?*", lambda route: route.fulfill(**refusal), times=1)
-    content = httpx.get(f"{embedded.url}/sample?seed=1").content
-    page.set_input_files("#files", [{"name": "1.png", "mimeType": "image/png", "buffer": content}])
+    choose_image(page, embedded)
     page.wait_for_selector("#judge-notice button")
     page.click("#drawing")
     page.wait_for_selector("#drawing-card .card")
+    page.clock.run_for(60_000)
     page.wait_for_selector("#cards .card >> text=1.png")
 
 
@@ -187,13 +183,16 @@ def test_a_service_that_is_gone_is_told(open_tab: Callable[..., Any], embedded: 
     """The strip says so too, and all comes back with the service."""
     tab = open_tab(embedded.page)
     tab.expected.append("net::ERR_FAILED")
+    tab.page.clock.install()
     page = tab.open("seed=7")
     page.wait_for_selector("[role=gridcell].is-there")
     page.route("**/*", lambda route: route.abort())
     page.click("#fresh")
     page.wait_for_selector("#wall-notice >> text=No connection.")
+    page.clock.fast_forward(5000)
     page.wait_for_selector("#strip[data-state=gone]")
     page.unroute("**/*")
+    page.clock.fast_forward(5000)
     page.wait_for_selector("#wall-notice .notice", state="detached")
     page.wait_for_selector("#strip[data-state=ready]")
 
@@ -239,9 +238,7 @@ def test_an_encoder_shows_what_g_makes_of_an_image(open_tab: Callable[..., Any],
     tab.page.route("**/encode?*", lambda route: route.fulfill(json=reply))
     page = tab.open("view=judge")
     page.wait_for_selector("#inks label")
-    content = httpx.get(f"{embedded.url}/sample?seed=1").content
-    given = [{"name": "1.png", "mimeType": "image/png", "buffer": content}]
-    page.set_input_files("#files", given)
+    choose_image(page, embedded)
     page.wait_for_selector("text=as G draws it (error 0.0123)")
 
 
@@ -282,8 +279,7 @@ def test_what_is_closed_stays_closed(open_tab: Callable[..., Any], embedded: Any
     tab.expected.append("status of 429")
     page = tab.open("seed=7")
     page.wait_for_selector("[role=gridcell].is-there")
-    refusal = {"status": 429, "json": {"code": "queue_full", "detail": "Later."}, "headers": {"Retry-After": "1"}}
-    page.route("**/sample?*format=json*", lambda route: route.fulfill(**refusal))
+    page.route("**/sample?*format=json*", lambda route: route.fulfill(**BUSY))
     page.click("[role=gridcell] >> nth=3")
     page.wait_for_selector("#detail-notice button")
     page.click("#seed")
