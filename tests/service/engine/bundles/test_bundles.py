@@ -443,7 +443,7 @@ async def test_a_refusal_is_told_once_however_often_the_repository_is_listed(
 
     async with serving(tiny_settings(bundles=tmp_path)) as bundles:
         place("new", 2, created=NEW)
-        monkeypatch.setattr("service.engine.bundle_index.read_manifest", fail)
+        monkeypatch.setattr("service.engine.bundles.index.read_manifest", fail)
         for _ in range(3):
             await bundles.repository()
         await bundles.reload()
