@@ -7,6 +7,8 @@ TORCH_INDEX ?=
 VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Tests side by side, one process a core up to four: the most that the servers which they start leave room for.
+PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 RUN ?= runs/mnist
 
 PEERS := mosec triton litserve bentoml ray
@@ -18,7 +20,7 @@ serve: $(VENV)/serving
 	$(BIN)/python -m service
 
 test: check
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 # Other projects' clients, against the service. Each has an environment of its own, for their pins contradict ours and one
 # another's. A few of them: make test-clients CLIENTS="tritonclient".
@@ -27,13 +29,13 @@ test-clients: $(VENV)/serving $(CLIENTS:%=.clients/%/installed)
 
 # For the moment between two edits.
 test-fast: $(VENV)/everything
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python $(PYTEST) -m "not slow"
 
 # Serving on the lowest versions of its ranges in pyproject.toml: its tests, those of what it takes from models/, and the
 # client's, which names the same ones.
 test-lowest:
 	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
-	.venv-lowest/bin/python -m pytest tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
+	.venv-lowest/bin/python $(PYTEST) tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
 		tests/models/test_networks.py tests/gan_client
 
 install: $(VENV)/everything
