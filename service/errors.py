@@ -175,15 +175,15 @@ class UnsupportedMediaType(ServiceError):
 
 
 class UnsupportedEncoding(UnsupportedMediaType):
-    """The body is compressed."""
+    """The body is compressed in a way that the route does not read."""
 
-    def __init__(self, encoding: str) -> None:
-        super().__init__(f"Content-Encoding: {encoding}", ["identity"])
+    def __init__(self, encoding: str, supported: Sequence[str]) -> None:
+        super().__init__(f"Content-Encoding: {encoding}", supported)
 
     @property
     def headers(self) -> dict[str, str]:
-        """`Accept-Encoding`: no compression is accepted (RFC 9110, 15.5.16)."""
-        return {"Accept-Encoding": "identity"}
+        """`Accept-Encoding`: what the route reads (RFC 9110, 15.5.16)."""
+        return {"Accept-Encoding": ", ".join(self.supported)}
 
 
 class Invalid(ServiceError):

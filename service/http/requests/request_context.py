@@ -208,10 +208,18 @@ class RequestContext(RequestMetadata, ABC):
             return
         if self._body_bytes + more > self._max_body_bytes:
             raise TooLarge(f"The body has more than {self._max_body_bytes} bytes.")
-        bodies, _ = self._budgets
-        bodies.check(more, self._body_bytes + more)
-        bodies.used_bytes += more
-        self._body_bytes += more
+        self.reserve_body(more)
+
+    def reserve_body(self, more: int) -> None:
+        """Count memory that the body takes beside the bytes that were sent.
+
+        Raises:
+            QueueFull: There is no room for it.
+        """
+        if self._budgets is not None:
+            self._budgets[0].check(more, self._body_bytes + more)
+            self._budgets[0].used_bytes += more
+            self._body_bytes += more
 
     def _body_ended(self) -> None:
         self._expects_body = False

@@ -3,7 +3,7 @@
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +18,7 @@ from service.http.requests.request_context import RequestContext
 from service.metrics import Metrics
 from service.settings import Settings
 
+IDENTITY = "identity"  # a body that is not compressed
 # The Server-Timing header of replies with images, in milliseconds; browsers display it.
 TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
@@ -141,16 +142,19 @@ class Deadline:
             raise DeadlinePassed(self.seconds) from None
 
 
-async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
-    """Read the whole body, whose size the context bounds.
+async def read_body(request: RequestContext, deadline: Deadline, encodings: Sequence[str] = (IDENTITY,)) -> bytes:
+    """Read the whole body, as it was sent. The context bounds its size.
+
+    Args:
+        encodings: Content codings that the route reads.
 
     Raises:
-        UnsupportedEncoding: It is compressed.
+        UnsupportedEncoding: It is compressed in another way.
         RequestTimeout: It did not arrive before the deadline.
     """
-    encoding = (request.header(b"content-encoding") or "identity").strip().lower()
-    if encoding != "identity":
-        raise UnsupportedEncoding(encoding)
+    encoding = content_encoding(request)
+    if encoding not in encodings:
+        raise UnsupportedEncoding(encoding, encodings)
     if (body := request.take_body()) is not None:
         return body
     try:
@@ -158,6 +162,11 @@ async def read_body(request: RequestContext, deadline: Deadline) -> bytes:
             return await request.read_body()
     except TimeoutError:
         raise RequestTimeout(f"The body was not there within {duration(deadline.seconds)}.") from None
+
+
+def content_encoding(request: RequestContext) -> str:
+    """The body's content coding in lower case."""
+    return (request.header(b"content-encoding") or IDENTITY).strip().lower()
 
 
 def timeout_s(header: str | None, settings: Settings) -> float:

@@ -21,9 +21,10 @@ from service.http.images.resolving import resolve_labels, resolve_sample
 from service.http.requests.parsing import validate
 from service.http.requests.request_context import RequestContext
 from service.http.requests.responses import JSON, BytesResponse
-from service.http.requests.route_context import Deadline, RouteContext, read_body
+from service.http.requests.route_context import Deadline, RouteContext, content_encoding, read_body
 from service.http.schemas import Label, Labels, SampleRequest
 from service.http.v2.catalogue import Model, model_of, split_name
+from service.http.v2.compression import ENCODINGS, decompress
 from service.http.v2.messages import RequestedOutput
 from service.http.v2.tensors import (
     ADVICE,
@@ -57,7 +58,7 @@ async def infer(context: RouteContext, request: RequestContext, name: str, versi
     """Read the body, run the model, and write the reply."""
     deadline = Deadline(request, context.settings)
     json_length = request.header(_HEADER_KEY)
-    body = await (_read_json(request, deadline) if json_length is None else read_body(request, deadline))
+    body = await _read(context, request, deadline, is_json=json_length is None)
     steps = read_request(body, json_length, context.settings.max_count)
     asked, decode_s = await context.decode(steps, deadline)
     _shorten(deadline, asked.head.parameters)
@@ -80,13 +81,17 @@ async def infer(context: RouteContext, request: RequestContext, name: str, versi
     return BytesResponse(content, headers | {_HEADER_KEY: b"%d" % written}, BINARY)
 
 
-async def _read_json(request: RequestContext, deadline: Deadline) -> bytes:
-    """Read a body that is JSON alone. If it is too large, the client learns of the binary-data extension."""
+async def _read(context: RouteContext, request: RequestContext, deadline: Deadline, *, is_json: bool) -> bytes:
+    """Read a body. If one that is JSON alone is too large, the client learns of the binary-data extension."""
+    most = min(context.settings.max_body_bytes, MAX_JSON_BYTES) if is_json else context.settings.max_body_bytes
     try:
-        request.limit_body(MAX_JSON_BYTES)
-        return await read_body(request, deadline)
+        request.limit_body(most)
+        sent = await read_body(request, deadline, ENCODINGS)
+        steps = decompress(sent, content_encoding(request), most, request.reserve_body)
+        body, _ = await context.decode(steps, deadline)
     except TooLarge as error:
-        raise TooLarge(f"{error.detail} {ADVICE}") from None
+        raise TooLarge(f"{error.detail} {ADVICE}") if is_json else error from None
+    return body
 
 
 def _shorten(deadline: Deadline, parameters: Mapping[str, Any]) -> None:

@@ -1,9 +1,11 @@
 """Inference by the Open Inference Protocol, in bodies built by hand: what goes in, what comes out, what is refused."""
 
 import asyncio
+import gzip
 import io
 import json
 import struct
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
@@ -457,11 +459,40 @@ async def sent_in_pieces() -> AsyncIterator[bytes]:
         yield b" " * 2**16
 
 
-async def test_compressed_bodies_are_refused_in_the_protocols_shape(client: httpx.AsyncClient) -> None:
-    """With what is taken in its place."""
-    reply = await client.post("/v2/models/tiny/infer", content=b"x", headers={"Content-Encoding": "gzip"})
-    assert "gzip" in refusal(reply, 415)
-    assert reply.headers["accept-encoding"] == "identity"
+@pytest.mark.parametrize(("encoding", "compress"), [("gzip", gzip.compress), ("deflate", zlib.compress)])
+async def test_a_compressed_body_means_the_same(
+    client: httpx.AsyncClient, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    """JSON alone, and JSON with tensors after it, whose header counts plain bytes."""
+    headers = {"Content-Encoding": encoding}
+    plain = json.dumps({"parameters": {"seed": 7}}).encode()
+    sent = await client.post("/v2/models/tiny/infer", content=compress(plain), headers=headers)
+    asked = await client.post("/v2/models/tiny/infer", content=plain)
+    assert np.array_equal(outputs(sent)["images"], outputs(asked)["images"])
+    body, length = body_of(binary("images", "UINT8", IMAGES))
+    model = "/v2/models/tiny.discriminator/infer"
+    sent = await client.post(model, content=compress(body), headers=headers | length)
+    asked = await client.post(model, content=body, headers=length)
+    assert np.array_equal(outputs(sent)["logit"], outputs(asked)["logit"])
+
+
+async def test_what_is_no_compressed_body_is_refused_in_the_protocols_shape(client: httpx.AsyncClient) -> None:
+    """Cut, changed, followed by more, or compressed in another way; an empty body is none."""
+    whole = gzip.compress(b"{}")
+    for body in (whole[:-1], b"x" + whole, whole + b"x", whole + whole, b"", zlib.compress(b"{}")):
+        reply = await client.post("/v2/models/tiny/infer", content=body, headers={"Content-Encoding": "gzip"})
+        assert "gzip" in refusal(reply, 400)
+    reply = await client.post("/v2/models/tiny/infer", content=b"x", headers={"Content-Encoding": "br"})
+    assert "br" in refusal(reply, 415)
+    assert reply.headers["accept-encoding"] == "identity, gzip, deflate"
+
+
+async def test_a_compressed_body_is_bounded_by_its_plain_bytes(client: httpx.AsyncClient) -> None:
+    """A few kilobytes that would become gigabytes are refused at the bound."""
+    bomb = gzip.compress(bytes(2**26))
+    for headers, words in (({}, "binary-data extension"), ({LENGTH: "2"}, "decompressed")):
+        reply = await client.post("/v2/models/tiny/infer", content=bomb, headers={"Content-Encoding": "gzip"} | headers)
+        assert words in refusal(reply, 413)
 
 
 # ---------------------------------------------------------------------------------------------- limits of the service
