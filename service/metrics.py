@@ -112,7 +112,7 @@ class Metrics:
         self.registry = registry
         self.declarations: list[Declaration] = []
         self._routes: dict[str, RouteSeries] = {}
-        self._work: dict[tuple[str, str], WorkSeries] = {}
+        self._work: dict[tuple[str, str, str], WorkSeries] = {}
         self._keys: dict[str, KeySeries] = {}
         self._declare_requests()
         self._declare_keys()
@@ -139,7 +139,8 @@ class Metrics:
         # Why did clients not get what they asked for? One place counts it: where an error becomes a reply.
         self.rejected = self._counter(
             "gan_rejected_total",
-            "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid.",
+            "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid, "
+            "request_timeout.",
             ["route", "reason"],
         )
         # How much work do departing clients leave behind? The batcher counts, with logs.current_route().
@@ -182,12 +183,16 @@ class Metrics:
             "gan_batches_total", "Batches, by why they closed: full, idle, window.", [*WORK, "closed_by"]
         )
         # What is really produced?
-        self.images = self._counter("gan_images_total", "Images computed, without padding, delivered or not.", WORK)
+        self.images = self._counter(
+            "gan_images_total",
+            "Images computed, without padding, delivered or not.",
+            ["bundle", "version", "operation"],
+        )
         # What does D think of what it sees: does it drift?
         self.discriminator_probability = self._histogram(
             "gan_discriminator_probability",
             "D's probability that an image is real, by origin: uploaded.",
-            ["bundle", "origin"],
+            ["bundle", "version", "origin"],
             PROBABILITY,
         )
 
@@ -258,11 +263,11 @@ class Metrics:
             series = self._routes[route] = RouteSeries(self, route)
         return series
 
-    def of_work(self, bundle: str, operation: str) -> "WorkSeries":
+    def of_work(self, bundle: str, version: str, operation: str) -> "WorkSeries":
         """The batcher's series of one kind of work, kept for the same reason."""
-        series = self._work.get((bundle, operation))
+        series = self._work.get((bundle, version, operation))
         if series is None:
-            series = self._work[bundle, operation] = WorkSeries(self, bundle, operation)
+            series = self._work[bundle, version, operation] = WorkSeries(self, bundle, version, operation)
         return series
 
     def of_key(self, name: str) -> "KeySeries":
@@ -294,15 +299,15 @@ class KeySeries:
 
 
 class WorkSeries:
-    """The series of one bundle's operation in the batcher."""
+    """The series of one bundle's operation in the batcher; all but the images are those of every version."""
 
-    def __init__(self, metrics: Metrics, bundle: str, operation: str) -> None:
+    def __init__(self, metrics: Metrics, bundle: str, version: str, operation: str) -> None:
         labels = bundle, operation
         self.queue_wait = metrics.queue_wait.labels(*labels)
         self.compute = metrics.compute.labels(*labels)
         self.batch_images = metrics.batch_images.labels(*labels)
         self.batch_padding_images = metrics.batch_padding_images.labels(*labels)
-        self.images = metrics.images.labels(*labels)
+        self.images = metrics.images.labels(bundle, version, operation)
         self._batches = metrics.batches
         self._labels = labels
 

@@ -315,8 +315,10 @@ class LiveServer(Server):
             concurrent.futures.wait([held], 60)
 
     def metric(self, name: str, **labels: str) -> float:
-        """A number from the server's registry; 0 where there is none yet."""
-        return self.app.state.manager.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum over the server's series of this name that have these labels."""
+        registry, wanted = self.app.state.manager.metrics.registry, labels.items()
+        samples = (one for metric in registry.collect() for one in metric.samples if one.name == name)
+        return float(sum(one.value for one in samples if wanted <= one.labels.items()))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Return when something that announces itself to nobody is the case; fail where it is not in a minute."""

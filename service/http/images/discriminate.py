@@ -155,7 +155,8 @@ async def judge(
     judged = context.manager.discriminate(bundle, images, labels=classes, deadline_s=deadline.left_s())
     logits, predicted, timing = await deadline.wait_for(judged)
     probabilities = _probabilities(logits, bundle.manifest.calibration)
-    context.metrics.discriminator_probability.labels(bundle.name, "uploaded").observe(*probabilities.tolist())
+    series = context.metrics.discriminator_probability.labels(bundle.name, bundle.version, "uploaded")
+    series.observe(*probabilities.tolist())
     return Verdicts(probabilities, logits, predicted), timing
 
 

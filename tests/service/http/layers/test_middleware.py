@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import httpx
@@ -435,12 +436,15 @@ def test_a_client_that_waits_for_100_gets_it(wire: Wire) -> None:
     assert wire.read()[0] == 200
 
 
-def test_a_body_that_does_not_come_is_408(wire: Wire) -> None:
+def test_a_body_that_does_not_come_is_408(wire: Wire, live: Any) -> None:
     """Ten bytes are announced and one is sent: the deadline covers reading the body."""
+    refused = partial(live.metric, "gan_rejected_total", route="/discriminate", reason="request_timeout")
+    before = refused()
     wire.send(*UPLOAD, "Content-Length: 10", "X-Timeout-Ms: 50", body=b"x")
     status, headers, body = wire.read()
     assert (status, headers["connection"]) == (408, "close")
     assert b"request_timeout" in body
+    assert refused() == before + 1
     assert wire.is_closed()
 
 

@@ -12,6 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from models.bundle import Bundle
 from service.app import create_app
 from service.metrics import Metrics
 from service.settings import Settings
@@ -44,8 +45,8 @@ SERIES = {
     "gan_batch_images": {"bundle", "operation"},
     "gan_batch_padding_images_total": {"bundle", "operation"},
     "gan_batches_total": {"bundle", "operation", "closed_by"},
-    "gan_images_total": {"bundle", "operation"},
-    "gan_discriminator_probability": {"bundle", "origin"},
+    "gan_images_total": {"bundle", "version", "operation"},
+    "gan_discriminator_probability": {"bundle", "version", "origin"},
     "gan_engine_errors_total": {"kind"},
     "gan_engine_last_progress_timestamp_seconds": {"device"},
     "gan_out_of_memory_total": set(),
@@ -123,8 +124,9 @@ async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
     assert not any(name.endswith("_created") for name in names)
 
 
-async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
+async def test_metrics_say_what_happened(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
     """One request of seven images is counted in every series that it concerns."""
+    version = tiny_bundles["rgb"].version
     await client.get("/sample?count=7&seed=1&bundle=rgb&format=webp")
     page = (await client.get("/metrics")).text
     samples = {
@@ -132,7 +134,7 @@ async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
         for family in parse_text(page)
         for sample in family.samples
     }
-    assert samples["gan_images_total", "rgb", "sample"] == 7
+    assert samples["gan_images_total", *sorted(["rgb", "sample", version])] == 7
     assert samples["gan_batch_images_sum", "rgb", "sample"] == 7
     assert samples["gan_queue_wait_seconds_count", "rgb", "sample"] == 1
     assert samples["gan_compute_seconds_count", "rgb", "sample"] == 1
