@@ -5,9 +5,10 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -59,9 +60,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are loaded, as they are."""
     load, folders = Engine.load, list[str]()
 
-    def noted(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def noted(engine: Engine, folder: Path, *rest: Any) -> Loaded:
         folders.append(folder.name)
-        return load(engine, folder, known)
+        return load(engine, folder, *rest)
 
     monkeypatch.setattr(Engine, "load", noted)
     return folders
@@ -72,9 +73,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Cold loads wait for it."""
     load, opened = Engine.load, threading.Event()
 
-    def held(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def held(engine: Engine, folder: Path, *rest: Any) -> Loaded:
         opened.wait(60)
-        return load(engine, folder, known)
+        return load(engine, folder, *rest)
 
     opened.set()
     monkeypatch.setattr(Engine, "load", held)
