@@ -98,6 +98,7 @@ class Bundles:
         self._seen = Seen(self._last_index, {}, None)
         self._unloaded: Collection[Key] = frozenset()
         self._view = View()
+        self._fingerprints: dict[Key, str] = {}  # of versions that were in memory, and may be again
 
     # ------------------------------------------------------------------------------------------ what requests ask for
 
@@ -130,6 +131,16 @@ class Bundles:
                 return found
             if self._is_draining():
                 raise Draining
+
+    def cold(self, name: str | None) -> tuple[Version, str] | None:
+        """What `find` would load, with its fingerprint, if it was in memory before and is not now; else None.
+
+        That is all it takes to tell whether a client's copy is current.
+        """
+        key = self._view.key(name)
+        if key is None or key in self._residents or key not in self._fingerprints:
+            return None
+        return self._view.versions[key], self._fingerprints[key]
 
     def look_up(self, name: str | None) -> Version:
         """What `find` would load, as its manifest says.
@@ -228,13 +239,14 @@ class Bundles:
 
         Raises:
             UnknownBundle: No folder holds it.
-            BundleError: It can't be loaded, or what would be left can't be served. Names mean what they meant.
+            BundleError: It can't be loaded, the aliases can't be used, or what would be left can't be served. Names
+                mean what they meant.
             Draining, NotReady: The service ends, or its device has failed.
         """
         async with self._changing:
             before = self._view.means.get(name)
             was_loaded = before in self._residents
-            seen = await self._look(self._seen.trusted)
+            seen = await self._look(self._seen.trusted, needs_aliases=True)
             for folder in seen.index.folders.values():
                 if folder.name == Key.parse(name).name:
                     self._loader.forget_refusal(folder)
@@ -271,14 +283,15 @@ class Bundles:
             log.error("keys of bundles not read again, the old ones stay: %s", error)  # noqa: TRY400 - as below
             return self._seen.trusted
 
-    async def _look(self, trusted: PublicKeys | None) -> Seen:
+    async def _look(self, trusted: PublicKeys | None, *, needs_aliases: bool = False) -> Seen:
         """Look at the folder of bundles. The log names what can't be read or used, once until it changes.
 
         Args:
             trusted: The keys of which one must have signed a bundle; None asks for no signature.
+            needs_aliases: Whether aliases that can't be used are an error, as they are at the start. Else the old stay.
 
         Raises:
-            BundleError: The folder can't be read, or holds no bundle; or the aliases can't be used, at the start.
+            BundleError: The folder can't be read, or holds no bundle; or the aliases can't be used.
         """
         before = self._last_index
         index = self._last_index = await asyncio.to_thread(BundleIndex.read, self._root, before, trusted)
@@ -291,7 +304,7 @@ class Bundles:
         try:
             return Seen(index, await asyncio.to_thread(read_aliases, self._root), trusted)
         except BundleError as error:
-            if not self.is_started:
+            if needs_aliases or not self.is_started:
                 raise
             log.error("aliases not read again, the old ones stay: %s", error)  # noqa: TRY400 - a traceback says no more
             return Seen(index, self._seen.aliases, trusted)
@@ -408,6 +421,7 @@ class Bundles:
         """Have requests see this from now on, and let go of what they can no longer ask for."""
         self._view, self._seen, self._unloaded = view, seen, unloaded
         self._loader.forget_all_but(seen.index.folders.keys())
+        self._fingerprints = {key: found for key, found in self._fingerprints.items() if key in view.versions}
         for alias, key in seen.aliases.items():
             if key not in view.versions:
                 log.error("alias refused: %s would mean %s, which is not there", alias, key)
@@ -469,7 +483,8 @@ class Bundles:
             for key, version in {**index.gone, **index.versions}.items()
             if meant in {key, Key(key.name, "")} and key not in self._unloaded
         ]
-        if not await asyncio.to_thread(any, (version.has_changed() for version in versions)):
+        # Most names that mean nothing are nobody's: they cost no look at the disk.
+        if not versions or not await asyncio.to_thread(any, (version.has_changed() for version in versions)):
             return
         async with self._changing:
             try:
@@ -487,6 +502,7 @@ class Bundles:
     def _keep(self, key: Key, bundle: Loaded) -> None:
         known = self._residents.peek(key)
         self._residents.put(key, bundle)
+        self._fingerprints[key] = bundle.fingerprint
         if self.is_started and (known is None or known.sample is not bundle.sample):
             self._metrics.bundle_swaps.labels(key.name, "loaded").inc()
             log.info("bundle loaded: %s", key)
