@@ -1,4 +1,4 @@
-"""The offline commands: train, evaluate, inspect, export, the paper's experiments. See `python -m models --help`."""
+"""The offline commands: train, evaluate, inspect, export, sign, experiments. See `python -m models --help`."""
 
 import argparse
 import sys
@@ -6,14 +6,15 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from models.bundle import BundleError
-from models.commands import evaluate, export, inspect, interpolate, neighbours, toy, train
+from models.commands import evaluate, export, inspect, interpolate, neighbours, sign, toy, train
 from models.commands.train import INTERRUPTED
 from models.data.load import DataError
+from models.signing import SigningError
 from models.training.health import HealthError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
-COMMANDS = (train, evaluate, inspect, export, toy, interpolate, neighbours)
+COMMANDS = (train, evaluate, inspect, export, sign, toy, interpolate, neighbours)
 FAILED, ALARMED = 1, 4
 
 
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (HealthError, DivergedError) as error:
         return _failed(error, ALARMED)
-    except (DataError, RunError, BundleError, TrainingError) as error:
+    except (DataError, RunError, BundleError, SigningError, TrainingError) as error:
         return _failed(error)
     except OSError as error:
         return _failed(": ".join(str(part) for part in (error.filename, error.strerror) if part) or error)

@@ -34,6 +34,7 @@ from models.inference.drawing import draw_images, images_of
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, encode_png
 from models.networks import Discriminator, Generator, build_networks
+from models.signing import KEY_ID, SIGNATURE, PublicKeys, SigningError, sign, valid_signers
 from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
 FORMAT: Literal[1] = 1
@@ -42,6 +43,7 @@ GENERATOR = "generator.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 SAMPLES = "samples.png"
 MAX_MANIFEST_BYTES = 1 << 20
+MAX_SIGNATURES = 16
 MAX_LABEL = 255  # characters; no folder's name has more, and a reply holds one for each of its images
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_A_NAME = ".discriminator"  # what a name may not end in: the Open Inference Protocol calls a bundle's D so
@@ -88,6 +90,13 @@ class FileRecord(Spec):
     bytes: int = Field(ge=0)
 
 
+class Signature(Spec):
+    """By one key: its id, and 64 bytes in base64. What is signed: `statement_of`."""
+
+    key: str = Field(pattern=KEY_ID)
+    sig: str = Field(pattern=SIGNATURE)
+
+
 class Manifest(Spec):
     """Everything about a bundle but the numbers themselves.
 
@@ -106,6 +115,7 @@ class Manifest(Spec):
     files: dict[str, FileRecord]
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
+    signature: tuple[Signature, ...] | None = Field(None, min_length=1, max_length=MAX_SIGNATURES)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Manifest":
@@ -119,6 +129,8 @@ class Manifest(Spec):
             raise ValueError(f"preparation.colour must be {colour}, as the image has {self.image.channels} channels")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from one another")
+        if len(self.signatures) < len(self.signature or ()):
+            raise ValueError("signature: a key stands in it twice")
         frequencies = self.latent.label_frequencies
         if (frequencies is None) != (self.labels is None):
             raise ValueError("latent.label_frequencies go with labels")
@@ -129,16 +141,25 @@ class Manifest(Spec):
                 raise ValueError("latent.label_frequencies must sum to 1")
         return self
 
+    @property
+    def signatures(self) -> dict[str, str]:
+        """Each signature by its key's id."""
+        return {one.key: one.sig for one in self.signature or ()}
+
 
 @dataclass(frozen=True)
 class Bundle:
-    """A verified bundle in memory: both nets in eval mode, without gradients, on one device."""
+    """A verified bundle in memory: both nets in eval mode, without gradients, on one device.
+
+    `signers` are the trusted keys that have signed it; none where no signature was asked for.
+    """
 
     folder: Path
     manifest: Manifest
     version: str
     generator: Generator
     discriminator: Discriminator
+    signers: frozenset[bytes]
 
     @property
     def name(self) -> str:
@@ -192,45 +213,85 @@ def version_of(manifest: Mapping[str, Any]) -> str:
     """
     covered = {key: manifest[key] for key in _VERSIONED if key != "preparation" or manifest.get(key) is not None}
     covered["weights"] = {name: manifest["files"][name]["sha256"] for name in (DISCRIMINATOR, GENERATOR)}
-    canonical = json.dumps(covered, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:12]
+    return hashlib.sha256(_canonical_json(covered)).hexdigest()[:12]
+
+
+def statement_of(manifest: Mapping[str, Any]) -> bytes:
+    """What a signature is over: the canonical JSON of `name`, `created`, `version` and `files`.
+
+    `manifest` is the parsed JSON. The version stands in for what it covers, and each file's sha256 for the file; so
+    `evaluation` and `training` may change without a new signature.
+    """
+    signed = {key: manifest[key] for key in ("name", "created", "files")}
+    return _canonical_json({**signed, "version": version_of(manifest)})
+
+
+def _canonical_json(value: Mapping[str, Any]) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":")).encode()
 
 
 def read_bundle(
-    folder: Path | str, device: torch.device | str = "cpu", known: Mapping[str, Bundle] = MappingProxyType({})
+    folder: Path | str,
+    device: torch.device | str = "cpu",
+    known: Mapping[str, Bundle] = MappingProxyType({}),
+    trusted: PublicKeys | None = None,
 ) -> Bundle:
     """Verify a folder and rebuild its nets on the device.
 
     If one of those `known` by name has the same version, no nets are built: that bundle is returned, with the folder
     and the manifest as they are now.
 
+    Args:
+        folder: Of the bundle.
+        device: For its nets.
+        known: Bundles by name.
+        trusted: Keys of which at least one must have signed it; None asks for no signature.
+
     Raises:
         BundleError: Another format, a checksum or size that differs, missing or surplus tensors, wrong shapes or
-            types, NaN or Inf, or a file that is missing or not what its name says.
+            types, NaN or Inf, a file that is missing or not what its name says, or no valid signature.
     """
     folder = Path(folder)
     raw, manifest = _read_manifest(folder / MANIFEST)
+    signers = _signers_of(raw, manifest, trusted, folder)
     contents = {name: _read_verified(folder / name, record) for name, record in manifest.files.items()}
     version, same = version_of(raw), known.get(manifest.name)
     if same is not None and same.version == version:
-        is_unchanged = (same.folder, same.manifest) == (folder, manifest)
-        return same if is_unchanged else replace(same, folder=folder, manifest=manifest)
+        is_unchanged = (same.folder, same.manifest, same.signers) == (folder, manifest, signers)
+        return same if is_unchanged else replace(same, folder=folder, manifest=manifest, signers=signers)
     generator, discriminator = build_networks(
         manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
     )
     for net, name in ((generator, GENERATOR), (discriminator, DISCRIMINATOR)):
         _fill(net, contents[name], folder / name)
         net.to(device)
-    return Bundle(folder, manifest, version, generator, discriminator)
+    return Bundle(folder, manifest, version, generator, discriminator, signers)
 
 
-def read_manifest(folder: Path) -> tuple[Manifest, str]:
+def _signers_of(
+    raw: Mapping[str, Any], manifest: Manifest, trusted: PublicKeys | None, folder: Path
+) -> frozenset[bytes]:
+    """The trusted keys that have signed a bundle; none where no signature is asked for.
+
+    Raises:
+        BundleError: None of them has.
+    """
+    if trusted is None:
+        return frozenset()
+    try:
+        return valid_signers(statement_of(raw), manifest.signatures, trusted)
+    except SigningError as error:
+        raise BundleError(folder / MANIFEST, str(error)) from None
+
+
+def read_manifest(folder: Path, trusted: PublicKeys | None = None) -> tuple[Manifest, str]:
     """What a folder's manifest says, and the version that it makes. Nothing else in the folder is looked at.
 
     Raises:
-        BundleError: It can't be read, or a reader would refuse it.
+        BundleError: It can't be read, or a reader would refuse it; see `read_bundle`.
     """
     raw, manifest = _read_manifest(folder / MANIFEST)
+    _signers_of(raw, manifest, trusted, folder)
     return manifest, version_of(raw)
 
 
@@ -361,7 +422,7 @@ def write_bundle(
 
     Args:
         folder: Where the bundle will be; its parent is made.
-        metadata: The manifest's fields but `format` and `files`.
+        metadata: The manifest's fields but `format`, `files` and `signature`, which nobody can have made yet.
         generator, discriminator: State dictionaries of the nets that the metadata describe, float32.
         samples: A picture of what G makes, uint8 (h, w, c), or as a PNG.
 
@@ -375,8 +436,9 @@ def write_bundle(
         SAMPLES: samples if isinstance(samples, bytes) else encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
-    _, manifest = _parse_manifest(to_json({**metadata, "format": FORMAT, "files": files}), folder / MANIFEST)
-    raw = manifest.model_dump(mode="json")
+    facts = to_json({**metadata, "format": FORMAT, "files": files, "signature": None})
+    _, manifest = _parse_manifest(facts, folder / MANIFEST)
+    raw = manifest.model_dump(mode="json", exclude={"signature"})
     if manifest.preparation is None:
         del raw["preparation"]
     contents[MANIFEST] = _manifest_bytes(raw)
@@ -401,6 +463,32 @@ def record_evaluation(bundle: Bundle, scores: Mapping[str, Any]) -> None:
     content = _manifest_bytes(raw | {"evaluation": {**manifest.evaluation, **scores}})
     _parse_manifest(content, path)
     replace_file(path, content)
+
+
+def sign_bundle(folder: Path, private_key: bytes) -> str:
+    """Add the key's signature to the manifest, in place of an earlier one of the same key; returns the key's id.
+
+    The version stays, and so do the signatures of other keys.
+
+    Args:
+        folder: Of a bundle, which is verified first: nobody signs what can't be read.
+        private_key: ed25519, as PEM.
+
+    Raises:
+        BundleError: The bundle would be refused, or has changed meanwhile, or has `MAX_SIGNATURES` of other keys.
+        SigningError: The key can't be used.
+        OSError: The disk. In all three cases nothing has changed.
+    """
+    bundle, path = read_bundle(folder), folder / MANIFEST
+    raw, manifest = _read_manifest(path)
+    if manifest != bundle.manifest:
+        raise BundleError(path, "has changed while the bundle was verified")
+    key_id, signature = sign(statement_of(raw), private_key)
+    signatures = manifest.signatures | {key_id: signature}
+    content = _manifest_bytes(raw | {"signature": [{"key": key, "sig": sig} for key, sig in signatures.items()]})
+    _parse_manifest(content, path)
+    replace_file(path, content)
+    return key_id
 
 
 def _tensor_bytes(tensors: Mapping[str, Tensor]) -> bytes:

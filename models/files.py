@@ -29,6 +29,24 @@ def replace_file(path: Path, content: bytes) -> None:
     _sync_folder(path.parent)
 
 
+def create_file(path: Path, content: bytes, *, mode: int) -> None:
+    """Write a file that is not there yet, with these rights from its first byte on.
+
+    Raises:
+        OSError: There is one already, which stays as it is; or the disk, and there is none.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with open(descriptor, "wb") as file:  # noqa: PTH123 - it is open already
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+    except BaseException:
+        path.unlink()
+        raise
+    _sync_folder(path.parent)
+
+
 @contextmanager
 def replaced_folder(folder: Path) -> Iterator[Path]:
     """A new folder to be filled, which takes the place of `folder` at the end of the block, unless that raises.

@@ -1,9 +1,10 @@
 """Describes a network and a training run: frozen, checked data that a manifest or an options file can hold.
 
-Nothing here computes. A network is rebuilt from its `NetworkSpec`, its image and latent and the number of labels alone;
+No network is computed here. It is rebuilt from its `NetworkSpec`, its image and latent and the number of labels alone;
 a training run is repeated from its `TrainingOptions`. Presets are rows of a table at the end.
 """
 
+import math
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -185,6 +186,11 @@ class AdamSpec(Spec):
     beta2: float = Field(0.999, ge=0, lt=1)
     final_lr: float | None = Field(None, gt=0)
     final_beta2: float | None = Field(None, ge=0, lt=1)
+
+
+def half_cosine(share: float) -> float:
+    """From 1 to 0 along half a cosine, while the share goes from 0 to 1."""
+    return (1 + math.cos(math.pi * share)) / 2
 
 
 class PenaltySpec(Spec):

@@ -20,6 +20,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
 
+from service.engine.bundles.keys import read_bundle_keys
 from service.errors import did_you_mean
 from service.http.layers.auth import Keys, read_keys
 from service.logs import set_up_logs
@@ -87,6 +88,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
     try:
         settings = read_settings(vars(_parser().parse_args(arguments)))
         keys = read_keys(settings)
+        read_bundle_keys(settings)  # raises now; they are read again with the bundles
         warnings = check_names(os.environ)
     except SettingsError as error:
         return _print_error(str(error), BAD_SETTING)

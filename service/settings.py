@@ -3,6 +3,7 @@
 import ipaddress
 import re
 import socket
+import stat
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +23,8 @@ _NOT_OURS = re.compile(r"GAN_DATA_DIR$|GAN_CLIENT_(?:URL|KEY)$|GAN_SERVICE_")
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 _OWN_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 MAX_WORKERS = 64
-_KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY")
+_KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY", "GAN_BUNDLE_KEY")
+MAX_KEYS_BYTES = 2**20  # of a file of keys
 
 
 class SettingsError(ValueError):
@@ -158,6 +160,9 @@ class Settings(BaseSettings):
         None, description="Keys that also allow loading and unloading bundles, separated by commas; unset: nobody may."
     )
     admin_keys_file: Path | None = Field(None, description="File with an administrator's key on each line.")
+    bundle_keys_file: Path | None = Field(
+        None, description="File of public keys, a line id base64 each; only bundles that one of them signed are loaded."
+    )
     cors_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
         None,
         description="Origins whose pages may call the service from a browser, separated by commas, such as "
@@ -228,6 +233,27 @@ def flag(field: str) -> str:
     return "--" + field.replace("_", "-")
 
 
+def lines_of(field: str, file: Path) -> list[str]:
+    """The lines of a file of keys, which the setting of this name names.
+
+    Raises:
+        SettingsError: It can't be read, is too large or no text, or is a pipe, which gives its keys once and to one
+            worker, or never if nobody writes to it.
+    """
+    source = f"{variable(field)}: {file}"
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise SettingsError(f"{source}: is not a regular file, which every worker could read, and read again")
+        with file.open("rb") as opened:
+            content = opened.read(MAX_KEYS_BYTES + 1)
+        if len(content) > MAX_KEYS_BYTES:
+            raise SettingsError(f"{source}: has over {MAX_KEYS_BYTES} bytes")
+        return content.decode("utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        raise SettingsError(f"{source}: {reason}") from None
+
+
 def check_names(names: Iterable[str]) -> list[str]:
     """Warnings about environment variables that look like settings but are none; most likely misspelled.
 
@@ -241,6 +267,9 @@ def check_names(names: Iterable[str]) -> list[str]:
         if not name.startswith(PREFIX) or name in known or _NOT_OURS.match(name):
             continue
         if name.startswith(_KEYS):
-            raise SettingsError(f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS and …_FILE")
+            raise SettingsError(
+                f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS, …_FILE and "
+                "GAN_BUNDLE_KEYS_FILE"
+            )
         warnings.append(f"{name} is not a setting and is ignored{did_you_mean(name, known)}")
     return warnings

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from gan_client.core.calls import FileFormat
 from models.__main__ import command_parser, main
+from models.signing import key_id_of, parse_public_keys
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
 from service.errors import ServiceError
@@ -274,3 +275,11 @@ def test_every_page_can_be_found_from_the_readme() -> None:
             found.add(page)
             waiting += [target for target, _ in links(page) if target.suffix == ".md"]
     assert {*DOCS.rglob("*.md"), ROOT / "benchmarks" / "README.md"} <= found
+
+
+def test_the_key_on_the_page_is_one() -> None:
+    """The example of a file of keys in bundle-format.md is what the service reads, with an id as `keygen` makes it."""
+    blocks = section("bundle-format.md", "Signatures").split("```")[1::2]
+    [block] = [block for block in blocks if "ID KEY" in block]
+    [(key_id, key)] = parse_public_keys(block.splitlines()).items()
+    assert key_id == key_id_of(key)

@@ -59,6 +59,7 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
             yield name.replace("_", " "), _said(value)
     for name, value in manifest.evaluation.items():
         yield from _scores(name, value)
+    yield "signed by", ", ".join(manifest.signatures) or "nobody"
     for name, record in manifest.files.items():
         yield "file", f"{name}, {record.bytes:,} bytes, sha256 {record.sha256}"
 

@@ -27,7 +27,7 @@ from models.data.load import Dataset, Split
 from models.files import cache_folder, replace_file
 from models.files import checksum_of as checksum_of_tensors
 from models.inference.pixels import UInt8, to_pixels
-from models.schedules import half_cosine
+from models.spec import half_cosine
 
 FEATURES = 128
 # Part of the cache's key: another net or another way to train it is another recipe.

@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.schedules import half_cosine
+from models.spec import half_cosine
 from models.training.losses import discriminator_loss, saturating_generator_loss
 
 Float64s = NDArray[np.float64]

@@ -28,8 +28,7 @@ from models.data.load import Dataset
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.inference.noise import sampled_labels
 from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
-from models.schedules import half_cosine
-from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions
+from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions, half_cosine
 from models.training.losses import LOSSES, gradient_penalty
 
 Optimiser = torch.optim.SGD | torch.optim.Adam

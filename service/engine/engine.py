@@ -16,6 +16,7 @@ from models.bundle import Bundle, BundleError, read_bundle
 from models.inference.devices import find_device
 from models.inference.pixels import to_uint8
 from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
+from models.signing import PublicKeys
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision, Sampler
 from service.engine.engine_thread import EngineThread
@@ -80,15 +81,17 @@ class Engine:
         return self.device.name
 
     @DeviceErrors()
-    def load(self, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def load(self, folder: Path, known: Mapping[str, Loaded], trusted: PublicKeys | None = None) -> Loaded:
         """Verify and warm a bundle, on the calling thread; of one that is `known`, by name, only the metadata is new.
+
+        Arguments are those of `read_bundle`.
 
         Raises:
             BundleError: As `read_bundle`; or its nets give NaN or Inf.
             OutOfMemory, DeviceFailed: See there.
         """
         started = time.monotonic()
-        bundle = read_bundle(folder, self.device.torch_device, known)
+        bundle = read_bundle(folder, self.device.torch_device, known, trusted)
         if isinstance(bundle, Loaded):
             return bundle
         with torch.inference_mode():

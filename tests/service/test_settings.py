@@ -86,7 +86,7 @@ def test_a_misspelled_variable_is_named() -> None:
     ]
 
 
-@pytest.mark.parametrize("name", ["GAN_API_KEY", "GAN_ADMIN_KEY_FILE"])
+@pytest.mark.parametrize("name", ["GAN_API_KEY", "GAN_ADMIN_KEY_FILE", "GAN_BUNDLE_KEYS"])
 def test_a_misspelled_key_keeps_the_door_shut(name: str) -> None:
     """A misspelled key setting stops the start, which would otherwise leave the service open."""
     with pytest.raises(SettingsError, match=f"^{name} is not a setting"):

@@ -8,6 +8,9 @@
 - A folder that can't be loaded is refused until it changes (loader.py), and names mean what is left. What is in
   memory from before goes on serving.
 - The default bundle stays in memory, and so does what could not be loaded again.
+- Where GAN_BUNDLE_KEYS_FILE names keys, only what one of them has signed is served (keys.py). They are read again by a
+  reload. What no trusted key has signed any more is let go of too, unless the service can't do without it: then the
+  old keys stay in force.
 - One thing changes at a time, under one lock. Requests need it only to load.
 
 Each of several workers does all this for itself. They look at the same folders, are told of the same requests and
@@ -21,16 +24,18 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from models.bundle import BundleError
+from models.signing import PublicKeys
 from service.engine.batching.batch import DeviceFailed
 from service.engine.bundles.cold_loads import ColdLoads
 from service.engine.bundles.index import BundleIndex, Key, Version
+from service.engine.bundles.keys import read_bundle_keys
 from service.engine.bundles.loader import BundleLoader
 from service.engine.bundles.names import View, default_name, meanings, read_aliases
 from service.engine.bundles.residents import Residents
 from service.engine.engine import Engine, Loaded
 from service.errors import DeadlinePassed, Draining, NotReady, UnknownBundle
 from service.metrics import Metrics
-from service.settings import Settings
+from service.settings import Settings, SettingsError
 
 ROOM_TRIES, ROOM_POLL_S = 50, 0.01  # to find one in memory that is not in use
 
@@ -50,10 +55,15 @@ class RepositoryEntry(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a look at the folder of bundles has found."""
+    """What a look at the folder of bundles has found, and the keys that were trusted: None asks for no signature."""
 
     index: BundleIndex
     aliases: Mapping[str, Key]
+    trusted: PublicKeys | None
+
+    def trusts(self, bundle: Loaded) -> bool:
+        """Whether requests may have this bundle, which is in memory."""
+        return self.trusted is None or not bundle.signers.isdisjoint(self.trusted.values())
 
 
 class Bundles:
@@ -73,6 +83,7 @@ class Bundles:
         is_draining: Callable[[], bool],
         device_failed: Callable[[DeviceFailed], None],
     ) -> None:
+        self._settings = settings
         self._root = settings.bundles
         self._chosen_default = settings.default_bundle
         self._keeps_default = settings.max_resident_bundles > 1  # else no other bundle could be loaded
@@ -84,9 +95,10 @@ class Bundles:
         self._changing = asyncio.Lock()
         self._cold = ColdLoads(self._load_cold, self._changing)
         self._last_index = BundleIndex()  # of the last look, which may not be taken up yet
-        self._seen = Seen(self._last_index, {})
+        self._seen = Seen(self._last_index, {}, None)
         self._unloaded: Collection[Key] = frozenset()
         self._view = View()
+        self._fingerprints: dict[Key, str] = {}  # of versions that were in memory, and may be again
 
     # ------------------------------------------------------------------------------------------ what requests ask for
 
@@ -119,6 +131,16 @@ class Bundles:
                 return found
             if self._is_draining():
                 raise Draining
+
+    def cold(self, name: str | None) -> tuple[Version, str] | None:
+        """What `find` would load, with its fingerprint, if it was in memory before and is not now; else None.
+
+        That is all it takes to tell whether a client's copy is current.
+        """
+        key = self._view.key(name)
+        if key is None or key in self._residents or key not in self._fingerprints:
+            return None
+        return self._view.versions[key], self._fingerprints[key]
 
     def look_up(self, name: str | None) -> Version:
         """What `find` would load, as its manifest says.
@@ -178,7 +200,7 @@ class Bundles:
     async def repository(self) -> list[RepositoryEntry]:
         """Every version, whether requests can ask for it or not, and every folder whose manifest can't be used."""
         try:
-            index = (await self._look()).index
+            index = (await self._look(self._seen.trusted)).index
         except BundleError as error:  # requests can ask for what they could before
             log.warning("the index has no more than what is served: %s", error)
             index = BundleIndex()
@@ -197,27 +219,34 @@ class Bundles:
     # -------------------------------------------------------------------------------------------------------- changes
 
     async def reload(self) -> None:
-        """Take up what has changed in the folder of bundles, and what was unloaded; the first time, everything.
+        """Take up what has changed in the folder of bundles and in the file of keys, and what was unloaded.
+
+        The first time, take up everything.
 
         Raises:
             BundleError: What would be left can't be served: no bundle, or not the default one. Nothing has changed.
             Draining, NotReady: The service ends, or its device has failed.
         """
         async with self._changing:
-            await self._take_up(await self._look(), frozenset(), fill=True)
+            seen = await self._look(await self._read_keys())
+            have_changed = self.is_started and seen.trusted != self._seen.trusted
+            await self._take_up(seen, frozenset(), fill=True)
+            if have_changed:
+                log.info("keys of bundles have changed", extra={"fields": {"keys": sorted(seen.trusted or ())}})
 
     async def load(self, name: str) -> None:
         """Take up what has changed in the folder of bundles, and load what this name, alias or name@version means.
 
         Raises:
             UnknownBundle: No folder holds it.
-            BundleError: It can't be loaded, or what would be left can't be served. Names mean what they meant.
+            BundleError: It can't be loaded, the aliases can't be used, or what would be left can't be served. Names
+                mean what they meant.
             Draining, NotReady: The service ends, or its device has failed.
         """
         async with self._changing:
             before = self._view.means.get(name)
             was_loaded = before in self._residents
-            seen = await self._look()
+            seen = await self._look(self._seen.trusted, needs_aliases=True)
             for folder in seen.index.folders.values():
                 if folder.name == Key.parse(name).name:
                     self._loader.forget_refusal(folder)
@@ -236,7 +265,7 @@ class Bundles:
         """
         async with self._changing:
             meant = self.look_up(name).key
-            seen = await self._look()
+            seen = await self._look(self._seen.trusted)
             keys = {meant} if "@" in name else {meant, *(key for key in seen.index.versions if key.name == name)}
             await self._take_up(seen, {*self._unloaded, *keys})
 
@@ -244,14 +273,28 @@ class Bundles:
         """Load no more."""
         self._loader.stop()
 
-    async def _look(self) -> Seen:
+    async def _read_keys(self) -> PublicKeys | None:
+        """The keys that are trusted, as their file is now; the old ones where it can't be used."""
+        try:
+            return await asyncio.to_thread(read_bundle_keys, self._settings)
+        except SettingsError as error:
+            if not self.is_started:  # it was read before, and has changed since
+                raise BundleError(self._root, str(error)) from None
+            log.error("keys of bundles not read again, the old ones stay: %s", error)  # noqa: TRY400 - as below
+            return self._seen.trusted
+
+    async def _look(self, trusted: PublicKeys | None, *, needs_aliases: bool = False) -> Seen:
         """Look at the folder of bundles. The log names what can't be read or used, once until it changes.
 
+        Args:
+            trusted: The keys of which one must have signed a bundle; None asks for no signature.
+            needs_aliases: Whether aliases that can't be used are an error, as they are at the start. Else the old stay.
+
         Raises:
-            BundleError: The folder can't be read, or holds no bundle; or the aliases can't be used, at the start.
+            BundleError: The folder can't be read, or holds no bundle; or the aliases can't be used.
         """
         before = self._last_index
-        index = self._last_index = await asyncio.to_thread(BundleIndex.read, self._root, before)
+        index = self._last_index = await asyncio.to_thread(BundleIndex.read, self._root, before, trusted)
         for path, error in index.unreadable.items():
             if path not in before.unreadable:
                 log.warning("no bundle: %s", error)
@@ -259,12 +302,12 @@ class Bundles:
             if folder.refusal is not None and folder is not before.folders.get(path):
                 self._loader.note_refusal(folder, folder.refusal)
         try:
-            return Seen(index, await asyncio.to_thread(read_aliases, self._root))
+            return Seen(index, await asyncio.to_thread(read_aliases, self._root), trusted)
         except BundleError as error:
-            if not self.is_started:
+            if needs_aliases or not self.is_started:
                 raise
             log.error("aliases not read again, the old ones stay: %s", error)  # noqa: TRY400 - a traceback says no more
-            return Seen(index, self._seen.aliases)
+            return Seen(index, self._seen.aliases, trusted)
 
     async def _take_up(
         self, seen: Seen, unloaded: Collection[Key], *, fill: bool = False, wanted: str | None = None
@@ -318,7 +361,7 @@ class Bundles:
             if key not in failures and not all(map(self._loader.refusal, version.folders))
         }
         for key, bundle in self._residents.items():
-            if key not in found and self._is_irreplaceable(key, bundle, seen.index, failures):
+            if key not in found and seen.trusts(bundle) and self._is_irreplaceable(key, bundle, seen.index, failures):
                 found[key] = Version(key, bundle.manifest, ())
         versions = {one.key: one for one in sorted(found.values(), key=Version.age) if one.key not in unloaded}
         means = meanings(versions, seen.aliases, self._view.means)
@@ -378,6 +421,7 @@ class Bundles:
         """Have requests see this from now on, and let go of what they can no longer ask for."""
         self._view, self._seen, self._unloaded = view, seen, unloaded
         self._loader.forget_all_but(seen.index.folders.keys())
+        self._fingerprints = {key: found for key, found in self._fingerprints.items() if key in view.versions}
         for alias, key in seen.aliases.items():
             if key not in view.versions:
                 log.error("alias refused: %s would mean %s, which is not there", alias, key)
@@ -405,7 +449,7 @@ class Bundles:
     async def _load_for_request(self, key: Key) -> Loaded | str | None:
         version = self._view.versions.get(key)
         if version is not None and await asyncio.to_thread(version.has_changed):
-            await self._take_up(await self._look(), self._unloaded)
+            await self._take_up(await self._look(self._seen.trusted), self._unloaded)
             version = self._view.versions.get(key)
         if version is None or key in self._residents:
             return self._residents.peek(key)
@@ -439,11 +483,12 @@ class Bundles:
             for key, version in {**index.gone, **index.versions}.items()
             if meant in {key, Key(key.name, "")} and key not in self._unloaded
         ]
-        if not await asyncio.to_thread(any, (version.has_changed() for version in versions)):
+        # Most names that mean nothing are nobody's: they cost no look at the disk.
+        if not versions or not await asyncio.to_thread(any, (version.has_changed() for version in versions)):
             return
         async with self._changing:
             try:
-                await self._take_up(await self._look(), self._unloaded)
+                await self._take_up(await self._look(self._seen.trusted), self._unloaded)
             except BundleError as error:
                 log.error("bundles not reloaded for a request: %s", error)  # noqa: TRY400 - as above
 
@@ -457,6 +502,7 @@ class Bundles:
     def _keep(self, key: Key, bundle: Loaded) -> None:
         known = self._residents.peek(key)
         self._residents.put(key, bundle)
+        self._fingerprints[key] = bundle.fingerprint
         if self.is_started and (known is None or known.sample is not bundle.sample):
             self._metrics.bundle_swaps.labels(key.name, "loaded").inc()
             log.info("bundle loaded: %s", key)

@@ -1,6 +1,7 @@
 """Which versions of which bundles are on disk, told from their manifests alone: no weights are read.
 
-A folder that has not changed since the last look is not read again.
+A folder that has not changed since the last look is not read again, unless other keys are trusted by now. Where a
+signature is asked for, a manifest without a valid one can't be used.
 """
 
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from models.bundle import FILES, MANIFEST, BundleError, Manifest, read_manifest
+from models.signing import PublicKeys
 
 Stamp = tuple[tuple[int, ...], ...]  # equal for as long as nothing in a folder changes
 MAX_GONE = 256
@@ -35,10 +37,14 @@ class Key(NamedTuple):
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder of a bundle, as it was at the last look. `refusal` says why its manifest can't be used."""
+    """A folder of a bundle, as it was at the last look. `refusal` says why its manifest can't be used.
+
+    `trusted` are the keys of which one must have signed the bundle; None where no signature is asked for.
+    """
 
     path: Path
     stamp: Stamp
+    trusted: PublicKeys | None
     manifest: Manifest | None = None
     version: str = ""
     refusal: BundleError | None = None
@@ -103,8 +109,8 @@ class BundleIndex:
     gone: Mapping[Key, Version] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, root: Path, before: "BundleIndex") -> "BundleIndex":
-        """Look again.
+    def read(cls, root: Path, before: "BundleIndex", trusted: PublicKeys | None) -> "BundleIndex":
+        """Look again, for bundles that one of the trusted keys has signed; None asks for no signature.
 
         Raises:
             BundleError: The folder can't be read, or it holds no bundle.
@@ -113,7 +119,7 @@ class BundleIndex:
         paths, unreadable = find_folders(root)
         if not paths:
             raise BundleError(root, f"no sub-folder with a {MANIFEST}")
-        folders = {path: _read_folder(path, before.folders.get(path)) for path in paths}
+        folders = {path: _read_folder(path, before.folders.get(path), trusted) for path in paths}
         versions = _versions(folders.values())
         gone = [version for version in earlier if version.key not in versions]
         return cls(folders, unreadable, versions, {version.key: version for version in gone[-MAX_GONE:]})
@@ -164,15 +170,16 @@ def _stamp(path: Path) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
 
 
-def _read_folder(path: Path, before: Folder | None) -> Folder:
+def _read_folder(path: Path, before: Folder | None, trusted: PublicKeys | None) -> Folder:
     stamp = stamp_of(path)  # first: what changes while the manifest is read is seen at the next look
-    if before is not None and before.stamp == stamp and not (before.refusal and before.refusal.is_passing):
+    is_as_before = before is not None and (before.stamp, before.trusted) == (stamp, trusted)
+    if before is not None and is_as_before and not (before.refusal and before.refusal.is_passing):
         return before
     try:
-        manifest, version = read_manifest(path)
+        manifest, version = read_manifest(path, trusted)
     except BundleError as error:
-        return Folder(path, stamp, refusal=error)
-    return Folder(path, stamp, manifest, version)
+        return Folder(path, stamp, trusted, refusal=error)
+    return Folder(path, stamp, trusted, manifest, version)
 
 
 def _versions(folders: Iterable[Folder]) -> dict[Key, Version]:

@@ -130,7 +130,8 @@ class BundleLoader:
         if self._is_draining():
             raise Draining
         try:
-            loaded = await thread.run(self._engine.load, folder.path, {} if known is None else {known.name: known})
+            by_name = {} if known is None else {known.name: known}
+            loaded = await thread.run(self._engine.load, folder.path, by_name, folder.trusted)
             if known is None or loaded.sample is not known.sample:
                 await asyncio.gather(*(one.run(loaded.run_first_batches) for one in self._engine.threads))
         except DeviceFailed as error:
@@ -151,7 +152,7 @@ class BundleLoader:
     def note_refusal(self, folder: Folder, error: BundleError) -> None:
         """Remember that a folder can't be loaded as it is."""
         self._untold[folder.path] = folder, error
-        if not error.is_passing:
+        if not error.is_passing and error is not folder.refusal:  # which may depend on the keys that are trusted
             self._tried[folder.path] = folder.stamp, error
 
     def tell_refusals(self) -> None:

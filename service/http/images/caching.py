@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from models.bundle import Bundle
 from service.codecs.encode import ENCODERS
+from service.engine.bundles.index import Version
 
 SHORT_S = 300  # the newest version of a bundle's name can change
 YEAR_S = 31_536_000  # a pinned version never changes
@@ -22,7 +23,7 @@ class Caching(NamedTuple):
 
 
 def caching(
-    named: str | None, made_of: str | None, bundle: Bundle, device_kind: str, *, exact: bool, is_private: bool
+    named: str | None, made_of: str | None, bundle: Bundle | Version, device_kind: str, *, exact: bool, is_private: bool
 ) -> Caching:
     """The caching headers of a reply to GET.
 

@@ -25,6 +25,7 @@ from service.codecs.animation import (
 )
 from service.codecs.encode import encoding_bytes
 from service.codecs.recipe import mark
+from service.engine.bundles.index import Version
 from service.errors import Invalid
 from service.http.images.caching import Caching, caching, has_current_copy
 from service.http.images.resolving import check_pixels, check_side, negotiate, resolve_label
@@ -68,19 +69,30 @@ def interpolate_routes(context: RouteContext) -> APIRouter:
 async def _interpolate(context: RouteContext, request: RequestContext, asked: InterpolateRequest) -> Response:
     """Compute the images between, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
-    bundle = await context.find(asked.bundle, deadline)
-    plan = resolve_interpolation(asked, bundle, request.accept(), context.settings)
-    request.bundle, request.count = bundle.name, plan.steps
     tags = request.all_of_header(b"if-none-match")
+    if tags and (cold := context.manager.bundles.cold(asked.bundle)) is not None:  # it need not be loaded to compare
+        _, kept, headers = _resolved(context, request, asked, *cold)
+        if has_current_copy(tags, kept.etag):
+            return BytesResponse(b"", headers, "", 304)
+    bundle = await context.find(asked.bundle, deadline)
+    plan, kept, headers = _resolved(context, request, asked, bundle, context.manager.fingerprint(bundle))
     if not tags:
         context.manager.batcher.admit(plan.steps)
-    kept = _caching(context, asked, plan, bundle)
-    headers = {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()} | kept.headers
     if has_current_copy(tags, kept.etag):
         return BytesResponse(b"", headers, "", 304)
     content, took = await _draw(context, request, bundle, plan, deadline)
     headers |= {b"content-disposition": _file_name(bundle, plan), b"server-timing": took}
     return BytesResponse(content, headers, SEQUENCE_TYPES[plan.options.format])
+
+
+def _resolved(
+    context: RouteContext, request: RequestContext, asked: InterpolateRequest, bundle: Bundle | Version, kind: str
+) -> tuple[InterpolationPlan, Caching, dict[bytes, bytes]]:
+    """The plan, how the reply is cached, and the headers that say so; notes bundle and count for the log line."""
+    plan = resolve_interpolation(asked, bundle, request.accept(), context.settings)
+    request.bundle, request.count = bundle.name, plan.steps
+    kept = _caching(context, asked, plan, bundle, kind)
+    return plan, kept, {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()} | kept.headers
 
 
 async def _draw(
@@ -119,15 +131,16 @@ def _file_name(bundle: Bundle, plan: InterpolationPlan) -> bytes:
     return f'inline; filename="{bundle.name}-{ends}.{plan.options.format}"'.encode()
 
 
-def _caching(context: RouteContext, asked: InterpolateRequest, plan: InterpolationPlan, bundle: Bundle) -> Caching:
-    kind = context.manager.fingerprint(bundle)
+def _caching(
+    context: RouteContext, asked: InterpolateRequest, plan: InterpolationPlan, bundle: Bundle | Version, kind: str
+) -> Caching:
     drawn = f"interpolate {plan.ends} {plan.steps} {plan.method} {plan.labels} {plan.truncation}"
     made = f"{drawn} {plan.options} {context.settings.recipe}"
     return caching(asked.bundle, made, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
 
 
 def resolve_interpolation(
-    asked: InterpolateRequest, bundle: Bundle, accept: str | None, settings: Settings
+    asked: InterpolateRequest, bundle: Bundle | Version, accept: str | None, settings: Settings
 ) -> InterpolationPlan:
     """Resolve a request for a bundle; fills in the defaults.
 

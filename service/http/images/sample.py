@@ -13,6 +13,7 @@ from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.codecs.encode import MEDIA_TYPES, RenderOptions, SampleMetadata, encode, encoding_bytes, picture_size
 from service.codecs.npy import NPY
+from service.engine.bundles.index import Version
 from service.errors import UnsupportedMediaType
 from service.http.images.caching import Caching, caching, has_current_copy
 from service.http.images.drawing import draw, metadata_of
@@ -64,12 +65,18 @@ def sample_routes(context: RouteContext) -> APIRouter:
 async def _get(context: RouteContext, request: RequestContext, asked: SampleRequest) -> Response:
     """Draw images, or answer 304 if the client has a current copy."""
     deadline = Deadline(request, context.settings)
+    tags = request.all_of_header(b"if-none-match")
+    if tags and (cold := context.manager.bundles.cold(asked.bundle)) is not None:  # it need not be loaded to compare
+        version, kind = cold
+        plan = _plan(context, request, asked, version)
+        kept = _caching(context, asked, plan, version, kind)
+        if has_current_copy(tags, kept.etag):
+            return BytesResponse(b"", _names(version, plan) | kept.headers, "", 304)
     bundle = await context.find(asked.bundle, deadline)
     plan = _plan(context, request, asked, bundle)
-    tags = request.all_of_header(b"if-none-match")
     if not tags:
         context.manager.batcher.admit(plan.count)  # refuse early, before computing the entity tag
-    kept = _caching(context, asked, plan, bundle)
+    kept = _caching(context, asked, plan, bundle, context.manager.fingerprint(bundle))
     if has_current_copy(tags, kept.etag):
         return BytesResponse(b"", _names(bundle, plan) | kept.headers, "", 304)
     return await _draw(context, request, bundle, plan, deadline, kept.headers)
@@ -115,7 +122,7 @@ def _plan(
     context: RouteContext,
     request: RequestContext,
     asked: SampleRequest,
-    bundle: Bundle,
+    bundle: Bundle | Version,
     latents: Float32 | None = None,
 ) -> SamplePlan:
     """Resolve the request for this bundle, and note bundle and count for the log line."""
@@ -127,7 +134,7 @@ def _plan(
     return plan
 
 
-def _names(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
+def _names(bundle: Bundle | Version, plan: SamplePlan) -> dict[bytes, bytes]:
     """The headers with which a client can request the same images again; latents it has itself."""
     made_by = {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()}
     if plan.latents is not None:
@@ -145,8 +152,9 @@ def _file_name(bundle: Bundle, plan: SamplePlan) -> dict[bytes, bytes]:
     return {b"content-disposition": f'attachment; filename="{name}"'.encode()}
 
 
-def _caching(context: RouteContext, asked: SampleRequest, plan: SamplePlan, bundle: Bundle) -> Caching:
-    kind = context.manager.fingerprint(bundle)
+def _caching(
+    context: RouteContext, asked: SampleRequest, plan: SamplePlan, bundle: Bundle | Version, kind: str
+) -> Caching:
     made_of = None if asked.seed is None else fingerprint(plan)
     return caching(asked.bundle, made_of, bundle, kind, exact=context.settings.exact, is_private=context.is_private)
 

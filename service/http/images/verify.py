@@ -9,6 +9,7 @@ is computed: a few bytes that only claim to be a large picture end there. Then t
 
 import asyncio
 from collections.abc import Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -114,14 +115,14 @@ async def _verify(context: RouteContext, request: RequestContext) -> Response:
     request.count = len(found)
     orders = {place: one for place, one in enumerate(found) if isinstance(one, Order)}
     results = {place: one for place, one in enumerate(found) if not isinstance(one, Order)}
-    _check_orders(context, request, orders.values())
     queue_s = compute_s = 0.0
-    for places in _some(orders):
-        all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
-        results |= zip(places, [done.result for done in all_done], strict=True)
-        decode_s += max(done.decode_s for done in all_done)
-        queue_s += max(done.timing.queue_s for done in all_done)
-        compute_s += max(done.timing.compute_s for done in all_done)
+    with _accept(context, request, orders.values()):
+        for places in _some(orders):
+            all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
+            results |= zip(places, [done.result for done in all_done], strict=True)
+            decode_s += max(done.decode_s for done in all_done)
+            queue_s += max(done.timing.queue_s for done in all_done)
+            compute_s += max(done.timing.compute_s for done in all_done)
     context.metrics.decode.observe(decode_s)
     if len(found) == 1 and isinstance(only := results[0], ServiceError):
         try:
@@ -226,8 +227,10 @@ def _can_give(recipe: Recipe, bundle: Bundle, file: ImageFile) -> bool:
     return size == upright and max(size) <= MAX_SIDE[recipe.format] and has_labels
 
 
-def _check_orders(context: RouteContext, request: RequestContext, orders: Collection[Order]) -> None:
+def _accept(context: RouteContext, request: RequestContext, orders: Collection[Order]) -> AbstractContextManager[None]:
     """Check that all recipes together ask for no more than one request may, and take what room they need.
+
+    Once it is accepted, the request is not refused in its middle, for what waits by then or for a drain.
 
     Raises:
         Invalid: They ask for more.
@@ -240,10 +243,12 @@ def _check_orders(context: RouteContext, request: RequestContext, orders: Collec
         raise Invalid(f"images: the recipes ask for {count} images; one request may ask for {settings.max_count}.")
     if pixels > settings.max_output_pixels:
         raise Invalid(f"images: the recipes give {pixels} pixels; the most is {settings.max_output_pixels}.")
-    if orders:
-        context.manager.batcher.admit(count)
-        largest = max(order.pixels for order in orders)
-        request.reserve_reply(PIXEL_BYTES * min(pixels, max(largest, TOGETHER_PIXELS)))
+    if not orders:
+        return nullcontext()
+    context.manager.batcher.admit(count)
+    largest = max(order.pixels for order in orders)
+    request.reserve_reply(PIXEL_BYTES * min(pixels, max(largest, TOGETHER_PIXELS)))
+    return context.manager.batcher.accept(count)
 
 
 def _some(orders: Mapping[int, Order]) -> Iterator[list[int]]:
@@ -283,6 +288,7 @@ async def _settle(context: RouteContext, order: Order, deadline: Deadline) -> Do
         count=recipe.count,
         truncation=recipe.truncation,
         deadline_s=deadline.left_s(),
+        is_accepted=True,
     )
     images, _, timing = await deadline.wait_for(drawn)
     work = partial(_compare, images, order.render, shown)

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-import stat
 from collections.abc import Iterable, Iterator, Mapping
 from enum import IntEnum
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import NamedTuple
 from pydantic import SecretStr
 
 from service.errors import Forbidden, Unauthorized
-from service.settings import Settings, SettingsError, variable
+from service.settings import Settings, SettingsError, lines_of, variable
 
 UNNAMED = "unnamed"  # the name of keys without one
-MAX_FILE_BYTES = 2**20
 _KEY = re.compile(r"[\x21-\x2b\x2d-\x7e]{1,1024}")  # printable ASCII without spaces and commas
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
@@ -111,20 +109,7 @@ def _read(name: str, listed: SecretStr | None, file: Path | None) -> dict[str, s
     keys = {} if listed is None else dict.fromkeys(_listed(variable(name), listed.get_secret_value()), UNNAMED)
     if file is None:
         return keys
-    source = f"{variable(name)}_FILE: {file}"
-    try:
-        # A pipe gives its keys once and to one worker, and one that nobody writes to never does.
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise SettingsError(f"{source}: is not a regular file, which every worker could read, and read again")
-        with file.open("rb") as opened:
-            content = opened.read(MAX_FILE_BYTES + 1)
-        if len(content) > MAX_FILE_BYTES:
-            raise SettingsError(f"{source}: has over {MAX_FILE_BYTES} bytes")
-        lines = content.decode("utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not text"
-        raise SettingsError(f"{source}: {reason}") from None
-    return keys | _named(source, lines)
+    return keys | _named(f"{variable(name)}_FILE: {file}", lines_of(f"{name}_file", file))
 
 
 def _listed(source: str, text: str) -> list[str]:

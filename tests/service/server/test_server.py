@@ -13,7 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -271,11 +271,11 @@ def test_a_signal_during_the_start_is_heeded_after_it(
     shutil.copytree(tiny_bundles["tiny"].folder, tmp_path / "tiny")
     server, load = live_server(tiny_settings(bundles=tmp_path)), Engine.load
 
-    def late(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def late(engine: Engine, folder: Path, *rest: Any) -> Loaded:
         if not (tmp_path / "rgb").exists():
             shutil.copytree(tiny_bundles["rgb"].folder, tmp_path / "rgb")
             server.loop.call_soon_threadsafe(server.reload_requested.set)
-        return load(engine, folder, known)
+        return load(engine, folder, *rest)
 
     monkeypatch.setattr(Engine, "load", late)
     with server.running():

@@ -5,9 +5,10 @@ import json
 import shutil
 import threading
 import weakref
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prometheus_client import CollectorRegistry
@@ -59,9 +60,9 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The folders that are loaded, as they are."""
     load, folders = Engine.load, list[str]()
 
-    def noted(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def noted(engine: Engine, folder: Path, *rest: Any) -> Loaded:
         folders.append(folder.name)
-        return load(engine, folder, known)
+        return load(engine, folder, *rest)
 
     monkeypatch.setattr(Engine, "load", noted)
     return folders
@@ -72,9 +73,9 @@ def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Cold loads wait for it."""
     load, opened = Engine.load, threading.Event()
 
-    def held(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def held(engine: Engine, folder: Path, *rest: Any) -> Loaded:
         opened.wait(60)
-        return load(engine, folder, known)
+        return load(engine, folder, *rest)
 
     opened.set()
     monkeypatch.setattr(Engine, "load", held)
@@ -207,6 +208,9 @@ async def test_aliases_that_cannot_be_used_end_a_start_and_change_nothing_later(
         await bundles.reload()
         assert bundles.version("tiny") == old.version
         assert "aliases not read again" in caplog.text
+        with pytest.raises(BundleError, match=ALIASES):  # whoever asks to load waits for an answer
+            await bundles.load("tiny")
+        assert bundles.version("tiny") == old.version
     with pytest.raises(BundleError, match=ALIASES):
         async with serving(tiny_settings(bundles=tmp_path)):
             pass
@@ -538,3 +542,15 @@ async def test_metrics_tell_what_is_in_memory(tmp_path: Path, place: Place, tiny
         assert metrics.registry.get_sample_value("gan_bundle_swaps_total", {"bundle": "tiny", "result": result}) == 1
     assert (metrics.registry.get_sample_value("gan_warmup_seconds", {"bundle": "tiny"}) or 0) > 0
     await manager.stop()
+
+
+async def test_a_name_that_nobody_has_costs_no_look_at_the_disk(
+    place: Place, tmp_path: Path, tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Random names are refused on the event loop, without a thread."""
+    place("tiny", 1)
+    async with serving(tiny_settings(bundles=tmp_path)) as bundles:
+        monkeypatch.setattr(asyncio, "to_thread", None)
+        for name in ("nobody", "nobody@0123456789ab", "tiny@0123456789ab", "../tiny", "x" * 500):
+            with pytest.raises(UnknownBundle):
+                await bundles.find(name, 60)

@@ -761,3 +761,22 @@ async def test_a_webp_reserves_what_its_encoder_takes(
         asked = {"model": "tiny", "prompt": "", "n": 2, "size": "32x16", "output_format": form}
         assert (await client.post("/v1/images/generations", json=asked)).status_code == 200
     assert reserved == [3 * 16 * 16, 2 * 32 * 16, 4 * 32 * 32, 4 * 32 * 16]
+
+
+async def test_a_current_copy_of_a_version_that_has_left_memory_loads_nothing(
+    start: Start, tiny_settings: Callable[..., Settings]
+) -> None:
+    """Its tag is remembered; another one loads the version, as a request for its images does."""
+    app = create_app(tiny_settings(max_resident_bundles=2))
+    bundles = app.state.manager.bundles
+    async with start(app) as client:
+        asked = ("/sample?seed=1&bundle=rgb", "/interpolate?seed_from=1&seed_to=2&steps=2&bundle=rgb")
+        tags = [(await client.get(path)).headers["etag"] for path in asked]
+        assert (await client.get("/sample?bundle=cond")).status_code == 200
+        for path, tag in zip(asked, tags, strict=True):
+            reply = await client.get(path, headers={"If-None-Match": tag})
+            assert (reply.status_code, reply.headers["etag"]) == (304, tag)
+            assert "rgb" not in {one.name for one in bundles.loaded()}
+        other = await client.get(asked[0], headers={"If-None-Match": '"other"'})
+        assert (other.status_code, other.headers["etag"]) == (200, tags[0])
+        assert "rgb" in {one.name for one in bundles.loaded()}

@@ -308,6 +308,25 @@ async def test_large_pictures_are_few_at_a_time(client: httpx.AsyncClient, monke
     assert reserved == [PIXEL_BYTES * pixels for pixels in (150, 256, 64)]
 
 
+async def test_a_request_that_has_begun_is_not_refused(
+    app: FastAPI, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its later pictures are computed though the queue is full by then."""
+    files = [await draw(client, first_index=place) for place in range(3)]
+    monkeypatch.setattr(verify_module, "TOGETHER", 1)
+    batcher = app.state.manager.batcher
+    submit = batcher.submit
+
+    async def fill_afterwards(*args: Any, **options: Any) -> Any:
+        result = await submit(*args, **options)
+        monkeypatch.setattr(batcher, "_max_queued_rows", 0)
+        return result
+
+    monkeypatch.setattr(batcher, "submit", fill_afterwards)
+    assert [one["verdict"] for one in await verify(client, *files)] == ["identical"] * 3
+    assert (await client.post("/verify", files={"images": files[0]})).status_code == 429
+
+
 async def test_a_picture_that_cannot_be_read_is_an_error(client: httpx.AsyncClient, problem: Problem) -> None:
     """Alone it is the reply; so are bodies that bring no pictures."""
     file = await draw(client, count=9)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.schedules import half_cosine
+from models.spec import half_cosine
 
 
 def test_half_a_cosine_falls_from_one_to_nothing() -> None:
