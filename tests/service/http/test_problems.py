@@ -41,7 +41,7 @@ EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
     (errors.UnknownTransferCoding(), {}),
     (errors.TooLarge("Big."), {}),
     (errors.UnsupportedMediaType("text/plain", ["image/png", "image/bmp"]), {"accept": "image/png, image/bmp"}),
-    (errors.UnsupportedEncoding("gzip"), {"accept-encoding": "identity"}),
+    (errors.UnsupportedEncoding("gzip", ["identity"]), {"accept-encoding": "identity"}),
     (errors.Invalid("count: no."), {}),
     (errors.NoEncoder("x"), {}),
     (errors.QueueFull(7), {"retry-after": "7"}),
