@@ -32,7 +32,7 @@ from service.http.openapi.routes import INTERPOLATE
 from service.http.requests.parsing import parse_query
 from service.http.requests.request_context import RequestContext, context_of
 from service.http.requests.responses import BytesResponse
-from service.http.requests.route_context import TIMING, Deadline, RouteContext
+from service.http.requests.route_context import Deadline, RouteContext
 from service.http.schemas import InterpolateRequest
 from service.settings import Settings
 
@@ -70,7 +70,7 @@ async def _interpolate(context: RouteContext, request: RequestContext, asked: In
     deadline = Deadline(request, context.settings)
     bundle = await context.find(asked.bundle, deadline)
     plan = resolve_interpolation(asked, bundle, request.accept(), context.settings)
-    request.bundle, request.count = bundle.name, plan.steps
+    request.works_on(bundle, plan.steps)
     tags = request.all_of_header(b"if-none-match")
     if not tags:
         context.manager.batcher.admit(plan.steps)
@@ -79,13 +79,13 @@ async def _interpolate(context: RouteContext, request: RequestContext, asked: In
     if has_current_copy(tags, kept.etag):
         return BytesResponse(b"", headers, "", 304)
     content, took = await _draw(context, request, bundle, plan, deadline)
-    headers |= {b"content-disposition": _file_name(bundle, plan), b"server-timing": took}
+    headers |= {b"content-disposition": _file_name(bundle, plan)} | took
     return BytesResponse(content, headers, SEQUENCE_TYPES[plan.options.format])
 
 
 async def _draw(
     context: RouteContext, request: RequestContext, bundle: Bundle, plan: InterpolationPlan, deadline: Deadline
-) -> tuple[bytes, bytes]:
+) -> tuple[bytes, dict[bytes, bytes]]:
     """The file, and the Server-Timing header."""
     image, numbers = bundle.manifest.image, plan.steps * bundle.manifest.latent.dim
     pixels = math.prod(sequence_size(plan.options, plan.steps, image.height, image.width))
@@ -100,7 +100,7 @@ async def _draw(
     work = partial(_encode, images, plan.options, deadline, is_marked=context.settings.recipe)
     content, encode_s = await context.encode(work, plan.options.format, deadline, is_small=False)
     deadline.left_s()  # raises if the deadline has passed
-    return content, TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
+    return content, request.took(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
 
 
 def _encode(images: UInt8, options: SequenceOptions, deadline: Deadline, *, is_marked: bool) -> bytes:

@@ -18,9 +18,6 @@ from service.http.requests.request_context import RequestContext
 from service.metrics import Metrics
 from service.settings import Settings
 
-# The Server-Timing header of replies with images, in milliseconds; browsers display it.
-TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
-
 T = TypeVar("T")
 
 
