@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 STDERR = 2
@@ -31,9 +31,11 @@ class RequestMetadata:
     method: str
     route: str  # template, or `unmatched`: never the raw path, which is the client's
     arrived_s: float  # time.monotonic()
-    bundle: str | None = None
-    count: int | None = None
+    bundle: str | None = None  # name@version
+    count: int | None = None  # images
     key: str | None = None  # name of the client's key, where one is needed
+    error: str | None = None  # code of the problem that it got
+    took_s: dict[str, float] = field(default_factory=dict)  # seconds by what they went to: queue, compute, encode …
 
 
 _to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode

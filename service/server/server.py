@@ -280,13 +280,13 @@ class Server(uvicorn.Server):
             await self.keys_requested.wait()
             self.keys_requested.clear()
             try:
-                changed = keys.replace_by(await asyncio.to_thread(read_keys, self._settings))
+                changes = keys.replace_by(await asyncio.to_thread(read_keys, self._settings))
             except SettingsError as error:
                 log.error("keys not read again, the old ones stay: %s", error)  # noqa: TRY400 - as above
                 continue
-            if changed:
-                fields = {"clients": keys.count(KeyScope.USE), "administrators": keys.count(KeyScope.ADMIN)}
-                log.info("keys have changed", extra={"fields": fields})
+            if changes:
+                counts = {"clients": keys.count(KeyScope.USE), "administrators": keys.count(KeyScope.ADMIN)}
+                log.info("keys have changed", extra={"fields": counts | changes})
 
 
 def _names(bundles: Any) -> str:

@@ -34,6 +34,7 @@ from service.engine.bundles.names import View, default_name, meanings, read_alia
 from service.engine.bundles.residents import Residents
 from service.engine.engine import Engine, Loaded
 from service.errors import DeadlinePassed, Draining, NotReady, UnknownBundle
+from service.logs import current_key
 from service.metrics import Metrics
 from service.settings import Settings, SettingsError
 
@@ -419,6 +420,9 @@ class Bundles:
 
     def _show(self, view: View, seen: Seen, unloaded: Collection[Key]) -> None:
         """Have requests see this from now on, and let go of what they can no longer ask for."""
+        if self.is_started and (changes := view.changes(self._view)):
+            by = {} if (name := current_key()) is None else {"key": name}
+            log.info("bundles have changed", extra={"fields": changes | by})
         self._view, self._seen, self._unloaded = view, seen, unloaded
         self._loader.forget_all_but(seen.index.folders.keys())
         self._fingerprints = {key: found for key, found in self._fingerprints.items() if key in view.versions}

@@ -119,6 +119,15 @@ class View:
         """What each name alone means, by name."""
         return {name: key for name, key in sorted(self.means.items()) if "@" not in name}
 
+    def changes(self, before: "View") -> dict[str, object]:
+        """What differs from before: versions that were added and removed, and names that mean another version now."""
+        means = {name: str(key) for name, key in self.chosen().items() if before.means.get(name) != key}
+        lists = {
+            "added": [str(key) for key in self.versions if key not in before.versions],
+            "removed": [str(key) for key in before.versions if key not in self.versions],
+        }
+        return {what: found for what, found in {**lists, "means": means}.items() if found}
+
     def chosen(self) -> dict[str, Key]:
         """What names alone and aliases mean."""
         return {name: key for name, key in self.means.items() if name != str(key)}

@@ -32,8 +32,6 @@ from service.http.requests.responses import JSON, BytesResponse
 from service.http.requests.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import DiscriminateQuery, DiscriminateRequest, Labels, Schema
 
-# The Server-Timing header, in milliseconds; browsers display it.
-TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f"
 _HINT_BYTES = 2**20  # of pixels, looked at in one step
 
 
@@ -63,7 +61,7 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     bundle, labels, steps = await read_upload(context, request, deadline)
     (upload, hints), decode_s = await context.decode(_find_hints(steps, context.manager.hints(bundle)), deadline)
     context.metrics.decode.observe(decode_s)
-    request.bundle, request.count = bundle.name, len(upload)
+    request.works_on(bundle, len(upload))
     if len(upload) == len(upload.errors) == 1:
         try:
             raise upload.errors[0]
@@ -73,10 +71,10 @@ async def _discriminate(context: RouteContext, request: RequestContext) -> Respo
     output, timing = await _discriminate_images(context, bundle, upload, classes, deadline)
     output = output._replace(hints=hints)
     deadline.left_s()  # raises if the deadline has passed
-    took = TIMING % (1e3 * decode_s, 1e3 * timing.queue_s, 1e3 * timing.compute_s)
+    took = request.took(decode=decode_s, queue=timing.queue_s, compute=timing.compute_s)
     problems = {index: problem(error, request.id) for index, error in upload.errors.items()}
     body = discriminate_reply(bundle.name, bundle.version, output, problems)
-    return BytesResponse(body, {b"server-timing": took}, JSON)
+    return BytesResponse(body, took, JSON)
 
 
 async def read_upload(

@@ -33,7 +33,7 @@ from service.http.openapi.routes import INTERPOLATE
 from service.http.requests.parsing import parse_query
 from service.http.requests.request_context import RequestContext, context_of
 from service.http.requests.responses import BytesResponse
-from service.http.requests.route_context import TIMING, Deadline, RouteContext
+from service.http.requests.route_context import Deadline, RouteContext
 from service.http.schemas import InterpolateRequest
 from service.settings import Settings
 
@@ -81,7 +81,7 @@ async def _interpolate(context: RouteContext, request: RequestContext, asked: In
     if has_current_copy(tags, kept.etag):
         return BytesResponse(b"", headers, "", 304)
     content, took = await _draw(context, request, bundle, plan, deadline)
-    headers |= {b"content-disposition": _file_name(bundle, plan), b"server-timing": took}
+    headers |= {b"content-disposition": _file_name(bundle, plan)} | took
     return BytesResponse(content, headers, SEQUENCE_TYPES[plan.options.format])
 
 
@@ -90,14 +90,14 @@ def _resolved(
 ) -> tuple[InterpolationPlan, Caching, dict[bytes, bytes]]:
     """The plan, how the reply is cached, and the headers that say so; notes bundle and count for the log line."""
     plan = resolve_interpolation(asked, bundle, request.accept(), context.settings)
-    request.bundle, request.count = bundle.name, plan.steps
+    request.works_on(bundle, plan.steps)
     kept = _caching(context, asked, plan, bundle, kind)
     return plan, kept, {b"x-bundle": f"{bundle.name}@{bundle.version}".encode()} | kept.headers
 
 
 async def _draw(
     context: RouteContext, request: RequestContext, bundle: Bundle, plan: InterpolationPlan, deadline: Deadline
-) -> tuple[bytes, bytes]:
+) -> tuple[bytes, dict[bytes, bytes]]:
     """The file, and the Server-Timing header."""
     image, numbers = bundle.manifest.image, plan.steps * bundle.manifest.latent.dim
     pixels = math.prod(sequence_size(plan.options, plan.steps, image.height, image.width))
@@ -112,7 +112,7 @@ async def _draw(
     work = partial(_encode, images, plan.options, deadline, is_marked=context.settings.recipe)
     content, encode_s = await context.encode(work, plan.options.format, deadline, is_small=False)
     deadline.left_s()  # raises if the deadline has passed
-    return content, TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
+    return content, request.took(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
 
 
 def _encode(images: UInt8, options: SequenceOptions, deadline: Deadline, *, is_marked: bool) -> bytes:
@@ -161,7 +161,7 @@ def resolve_interpolation(
     )
 
 
-def _labels(asked: InterpolateRequest, bundle: Bundle) -> list[int] | None:
+def _labels(asked: InterpolateRequest, bundle: Bundle | Version) -> list[int] | None:
     """The label of each image; None for a bundle without."""
     names = bundle.manifest.labels
     first = resolve_label(asked.label, names, "label")
@@ -178,7 +178,9 @@ def _labels(asked: InterpolateRequest, bundle: Bundle) -> list[int] | None:
     return [own[end] for end in nearer.tolist()]
 
 
-def _options(asked: InterpolateRequest, bundle: Bundle, accept: str | None, max_pixels: int) -> SequenceOptions:
+def _options(
+    asked: InterpolateRequest, bundle: Bundle | Version, accept: str | None, max_pixels: int
+) -> SequenceOptions:
     """The format, which has to hold the picture, and the time that an animation takes."""
     form = asked.format or negotiate(accept, SEQUENCE_TYPES)
     least_ms = STEP_MS * asked.steps

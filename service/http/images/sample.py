@@ -31,7 +31,7 @@ from service.http.openapi.routes import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.requests.parsing import parse_body, parse_query
 from service.http.requests.request_context import RequestContext, context_of
 from service.http.requests.responses import JSON, BytesResponse, StreamedResponse
-from service.http.requests.route_context import TIMING, Deadline, RouteContext, read_body
+from service.http.requests.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import SampleBody, SampleRequest, Schema
 
 # Replies of up to this many values (pixels times channels) are encoded on the event loop: arrays, grey PNGs (0.4 ms at
@@ -128,7 +128,7 @@ def _plan(
     """Resolve the request for this bundle, and note bundle and count for the log line."""
     manifest = bundle.manifest
     plan = resolve_sample(asked, manifest.image, manifest.labels, request.accept(), context.settings, latents)
-    request.bundle, request.count = bundle.name, plan.count
+    request.works_on(bundle, plan.count)
     if plan.shows_latents:
         check_shown(plan.count * manifest.latent.dim)
     return plan
@@ -178,8 +178,8 @@ async def _draw(
     metadata = metadata_of(bundle, plan, labels)
     content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)
     deadline.left_s()  # raises if the deadline has passed
-    took = TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s)
-    headers = _names(bundle, plan) | _file_name(bundle, plan) | headers | {b"server-timing": took}
+    took = request.took(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
+    headers = _names(bundle, plan) | _file_name(bundle, plan) | headers | took
     return BytesResponse(content, headers, MEDIA_TYPES[plan.render.format])
 
 
@@ -199,11 +199,9 @@ async def _stream(
     media_type = MEDIA_TYPES[plan.render.format]
     if request.is_head:  # of which nothing has to be computed
         return BytesResponse(b"", headers | {b"content-type": media_type.encode()}, "")
-    pieces = stream_pieces(context, bundle, plan, deadline)
+    pieces = stream_pieces(context, request, bundle, plan, deadline)
     first = await anext(pieces)
-    took = TIMING % (1e3 * first.timing.queue_s, 1e3 * first.timing.compute_s, 1e3 * first.encode_s)
-    parts = contents(first, pieces)
-    return StreamedResponse(parts, headers | {b"server-timing": took}, media_type, deadline.left_s)
+    return StreamedResponse(contents(first, pieces), headers | first.took, media_type, deadline.left_s)
 
 
 async def _encode(

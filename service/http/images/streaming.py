@@ -21,6 +21,7 @@ from service.codecs.time_slices import timed_call
 from service.engine.model_manager import Timing
 from service.http.images.drawing import draw, metadata_of
 from service.http.images.resolving import SamplePlan
+from service.http.requests.request_context import RequestContext
 from service.http.requests.route_context import Deadline, RouteContext
 
 WHOLE_BYTES = 2**20  # of pixels: replies up to this are made whole
@@ -36,11 +37,10 @@ class Drawn(NamedTuple):
 
 
 class Piece(NamedTuple):
-    """A part of the reply's body, and how long it took."""
+    """A part of the reply's body, and the Server-Timing header of all parts so far."""
 
     content: bytes
-    timing: Timing
-    encode_s: float
+    took: dict[bytes, bytes]
 
 
 def is_streamed(bundle: Bundle, plan: SamplePlan) -> bool:
@@ -70,7 +70,7 @@ async def contents(first: Piece, pieces: AsyncGenerator[Piece, None]) -> AsyncGe
 
 
 async def stream_pieces(
-    context: RouteContext, bundle: Bundle, plan: SamplePlan, deadline: Deadline
+    context: RouteContext, request: RequestContext, bundle: Bundle, plan: SamplePlan, deadline: Deadline
 ) -> AsyncGenerator[Piece, None]:
     """Compute and encode the images, piece by piece; the first raises what would refuse the whole request."""
     image, render = bundle.manifest.image, plan.render
@@ -81,7 +81,7 @@ async def stream_pieces(
             work = partial(timed_call, partial(stream.encode, images, metadata, deadline.left_s))
             content, seconds = await context.run_in_time(context.encoders, work, deadline)
             encode_s += seconds
-            yield Piece(content, timing, seconds)
+            yield Piece(content, request.took(queue=timing.queue_s, compute=timing.compute_s, encode=seconds))
     context.metrics.encode.labels(render.format).observe(encode_s)
 
 

@@ -42,7 +42,6 @@ from service.codecs.recipe import MAX_RECIPE_IMAGES, Recipe, find_recipe, is_ani
 from service.codecs.time_slices import Steps
 from service.engine.model_manager import Timing
 from service.errors import Invalid, ServiceError, UnsupportedMediaType
-from service.http.images.discriminate import TIMING
 from service.http.openapi.routes import VERIFY
 from service.http.problems import problem
 from service.http.requests.json_limits import JsonLimits, check_json, json_limits
@@ -131,8 +130,8 @@ async def _verify(context: RouteContext, request: RequestContext) -> Response:
             del only, results
     deadline.left_s()  # raises if the deadline has passed
     shown = [_shown(results[place], request.id) for place in range(len(found))]
-    took = TIMING % (1e3 * decode_s, 1e3 * queue_s, 1e3 * compute_s)
-    return BytesResponse(b'{"results":[%b]}' % b",".join(shown), {b"server-timing": took}, JSON)
+    took = request.took(decode=decode_s, queue=queue_s, compute=compute_s)
+    return BytesResponse(b'{"results":[%b]}' % b",".join(shown), took, JSON)
 
 
 def _shown(result: Result, request_id: str) -> bytes:

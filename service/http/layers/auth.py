@@ -50,11 +50,22 @@ class Keys:
         self._known |= {_digest(key): Key(name, KeyScope.ADMIN) for key, name in admin.items()}
         self._has_admin = bool(admin)
 
-    def replace_by(self, others: "Keys") -> bool:
-        """Let these others be in force from now on. Returns whether that changes anything."""
-        changed = vars(self) != vars(others)
+    def replace_by(self, others: "Keys") -> dict[str, list[str]]:
+        """Let these others be in force from now on. Returns the names whose keys were added, removed and replaced."""
+        before, after = self._by_name(), others._by_name()  # noqa: SLF001 - of the same class
         vars(self).update(vars(others))
-        return changed
+        names = {
+            "added": after.keys() - before.keys(),
+            "removed": before.keys() - after.keys(),
+            "replaced": {name for name in before.keys() & after.keys() if before[name] != after[name]},
+        }
+        return {what: sorted(found) for what, found in names.items() if found}
+
+    def _by_name(self) -> dict[str, set[tuple[bytes, KeyScope]]]:
+        named: dict[str, set[tuple[bytes, KeyScope]]] = {}
+        for digest, key in self._known.items():
+            named.setdefault(key.name or UNNAMED, set()).add((digest, key.scope))
+        return named
 
     def count(self, scope: KeyScope) -> int:
         """How many keys have exactly this scope."""

@@ -142,12 +142,13 @@ class Observe:
             "duration_ms": round(seconds * 1000, 3),
             "bytes": context.bytes_out,
         }
-        if context.bundle is not None:
-            line["bundle"], line["count"] = context.bundle, context.count
+        for what in ("bundle", "count", "error", "key"):
+            if (known := getattr(context, what)) is not None:
+                line[what] = known
+        for what, took_s in context.took_s.items():
+            line[f"{what}_ms"] = round(1000 * took_s, 3)
         if context.scope.get("client"):
             line["client"] = self.proxies.client(context.scope["client"][0], context.all_of_header(b"x-forwarded-for"))
-        if context.key is not None:
-            line["key"] = context.key
         line["request_id"] = context.id
         log.log(level, "request", extra={"fields": line})
 
@@ -205,6 +206,7 @@ class Problems:
             self.metrics.rejected.labels(context.route, error.rejection).inc()
             if context.key is not None:
                 self.metrics.of_key(context.key).rejected.inc()
+        context.error = error.code
         if context.has_started:
             context.status = error.status
         return error

@@ -17,6 +17,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from models.bundle import Bundle
+from service.engine.bundles.index import Version
 from service.errors import DeadlinePassed, TooLarge
 from service.http.requests.memory_budget import SMALL_BYTES, MemoryBudget
 from service.http.requests.responses import StreamedResponse
@@ -109,6 +111,19 @@ class RequestContext(RequestMetadata, ABC):
         if self._work is not None and not self._expects_body:
             self._was_cancelled = True
             self._work.cancel()
+
+    # ------------------------------------------------------------------------------------------- for log and traces
+
+    def works_on(self, bundle: Bundle | Version, count: int) -> None:
+        """Note the bundle, and how many images the request is for."""
+        self.bundle, self.count = f"{bundle.name}@{bundle.version}", count
+
+    def took(self, **seconds: float) -> dict[bytes, bytes]:
+        """Add these seconds to those that were noted before; returns the Server-Timing header, which has them all."""
+        for what, more in seconds.items():
+            self.took_s[what] = self.took_s.get(what, 0.0) + more
+        shown = [f"{what};dur={1e3 * all_s:.3f}" for what, all_s in self.took_s.items()]
+        return {b"server-timing": ", ".join(shown).encode()}
 
     # ------------------------------------------------------------------------------------------------------- the head
 

@@ -19,8 +19,6 @@ from service.metrics import Metrics
 from service.settings import Settings
 
 IDENTITY = "identity"  # a body that is not compressed
-# The Server-Timing header of replies with images, in milliseconds; browsers display it.
-TIMING = b"queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 
 T = TypeVar("T")
 

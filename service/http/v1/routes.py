@@ -36,7 +36,7 @@ from service.http.requests.json_limits import JsonLimits
 from service.http.requests.parsing import parse_body
 from service.http.requests.request_context import RequestContext, context_of
 from service.http.requests.responses import JSON, BytesResponse
-from service.http.requests.route_context import TIMING, Deadline, RouteContext, read_body
+from service.http.requests.route_context import Deadline, RouteContext, read_body
 from service.http.schemas import SampleRequest
 from service.http.v1.messages import AUTO, MAX_PROMPT, ImageFile, ImagesReply, ImagesRequest, ModelEntry, ModelList
 from service.settings import Settings
@@ -102,7 +102,7 @@ async def _images(context: RouteContext, request: RequestContext) -> Response:
     # As JSON, because each image becomes a file of its own.
     wanted = SampleRequest(count=asked.n, seed=asked.seed, labels=label, format="json")
     plan = resolve_sample(wanted, image, names, None, context.settings)
-    request.bundle, request.count = bundle.name, plan.count
+    request.works_on(bundle, plan.count)
     context.manager.batcher.admit(plan.count)
     return await _draw(context, request, bundle, plan, (asked, canvas), deadline)
 
@@ -185,8 +185,8 @@ async def _draw(
     headers = {
         b"x-seed": b"%d" % plan.seed,
         b"x-bundle": f"{bundle.name}@{bundle.version}".encode(),
-        b"server-timing": TIMING % (1e3 * timing.queue_s, 1e3 * timing.compute_s, 1e3 * encode_s),
     }
+    headers |= request.took(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
     return BytesResponse(content, headers, JSON)
 
 

@@ -40,8 +40,6 @@ from service.http.v2.tensors import (
 )
 
 BINARY = "application/octet-stream"
-# The Server-Timing header, in milliseconds; browsers display it.
-TIMING = b"decode;dur=%.3f, queue;dur=%.3f, compute;dur=%.3f, encode;dur=%.3f"
 PARAMETERS = ("seed", "first_index", "count", "labels", "truncation")  # of a generator, of one element
 _HEADER_KEY = HEADER.lower().encode()
 
@@ -74,8 +72,8 @@ async def infer(context: RouteContext, request: RequestContext, name: str, versi
     outputs = {name: (answer.outputs[name], is_binary) for name, is_binary in wanted.items()}
     (content, written), encode_s = await context.decode(encode_reply(head, outputs), deadline)
     deadline.left_s()  # raises if the deadline has passed
-    seconds = decode_s, answer.timing.queue_s, answer.timing.compute_s, encode_s
-    headers = {b"server-timing": TIMING % tuple(1e3 * one for one in seconds)}
+    timing = answer.timing
+    headers = request.took(decode=decode_s, queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
     if written is None:
         return BytesResponse(content, headers, JSON)
     return BytesResponse(content, headers | {_HEADER_KEY: b"%d" % written}, BINARY)
@@ -157,7 +155,7 @@ async def _sample(
     size = plan.count * manifest.image.size
     if not wanted["images"]:
         check_json_output(size)
-    request.bundle, request.count = bundle.name, plan.count
+    request.works_on(bundle, plan.count)
     context.manager.batcher.admit(plan.count)
     request.reserve_reply(size)
     images, _, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
@@ -222,7 +220,7 @@ async def _discriminate(
 ) -> Answer:
     """Judge images by the discriminator."""
     images, labels = _images(context, bundle, asked)
-    request.bundle, request.count = bundle.name, len(images)
+    request.works_on(bundle, len(images))
     classes = resolve_labels(labels, bundle.manifest.labels, len(images))
     context.manager.batcher.admit(len(images))
     verdicts, timing = await judge(context, bundle, images, classes, deadline)

@@ -18,6 +18,7 @@ from service.errors import Invalid, RequestTimeout, ServiceError, TooLarge
 from service.http.openapi.routes import REPOSITORY_INDEX, REPOSITORY_LOAD, REPOSITORY_UNLOAD
 from service.http.requests.json_limits import JsonLimits
 from service.http.requests.parsing import SchemaT, parse_body
+from service.http.requests.request_context import context_of
 from service.http.requests.responses import JSON
 from service.http.v2.messages import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload
 from service.worker_group import WorkerGroup
@@ -35,6 +36,11 @@ def repository_routes(manager: ModelManager) -> APIRouter:
     repository = Repository(manager.bundles, manager.worker_group, manager.settings.bundles)
     manager.worker_group.answer({"change": repository.follow})
 
+    def note_bundle(request: Request, name: str) -> None:
+        """Note for the log what the name means, if anything."""
+        if (version := manager.bundles.version(name)) is not None:
+            context_of(request).bundle = f"{name.partition('@')[0]}@{version}"
+
     @router.post("/v2/repository/index", **REPOSITORY_INDEX)
     async def index(request: Request) -> Response:
         """Every version of every bundle, and why requests can't ask for some."""
@@ -48,14 +54,18 @@ def repository_routes(manager: ModelManager) -> APIRouter:
     async def load(request: Request) -> Response:
         """Take up what has changed on disk, and load what the name means, beside serving; or answer why not."""
         await _parse(request, RepositoryLoad)
-        await repository.change("load", request.path_params["name"])
+        name = request.path_params["name"]
+        await repository.change("load", name)
+        note_bundle(request, name)
         return Response("{}", 200, media_type=JSON)
 
     @router.post("/v2/repository/models/{name}/unload", **REPOSITORY_UNLOAD)
     async def unload(request: Request) -> Response:
         """Unload all versions of a bundle, or one; requests that have found it already are still answered."""
         await _parse(request, RepositoryUnload)
-        await repository.change("unload", request.path_params["name"])
+        name = request.path_params["name"]
+        note_bundle(request, name)
+        await repository.change("unload", name)
         return Response("{}", 200, media_type=JSON)
 
     return router

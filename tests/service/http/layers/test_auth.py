@@ -228,7 +228,7 @@ def test_keys_are_read_again_on_a_signal(
         server.wait_for(lambda: status(server, "alpha") == 401)
         assert [status(server, key) for key in ("beta", "gamma")] == [200, 200]
         [line] = [record for record in caplog.records if record.message == "keys have changed"]
-        assert vars(line)["fields"] == {"clients": 2, "administrators": 0}
+        assert vars(line)["fields"] == {"clients": 2, "administrators": 0, "added": ["team-b"], "replaced": ["team-a"]}
 
 
 @pytest.mark.parametrize("bad", [None, "", "three words here\n", "a beta\na gamma\n"])

@@ -135,18 +135,33 @@ def own(caplog: pytest.LogCaptureFixture) -> list[Any]:
 
 @pytest.mark.anyio
 async def test_each_request_is_one_line_of_fields(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
-    """A request's line has method, route, status, duration, bundle and count."""
+    """A request's line has what it asked for, who asked, how it ended, and where its time went."""
+    np.save(image := io.BytesIO(), np.zeros((2, 8, 8), np.uint8))
+    npy = {"Content-Type": "application/x-npy"}
     with caplog.at_level(logging.INFO, "service"):
-        await client.get("/sample?seed=1&count=3&bundle=rgb")
+        drawn = await client.get("/sample?seed=1&count=3&bundle=rgb")
+        await client.post("/discriminate", content=image.getvalue(), headers=npy)
+        stream = await client.get("/sample?seed=1&count=600&scale=8&format=npy")
+        await client.post("/sample?seed=1", content=b"no array", headers=npy)
         await client.get("/bundles/tiny")
     lines = [record.fields for record in own(caplog)]
     assert [(line["method"], line["route"], line["status"]) for line in lines] == [
         ("GET", "/sample", 200),
+        ("POST", "/discriminate", 200),
+        ("GET", "/sample", 200),
+        ("POST", "/sample", 400),
         ("GET", "/bundles/{name}", 200),
     ]
-    assert (lines[0]["bundle"], lines[0]["count"]) == ("rgb", 3)
-    assert lines[0]["duration_ms"] > 0
-    assert "bundle" not in lines[1]
+    assert (lines[0]["bundle"], lines[0]["count"]) == (drawn.headers["x-bundle"], 3)
+    assert [line.get("count") for line in lines] == [3, 2, 600, None, None]
+    assert [line.get("error") for line in lines] == [None, None, None, "malformed", None]
+    times = [[name for name in line if name.endswith("_ms") and name != "duration_ms"] for line in lines]
+    drawing, judging = ["queue_ms", "compute_ms", "encode_ms"], ["decode_ms", "queue_ms", "compute_ms"]
+    assert times == [drawing, judging, drawing, [], []]
+    assert all(line["duration_ms"] >= line.get("compute_ms", 0) for line in lines[:2])
+    first_s = re.findall("compute;dur=([0-9.]+)", stream.headers["server-timing"])
+    assert lines[2]["compute_ms"] > float(first_s[0])  # the header is sent before the other pieces are computed
+    assert "bundle" not in lines[4]
 
 
 @pytest.mark.anyio

@@ -59,16 +59,25 @@ async def index(client: httpx.AsyncClient, **asked: Any) -> dict[str, tuple[str,
 async def test_the_log_says_what_was_loaded_and_unloaded(
     admin: httpx.AsyncClient, tiny_bundles: dict[str, Bundle], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Each with its version."""
+    """Each with its version, and by whose key."""
     rgb = f"rgb@{tiny_bundles['rgb'].version}"
     with caplog.at_level(logging.INFO, "service"):
         for verb in ("unload", "load", "load"):
             assert (await change(admin, "rgb", verb)).status_code == 200
     assert [message for message in caplog.messages if message != "request"] == [
+        "bundles have changed",
         f"bundle unloaded: {rgb}",
         f"bundle loaded: {rgb}",
+        "bundles have changed",
         f"bundle loaded already: {rgb}",
     ]
+    lines = [vars(record)["fields"] for record in caplog.records if hasattr(record, "fields")]
+    assert [line for line in lines if "route" not in line] == [
+        {"removed": [rgb], "key": "unnamed"},
+        {"added": [rgb], "means": {"rgb": rgb}, "key": "unnamed"},
+    ]
+    asked = [(line["route"].rpartition("/")[2], line["bundle"], line["key"]) for line in lines if "route" in line]
+    assert asked == [(verb, rgb, "unnamed") for verb in ("unload", "load", "load")]
 
 
 async def change(client: httpx.AsyncClient, name: str, verb: str, **body: Any) -> httpx.Response:
