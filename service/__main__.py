@@ -16,6 +16,7 @@ import gc
 import logging
 import os
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -27,6 +28,7 @@ from service.logs import set_up_logs
 from service.server import process_memory as memory
 from service.server.listener import HostError, in_words, listen
 from service.server.supervisor import Supervisor
+from service.server.tls import read_tls
 from service.server.worker_count import Machine, choose_workers, weights_bytes
 from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
 from service.worker_group import WorkerGroup
@@ -61,7 +63,7 @@ def start(arguments: Sequence[str]) -> int:
     prepared = prepare(arguments)
     if isinstance(prepared, int):
         return prepared
-    settings, keys, warnings = prepared
+    settings, keys, tls, warnings = prepared
     for warning in warnings:
         log.warning(warning)
     try:
@@ -79,24 +81,32 @@ def start(arguments: Sequence[str]) -> int:
         size = {"workers": workers, "because": why}
         arguments = [*arguments, flag("workers"), str(workers)]
     if workers > 1:
-        return asyncio.run(Supervisor(listener, in_words(listener), arguments, workers, size).run())
-    return serve(settings, keys, [listener], WorkerGroup(size))
+        address = in_words(listener, has_tls=tls is not None)
+        return asyncio.run(Supervisor(listener, address, arguments, workers, size).run())
+    return serve(settings, keys, [listener], WorkerGroup(size), tls)
 
 
-def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, list[str]] | int:
-    """Read the settings and set up the log; returns settings, keys and warnings, or an exit code for bad settings."""
+def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, ssl.SSLContext | None, list[str]] | int:
+    """Read the settings and set up the log; returns settings, keys, TLS and warnings, or the exit code for bad ones."""
     try:
         settings = read_settings(vars(_parser().parse_args(arguments)))
         keys = read_keys(settings)
         read_bundle_keys(settings)  # raises now; they are read again with the bundles
+        tls = read_tls(settings)
         warnings = check_names(os.environ)
     except SettingsError as error:
         return _print_error(str(error), BAD_SETTING)
     set_up_logs(settings.log_format, settings.log_level)
-    return settings, keys, warnings
+    return settings, keys, tls, warnings
 
 
-def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker_group: WorkerGroup) -> int:
+def serve(
+    settings: Settings,
+    keys: Keys,
+    listeners: list[socket.socket],
+    worker_group: WorkerGroup,
+    tls: ssl.SSLContext | None = None,
+) -> int:
     """Answer requests until told to stop; returns the exit code."""
     memory.share_one_heap()
     # Imports create hundreds of thousands of objects that stay, and the garbage collector would visit them repeatedly:
@@ -116,7 +126,7 @@ def serve(settings: Settings, keys: Keys, listeners: list[socket.socket], worker
         field = "precision" if isinstance(error, NoSuchPrecision) else "device"
         reason = f"{variable(field)} (or {flag(field)}): {error}"
         return BAD_SETTING if worker_group.cannot_start(reason) else _print_error(reason, BAD_SETTING)
-    return run(app, settings, listeners, worker_group)
+    return run(app, settings, listeners, worker_group, tls)
 
 
 def _print_error(message: str, code: int) -> int:

@@ -24,6 +24,7 @@ _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[a-z0-9.:\[\]_-]+")
 _OWN_PORT = re.compile(r"^(https://.+):443$|^(http://.+):80$")
 MAX_WORKERS = 64
 _KEYS = ("GAN_API_KEY", "GAN_ADMIN_KEY", "GAN_BUNDLE_KEY")
+_TLS = ("GAN_TLS", "GAN_SSL")
 MAX_KEYS_BYTES = 2**20  # of a file of keys
 
 
@@ -163,6 +164,12 @@ class Settings(BaseSettings):
     bundle_keys_file: Path | None = Field(
         None, description="File of public keys, a line id base64 each; only bundles that one of them signed are loaded."
     )
+    tls_cert_file: Path | None = Field(
+        None, description="File in PEM with the certificate for HTTPS and those that vouch for it; unset: plain HTTP."
+    )
+    tls_key_file: Path | None = Field(
+        None, description="File in PEM with the certificate's private key, not encrypted."
+    )
     cors_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
         None,
         description="Origins whose pages may call the service from a browser, separated by commas, such as "
@@ -188,6 +195,9 @@ class Settings(BaseSettings):
             raise ValueError(
                 f"GAN_MAX_COUNT ({self.max_count}) is over GAN_MAX_QUEUED_IMAGES ({self.max_queued_images}){share}"
             )
+        if (self.tls_cert_file is None) != (self.tls_key_file is None):  # plain HTTP would be a surprise
+            named, other = ("cert", "key") if self.tls_key_file is None else ("key", "cert")
+            raise ValueError(f"GAN_TLS_{named.upper()}_FILE needs GAN_TLS_{other.upper()}_FILE beside it")
         if self.worker_count > 1 and not hasattr(socket, "send_fds"):
             raise ValueError("GAN_WORKERS can't be more than 1 on this system: it passes no connections to processes")
         return self
@@ -258,8 +268,8 @@ def check_names(names: Iterable[str]) -> list[str]:
     """Warnings about environment variables that look like settings but are none; most likely misspelled.
 
     Raises:
-        SettingsError: A misspelled setting of keys. Starting would leave a service open whose operator believes that it
-            needs a key.
+        SettingsError: A misspelled setting of keys or TLS. Starting would leave a service open whose operator believes
+            that it needs a key, or its connections plain.
     """
     known = {variable(field) for field in Settings.model_fields}
     warnings = []
@@ -271,5 +281,7 @@ def check_names(names: Iterable[str]) -> list[str]:
                 f"{name} is not a setting; keys are read from GAN_API_KEYS, GAN_ADMIN_KEYS, …_FILE and "
                 "GAN_BUNDLE_KEYS_FILE"
             )
+        if name.startswith(_TLS):
+            raise SettingsError(f"{name} is not a setting; TLS is set by GAN_TLS_CERT_FILE and GAN_TLS_KEY_FILE")
         warnings.append(f"{name} is not a setting and is ignored{did_you_mean(name, known)}")
     return warnings

@@ -5,7 +5,9 @@ import concurrent.futures
 import logging
 import os
 import re
+import shutil
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -27,6 +29,7 @@ from models.spec import PRESETS, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec,
 from service.app import create_app
 from service.server.listener import listen
 from service.server.server import Server
+from service.server.tls import read_tls
 from service.settings import Settings, variable
 
 collect_ignore = ["clients"]  # they run in environments of their own: make test-clients
@@ -272,14 +275,20 @@ def problem() -> Callable[[httpx.Response, int, str], str]:
 class LiveServer(Server):
     """The service as `python -m service` runs it, on a port of its own, in a thread of this process."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(
+        self, settings: Settings, loop_factory: Callable[[], asyncio.AbstractEventLoop] = asyncio.new_event_loop
+    ) -> None:
         self.app = create_app(settings)
-        super().__init__(self.app, settings)
+        super().__init__(self.app, settings, tls=read_tls(settings))
         self.listener = listen("127.0.0.1", 0)
         self.port: int = self.listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http{'s' if settings.tls_cert_file else ''}://127.0.0.1:{self.port}"
         self.is_ready = threading.Event()
-        self.thread = threading.Thread(target=lambda: asyncio.run(self.serve([self.listener])))
+        self.thread = threading.Thread(target=self._run, args=[loop_factory])
+
+    def _run(self, loop_factory: Callable[[], asyncio.AbstractEventLoop]) -> None:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            runner.run(self.serve([self.listener]))
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say when the bundles are there."""
@@ -332,6 +341,26 @@ class LiveServer(Server):
 def live_server() -> type[LiveServer]:
     """For tests that need a server of their own."""
     return LiveServer
+
+
+@pytest.fixture(scope="session")
+def make_certificate() -> Callable[[Path, str], tuple[Path, Path]]:
+    """Write a certificate of this machine that vouches for itself, and its key, into a folder; returns both files."""
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl")
+
+    def make(folder: Path, name: str) -> tuple[Path, Path]:
+        certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
+        options = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=localhost"
+        options += " -addext subjectAltName=DNS:localhost,IP:127.0.0.1"
+        subprocess.run(
+            ["openssl", *options.split(), "-out", str(certificate), "-keyout", str(key)],
+            check=True,
+            capture_output=True,
+        )
+        return certificate, key
+
+    return make
 
 
 @pytest.fixture(scope="module")

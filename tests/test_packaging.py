@@ -5,11 +5,12 @@ import os
 import re
 import shlex
 import shutil
+import ssl
 import subprocess
 import sys
 import threading
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -111,7 +112,7 @@ def test_git_ignores_no_part_of_the_packages(path: str) -> None:
 
 
 @contextmanager
-def answering_readyz(status: int) -> Iterator[int]:
+def answering_readyz(status: int, tls: ssl.SSLContext | None = None) -> Iterator[int]:
     """A server on a free port that answers /readyz with one status, and any other path with 404."""
 
     class Answer(BaseHTTPRequestHandler):
@@ -123,6 +124,8 @@ def answering_readyz(status: int) -> Iterator[int]:
             """Keep the tests' output clean."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Answer) as server:
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
         thread.start()
         try:
@@ -132,10 +135,10 @@ def answering_readyz(status: int) -> Iterator[int]:
             thread.join()
 
 
-def health_check(port: int) -> int:
+def health_check(port: int, **more: str) -> int:
     """Exit code of the image's health check, run here with a proxy set that nothing answers on."""
     command = json.loads(arguments("HEALTHCHECK")[-1].partition("CMD ")[2])
-    environment = os.environ | {"GAN_PORT": str(port), "http_proxy": "http://127.0.0.1:9"}
+    environment = os.environ | {"GAN_PORT": str(port), "http_proxy": "http://127.0.0.1:9"} | more
     return subprocess.run(
         [sys.executable, *command[1:]], env=environment, check=False, stderr=subprocess.DEVNULL
     ).returncode
@@ -146,6 +149,16 @@ def test_the_health_check_believes_readyz(status: int, healthy: bool) -> None:  
     """The container is healthy exactly when /readyz says 200, whatever proxy is configured."""
     with answering_readyz(status) as port:
         assert (health_check(port) == 0) is healthy
+
+
+def test_the_health_check_follows_tls(make_certificate: Callable[..., tuple[Path, Path]], tmp_path: Path) -> None:
+    """Where the service has a certificate it is asked over TLS, whatever name stands in the certificate."""
+    certificate, key = make_certificate(tmp_path, "one")
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    with answering_readyz(HTTPStatus.OK, tls) as port:
+        assert health_check(port, GAN_TLS_CERT_FILE=str(certificate)) == 0
+        assert health_check(port) != 0
 
 
 def test_the_health_check_fails_where_nobody_listens() -> None:

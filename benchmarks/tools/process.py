@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -23,7 +24,7 @@ POLL_S = 0.05
 SPARE_FILES = 256
 PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 TICKS_PER_S = os.sysconf("SC_CLK_TCK")
-_SERVING = "serving http://127.0.0.1:"  # and the port: the bundles are loaded
+_SERVING = re.compile(r"serving https?://127\.0\.0\.1:([0-9]+)")  # the bundles are loaded
 
 
 class Readings:
@@ -66,8 +67,8 @@ class Service:
         )
         self.pid = self._process.pid
         try:
-            self.wait_for_log(_SERVING)
-            self.port = int(self.log().split(_SERVING)[1].split('"')[0])
+            self.wait_for_log('"serving http')
+            self.port = int(_SERVING.findall(self.log())[0])
         except BaseException:
             self.stop()
             raise

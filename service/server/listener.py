@@ -50,13 +50,14 @@ def listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def in_words(listener: socket.socket) -> str:
+def in_words(listener: socket.socket, *, has_tls: bool = False) -> str:
     """Where this machine reaches the listener, for the log: a URL, and that there are others where it has them all."""
+    scheme = "https" if has_tls else "http"
     host, port = listener.getsockname()[:2]
     if host not in {"0.0.0.0", "::"}:  # noqa: S104 - only compared
-        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+        return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
     only_ipv6 = host == "::" and listener.getsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY)
-    return f"http://{'[::1]' if only_ipv6 else '127.0.0.1'}:{port}, and on every other address of this machine"
+    return f"{scheme}://{'[::1]' if only_ipv6 else '127.0.0.1'}:{port}, and on every other address of this machine"
 
 
 class Acceptor:

@@ -16,6 +16,9 @@ and ends connections. In short:
 - A connection without a request in progress is closed after a while, also if it has sent nothing or half a head.
 - A half-closed connection counts as left by its client: work is cancelled, but a reply that needs none is still sent.
 - Trailer fields after a body are ignored, because they are not part of the head.
+- Over TLS three things differ. The transport takes all that is written, even if the client does not read it, so large
+  replies are written in pieces. It can't half-close: a client that is still sending knows the end of its reply by the
+  length alone. And it closes only after the client has said goodbye too, for which there is little time at shutdown.
 """
 
 import asyncio
@@ -23,7 +26,7 @@ import http
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import Context
 from functools import lru_cache
 from typing import Any
@@ -54,6 +57,9 @@ MAX_UNWRITTEN = 16  # pieces of replies that wait for the end of the turn
 WHITESPACE = b" \t"  # allowed around a header's value
 LATE_BODY_S = 10.0  # a client that is still sending when it is refused has so long to read its reply
 LATE_BODY_AT_END_S = 1.0  # the same while the server shuts down
+GOODBYE_AT_END_S = 3.0  # while the server shuts down, a client has so long to read the rest over TLS and to say goodbye
+TLS_PIECE_BYTES = 2**17  # of a large reply, encrypted in one go: a tenth of a millisecond
+TLS_BUFFER_BYTES = 2**16  # that TLS keeps each way, read and not yet parsed, or written and not yet sent
 _WITHOUT_BODY = frozenset({204, 304})
 _UNPRINTABLE = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
@@ -179,9 +185,13 @@ class HttpRequest(RequestContext):
         """See the base class."""
         if self._connection.is_closing:  # the client has left
             return
-        self._write_out(self._framed(body, is_last=is_last))
-        if self._connection.drained is not None:
-            await asyncio.shield(self._connection.drained)
+        *pieces, last = self._connection.pieces(self._framed(body, is_last=is_last))
+        for piece in pieces:
+            self._write_out(piece)
+            await self._connection.has_room()
+            await asyncio.sleep(0)
+        self._write_out(last)
+        await self._connection.has_room()
         if is_last and not self.is_answered:
             self.is_answered = True
             self._wake_reader()
@@ -226,12 +236,12 @@ class HttpRequest(RequestContext):
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
         return chunk + b"0\r\n\r\n" if is_last else chunk
 
-    def _write_out(self, body: bytes) -> None:
+    def _write_out(self, body: bytes | memoryview) -> None:
         head, self._head = self._head or b"", None
         if head and len(body) > SMALL_BYTES:  # copying a large body would take longer than a second call
             self._connection.write(head)
             head = b""
-        if data := head + body:
+        if data := head + body if head else body:
             self._connection.write(data)
 
 
@@ -267,7 +277,7 @@ class HttpConnection(asyncio.Protocol):
         self._loop = _loop or asyncio.get_running_loop()
         self._burst = burst or WriteBurst()
         self._when_closed = when_closed
-        self._unwritten: list[bytes] = []
+        self._unwritten: list[bytes | memoryview] = []
         self._transport: asyncio.Transport
         self._parser = self._new_parser()
         self._requests: deque[HttpRequest] = deque()  # not yet answered; the first is in progress
@@ -283,8 +293,7 @@ class HttpConnection(asyncio.Protocol):
         self.drained: asyncio.Future[None] | None = None
         self._late_body_s = LATE_BODY_S
         self._close_timer: asyncio.TimerHandle | None = None  # closes the connection of a client that is still sending
-        self._idle_since = self._loop.time()
-        self._idle_timer = self._loop.call_later(self._keep_alive_s, self._close_if_idle)
+        self._is_at_end = False  # the server shuts down
 
     def _new_parser(self) -> HttpRequestParser:
         parser = HttpRequestParser(self)
@@ -297,7 +306,12 @@ class HttpConnection(asyncio.Protocol):
         """See asyncio."""
         self._transport = transport
         self._client, self._server = _address(transport, "peername"), _address(transport, "sockname")
-        self._scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self._has_tls = transport.get_extra_info("sslcontext") is not None
+        if self._has_tls:
+            transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
+            transport.set_read_buffer_limits(TLS_BUFFER_BYTES)  # type: ignore[attr-defined]  # only TLS has them
+        self._idle_since = self._loop.time()
+        self._idle_timer = self._loop.call_later(self._keep_alive_s, self._close_if_idle)
         self._state.connections.add(self)  # type: ignore[arg-type]  # uvicorn's annotation allows its own classes only
 
     def data_received(self, data: bytes) -> None:
@@ -433,7 +447,7 @@ class HttpConnection(asyncio.Protocol):
             "http_version": version,
             "server": self._server,
             "client": self._client,
-            "scheme": self._scheme,
+            "scheme": "https" if self._has_tls else "http",
             "method": method,
             "root_path": self._root_path,
             "path": self._root_path + (unquote(path) if "%" in path else path),
@@ -456,7 +470,7 @@ class HttpConnection(asyncio.Protocol):
         elif request.has_started:  # the client sees that its reply is incomplete
             request.client_left()
             self.flush()
-            self._transport.close()
+            self._close_transport()
         else:
             request.refuse(error)
 
@@ -530,7 +544,19 @@ class HttpConnection(asyncio.Protocol):
         """Whether it is too late to write."""
         return self._transport.is_closing()
 
-    def write(self, data: bytes) -> None:
+    def pieces(self, data: bytes) -> Sequence[bytes | memoryview]:
+        """What of a reply to write one after the other, with room for each: over TLS small pieces, else all of it."""
+        if not self._has_tls or len(data) <= TLS_PIECE_BYTES:
+            return [data]
+        view = memoryview(data)
+        return [view[start : start + TLS_PIECE_BYTES] for start in range(0, len(data), TLS_PIECE_BYTES)]
+
+    async def has_room(self) -> None:
+        """Wait while the client is slow to read what was written."""
+        if self.drained is not None:
+            await asyncio.shield(self.drained)
+
+    def write(self, data: bytes | memoryview) -> None:
         """Write, what is small at the end of this turn of the loop; nothing if the client has left."""
         if len(data) > SMALL_BYTES or len(self._unwritten) >= MAX_UNWRITTEN:
             self.flush()
@@ -576,12 +602,12 @@ class HttpConnection(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """Called by uvicorn at shutdown: close now, or after the reply of a request in progress."""
+        self._is_at_end, self._late_body_s = True, LATE_BODY_AT_END_S
         if self._requests:
             self._requests[0].keeps_alive = False
         else:
             self.flush()
-            self._transport.close()
-        self._late_body_s = LATE_BODY_AT_END_S
+            self._close_transport()
 
     def hang_up(self) -> None:
         """End the connection at once, even if the client has not read or sent everything."""
@@ -593,13 +619,21 @@ class HttpConnection(asyncio.Protocol):
             return
         self.flush()
         is_sending = self._is_broken or self._incoming is not None or not self._is_reading
-        if not (is_sending and self._transport.can_write_eof()):
-            self._transport.close()
+        if not is_sending:
+            self._close_transport()
             return
         # In an empty context: the current one refers to the answered request and would keep it until then.
-        self._close_timer = self._loop.call_later(self._late_body_s, self._transport.close, context=Context())
-        self._transport.write_eof()
+        end = self._transport.abort if self._has_tls else self._transport.close  # TLS would go on reading after a close
+        self._close_timer = self._loop.call_later(self._late_body_s, end, context=Context())
+        if self._transport.can_write_eof():
+            self._transport.write_eof()
         self.resume_reading()
+
+    def _close_transport(self) -> None:
+        """Close once everything is written and, over TLS, the client has said goodbye; at shutdown it has not long."""
+        self._transport.close()
+        if self._has_tls and self._is_at_end:
+            self._loop.call_later(GOODBYE_AT_END_S, self._transport.abort, context=Context())
 
     def _close_if_idle(self) -> None:
         """Timer: close if no request is in progress and none has begun for a while; else set the timer again."""
@@ -610,7 +644,7 @@ class HttpConnection(asyncio.Protocol):
         if left > 0:
             self._idle_timer = self._loop.call_later(left, self._close_if_idle)
         elif not self._transport.is_closing():
-            self._transport.close()
+            self._close_transport()
 
 
 def _says_close(headers: Iterable[Header]) -> bool:

@@ -8,6 +8,7 @@ import logging
 import math
 import signal
 import socket
+import ssl
 import sys
 import time
 from types import FrameType
@@ -20,9 +21,10 @@ from models.bundle import BundleError
 from service.errors import ServiceError
 from service.http.layers.auth import Keys, KeyScope, has_files, read_keys
 from service.server import process_memory as memory
-from service.server.listener import Acceptor, in_words
+from service.server.listener import STALLED_CLIENT_S, Acceptor, in_words
 from service.server.protocol import HttpConnection
 from service.server.signals import sighup_reloads
+from service.server.tls import HANDSHAKE_S, read_tls
 from service.server.write_burst import WriteBurst
 from service.settings import Settings, SettingsError
 from service.worker_group import PROBES, WorkerGroup
@@ -41,14 +43,18 @@ log = logging.getLogger(__name__)
 
 
 def run(
-    app: FastAPI, settings: Settings, listeners: list[socket.socket], worker_group: WorkerGroup | None = None
+    app: FastAPI,
+    settings: Settings,
+    listeners: list[socket.socket],
+    worker_group: WorkerGroup | None = None,
+    tls: ssl.SSLContext | None = None,
 ) -> int:
     """Serve until a signal or a failed start, and return the process' exit code.
 
     A worker among others has no listener; `worker_group` gives it connections.
     """
     gc.freeze()  # imported objects stay: exclude them from garbage collection
-    server = Server(app, settings, worker_group)
+    server = Server(app, settings, worker_group, tls)
     with asyncio.Runner(loop_factory=new_event_loop) as runner:
         runner.run(server.serve(listeners))
     if server.exit_code not in {FAILED, BAD_BUNDLE}:
@@ -63,7 +69,13 @@ class Server(uvicorn.Server):
     uvicorn records them, so a process that has drained ends with exit code 0.
     """
 
-    def __init__(self, app: FastAPI, settings: Settings, worker_group: WorkerGroup | None = None) -> None:
+    def __init__(
+        self,
+        app: FastAPI,
+        settings: Settings,
+        worker_group: WorkerGroup | None = None,
+        tls: ssl.SSLContext | None = None,
+    ) -> None:
         super().__init__(
             uvicorn.Config(
                 app,
@@ -82,6 +94,7 @@ class Server(uvicorn.Server):
         self._app = app
         self._settings = settings
         self._worker_group = worker_group or WorkerGroup()
+        self._tls = tls  # of new connections; None: they are plain
         self._draining: asyncio.Task[None] | None = None
         self._background_tasks: list[asyncio.Task[None]] = []
         self._acceptors: list[Acceptor] = []
@@ -89,6 +102,7 @@ class Server(uvicorn.Server):
         self._connecting: set[asyncio.Task[None]] = set()
         self.reload_requested = asyncio.Event()  # set by SIGHUP, cleared when a reload begins
         self.keys_requested = asyncio.Event()  # likewise, for the files of keys
+        self.tls_requested = asyncio.Event()  # likewise, for the certificate
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve on these sockets until told to stop."""
@@ -98,22 +112,24 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Begin to accept; the bundles are still being loaded."""
         if sighup_reloads():  # before anything else: the start may miss changes from now on
-            with contextlib.suppress(RuntimeError):  # not in the main thread, as in tests
+            with contextlib.suppress(RuntimeError, ValueError):  # not in the main thread, as in tests
                 self._loop.add_signal_handler(signal.SIGHUP, self.request_reload)
         await super().startup([])  # no sockets for uvicorn: Acceptor accepts instead
         self._acceptors = [Acceptor(listener, self.take) for listener in sockets or []]
         for acceptor in self._acceptors:
             acceptor.start()
-        self.keys_requested.set()  # they were read before SIGHUP was heeded, and may have changed since
-        chores = (self._watch(), self._keep_reloading(), self._keep_reading_keys(), memory.keep_trimming_heap())
-        self._background_tasks = [self._loop.create_task(chore) for chore in chores]
+        for requested in (self.keys_requested, self.tls_requested):  # they may have changed before SIGHUP was heeded
+            requested.set()
+        chores = (self._watch(), self._keep_reloading(), self._keep_reading_keys(), self._keep_reading_tls())
+        self._background_tasks = [self._loop.create_task(chore) for chore in (*chores, memory.keep_trimming_heap())]
         await self._worker_group.join(self)
-        addresses = [in_words(listener) for listener in sockets or []]
+        addresses = [in_words(listener, has_tls=self._tls is not None) for listener in sockets or []]
         self._app.state.starting.add_done_callback(lambda starting: self._started(starting, addresses))
 
     def request_reload(self) -> None:
-        """Read the files of keys and the folder of bundles again."""
+        """Read the files of keys, the certificate and the folder of bundles again."""
         self.keys_requested.set()
+        self.tls_requested.set()
         self.reload_requested.set()
 
     def reasons(self) -> dict[str, str | None]:
@@ -126,7 +142,9 @@ class Server(uvicorn.Server):
         for acceptor in self._acceptors:
             acceptor.stop()
         if self._connecting:  # so that uvicorn knows of them when it closes connections
-            await asyncio.wait(self._connecting)
+            _, unfinished = await asyncio.wait(self._connecting, timeout=CANCEL_GRACE_S)
+            for handshake in unfinished:
+                handshake.cancel()
         await super().shutdown(sockets)
         if self.force_exit:  # uvicorn then skips the lifespan's end, and logs an error when the loop's end cancels it
             with contextlib.suppress(TimeoutError):
@@ -151,11 +169,16 @@ class Server(uvicorn.Server):
 
     async def _connect(self, connection: socket.socket) -> None:
         try:
-            await self._loop.connect_accepted_socket(self._make_protocol, connection)
-        except OSError as error:  # the client has left already
+            await self._loop.connect_accepted_socket(self._make_protocol, connection, **self._tls_options())
+        except OSError as error:  # the client has left already, or does not speak TLS as we do
             log.debug("a connection was lost: %s", error)
             connection.close()
             self._worker_group.connection_closed()
+
+    def _tls_options(self) -> dict[str, Any]:
+        if self._tls is None:
+            return {}
+        return {"ssl": self._tls, "ssl_handshake_timeout": HANDSHAKE_S, "ssl_shutdown_timeout": STALLED_CLIENT_S}
 
     def _make_protocol(self) -> HttpConnection:
         return HttpConnection(
@@ -287,6 +310,18 @@ class Server(uvicorn.Server):
             if changes:
                 counts = {"clients": keys.count(KeyScope.USE), "administrators": keys.count(KeyScope.ADMIN)}
                 log.info("keys have changed", extra={"fields": counts | changes})
+
+    async def _keep_reading_tls(self) -> None:
+        """Read the certificate and key again on SIGHUP, for new connections; the old ones stay where they are bad."""
+        while self._tls is not None:
+            await self.tls_requested.wait()
+            self.tls_requested.clear()
+            try:
+                self._tls = await asyncio.to_thread(read_tls, self._settings)
+            except SettingsError as error:
+                log.error("certificate not read again, the old one stays: %s", error)  # noqa: TRY400 - as above
+            else:
+                log.info("certificate read", extra={"fields": {"file": str(self._settings.tls_cert_file)}})
 
 
 def _names(bundles: Any) -> str:

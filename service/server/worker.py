@@ -23,8 +23,8 @@ def start(arguments: Sequence[str]) -> int:
     if isinstance(prepared, int):
         return prepared
     worker_group = WorkerLink(socket.socket(fileno=int(messages)), socket.socket(fileno=int(connections)))
-    settings, keys, _ = prepared  # the supervisor has logged the warnings
-    return serve(settings, keys, [], worker_group)
+    settings, keys, tls, _ = prepared  # the supervisor has logged the warnings
+    return serve(settings, keys, [], worker_group, tls)
 
 
 if __name__ == "__main__":

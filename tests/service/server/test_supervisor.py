@@ -9,10 +9,11 @@ import select
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -189,6 +190,42 @@ async def test_keys_are_read_again_in_every_worker(folder: Path, tmp_path: Path)
         service.wait_for_log("keys have changed", 2)
         assert [reply.status for reply in await ask_each(service, alpha)] == [401, 401]
         assert [reply.status for reply in await ask_each(service, beta)] == [200, 200]
+
+
+async def test_a_new_certificate_is_taken_up_by_every_worker(
+    folder: Path, tmp_path: Path, make_certificate: Callable[..., tuple[Path, Path]]
+) -> None:
+    """After SIGHUP new connections get it from each of them; one that can't be used changes nothing in any."""
+    certificate, key = make_certificate(tmp_path, "used")
+    used: dict[str, Any] = {"tls_cert_file": certificate, "tls_key_file": key}
+    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, **used) as service:
+
+        def seen() -> set[str]:
+            """The certificates of as many connections as reach both workers, while all are open."""
+            trust = ssl.create_default_context()
+            trust.check_hostname, trust.verify_mode = False, ssl.CERT_NONE
+            with contextlib.ExitStack() as stack:
+                ones = [
+                    stack.enter_context(trust.wrap_socket(socket.create_connection(("127.0.0.1", service.port), 60)))
+                    for _ in range(4)
+                ]
+                return {ssl.DER_cert_to_PEM_cert(one.getpeercert(binary_form=True) or b"").strip() for one in ones}
+
+        def read(name: str) -> str:
+            return Path(tmp_path / name).read_text().strip()
+
+        old = read("used.pem")
+        assert await asyncio.to_thread(seen) == {old}
+        new, new_key = make_certificate(tmp_path, "new")
+        new_key.replace(key)
+        service.send(signal.SIGHUP)
+        service.wait_for_log("the old one stays", 2)
+        assert await asyncio.to_thread(seen) == {old}
+        new.replace(certificate)
+        times = service.log().count("certificate read")
+        service.send(signal.SIGHUP)
+        service.wait_for_log("certificate read", times + 2)
+        assert await asyncio.to_thread(seen) == {read("used.pem")} != {old}
 
 
 async def test_what_one_worker_is_refused_changes_nothing_in_the_others(service: Service, folder: Path) -> None:
