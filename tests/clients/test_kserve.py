@@ -5,12 +5,14 @@ import io
 import os
 import urllib.request
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import httpx
 import numpy as np
 import pytest
-from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig
+import yaml
+from kserve import InferenceRESTClient, InferInput, InferRequest, RESTConfig, models
 from kserve.protocol.infer_type import RequestedOutput
 
 URL = os.environ["SERVICE_URL"]
@@ -110,3 +112,19 @@ def test_errors_say_why() -> None:
     for model, parameters, words in (("nobody", {}, "404"), ("mnist", {"count": 0}, "count")):
         with pytest.raises(httpx.HTTPStatusError, match=words):
             infer(model, [], parameters=parameters)
+
+
+def test_the_manifest_has_the_fields_of_kserve() -> None:
+    """Those of an InferenceService and its predictor, with values of their types; tests/deploy checks the pod's."""
+    path = Path(__file__).parents[2] / "deploy/kubernetes/kserve/inferenceservice.yaml"
+    manifest = yaml.safe_load(path.read_text())
+    assert manifest["apiVersion"] == "serving.kserve.io/v1beta1"
+    for model, fields in (
+        (models.V1beta1InferenceService, manifest),
+        (models.V1beta1InferenceServiceSpec, manifest["spec"]),
+        (models.V1beta1PredictorSpec, manifest["spec"]["predictor"]),
+    ):
+        types = {model.attribute_map[name]: kind for name, kind in model.openapi_types.items()}
+        assert fields.keys() <= types.keys()
+        for name, value in fields.items():
+            assert types[name] not in {"bool", "int", "str"} or types[name] == type(value).__name__
