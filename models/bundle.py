@@ -147,7 +147,7 @@ class Manifest(Spec):
         return {one.key: one.sig for one in self.signature or ()}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A verified bundle in memory: both nets in eval mode, without gradients, on one device.
 
