@@ -38,6 +38,7 @@ from service.http.schemas import InterpolateRequest
 from service.settings import Settings
 
 STEP_MS, USUAL_MS = 20, 2000  # of an image at least: browsers slow down what is faster; of an animation, if that fits
+LATENTS_BYTES = 4 * 256 * 65536  # of the most steps and the widest latents
 SMALL_PATH = 2**16  # numbers of all latents, computed on the event loop in a millisecond
 
 
@@ -161,7 +162,7 @@ def resolve_interpolation(
     )
 
 
-def _labels(asked: InterpolateRequest, bundle: Bundle) -> list[int] | None:
+def _labels(asked: InterpolateRequest, bundle: Bundle | Version) -> list[int] | None:
     """The label of each image; None for a bundle without."""
     names = bundle.manifest.labels
     first = resolve_label(asked.label, names, "label")
@@ -178,7 +179,9 @@ def _labels(asked: InterpolateRequest, bundle: Bundle) -> list[int] | None:
     return [own[end] for end in nearer.tolist()]
 
 
-def _options(asked: InterpolateRequest, bundle: Bundle, accept: str | None, max_pixels: int) -> SequenceOptions:
+def _options(
+    asked: InterpolateRequest, bundle: Bundle | Version, accept: str | None, max_pixels: int
+) -> SequenceOptions:
     """The format, which has to hold the picture, and the time that an animation takes."""
     form = asked.format or negotiate(accept, SEQUENCE_TYPES)
     least_ms = STEP_MS * asked.steps
