@@ -36,7 +36,7 @@ test-fast: $(VENV)/everything
 test-lowest:
 	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
 	.venv-lowest/bin/python $(PYTEST) tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
-		tests/models/test_networks.py tests/gan_client
+		tests/models/test_networks.py tests/models/test_signing.py tests/gan_client
 
 install: $(VENV)/everything
 

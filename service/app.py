@@ -18,19 +18,28 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from models.bundle import BundleError
 from service import __version__
 from service.codecs.decoders import Decoders
+from service.codecs.encode import most_encoding_bytes
 from service.codecs.time_slices import TimeSlices
 from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.images.discriminate import discriminate_routes
 from service.http.images.encode import encode_routes
-from service.http.images.interpolate import interpolate_routes
+from service.http.images.interpolate import LATENTS_BYTES, interpolate_routes
 from service.http.images.sample import MAX_JSON_BYTES, sample_routes
 from service.http.images.streaming import PIECE_BYTES
 from service.http.images.verify import verify_routes
 from service.http.layers.auth import Keys, KeyScope, read_keys
 from service.http.layers.client_address import TrustedProxies
 from service.http.layers.cross_origin import CrossOrigin, Preflights
-from service.http.layers.middleware import Admission, Authentication, Observe, Problems, RouteTable, Shortcut
+from service.http.layers.middleware import (
+    BUDGET_FACTOR,
+    Admission,
+    Authentication,
+    Observe,
+    Problems,
+    RouteTable,
+    Shortcut,
+)
 from service.http.openapi.document import operation_id
 from service.http.openapi.routes import complete
 from service.http.operations.bundles import bundle_routes
@@ -198,7 +207,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         work,
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
-        max_reply_bytes=max(settings.max_output_pixels, PIECE_BYTES),  # there is always room for a stream
+        all_reply_bytes=all_reply_bytes(settings),
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:
@@ -208,6 +217,12 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         app = CrossOrigin(app, settings.cors_origins.split(","))
     table, proxies = RouteTable(routes, settings.root_path), TrustedProxies(networks(settings.trusted_proxies))
     return Observe(app, context.metrics, table, lambda: manager.is_draining, proxies)
+
+
+def all_reply_bytes(settings: Settings) -> int:
+    """Memory for all replies together: for several streams, or for one of the largest that are made whole."""
+    several = BUDGET_FACTOR * max(settings.max_output_pixels, PIECE_BYTES)
+    return max(several, most_encoding_bytes(settings.max_output_pixels) + LATENTS_BYTES)
 
 
 @asynccontextmanager

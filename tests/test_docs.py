@@ -283,3 +283,16 @@ def test_the_key_on_the_page_is_one() -> None:
     [block] = [block for block in blocks if "ID KEY" in block]
     [(key_id, key)] = parse_public_keys(block.splitlines()).items()
     assert key_id == key_id_of(key)
+
+
+def test_every_threat_names_tests_that_are_there() -> None:
+    """In SECURITY.md each threat has what stops it, and names the functions that test it."""
+    threats = [cells for cells in rows((ROOT / "SECURITY.md").read_text()) if cells[0] != "threat"]
+    files = (path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = {name for file in files for name in re.findall(r"^(?:async )?def (test_\w+)", file, flags=re.MULTILINE)}
+    assert len(threats) >= 25
+    for threat, stops, tests in threats:
+        named = re.findall(r"`(\w+)`", tests)
+        assert named, threat
+        assert stops, threat
+        assert set(named) <= defined, threat

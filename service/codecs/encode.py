@@ -43,9 +43,12 @@ Check = Callable[[], object]
 # Formats that hold a single picture, with the longest side in pixels that each allows.
 MAX_SIDE: dict[Format, int] = {"png": 2**31 - 1, "webp": 16383, "jpeg": 65500}
 
-# libwebp copies a picture as four bytes a pixel, and takes three times as much again while it works; the other codecs
-# go through a picture line by line.
-_WEBP_PIXEL_BYTES = 4
+# libwebp works on all of a picture in one call, which nobody can end: for so many pixels a second or two.
+MAX_WEBP_PIXELS = 2**24
+# What encoding holds at its peak, as measured on noise, whose files are as large as its pixels: the images, laid out,
+# in Pillow's form, as a file, as base64; in all as much as so many copies of the images. libwebp takes more, the most
+# for each pixel of the picture that it works on.
+_COPIES, _WEBP_COPIES, _WEBP_PIXEL_BYTES = 5, 7, 28
 
 _VERSIONS = " ".join(
     [f"pillow-{pillow_version}", f"numpy-{np.__version__}", f"zlib-ng-{zlib_ng.ZLIBNG_VERSION}"]
@@ -96,7 +99,12 @@ def picture_size(render: RenderOptions, count: int, height: int, width: int) -> 
 
 def encoding_bytes(form: str, size: int, pixels: int) -> int:
     """Memory to reserve for images of `size` bytes and for encoding them, in pictures of so many pixels each."""
-    return max(size, _WEBP_PIXEL_BYTES * pixels) if form == "webp" else size
+    return _WEBP_COPIES * size + _WEBP_PIXEL_BYTES * pixels if form == "webp" else _COPIES * size
+
+
+def most_encoding_bytes(pixels: int) -> int:
+    """The most that a reply of so many pixels can reserve: of an animation in colour."""
+    return encoding_bytes("webp", 3 * pixels, min(pixels, MAX_WEBP_PIXELS))
 
 
 def encode(images: UInt8, render: RenderOptions, metadata: SampleMetadata, check: Check = bool) -> bytes:
@@ -180,6 +188,7 @@ def encode_picture(image: UInt8, form: PictureFormat, check: Check = bool) -> by
     if form == "png" and image.shape[2] == 1:
         return grey_png(image)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    del image  # of colours Pillow has a copy, and nobody else may need the array: a fifth of all that is held here
     out = CheckedFile(check)
     match form:
         case "png":  # level 1: higher levels take ten times as long and save little on noise-like pixels
@@ -197,7 +206,7 @@ ENCODERS = f"{_VERSIONS} png-{zlib_ng.crc32(grey_png(_SAMPLE)):08x}"
 
 
 def _json(files: Iterable[bytes], metadata: SampleMetadata) -> bytes:
-    text = json.dumps(
+    head = json.dumps(
         {
             "bundle": metadata.bundle,
             "version": metadata.version,
@@ -205,12 +214,15 @@ def _json(files: Iterable[bytes], metadata: SampleMetadata) -> bytes:
             "first_index": metadata.first_index,
             "labels": metadata.labels,
             "label_names": metadata.label_names,
-            "images": [base64.b64encode(file).decode() for file in files],
         }
     )
-    if metadata.latents is not None:
-        text = f'{text[:-1]}, "latents": {_rows_as_json(metadata.latents)}}}'
-    return text.encode()
+    latents = "" if metadata.latents is None else f', "latents": {_rows_as_json(metadata.latents)}'
+    # Joined once: json.dumps and encode would each make a copy of the images, which may be hundreds of megabytes.
+    parts = [f'{head[:-1]}, "images": ['.encode()]
+    for file in files:
+        parts += [b'"', base64.b64encode(file), b'", ']
+    parts[-1] = b'"'
+    return b"".join([*parts, f"]{latents}}}".encode()])
 
 
 def _rows_as_json(rows: Float32) -> str:

@@ -52,6 +52,7 @@ from service.server.write_burst import WriteBurst
 
 HEAD_BYTES = 2**16  # most bytes of a head, or between two pieces of a body; one received piece may exceed it
 PARSED_HEAD_BYTES, PARSED_BODY_BYTES = 2**12, 2**14  # at once: so many requests at most are queued
+MAX_CHUNKS = 2**16  # of a body: each costs a call, however small it is
 BUFFERED_BODY_BYTES = 2**16  # reading pauses while more than this of a body waits for the application
 MAX_UNWRITTEN = 16  # pieces of replies that wait for the end of the turn
 WHITESPACE = b" \t"  # allowed around a header's value
@@ -395,7 +396,7 @@ class HttpConnection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         """Called by the parser."""
         self._url, self._headers = b"", []
-        self._is_in_head, self._bytes_outside_body = True, 0
+        self._is_in_head, self._bytes_outside_body, self._chunks = True, 0, 0
         self._idle_since = self._loop.time()
 
     def on_url(self, url: bytes) -> None:
@@ -422,6 +423,12 @@ class HttpConnection(asyncio.Protocol):
         self._is_in_head = False
         keeps_alive = self._parser.should_keep_alive() and not is_connect and not _says_close(self._headers)
         self._begin(HttpRequest(scope, self, keeps_alive=keeps_alive))
+
+    def on_chunk_header(self) -> None:
+        """Called by the parser."""
+        self._chunks += 1
+        if self._chunks > MAX_CHUNKS:
+            raise Malformed(f"The request's body has over {MAX_CHUNKS} chunks.")
 
     def on_body(self, body: bytes) -> None:
         """Called by the parser."""

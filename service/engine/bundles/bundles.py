@@ -231,7 +231,12 @@ class Bundles:
         async with self._changing:
             seen = await self._look(await self._read_keys())
             have_changed = self.is_started and seen.trusted != self._seen.trusted
-            await self._take_up(seen, frozenset(), fill=True)
+            try:
+                await self._take_up(seen, frozenset(), fill=True)
+            except BundleError:
+                if have_changed:
+                    log.error("the old keys of bundles stay: the service can't do without what they have signed")  # noqa: TRY400 - as below
+                raise
             if have_changed:
                 log.info("keys of bundles have changed", extra={"fields": {"keys": sorted(seen.trusted or ())}})
 

@@ -38,6 +38,7 @@ from service.http.schemas import InterpolateRequest
 from service.settings import Settings
 
 STEP_MS, USUAL_MS = 20, 2000  # of an image at least: browsers slow down what is faster; of an animation, if that fits
+LATENTS_BYTES = 4 * 256 * 65536  # of the most steps and the widest latents
 SMALL_PATH = 2**16  # numbers of all latents, computed on the event loop in a millisecond
 
 

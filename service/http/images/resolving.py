@@ -10,7 +10,15 @@ from typing import TypeVar
 
 from models.inference.noise import Float32
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, MEDIA_TYPES, STREAMED, Format, RenderOptions, picture_size
+from service.codecs.encode import (
+    MAX_SIDE,
+    MAX_WEBP_PIXELS,
+    MEDIA_TYPES,
+    STREAMED,
+    Format,
+    RenderOptions,
+    picture_size,
+)
 from service.codecs.recipe import MAX_RECIPE_IMAGES
 from service.errors import Invalid, NotAcceptable
 from service.http.schemas import SEED_LIMIT, Label, Labels, QueryDigits, SampleRequest
@@ -246,6 +254,11 @@ def check_side(form: str, most: int, height: int, width: int) -> None:
     """
     if max(height, width) > most:
         raise Invalid(f"format: {form} holds up to {most} pixels a side; this picture would be {width}×{height}.")
+    if form == "webp" and height * width > MAX_WEBP_PIXELS:
+        raise Invalid(
+            f"format: a webp has up to {MAX_WEBP_PIXELS} pixels here; this picture would have {height * width}. "
+            "A png may have more."
+        )
 
 
 def check_pixels(fields: str, pixels: int, most: int) -> None:

@@ -26,7 +26,7 @@ from service.http.requests.request_context import KEY, UNMATCHED, AsgiRequest, F
 from service.logs import enter_request
 from service.metrics import METHODS, Metrics, RouteSeries
 
-# All bodies together may hold this many times the largest body, and all replies this many times the largest reply.
+# All bodies together may hold this many times the largest body.
 BUDGET_FACTOR = 8
 # Machines request these all the time; their lines would fill the log.
 QUIET_ROUTES = frozenset(
@@ -255,7 +255,7 @@ class Admission:
         routes: The largest body in bytes of each route that needs the engine, by the route's template.
         admit: Raises an error if no more work can be accepted now; O(1).
         max_body_bytes: Largest body of any route. All bodies together may hold `BUDGET_FACTOR` times as much.
-        max_reply_bytes: Largest reply before it is encoded. All replies together: as for bodies.
+        all_reply_bytes: What all replies together may hold, from before they are computed.
     """
 
     def __init__(
@@ -265,13 +265,13 @@ class Admission:
         admit: Callable[[], None],
         *,
         max_body_bytes: int,
-        max_reply_bytes: int,
+        all_reply_bytes: int,
     ) -> None:
         self.app = app
         self.routes = routes
         self.admit = admit
         self.bodies = MemoryBudget(BUDGET_FACTOR * max_body_bytes)
-        self.replies = MemoryBudget(BUDGET_FACTOR * max_reply_bytes)
+        self.replies = MemoryBudget(all_reply_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Refuse a request, or pass it on; its work is cancelled if its client leaves."""

@@ -244,7 +244,7 @@ class RequestContext(RequestMetadata, ABC):
     # ------------------------------------------------------------------------------------------------------ the reply
 
     def reserve_reply(self, size: int) -> None:
-        """Count the reply's memory, until the client has read it. `size` is in bytes, before encoding.
+        """Count the memory that making the reply takes, in bytes. Of a whole reply, from when it is made, its own size.
 
         Raises:
             QueueFull: There is no room for it.
@@ -299,10 +299,14 @@ class RequestContext(RequestMetadata, ABC):
             body = b""
         size = len(body)
         self.bytes_out += size
-        if self._budgets is not None and size > SMALL_BYTES:
-            # Images were reserved before. The length of other replies, such as JSON results, is known only now.
-            self._count_reply(max(0, size - self._reply_bytes))
-            self._budgets[1].wait_for_client(self)
+        if self._budgets is not None:
+            more = size - self._reply_bytes
+            # Once all is made, nothing is held but what the client has not read. The length of replies that nothing was
+            # reserved for, such as JSON results, is known only now.
+            if size > SMALL_BYTES or (is_last and self._reply_bytes):
+                self._count_reply(more if is_last else max(0, more))
+            if size > SMALL_BYTES:
+                self._budgets[1].wait_for_client(self)
         await self.write_reply(body, is_last=is_last)
 
     def _count_reply(self, more: int) -> None:

@@ -24,7 +24,15 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.pixels import UInt8
 from models.spec import ImageSpec
-from service.codecs.encode import MAX_SIDE, Check, RenderOptions, SampleMetadata, encode, encoding_bytes
+from service.codecs.encode import (
+    MAX_SIDE,
+    MAX_WEBP_PIXELS,
+    Check,
+    RenderOptions,
+    SampleMetadata,
+    encode,
+    encoding_bytes,
+)
 from service.codecs.time_slices import Steps
 from service.engine.bundles.index import Version
 from service.engine.model_manager import ModelManager
@@ -132,6 +140,8 @@ def choose_canvas(asked: ImagesRequest, image: ImageSpec, settings: Settings) ->
     side, most = MAX_SIDE[asked.output_format], settings.max_output_pixels
     if max(canvas.width, canvas.height) > side:
         raise Invalid(f"size: {asked.output_format} holds up to {side} pixels a side.", "size")
+    if asked.output_format == "webp" and canvas.width * canvas.height > MAX_WEBP_PIXELS:
+        raise Invalid(f"size: a webp has up to {MAX_WEBP_PIXELS} pixels here.", "size")
     pixels = asked.n * canvas.width * canvas.height
     if pixels > most:
         raise Invalid(f"n, size: the reply would have {pixels} pixels; the most is {most}.", "size")

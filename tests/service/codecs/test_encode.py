@@ -4,17 +4,31 @@ import base64
 import io
 import json
 import struct
+import subprocess
+import sys
 import zipfile
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from models.inference.pixels import UInt8
-from service.codecs.encode import MEDIA_TYPES, Format, RenderOptions, SampleMetadata, encode, picture_size
+from service.codecs.encode import (
+    MAX_WEBP_PIXELS,
+    MEDIA_TYPES,
+    Format,
+    RenderOptions,
+    SampleMetadata,
+    encode,
+    encoding_bytes,
+    most_encoding_bytes,
+    picture_size,
+)
 from service.http.schemas import SampleReply
 
+ROOT = Path(__file__).parents[3]
 ORIGIN = SampleMetadata("tiny", "0123456789ab", 7, 3, [1, 0, 1, 0, 1], ["b", "a", "b", "a", "b"])
 GREY = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 1), dtype=np.uint8)
 COLOUR = np.random.default_rng(1).integers(0, 256, (5, 4, 6, 3), dtype=np.uint8)
@@ -132,3 +146,55 @@ def test_whoever_waits_no_longer_can_end_the_work(form: Format) -> None:
     with pytest.raises(TimeoutError):
         encode(GREY, RenderOptions(form, 1, 1), ORIGIN, check)
     assert len(asked) == 3
+
+
+# Encodes noise, which no format makes smaller, and says for each format what was held at the peak and what is reserved.
+PEAKS = """
+import ctypes, json
+import numpy as np
+from service.codecs.animation import SequenceOptions, encode_sequence
+from service.codecs.encode import RenderOptions, SampleMetadata, encode, encoding_bytes
+
+def kibibytes(key):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(key))
+
+def peak_bytes(work):
+    work(2)  # what libraries set up once
+    ctypes.CDLL(None).malloc_trim(0)
+    with open("/proc/self/clear_refs", "w") as peak:
+        peak.write("5")
+    before = kibibytes("VmRSS")
+    work(64)
+    return 1024 * (kibibytes("VmHWM") - before)
+
+found = {}
+for channels in (1, 3):
+    images = np.random.default_rng(0).integers(0, 256, (64, 192, 192, channels), dtype=np.uint8)
+    about = SampleMetadata("tiny", "0123456789ab", 7, 0, None)
+    for form in ("png", "webp", "jpeg", "json"):
+        peak = peak_bytes(lambda count: encode(images[:count], RenderOptions(form, 8, 1), about))
+        found[f"{form} {channels}"] = peak + images.nbytes, encoding_bytes(form, images.nbytes, 64 * 192 * 192)
+    for form in ("gif", "webp", "apng"):
+        peak = peak_bytes(lambda count: encode_sequence(images[:count], SequenceOptions(form, 1, 2000)))
+        found[f"way {form} {channels}"] = peak + images.nbytes, encoding_bytes(form, images.nbytes, 192 * 192)
+print(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the system does not tell the peak")
+def test_a_reply_reserves_what_its_encoder_takes() -> None:
+    """Of every format, grey and in colour: the peak of a process that encodes noise is what is reserved, or less."""
+    done = subprocess.run([sys.executable, "-c", PEAKS], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for what, (peak, reserved) in json.loads(done.stdout).items():
+        assert peak <= reserved + 2**22, what  # a little of the heap is always left over
+
+
+def test_the_largest_reply_has_room() -> None:
+    """Whatever the settings allow can be reserved, if nobody else holds anything."""
+    for pixels in (1, 10**6, 64 * 10**6, 10**9):
+        for form in (*MEDIA_TYPES, "gif", "apng"):
+            picture = min(pixels, MAX_WEBP_PIXELS) if form == "webp" else pixels
+            assert encoding_bytes(form, 3 * pixels, picture) <= most_encoding_bytes(pixels)

@@ -18,7 +18,7 @@ from uvicorn.server import ServerState
 
 from service.app import create_app
 from service.http.requests.memory_budget import SMALL_BYTES
-from service.server.protocol import HEAD_BYTES, HttpConnection, HttpRequest
+from service.server.protocol import HEAD_BYTES, MAX_CHUNKS, HttpConnection, HttpRequest
 from service.server.write_burst import MAX_BURST, WriteBurst
 from service.settings import Settings
 
@@ -661,6 +661,20 @@ async def test_a_body_may_be_large_in_many_small_chunks(service: FastAPI, until:
         one.data_received(b"1;long=%b\r\n \r\n" % (b"x" * 50_000))
     one.data_received(b"2\r\n{}\r\n0\r\n\r\n")
     await until(lambda: statuses(wire) == [200])
+    one.connection_lost(None)
+
+
+async def test_a_body_has_a_largest_number_of_chunks(service: FastAPI, until: Any) -> None:
+    """A body of millions of single bytes would keep the event loop busy for as long as its client likes."""
+    wire = Wire()
+    one = connect(service, wire)
+    one.data_received(CHUNKED)
+    for _ in range(MAX_CHUNKS // 1024 + 1):
+        one.data_received(b"1\r\n \r\n" * 1024)
+        await asyncio.sleep(0)  # the application reads
+    await until(wire.has_ended)
+    assert statuses(wire) == [400]
+    assert b"over 65536 chunks" in replies(wire)[0][1]
     one.connection_lost(None)
 
 

@@ -161,12 +161,15 @@ async def test_a_folder_that_is_gone_does_not_keep_its_bundle_trusted(
         assert names(bundles) == ["tiny"]
 
 
-async def test_keys_without_which_nothing_is_left_stay_in_force(settings: Settings, keys: Path, root: Path) -> None:
+async def test_keys_without_which_nothing_is_left_stay_in_force(
+    settings: Settings, keys: Path, root: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """Where the default bundle would go, nothing changes, and the error says so; the next good file is taken up."""
     async with serving(settings) as bundles:
         trust(keys, C)
         with pytest.raises(BundleError, match="the default bundle tiny must be there"):
             await bundles.reload()
+        assert "the old keys of bundles stay" in caplog.text
         assert names(bundles) == ["rgb", "tiny"]
         await bundles.load("rgb")  # by the old keys
         sign_bundle(root / "tiny", C_PEM)

@@ -17,6 +17,7 @@ from models.inference.noise import draw_labels, draw_latents, latent_path
 from models.inference.pixels import UInt8
 from service.app import create_app
 from service.codecs.animation import SEQUENCE_TYPES
+from service.codecs.encode import encoding_bytes
 from service.http.requests.request_context import RequestContext
 from service.settings import Settings
 
@@ -185,13 +186,14 @@ async def test_a_full_queue_and_a_deadline_are_those_of_a_sample(
         assert (await waiting).status_code == 200
 
 
-async def test_a_webp_reserves_what_its_encoder_takes(
+async def test_an_animation_reserves_memory_for_its_pictures(
     client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four bytes for each pixel of one of its pictures; other formats take no more than latents and images."""
+    """By latents and images, and in WebP by the pixels of one picture."""
     reserved: list[int] = []
     monkeypatch.setattr(RequestContext, "reserve_reply", lambda _, size: reserved.append(size))
     for form in ("gif", "webp"):
         assert (await client.get(f"{WAY}&bundle=tiny&steps=2&scale=2&format={form}")).status_code == 200
     latents = 4 * 2 * tiny_bundles["tiny"].manifest.latent.dim
-    assert reserved == [latents + 2 * 16 * 16, latents + 4 * 16 * 16]
+    size, pixels = 2 * 16 * 16, 16 * 16
+    assert reserved == [latents + encoding_bytes(form, size, pixels) for form in ("gif", "webp")]

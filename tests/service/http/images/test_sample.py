@@ -25,7 +25,7 @@ from models.bundle import Bundle
 from models.inference.noise import draw_labels, draw_latents
 from models.inference.pixels import UInt8, to_uint8
 from service.app import create_app
-from service.codecs.encode import MEDIA_TYPES, encode
+from service.codecs.encode import MEDIA_TYPES, encode, encoding_bytes
 from service.cpu import cpu_limit
 from service.http.requests.request_context import RequestContext
 from service.settings import Settings
@@ -750,17 +750,22 @@ async def test_what_waits_for_an_encoder_ends_at_its_deadline(
         assert len(begun) == cpu_limit() + 1
 
 
-async def test_a_webp_reserves_what_its_encoder_takes(
+async def test_a_reply_reserves_memory_for_its_pictures(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Four bytes for each pixel of a picture; other formats take no more than the images."""
+    """By its images, and in WebP by the pixels of one picture."""
     reserved: list[int] = []
     monkeypatch.setattr(RequestContext, "reserve_reply", lambda _, size: reserved.append(size))
     for form in ("png", "webp"):
         assert (await client.get(f"/sample?bundle=tiny&count=3&columns=2&scale=2&format={form}")).status_code == 200
         asked = {"model": "tiny", "prompt": "", "n": 2, "size": "32x16", "output_format": form}
         assert (await client.post("/v1/images/generations", json=asked)).status_code == 200
-    assert reserved == [3 * 16 * 16, 2 * 32 * 16, 4 * 32 * 32, 4 * 32 * 16]
+    assert reserved == [
+        *(encoding_bytes("png", 3 * 16 * 16, 32 * 32), encoding_bytes("png", 2 * 32 * 16, 32 * 16)),
+        *(encoding_bytes("webp", 3 * 16 * 16, 32 * 32), encoding_bytes("webp", 2 * 32 * 16, 32 * 16)),
+    ]
+    reply = await client.get("/sample?bundle=tiny&count=4096&scale=16&format=webp")
+    assert "16777216 pixels" in reply.json()["detail"]  # nobody could end such a call
 
 
 async def test_a_current_copy_of_a_version_that_has_left_memory_loads_nothing(

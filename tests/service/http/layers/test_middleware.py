@@ -16,7 +16,7 @@ import pytest
 from fastapi import FastAPI
 from starlette.types import Message
 
-from service.app import create_app
+from service.app import all_reply_bytes, create_app
 from service.errors import Draining
 from service.http.layers.middleware import BUDGET_FACTOR, Admission
 from service.server import protocol
@@ -550,8 +550,10 @@ def test_replies_that_are_not_read_are_bounded_too(
     live_server: Any, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Clients that do not read their replies hold memory until they have stalled and others need it."""
-    with live_server(tiny_settings(max_output_pixels=2**23)).running() as server:
-        readers = []
+    settings = tiny_settings(max_output_pixels=10**6)
+    room = all_reply_bytes(settings) // (2 * 512 * (8 * 11) ** 2)  # a stream holds two pieces of 512 images
+    with live_server(settings).running() as server:
+        readers: list[Wire] = []
         while True:
             wire = Wire(server.port)
             wire.send(LARGE, "Host: x")
@@ -560,7 +562,7 @@ def test_replies_that_are_not_read_are_bounded_too(
                 break
             readers.append(wire)
         assert b" 429 " in head
-        assert len(readers) == BUDGET_FACTOR
+        assert len(readers) == room
         wire.close()
         small = Wire(server.port)
         small.send("GET /sample HTTP/1.1", "Host: x")
@@ -569,7 +571,7 @@ def test_replies_that_are_not_read_are_bounded_too(
         again = Wire(server.port)
         again.send(LARGE, "Host: x")
         assert again.read()[0] == 200  # the client that has stalled longest was evicted
-        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == BUDGET_FACTOR - 1)
+        server.wait_for(lambda: server.metric("gan_requests_in_flight", route="/sample") == room - 1)
         for one in (*readers, small, again):
             one.close()
         server.wait_for(lambda: admission(server).replies.used_bytes == 0)
