@@ -31,7 +31,8 @@ class BatchSlice(NamedTuple, Generic[Source]):
 class ModelRunner(Protocol):
     """One net of one bundle, ready to run. Only rows for the same runner share a batch."""
 
-    bundle: str  # these two label its metrics
+    bundle: str  # these three label its metrics
+    version: str
     operation: str
     most_rows: int  # in one batch; the batcher may have less room
 
@@ -46,6 +47,11 @@ class ModelRunner(Protocol):
             OutOfMemory, DeviceFailed: See there. Anything else is blamed on the rows.
         """
         ...
+
+
+# Begins the trace of a batch: its runner, its rows, and the spans of the requests whose rows they are. What it returns
+# is called at the end, with the error if it failed.
+TraceBatch = Callable[[ModelRunner, int, Sequence[Any]], Callable[[Exception | None], None] | None]
 
 
 def count_rows(slices: Sequence[BatchSlice[Any]]) -> int:

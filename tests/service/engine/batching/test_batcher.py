@@ -94,6 +94,7 @@ class Doubler:
     """A runner that doubles its rows, unless rows of certain callers are among them."""
 
     bundle: str = "toy"
+    version: str = "0123456789ab"
     operation: str = "sample"
     most_rows: int = 10**6
     poisonous: set[int] = field(default_factory=set)  # it raises
