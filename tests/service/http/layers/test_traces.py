@@ -129,10 +129,10 @@ async def test_a_request_is_a_span_by_http_conventions(
 
 @pytest.mark.anyio
 async def test_lines_of_a_traced_request_name_its_span(
-    client: httpx.AsyncClient, spans: Any, caplog: pytest.LogCaptureFixture
+    client: httpx.AsyncClient, spans: Any, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that from a trace one gets to the log, and back."""
-    caplog.handler.setFormatter(JsonFormatter())
+    monkeypatch.setattr(caplog.handler, "formatter", JsonFormatter())
     with caplog.at_level(logging.INFO, "service"):
         await client.get("/bundles")
     [span] = spans("GET /bundles")
