@@ -84,14 +84,14 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
-	$(PIP) --editable ".[train,export,tensorboard,test]" --editable ./gan_client
+	$(PIP) --editable ".[train,export,tensorboard,otlp,test]" --editable ./gan_client
 	touch $@
 
 # The pinned versions first, then serving's go down to their lower bounds; what they need themselves follows.
 $(VENV)/lowest: $(VENV)/serving
-	$(PIP) --editable ".[test]"
+	$(PIP) --editable ".[otlp,test]"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		$$(sed -n '/^dependencies = /,/^]/s/^ *"\([^>]*\)>=\([^",; ]*\).*/\1==\2/p' pyproject.toml)
+		$$(sed -n '/^\(dependencies\|otlp\) = /,/^]/s/^ *"\([^>]*\)>=\([^",; ]*\).*/\1==\2/p' pyproject.toml)
 	touch $@
 
 # A peer that can't be installed must not stop the bench: its table says that it is not there.

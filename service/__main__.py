@@ -19,6 +19,7 @@ import socket
 import ssl
 import sys
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import NoReturn
 
 from service.engine.bundles.keys import read_bundle_keys
@@ -94,10 +95,27 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, ssl.SSLContext | 
         read_bundle_keys(settings)  # raises now; they are read again with the bundles
         tls = read_tls(settings)
         warnings = check_names(os.environ)
+        _check_extra(settings)
     except SettingsError as error:
         return _print_error(str(error), BAD_SETTING)
     set_up_logs(settings.log_format, settings.log_level)
     return settings, keys, tls, warnings
+
+
+def _check_extra(settings: Settings) -> None:
+    """Raise SettingsError if a setting needs packages that are not installed."""
+    if settings.traces == "off":
+        return
+    try:
+        is_there = find_spec("opentelemetry.exporter.otlp.proto.http") is not None
+    except ModuleNotFoundError:  # nor what it lies in
+        is_there = False
+    if not is_there:
+        packages = "opentelemetry-sdk opentelemetry-exporter-otlp-proto-http"
+        raise SettingsError(
+            f"{variable('traces')} (or {flag('traces')}) is {settings.traces!r}: "
+            f"install the extra otlp first (pip install {packages})"
+        )
 
 
 def serve(
@@ -124,7 +142,7 @@ def serve(
         for listener in listeners:
             listener.close()
         field = "precision" if isinstance(error, NoSuchPrecision) else "device"
-        reason = f"{variable(field)} (or {flag(field)}): {error}"
+        reason = str(error) if isinstance(error, SettingsError) else f"{variable(field)} (or {flag(field)}): {error}"
         return BAD_SETTING if worker_group.cannot_start(reason) else _print_error(reason, BAD_SETTING)
     return run(app, settings, listeners, worker_group, tls)
 

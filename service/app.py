@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from fastapi import APIRouter, FastAPI
@@ -52,6 +52,9 @@ from service.http.v2.routes import v2_routes
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup
+
+if TYPE_CHECKING:
+    from service.http.layers.traces import Traces
 
 # Other routes need a client's key, if keys are set. Pages hold nothing secret.
 SCOPES = {
@@ -117,8 +120,9 @@ def _raise(_: Request, error: Exception) -> NoReturn:
 def create_app(settings: Settings, keys: Keys | None = None, worker_group: WorkerGroup | None = None) -> FastAPI:
     """Build the application. Its lifespan loads the bundles, while probes are already answered.
 
-    `app.state.manager` is the model manager, `app.state.keys` the keys that are in force. `app.state.starting`, once
-    the lifespan has begun, is the task that loads the bundles. If it raises BundleError, the service stays not ready.
+    `app.state.manager` is the model manager, `app.state.keys` the keys that are in force, `app.state.traces` the traces
+    or None. `app.state.starting`, once the lifespan has begun, is the task that loads the bundles. If it raises
+    BundleError, the service stays not ready.
 
     Args:
         settings: All settings.
@@ -126,40 +130,53 @@ def create_app(settings: Settings, keys: Keys | None = None, worker_group: Worke
         worker_group: The other workers, if there are any.
 
     Raises:
-        ValueError: The settings name a device that does not exist, or unusable keys.
+        ValueError: The settings name a device that does not exist, unusable keys, or traces that can't be made.
     """
     keys = keys or read_keys(settings)
-    context = _parts(settings, keys, worker_group)
+    traces = _traces(settings)
+    context = _parts(settings, keys, worker_group, traces)
     routers = _routers(context)
     app = Application(
-        partial(_surround, context, keys, _routes(routers)),
+        partial(_surround, context, keys, _routes(routers), traces),
         partial(complete, scopes=SCOPES, are_keys_needed=keys.are_needed, max_count=settings.max_count),
         title="gan-service",
         summary="Images of generative adversarial nets: reproducible, batched, observable.",
         version=__version__,
         servers=[{"url": settings.root_path}] if settings.root_path else None,
-        lifespan=partial(_lifespan, context=context),
+        lifespan=partial(_lifespan, context=context, traces=traces),
         generate_unique_id_function=operation_id,
         redirect_slashes=False,
         # FastAPI's own pages load scripts from the internet; ours are in http/operations/pages.py.
         openapi_url=None,
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own telemetry, which newer versions have, would show the paths and queries of requests.
+        telemetry={"tracing": False, "metrics": False, "logs": False, "auto_configure": False},
     )
     for router in routers:
         app.include_router(router)
-    app.state.manager, app.state.keys = context.manager, keys
+    app.state.manager, app.state.keys, app.state.traces = context.manager, keys, traces
     return app
 
 
-def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None) -> RouteContext:
+def _traces(settings: Settings) -> "Traces | None":
+    if settings.traces == "off":
+        return None
+    from service.http.layers.traces import Traces  # noqa: PLC0415 - what it imports need not be installed
+
+    return Traces()
+
+
+def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None, traces: "Traces | None") -> RouteContext:
     """Create the parts that routes work with. Threads and processes start when they are first needed."""
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
     processors = max(1, cpu_limit() // settings.worker_count)
     return RouteContext(
         settings=settings,
-        manager=ModelManager(settings, metrics, worker_group=worker_group),
+        manager=ModelManager(
+            settings, metrics, worker_group=worker_group, trace_batch=traces.begin_batch if traces else None
+        ),
         metrics=metrics,
         encoders=ThreadPoolExecutor(processors, thread_name_prefix="encoder"),
         decoders=Decoders(
@@ -195,7 +212,7 @@ def _routes(routers: list[APIRouter]) -> list[Route]:
     return [route for router in routers for route in router.routes if isinstance(route, Route)]
 
 
-def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIApp) -> ASGIApp:
+def _surround(context: RouteContext, keys: Keys, routes: list[Route], traces: "Traces | None", app: ASGIApp) -> ASGIApp:
     """Wrap FastAPI in our middleware, from the inside out."""
     settings, manager = context.settings, context.manager
     work = work_routes(settings)
@@ -216,7 +233,7 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
     if settings.cors_origins:
         app = CrossOrigin(app, settings.cors_origins.split(","))
     table, proxies = RouteTable(routes, settings.root_path), TrustedProxies(networks(settings.trusted_proxies))
-    return Observe(app, context.metrics, table, lambda: manager.is_draining, proxies)
+    return Observe(app, context.metrics, table, lambda: manager.is_draining, proxies, traces)
 
 
 def all_reply_bytes(settings: Settings) -> int:
@@ -226,7 +243,7 @@ def all_reply_bytes(settings: Settings) -> int:
 
 
 @asynccontextmanager
-async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
+async def _lifespan(app: FastAPI, context: RouteContext, traces: "Traces | None") -> AsyncIterator[None]:
     """Load the bundles in the background; at the end, stop everything."""
     starting = app.state.starting = asyncio.create_task(context.manager.start(), name="start")
     starting.add_done_callback(partial(_report_start, context.manager.worker_group))
@@ -238,6 +255,8 @@ async def _lifespan(app: FastAPI, context: RouteContext) -> AsyncIterator[None]:
             await context.manager.stop()
         context.encoders.shutdown(wait=False, cancel_futures=True)
         context.decoders.close()
+        if traces is not None:
+            await traces.close()
 
 
 def _report_start(worker_group: WorkerGroup, starting: "asyncio.Task[None]") -> None:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 STDERR = 2
 PIPE_BYTES = 4096  # POSIX promises 512, Linux this: a write of more may be cut by another process' write
@@ -21,6 +21,14 @@ PAUSE_S = 0.01  # between two writes, so that the event loop is not interrupted 
 END_S = 2.0  # how long a process that ends waits for whoever reads the log
 
 _log = logging.getLogger(__name__)
+
+
+class Trace(NamedTuple):
+    """Where a request is found among the traces; `span` is OpenTelemetry's, None unless it is sampled."""
+
+    trace_id: str
+    span_id: str
+    span: Any
 
 
 @dataclass(eq=False)
@@ -35,6 +43,7 @@ class RequestMetadata:
     count: int | None = None  # images
     key: str | None = None  # name of the client's key, where one is needed
     error: str | None = None  # code of the problem that it got
+    trace: Trace | None = None  # where traces are on
     took_s: dict[str, float] = field(default_factory=dict)  # seconds by what they went to: queue, compute, encode …
 
 
@@ -74,6 +83,12 @@ def current_key() -> str | None:
     return request.key if request else None
 
 
+def current_span() -> Any:
+    """OpenTelemetry's span of the request that this task works for; None unless it is sampled."""
+    request = _current.get()
+    return request.trace.span if request and request.trace else None
+
+
 class _Formatter(logging.Formatter):
     """UTC time with milliseconds."""
 
@@ -109,11 +124,13 @@ class JsonFormatter(_Formatter):
 
 
 def _fields(record: logging.LogRecord) -> dict[str, object]:
-    """Fields given as `extra={"fields": …}`, and the id of the request in whose task the line was written."""
+    """Fields given as `extra={"fields": …}`, and the ids of the request in whose task the line was written."""
     fields: dict[str, object] = dict(getattr(record, "fields", {}))
     request = _current.get()
     if request is not None:
         fields["request_id"] = request.id
+        if request.trace is not None:
+            fields["trace_id"], fields["span_id"] = request.trace.trace_id, request.trace.span_id
     return fields
 
 

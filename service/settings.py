@@ -191,6 +191,10 @@ class Settings(BaseSettings):
         "info", description="debug, info, warning or error."
     )
 
+    traces: Literal["off", "otlp"] = Field(
+        "off", description="off, or otlp: OpenTelemetry traces, by the usual OTEL_… variables."
+    )
+
     @model_validator(mode="after")
     def _limits_agree(self) -> "Settings":
         if self.deadline_s > self.max_deadline_s:

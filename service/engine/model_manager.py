@@ -12,7 +12,7 @@ import numpy as np
 from models.bundle import Bundle
 from models.inference.noise import Float32, draw_labels
 from models.inference.pixels import UInt8
-from service.engine.batching.batch import BatchSlice, ModelRunner, Rows, Then
+from service.engine.batching.batch import BatchSlice, ModelRunner, Rows, Then, TraceBatch
 from service.engine.batching.batcher import Batcher
 from service.engine.batching.policy import EAGER, SHARING
 from service.engine.batching.request_queue import Result
@@ -52,6 +52,7 @@ class ModelManager:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
         worker_group: WorkerGroup | None = None,
+        trace_batch: TraceBatch | None = None,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -64,6 +65,7 @@ class ModelManager:
             cuda_graphs=settings.cuda_graphs,
         )
         self.batcher = self._make_batcher(clock)
+        self.batcher.trace_batch = trace_batch
         self.is_draining = False
         device_failed = partial(self.batcher.fail_all, "the device failed")
         self.bundles = Bundles(

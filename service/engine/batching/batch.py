@@ -49,6 +49,11 @@ class ModelRunner(Protocol):
         ...
 
 
+# Begins the trace of a batch: its runner, its rows, and the spans of the requests whose rows they are. What it returns
+# is called at the end, with the error if it failed.
+TraceBatch = Callable[[ModelRunner, int, Sequence[Any]], Callable[[Exception | None], None] | None]
+
+
 def count_rows(slices: Sequence[BatchSlice[Any]]) -> int:
     """Rows of all slices together."""
     return sum([stop - start for _, start, stop in slices])

@@ -30,6 +30,7 @@ from service.engine.batching.batch import (
     OutOfMemory,
     Rows,
     Then,
+    TraceBatch,
     count_rows,
     split_slices,
 )
@@ -37,7 +38,7 @@ from service.engine.batching.policy import EAGER, ArrivalWait, BatchingPolicy
 from service.engine.batching.request_queue import Entry, RequestQueue, Result
 from service.engine.batching.throughput import Throughput
 from service.errors import Draining, EngineFailed, NotReady, QueueFull, ServiceError
-from service.logs import current_route
+from service.logs import current_route, current_span
 from service.metrics import Metrics, WorkSeries
 
 Run = Callable[[int, ModelRunner, Sequence[BatchSlice[Any]], Then[Rows]], None]
@@ -62,6 +63,7 @@ class _Call:
     started: float
     next: "asyncio.Future[_Call | None]"
     seconds: float = 0.0
+    end_trace: Callable[[Exception | None], None] | None = None
 
     @property
     def runner(self) -> ModelRunner:
@@ -87,6 +89,7 @@ class Batcher:
 
     Attributes:
         failure: Once it is set, nothing is computed any more.
+        trace_batch: Begins a batch's trace; None where there are none.
     """
 
     def __init__(
@@ -102,6 +105,7 @@ class Batcher:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.failure: str | None = None
+        self.trace_batch: TraceBatch | None = None
         self._run = run
         self._metrics = metrics
         self._clock = clock
@@ -230,6 +234,8 @@ class Batcher:
                 raise QueueFull(self.retry_after_s())
         loop = asyncio.get_running_loop()
         entry = Entry(runner, payload, rows, deadline_s, self._clock(), next(self._numbers), loop.create_future())
+        if self.trace_batch is not None:
+            entry.span = current_span()
         self._enqueue(entry)
         timer = loop.call_later(deadline_s, entry.expire)
         try:
@@ -351,6 +357,9 @@ class Batcher:
         call = _Call(slices, count_rows(slices), self._clock(), asyncio.get_running_loop().create_future())
         self._calls.add(call)
         self._run(instance, call.runner, payloads, partial(self._end, instance, call))
+        if self.trace_batch is not None:  # while the engine works already
+            spans = [entry.span for entry, _, _ in slices if entry.span is not None]
+            call.end_trace = self.trace_batch(call.runner, call.rows, spans)
         return call
 
     def _series(self, call: _Call) -> WorkSeries:
@@ -369,10 +378,12 @@ class Batcher:
     def _end(self, instance: int, call: _Call, rows: Rows | None, error: Exception | None) -> None:
         """Called when an engine call is over."""
         if call in self._calls:  # as it is until the batcher is closed
-            self._note_end(call)
+            self._note_end(call, error)
             _step(call.next, partial(self._finish, instance, call, rows, error))
 
-    def _note_end(self, call: _Call) -> None:
+    def _note_end(self, call: _Call, error: Exception | None = None) -> None:
+        if call.end_trace is not None:
+            call.end_trace(error)
         self._calls.discard(call)
         call.seconds = self._clock() - call.started
         self._series(call).compute.observe(call.seconds)

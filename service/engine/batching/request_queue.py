@@ -10,7 +10,7 @@ import heapq
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -37,6 +37,7 @@ class Entry:
     arrival: float
     number: int  # in the order of arrival
     future: "asyncio.Future[Result]"
+    span: Any = None  # of its request, where that is traced
     taken: int = 0  # rows that a batch has taken
     returned: int = 0  # rows that have come back
     answer: Rows | None = None  # room for all rows, made when the first come back

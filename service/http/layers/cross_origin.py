@@ -45,7 +45,8 @@ class CrossOrigin:
         """Pass a request on."""
         if scope["type"] == "http":
             context: RequestContext = scope[KEY]
-            context.more_headers = self._by_origin.get(context.header(b"origin") or "", self._of_others)
+            headers = self._by_origin.get(context.header(b"origin") or "", self._of_others)
+            context.more_headers = [*context.more_headers, *headers]
         return self.app(scope, receive, send)
 
 

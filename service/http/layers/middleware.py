@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -25,6 +26,9 @@ from service.http.requests.memory_budget import MemoryBudget
 from service.http.requests.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, RequestContext
 from service.logs import enter_request
 from service.metrics import METHODS, Metrics, RouteSeries
+
+if TYPE_CHECKING:
+    from service.http.layers.traces import Traces  # what it imports need not be installed
 
 # All bodies together may hold this many times the largest body.
 BUDGET_FACTOR = 8
@@ -94,6 +98,7 @@ class Observe:
         is_draining: Whether the process is about to end. If so, every reply closes its connection, so that the client
             sends its next request over a new one, which a load balancer leads to another process.
         proxies: Those that are believed who their clients are.
+        traces: Where requests are traced, if they are.
     """
 
     def __init__(
@@ -103,12 +108,14 @@ class Observe:
         routes: RouteTable,
         is_draining: Callable[[], bool],
         proxies: TrustedProxies,
+        traces: "Traces | None" = None,
     ) -> None:
         self.app = app
         self.metrics = metrics
         self.routes = routes
         self.is_draining = is_draining
         self.proxies = proxies
+        self.traces = traces
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on and measure it."""
@@ -122,6 +129,8 @@ class Observe:
         context.arrived_s = time.monotonic()
         context.should_close = self.is_draining
         enter_request(context)
+        if self.traces is not None and context.route not in QUIET_ROUTES:
+            self.traces.begin(context)
         series = self.metrics.of_route(context.route)
         series.in_flight += 1
         try:
@@ -147,10 +156,14 @@ class Observe:
                 line[what] = known
         for what, took_s in context.took_s.items():
             line[f"{what}_ms"] = round(1000 * took_s, 3)
+        client = None
         if context.scope.get("client"):
-            line["client"] = self.proxies.client(context.scope["client"][0], context.all_of_header(b"x-forwarded-for"))
+            client = self.proxies.client(context.scope["client"][0], context.all_of_header(b"x-forwarded-for"))
+            line["client"] = client
         line["request_id"] = context.id
         log.log(level, "request", extra={"fields": line})
+        if self.traces is not None:
+            self.traces.end(context, client)
 
 
 class Problems:

@@ -22,13 +22,17 @@ _GROUP_OF = {  # by the first segment of the path
     "v2": "open-inference",
     **dict.fromkeys(("livez", "readyz", "health", "startupz", "metrics"), "machines"),
 }
-_REQUEST_ID = {
+_COMMON_HEADERS = {
     "X-Request-ID": {
         "description": "The request's id in the log: the one that it brought, if that was up to 128 letters, digits "
         "and ._:/+=@-.",
         "required": True,
         "schema": {"type": "string"},
-    }
+    },
+    "traceparent": {
+        "description": "Where traces are on: the trace and the span of this request, as W3C Trace Context writes them.",
+        "schema": {"type": "string"},
+    },
 }
 _IF_NONE_MATCH = {
     "name": "If-None-Match",
@@ -52,7 +56,7 @@ def add_common(document: dict[str, Any]) -> None:
             operation["tags"] = [_GROUP_OF.get(path.split("/")[1], "images")]
             responses = operation["responses"]
             for response in responses.values():
-                response["headers"] = {**response.get("headers", {}), **_REQUEST_ID}
+                response["headers"] = {**response.get("headers", {}), **_COMMON_HEADERS}
             if "304" in responses:
                 operation["parameters"] = [*operation["parameters"], _IF_NONE_MATCH]
             for content in _json_contents(operation):
