@@ -150,7 +150,9 @@ def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None) -> 
     processors = max(1, cpu_limit() // settings.worker_count)
     return RouteContext(
         settings=settings,
-        manager=ModelManager(settings, metrics, worker_group=worker_group),
+        manager=ModelManager(
+            settings, metrics, worker_group=worker_group, has_several_keys=lambda: keys.have_several_names
+        ),
         metrics=metrics,
         encoders=ThreadPoolExecutor(processors, thread_name_prefix="encoder"),
         decoders=Decoders(
@@ -199,6 +201,8 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], app: ASGIA
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
         max_reply_bytes=max(settings.max_output_pixels, PIECE_BYTES),  # there is always room for a stream
+        key_limits=manager.key_limits,
+        check_key=manager.check_key,
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:

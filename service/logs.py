@@ -34,6 +34,7 @@ class RequestMetadata:
     bundle: str | None = None
     count: int | None = None
     key: str | None = None  # name of the client's key, where one is needed
+    has_reserved: bool = False  # whether its images are counted for the key already
 
 
 _to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
@@ -58,6 +59,11 @@ def current_request() -> RequestMetadata:
     request = _current.get()
     assert request is not None, "outside a request"  # noqa: S101 - our bug if so
     return request
+
+
+def request_if_any() -> RequestMetadata | None:
+    """The request that this task works for; None if it is not for one."""
+    return _current.get()
 
 
 def current_route() -> str:

@@ -116,12 +116,13 @@ async def _verify(context: RouteContext, request: RequestContext) -> Response:
     results = {place: one for place, one in enumerate(found) if not isinstance(one, Order)}
     _check_orders(context, request, orders.values())
     queue_s = compute_s = 0.0
-    for places in _some(orders):
-        all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
-        results |= zip(places, [done.result for done in all_done], strict=True)
-        decode_s += max(done.decode_s for done in all_done)
-        queue_s += max(done.timing.queue_s for done in all_done)
-        compute_s += max(done.timing.compute_s for done in all_done)
+    with context.manager.reserve(sum(order.recipe.count for order in orders.values())):
+        for places in _some(orders):
+            all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
+            results |= zip(places, [done.result for done in all_done], strict=True)
+            decode_s += max(done.decode_s for done in all_done)
+            queue_s += max(done.timing.queue_s for done in all_done)
+            compute_s += max(done.timing.compute_s for done in all_done)
     context.metrics.decode.observe(decode_s)
     if len(found) == 1 and isinstance(only := results[0], ServiceError):
         try:
