@@ -175,7 +175,11 @@ def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None, tra
     return RouteContext(
         settings=settings,
         manager=ModelManager(
-            settings, metrics, worker_group=worker_group, trace_batch=traces.begin_batch if traces else None
+            settings,
+            metrics,
+            worker_group=worker_group,
+            trace_batch=traces.begin_batch if traces else None,
+            has_several_keys=lambda: keys.have_several_names,
         ),
         metrics=metrics,
         encoders=ThreadPoolExecutor(processors, thread_name_prefix="encoder"),
@@ -225,6 +229,8 @@ def _surround(context: RouteContext, keys: Keys, routes: list[Route], traces: "T
         manager.admit,
         max_body_bytes=settings.max_body_bytes,
         all_reply_bytes=all_reply_bytes(settings),
+        key_limits=manager.key_limits,
+        check_key=manager.check_key,
     )
     app = Authentication(app, keys, SCOPES)
     if settings.cors_origins:

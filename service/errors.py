@@ -6,7 +6,7 @@ under the request id that the client gets.
 
 # ruff: noqa: N818 - the module and `raise` say that these are errors, so their names need no suffix
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import ClassVar
 
 
@@ -227,6 +227,25 @@ class QueueFull(ServiceError):
     def headers(self) -> dict[str, str]:
         """`Retry-After` in whole seconds."""
         return {"Retry-After": str(self.retry_after_s)}
+
+
+class RateLimited(ServiceError):
+    """The client's key has used up its own limit; `reason` says which."""
+
+    status = 429
+    code = "rate_limited"
+    title = "The key's limit is used up"
+    rejection = "rate_limited"
+
+    def __init__(self, reason: str, retry_after_s: int, fields: Mapping[str, str]) -> None:
+        super().__init__(f"{reason}; try again in {retry_after_s} s.")
+        self.retry_after_s = retry_after_s  # whole seconds
+        self._fields = fields  # the RateLimit header fields
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """`Retry-After` in whole seconds, and the RateLimit header fields."""
+        return {"Retry-After": str(self.retry_after_s), **self._fields}
 
 
 class UnknownTransferCoding(ServiceError):

@@ -45,6 +45,7 @@ class RequestMetadata:
     error: str | None = None  # code of the problem that it got
     trace: Trace | None = None  # where traces are on
     took_s: dict[str, float] = field(default_factory=dict)  # seconds by what they went to: queue, compute, encode …
+    has_reserved: bool = False  # whether its images are counted for the key already
 
 
 _to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
@@ -69,6 +70,11 @@ def current_request() -> RequestMetadata:
     request = _current.get()
     assert request is not None, "outside a request"  # noqa: S101 - our bug if so
     return request
+
+
+def request_if_any() -> RequestMetadata | None:
+    """The request that this task works for; None if it is not for one."""
+    return _current.get()
 
 
 def current_route() -> str:

@@ -7,7 +7,6 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -143,8 +142,8 @@ class Metrics:
         # Why did clients not get what they asked for? One place counts it: where an error becomes a reply.
         self.rejected = self._counter(
             "gan_rejected_total",
-            "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid, "
-            "request_timeout.",
+            "Requests refused, by reason: queue_full, rate_limited, deadline, draining, not_ready, unauthorized, "
+            "too_large, invalid, request_timeout.",
             ["route", "reason"],
         )
         # How much work do departing clients leave behind? The batcher counts, with logs.current_route().
@@ -306,23 +305,17 @@ def _label_values(metric: Counter | Histogram) -> set[tuple[str, ...]]:
 
 
 class KeySeries:
-    """The series of one client's key."""
+    """The series of one client's key.
+
+    Attributes:
+        in_flight: Images of its requests that are accepted and not yet computed.
+    """
 
     def __init__(self, metrics: Metrics, name: str) -> None:
-        self._in_flight = 0
-        metrics.key_images_in_flight.labels(name).set_function(lambda: self._in_flight)
-        self._images = metrics.key_images.labels(name)
+        self.in_flight = 0
+        metrics.key_images_in_flight.labels(name).set_function(lambda: self.in_flight)
+        self.images = metrics.key_images.labels(name)
         self.rejected = metrics.key_rejected.labels(name)
-
-    @contextmanager
-    def computing(self, images: int) -> Iterator[None]:
-        """So many images are in flight inside the block; they count as computed if it ends without an error."""
-        self._in_flight += images
-        try:
-            yield
-            self._images.inc(images)
-        finally:
-            self._in_flight -= images
 
 
 class WorkSeries:

@@ -170,6 +170,12 @@ class Settings(BaseSettings):
     tls_key_file: Path | None = Field(
         None, description="File in PEM with the certificate's private key, not encrypted."
     )
+    key_images_per_s: _Seconds = Field(
+        0, ge=0, le=1e9, description="Images a second that each key, by its name, may have computed; 0: no such limit."
+    )
+    key_images_in_flight: Annotated[int, BeforeValidator(_number), Field(ge=0)] = Field(
+        0, description="Images of each key, by its name, that may wait or be computed at a time; 0: no such limit."
+    )
     cors_origins: Annotated[str, AfterValidator(_origins)] | None = Field(
         None,
         description="Origins whose pages may call the service from a browser, separated by commas, such as "

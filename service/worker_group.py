@@ -38,10 +38,12 @@ class WorkerGroup:
         size: How many workers there are and why, as fields of the log's line at the start.
 
     Attributes:
+        limits_file: Descriptor of the file in which the workers share the state of keys' limits, if they do.
         reports_second_signal: Whether the group reports a second signal to stop, through `Server.stop_at_once`. The
             process then ignores a second signal of its own, which may be the first one delivered twice.
     """
 
+    limits_file: int | None = None
     reports_second_signal = False
 
     def __init__(self, size: Mapping[str, object] = MappingProxyType({"workers": 1})) -> None:

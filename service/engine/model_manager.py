@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -20,10 +20,11 @@ from service.engine.bundles.bundles import Bundles
 from service.engine.engine import Engine, Loaded
 from service.engine.health import Health
 from service.engine.hints import Hints
+from service.engine.key_limits import KeyLimits
 from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
 from service.engine.scoring import SampleScoring
 from service.errors import NotReady
-from service.logs import current_key
+from service.logs import current_key, request_if_any
 from service.metrics import Metrics
 from service.settings import Settings
 from service.worker_group import WorkerGroup
@@ -39,8 +40,16 @@ class Timing(NamedTuple):
 class ModelManager:
     """What the routes call.
 
+    Args:
+        settings: All settings.
+        metrics: Where work is counted.
+        clock: Seconds, rising.
+        worker_group: The other workers, if there are any.
+        has_several_keys: Whether clients with different keys share the queue.
+
     Attributes:
         bundles: What requests can ask for.
+        key_limits: Those of clients' keys; None where there are none.
 
     Raises:
         ValueError: The settings name a device that is not there.
@@ -53,6 +62,7 @@ class ModelManager:
         clock: Callable[[], float] = time.monotonic,
         worker_group: WorkerGroup | None = None,
         trace_batch: TraceBatch | None = None,
+        has_several_keys: Callable[[], bool] = bool,
     ) -> None:
         self.settings = settings
         self.metrics = metrics
@@ -66,6 +76,8 @@ class ModelManager:
         )
         self.batcher = self._make_batcher(clock)
         self.batcher.trace_batch = trace_batch
+        self.batcher.has_several_keys = has_several_keys
+        self.key_limits = self._make_key_limits(clock)
         self.is_draining = False
         device_failed = partial(self.batcher.fail_all, "the device failed")
         self.bundles = Bundles(
@@ -91,6 +103,12 @@ class ModelManager:
             clock=clock,
         )
         self._set_gauges()
+
+    def _make_key_limits(self, clock: Callable[[], float]) -> KeyLimits | None:
+        rate, in_flight = self.settings.key_images_per_s, self.settings.key_images_in_flight
+        if not (rate or in_flight):
+            return None
+        return KeyLimits(rate, in_flight, self.settings.max_count, self.worker_group.limits_file, clock)
 
     def _make_batcher(self, clock: Callable[[], float]) -> Batcher:
         policy = SHARING if self.engine.device.shares_processor else EAGER
@@ -143,6 +161,36 @@ class ModelManager:
         if not self.batcher.is_draining and (reason := self.health.able()) is not None:
             raise NotReady(reason)
         self.batcher.admit()
+
+    def check_key(self) -> None:
+        """Raise RateLimited where the key of the current request may not have a single image computed now."""
+        key = current_key()
+        if self.key_limits is not None and key is not None:
+            self.key_limits.check(key, 1, self.batcher.retry_after_s)
+
+    @contextmanager
+    def reserve(self, images: int) -> Iterator[None]:
+        """Accept all images of the current request by the limits of its key; they are in flight inside the block.
+
+        What is submitted inside is not counted again. A request with a single submit needs no block of its own.
+
+        Raises:
+            RateLimited, Invalid: See `KeyLimits.reserve`.
+        """
+        request = request_if_any()
+        if request is None or request.key is None or request.has_reserved or not images:
+            yield
+            return
+        series, limits = self.metrics.of_key(request.key), self.key_limits
+        limited = limits.reserve(request.key, images, self.batcher.retry_after_s) if limits else nullcontext()
+        with limited:
+            request.has_reserved = True
+            series.in_flight += images
+            try:
+                yield
+            finally:
+                series.in_flight -= images
+                request.has_reserved = False
 
     async def find(self, name: str | None, deadline_s: float) -> Loaded:
         """The bundle of this name, alias or name@version, ready to run; see `Bundles.find`."""
@@ -220,8 +268,12 @@ class ModelManager:
     ) -> Result:
         """Rows through the batcher, which are counted for the client's key."""
         key = current_key()
-        with nullcontext() if key is None else self.metrics.of_key(key).computing(rows):
+        if key is None:
             return await self.batcher.submit(runner, payload, rows, deadline_s, is_accepted=is_accepted)
+        with self.reserve(rows):
+            result = await self.batcher.submit(runner, payload, rows, deadline_s, is_accepted=is_accepted)
+        self.metrics.of_key(key).images.inc(rows)
+        return result
 
 
 def _warm(bundle: Bundle) -> Loaded:

@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 from starlette.responses import Response
 
 from service.errors import Internal, Invalid, ServiceError
-from service.http.openapi.examples import ERRORS, REQUEST_ID
+from service.http.openapi.examples import ERRORS, LIMIT_HEADERS, REQUEST_ID
 
 MEDIA_TYPE = "application/problem+json"
 _TEXT = {"type": "string"}
@@ -19,7 +19,7 @@ _HEADERS: dict[int, dict[str, Any]] = {
         "Accept": {"description": "What the route reads.", "schema": _TEXT},
         "Accept-Encoding": {"description": "In place of that, if the body is compressed.", "schema": _TEXT},
     },
-    429: _WAIT,
+    429: {**_WAIT, **LIMIT_HEADERS},
     503: _WAIT,
 }
 

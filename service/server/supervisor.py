@@ -14,6 +14,7 @@ The design, in short:
   back together.
 - Once a worker has started, it is bound to its share of the processors, if the service has them to itself: its event
   loop and its engine take turns, and find their data still in the caches.
+- Where keys have limits, workers count in one file in memory (service/engine/key_limits.py), which they inherit.
 - A signal is passed on to every worker, and each drains as a single process does. The second signal is passed on as a
   message: systemd signals all processes of a service, so a worker may get one signal twice.
 - When a worker stops taking connections, the supervisor closes its end of their socket. The worker reads that socket to
@@ -26,12 +27,14 @@ import asyncio
 import contextlib
 import itertools
 import logging
+import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from typing import Any
+from typing import IO, Any
 
 from service.cpu import set_affinity, shares
 from service.server.channel import HEARTBEAT_S, Channel, Message
@@ -223,6 +226,7 @@ class Supervisor:
         self._wanted = workers
         self._size = size
         self._shares = shares(workers)
+        self._limits_file = _open_limits_file()
         self._workers: list[Worker] = []
         self._tasks: set[asyncio.Task[None]] = set()  # the event loop keeps only weak references to tasks
         self._exit_code: int | None = None  # None until the service begins to end
@@ -259,7 +263,7 @@ class Supervisor:
         messages, its_messages = socket.socketpair()
         connections, its_connections = socket.socketpair()
         with its_messages, its_connections:
-            fds = its_messages.fileno(), its_connections.fileno()
+            fds = its_messages.fileno(), its_connections.fileno(), self._limits_file.fileno()
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "service.server.worker", *map(str, fds), *self._arguments),
                 stdin=asyncio.subprocess.DEVNULL,
@@ -383,6 +387,13 @@ class Supervisor:
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+
+def _open_limits_file() -> IO[bytes]:
+    """An empty file without a name, in memory where the system has such. It is filled where keys have limits."""
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("gan-service limits"), "r+b", buffering=0)
+    return tempfile.TemporaryFile(buffering=0)
 
 
 def _exit_code(code: int) -> int:

@@ -22,12 +22,14 @@ class WorkerLink(WorkerGroup):
 
     Args:
         messages, connections: Sockets to the supervisor.
+        limits_file: As of the base class.
     """
 
     reports_second_signal = True
 
-    def __init__(self, messages: socket.socket, connections: socket.socket) -> None:
+    def __init__(self, messages: socket.socket, connections: socket.socket, limits_file: int | None = None) -> None:
         super().__init__()
+        self.limits_file = limits_file
         self._messages = messages
         self._connections = connections
         self._server: Server

@@ -38,7 +38,7 @@ from service.engine.batching.policy import EAGER, ArrivalWait, BatchingPolicy
 from service.engine.batching.request_queue import Entry, RequestQueue, Result
 from service.engine.batching.throughput import Throughput
 from service.errors import Draining, EngineFailed, NotReady, QueueFull, ServiceError
-from service.logs import current_route, current_span
+from service.logs import current_key, current_route, current_span
 from service.metrics import Metrics, WorkSeries
 
 Run = Callable[[int, ModelRunner, Sequence[BatchSlice[Any]], Then[Rows]], None]
@@ -90,6 +90,8 @@ class Batcher:
     Attributes:
         failure: Once it is set, nothing is computed any more.
         trace_batch: Begins a batch's trace; None where there are none.
+        has_several_keys: Called to learn whether clients with different keys share the queue. A key that has rows
+            waiting then leaves as much room free as these take, so that there is room for another key's.
     """
 
     def __init__(
@@ -106,6 +108,7 @@ class Batcher:
     ) -> None:
         self.failure: str | None = None
         self.trace_batch: TraceBatch | None = None
+        self.has_several_keys: Callable[[], bool] = bool
         self._run = run
         self._metrics = metrics
         self._clock = clock
@@ -176,8 +179,15 @@ class Batcher:
         if self._draining:
             raise Draining
         self._check_alive()
-        if self._queue.rows + rows > self._max_queued_rows:
+        if not self._has_room(rows):
             raise QueueFull(self.retry_after_s())
+
+    def _has_room(self, rows: int) -> bool:
+        free = self._max_queued_rows - self._queue.rows - rows
+        if free < 0 or not self.has_several_keys():
+            return free >= 0
+        own = self._queue.rows_of(current_key())
+        return not own or own + rows <= free
 
     def _check_alive(self) -> None:
         if self._has_ended:
@@ -233,7 +243,8 @@ class Batcher:
             if self._comes_too_late(rows, deadline_s):
                 raise QueueFull(self.retry_after_s())
         loop = asyncio.get_running_loop()
-        entry = Entry(runner, payload, rows, deadline_s, self._clock(), next(self._numbers), loop.create_future())
+        now, number = self._clock(), next(self._numbers)
+        entry = Entry(runner, payload, rows, deadline_s, now, number, loop.create_future(), current_key())
         if self.trace_batch is not None:
             entry.span = current_span()
         self._enqueue(entry)
@@ -253,7 +264,7 @@ class Batcher:
         seconds_for = self._throughput.seconds_for
         if not self._throughput.is_reliable or seconds_for(self._queue.rows) <= deadline_s:
             return False
-        return seconds_for(self._queue.rows_ahead(rows)) > deadline_s > 0
+        return seconds_for(self._queue.rows_ahead(rows, current_key())) > deadline_s > 0
 
     def _enqueue(self, entry: Entry) -> None:
         self._queue.add(entry)

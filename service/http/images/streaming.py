@@ -99,6 +99,7 @@ async def _computed(
         return Drawn(images, metadata_of(bundle, part, labels), timing)
 
     with ExitStack() as accepted:
+        accepted.enter_context(context.manager.reserve(plan.count))
         accepted.enter_context(context.manager.batcher.accept(plan.count))
         coming: asyncio.Task[Drawn] | None = asyncio.create_task(compute(0))
         try:

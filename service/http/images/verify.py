@@ -115,7 +115,8 @@ async def _verify(context: RouteContext, request: RequestContext) -> Response:
     orders = {place: one for place, one in enumerate(found) if isinstance(one, Order)}
     results = {place: one for place, one in enumerate(found) if not isinstance(one, Order)}
     queue_s = compute_s = 0.0
-    with _accept(context, request, orders.values()):
+    count = sum(order.recipe.count for order in orders.values())
+    with _accept(context, request, orders.values()), context.manager.reserve(count):
         for places in _some(orders):
             all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
             results |= zip(places, [done.result for done in all_done], strict=True)

@@ -49,6 +49,7 @@ class Keys:
         self.are_needed = bool(use)
         self._known |= {_digest(key): Key(name, KeyScope.ADMIN) for key, name in admin.items()}
         self._has_admin = bool(admin)
+        self._have_several_names = len({*use.values(), *admin.values()}) > 1
 
     def replace_by(self, others: "Keys") -> dict[str, list[str]]:
         """Let these others be in force from now on. Returns the names whose keys were added, removed and replaced."""
@@ -70,6 +71,11 @@ class Keys:
     def count(self, scope: KeyScope) -> int:
         """How many keys have exactly this scope."""
         return sum(key.scope is scope for key in self._known.values())
+
+    @property
+    def have_several_names(self) -> bool:
+        """Whether clients can be told apart."""
+        return self._have_several_names
 
     def need_none(self, needed: KeyScope) -> bool:
         """Whether requests that need this scope are answered without a key."""

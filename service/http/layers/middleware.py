@@ -11,6 +11,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
 from starlette.requests import ClientDisconnect, Request
@@ -18,12 +19,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from service.engine.key_limits import KeyLimits
 from service.errors import Draining, Internal, MethodNotAllowed, NotFound, ServiceError
 from service.http.layers.auth import Keys, KeyScope
 from service.http.layers.client_address import TrustedProxies
 from service.http.problems import problem_reply
 from service.http.requests.memory_budget import MemoryBudget
-from service.http.requests.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, RequestContext
+from service.http.requests.request_context import KEY, UNMATCHED, AsgiRequest, FoundRoute, Header, RequestContext
 from service.logs import enter_request
 from service.metrics import METHODS, Metrics, RouteSeries
 
@@ -269,6 +271,8 @@ class Admission:
         admit: Raises an error if no more work can be accepted now; O(1).
         max_body_bytes: Largest body of any route. All bodies together may hold `BUDGET_FACTOR` times as much.
         all_reply_bytes: What all replies together may hold, from before they are computed.
+        key_limits: Those of clients' keys, if there are any.
+        check_key: Raises RateLimited if the request's key may have no image computed now.
     """
 
     def __init__(
@@ -279,9 +283,13 @@ class Admission:
         *,
         max_body_bytes: int,
         all_reply_bytes: int,
+        key_limits: KeyLimits | None = None,
+        check_key: Callable[[], None] = lambda: None,
     ) -> None:
         self.app = app
         self.routes = routes
+        self.key_limits = key_limits
+        self.check_key = check_key
         self.admit = admit
         self.bodies = MemoryBudget(BUDGET_FACTOR * max_body_bytes)
         self.replies = MemoryBudget(all_reply_bytes)
@@ -305,10 +313,18 @@ class Admission:
             return
         announced = context.announced_bytes(max_body_bytes)
         self.admit()
+        if self.key_limits is not None and context.key is not None:
+            context.limit_headers = partial(_limit_headers, self.key_limits, context.key)
+            if scope["method"] == "POST":  # else there is no body to save us, and perhaps nothing to compute
+                self.check_key()
         # Only checked: bytes are counted as they arrive. Otherwise a few clients that announce large bodies and send
         # nothing would keep all others out.
         self.bodies.check(announced)
         await context.work(self.app, self.bodies, self.replies, max_body_bytes)
+
+
+def _limit_headers(limits: KeyLimits, key: str) -> list[Header]:
+    return [(name.lower().encode(), value.encode()) for name, value in limits.fields(key).items()]
 
 
 class Shortcut:

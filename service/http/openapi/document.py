@@ -6,7 +6,7 @@ from typing import Any
 
 from fastapi.routing import APIRoute
 
-from service.http.openapi.examples import BODIES
+from service.http.openapi.examples import BODIES, LIMIT_HEADERS
 
 _JSON = "application/json"
 _GROUPS = {
@@ -55,8 +55,10 @@ def add_common(document: dict[str, Any]) -> None:
         for operation in operations.values():
             operation["tags"] = [_GROUP_OF.get(path.split("/")[1], "images")]
             responses = operation["responses"]
-            for response in responses.values():
-                response["headers"] = {**response.get("headers", {}), **_COMMON_HEADERS}
+            is_limited = "429" in responses
+            for status, response in responses.items():
+                limits = LIMIT_HEADERS if is_limited and status < "4" else {}
+                response["headers"] = {**response.get("headers", {}), **limits, **_COMMON_HEADERS}
             if "304" in responses:
                 operation["parameters"] = [*operation["parameters"], _IF_NONE_MATCH]
             for content in _json_contents(operation):

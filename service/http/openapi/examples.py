@@ -1,4 +1,4 @@
-"""Examples for the OpenAPI document: of every error, and of each schema that a JSON body has."""
+"""Examples for the OpenAPI document: of every error, and of each schema that a JSON body has; and shared headers."""
 
 from typing import Any
 
@@ -13,6 +13,7 @@ from service.errors import (
     NotAcceptable,
     NotReady,
     QueueFull,
+    RateLimited,
     RequestTimeout,
     ServiceError,
     TooLarge,
@@ -21,6 +22,10 @@ from service.errors import (
     UnsupportedMediaType,
 )
 
+LIMIT_HEADERS = {
+    "RateLimit-Policy": {"description": "The limits of the client's key, if it has any.", "schema": {"type": "string"}},
+    "RateLimit": {"description": "What is left of them.", "schema": {"type": "string"}},
+}
 REQUEST_ID = "8836b386bad8458d1b39000000000000"
 # A black pixel, as a PNG in base64.
 PIXEL = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
@@ -60,6 +65,11 @@ ERRORS: dict[type[ServiceError], ServiceError] = {
         NoEncoder("mnist"),
         Invalid("seed: Input should be greater than or equal to 0.", "seed"),
         QueueFull(3),
+        RateLimited(
+            "This key may have 100 images a second computed",
+            2,
+            {"RateLimit-Policy": '"images";q=100;qu="images";w=1', "RateLimit": '"images";r=0;t=2'},
+        ),
         NotReady("the bundles are being loaded"),
         Draining(),
         DeadlinePassed(30.0),

@@ -23,6 +23,7 @@ from service.errors import (
     NotAcceptable,
     NotReady,
     QueueFull,
+    RateLimited,
     RequestTimeout,
     ServiceError,
     TooLarge,
@@ -103,7 +104,8 @@ SCHEMAS: tuple[type[BaseModel], ...] = (
     ModelList,
 )
 _BINARY = {"type": "string", "format": "binary"}
-_WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, QueueFull, NotReady, Draining, DeadlinePassed)
+_LIMITS = (QueueFull, RateLimited)
+_WORK = (Malformed, Unauthorized, UnknownBundle, TooLarge, Invalid, *_LIMITS, NotReady, Draining, DeadlinePassed)
 _UPLOAD = (RequestTimeout, UnsupportedMediaType)
 _KEYS = {
     "bearer": {"type": "http", "scheme": "bearer"},
@@ -434,7 +436,7 @@ V2_INFER = _model_route(
     },
     *_BODY_ERRORS,
     UnsupportedMediaType,
-    QueueFull,
+    *_LIMITS,
     DeadlinePassed,
     parameters=[_JSON_LENGTH, _TIMEOUT],
     requestBody=_body("application/octet-stream", model=InferRequest) | {"required": False},

@@ -52,6 +52,7 @@ class RequestContext(RequestMetadata, ABC):
         should_close: Called when the reply starts; True closes the connection after the reply.
         is_head: Whether it asks for the reply's head alone.
         more_headers: Of the reply, whatever it will be.
+        limit_headers: Called when a successful reply starts; returns its RateLimit header fields, if it has any.
     """
 
     def __init__(self, scope: Scope) -> None:
@@ -64,6 +65,7 @@ class RequestContext(RequestMetadata, ABC):
         self.found: FoundRoute | None = None
         self.should_close: Callable[[], bool] = bool
         self.more_headers: Sequence[Header] = ()
+        self.limit_headers: Callable[[], Sequence[Header]] = tuple
         self.is_head = scope["method"] == "HEAD"
         self._expects_body = scope["method"] not in {"GET", "HEAD"}
         self._budgets: tuple[MemoryBudget, MemoryBudget] | None = None  # for bodies, for replies
@@ -290,7 +292,10 @@ class RequestContext(RequestMetadata, ABC):
             await self._write(message.get("body", b""), is_last=not message.get("more_body"))
 
     async def _start(self, status: int, headers: Iterable[Header]) -> None:
-        await self.start_reply(status, self._complete(headers))
+        complete = self._complete(headers)
+        if status < 400:
+            complete += self.limit_headers()
+        await self.start_reply(status, complete)
         self.status = status
         self.has_started = True
 

@@ -31,7 +31,7 @@ function titleOf({ status, code }) {
     403: "This key does not allow it.",
     404: "That is not here.",
     413: "That is too large.",
-    429: "The service is busy.",
+    429: code === "rate_limited" ? "This key's limit is used up." : "The service is busy.",
     503: code === "draining" ? "The service is shutting down." : "The service is not ready.",
     0: "No connection.",
   }[status];

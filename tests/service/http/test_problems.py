@@ -22,6 +22,7 @@ CODES = {
     "unsupported_media_type": 415,
     "invalid": 422,
     "no_encoder": 422,
+    "rate_limited": 429,
     "queue_full": 429,
     "internal": 500,
     "not_implemented": 501,
@@ -46,6 +47,10 @@ EXAMPLES: list[tuple[ServiceError, dict[str, str]]] = [
     (errors.NoEncoder("x"), {}),
     (errors.QueueFull(7), {"retry-after": "7"}),
     (errors.NotReady("loading"), {"retry-after": "2"}),
+    (
+        errors.RateLimited("Too many", 3, {"RateLimit": '"images";r=0;t=3'}),
+        {"retry-after": "3", "ratelimit": '"images";r=0;t=3'},
+    ),
     (errors.Draining(), {"retry-after": "1"}),
     (errors.DeadlinePassed(0.25), {}),
     (errors.Internal("a secret"), {}),

@@ -228,6 +228,30 @@ async def test_a_new_certificate_is_taken_up_by_every_worker(
         assert await asyncio.to_thread(seen) == {read("used.pem")} != {old}
 
 
+async def test_limits_of_keys_hold_for_all_workers_together(folder: Path, tmp_path: Path) -> None:
+    """Whichever worker is asked, a name has its images once, and still owes them after the keys were read again."""
+    file = tmp_path / "keys"
+    file.write_text("team-a alpha\nteam-b beta\n")
+    alpha, beta = (Request("GET", "/sample", headers=(("X-API-Key", key),)) for key in ("alpha", "beta"))
+    with running(
+        bundles=folder,
+        default_bundle="tiny",
+        device="cpu",
+        workers=2,
+        api_keys_file=file,
+        key_images_per_s=1 / 3600,
+    ) as service:
+        assert sorted(reply.status for reply in await ask_each(service, alpha)) == [200, 429]
+        file.write_text("team-b alpha\nteam-a beta\n")
+        service.send(signal.SIGHUP)
+        service.wait_for_log("keys have changed", 2)
+        refused = await ask_each(service, beta)
+        assert [reply.status for reply in refused] == [429, 429]
+        assert all(3500 < int(reply.headers["retry-after"]) <= 3600 for reply in refused)
+        assert sorted(reply.status for reply in await ask_each(service, alpha)) == [200, 429]
+        assert (await service.metrics()).total("gan_rejected_total", reason="rate_limited") >= 4
+
+
 async def test_what_one_worker_is_refused_changes_nothing_in_the_others(service: Service, folder: Path) -> None:
     """A bundle that fails verification is refused, and all workers keep the loaded version."""
     weights = folder / "rgb" / "generator.safetensors"

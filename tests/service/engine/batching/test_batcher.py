@@ -7,6 +7,7 @@ import selectors
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, ParamSpec
@@ -173,6 +174,13 @@ class ToyEngine:
             await self._started.wait_for(lambda: len(self.calls) >= calls)
 
 
+def with_key(name: str | None) -> Context:
+    """For a task that works for a request with the key of this name."""
+    context = copy_context()
+    context.run(enter_request, RequestMetadata("id", "POST", "/sample", 0.0, key=name))
+    return context
+
+
 @dataclass
 class Bench:
     """A batcher on a toy engine, and callers numbered in the order in which they come."""
@@ -182,11 +190,14 @@ class Bench:
     metrics: Metrics
     callers: int = 0
 
-    def submit(self, runner: ModelRunner, rows: int, deadline_s: float = 60) -> "asyncio.Task[Result]":
+    def submit(
+        self, runner: ModelRunner, rows: int, deadline_s: float = 60, key: str | None = None
+    ) -> "asyncio.Task[Result]":
         """A caller's task; its number is the order of its coming, from 0."""
         payload = rows_of(self.callers, rows)
         self.callers += 1
-        return asyncio.create_task(self.batcher.submit(runner, payload, rows, deadline_s))
+        context = None if key is None else with_key(key)
+        return asyncio.create_task(self.batcher.submit(runner, payload, rows, deadline_s), context=context)
 
     async def block(self, runner: ModelRunner) -> "asyncio.Task[Result]":
         """Shut the gate behind a caller of one row: from now on the engine is busy."""
@@ -1148,6 +1159,132 @@ async def test_a_batch_that_ends_while_the_batcher_closes_is_nobodys() -> None:
             await caller
 
 
+# Keys
+
+
+@on_jumping_time
+async def test_a_flood_of_one_key_does_not_delay_another_key() -> None:
+    """However many requests of one key wait, and of whatever size, another key's are in the very next batch."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        runner = Doubler()
+        await one.block(runner)
+        flood = [one.submit(runner, rows, key="a") for rows in [1] * 20 + [60]]
+        others = one.submit(runner, 3, key="b")
+        one.engine.gate.set()
+        assert_own_rows(await others, 22, 3)
+        assert [one.engine.calls[1].get(caller) for caller in (*range(1, 6), 22)] == [1] * 5 + [3]
+        await asyncio.gather(*flood)
+
+
+@on_jumping_time
+async def test_keys_that_want_more_than_there_is_get_as_much_as_each_other() -> None:
+    """Each gets its even part of every batch, the row that is left over in turn, and what nobody else needs."""
+    async with bench(max_rows=8, max_queued_rows=400) as one:
+        runner = Doubler()
+        await one.block(runner)
+        tasks = [one.submit(runner, rows, key=key) for key, rows in (("a", 24), ("b", 24), ("c", 8))]
+        one.engine.gate.set()
+        await asyncio.gather(*tasks)
+        assert one.engine.calls[1:5] == [{1: 3, 2: 3, 3: 2}, {3: 3, 1: 3, 2: 2}, {2: 3, 3: 3, 1: 2}, {1: 4, 2: 4}]
+
+
+@on_jumping_time
+async def test_more_keys_than_a_batch_has_rows_take_turns() -> None:
+    """Each is served once before any is served again."""
+    async with bench(max_rows=4, max_queued_rows=400) as one:
+        runner = Doubler()
+        await one.block(runner)
+        tasks = [one.submit(runner, 2, key=f"{n}") for n in range(10)]
+        one.engine.gate.set()
+        await asyncio.gather(*tasks)
+        order = [caller for call in one.engine.calls[1:] for caller in call]
+        assert order == [*range(1, 11)] * 2
+
+
+@on_jumping_time
+async def test_a_key_with_many_runners_gets_no_more_turns_than_one_with_a_single_one() -> None:
+    """Asking for ten bundles at once is no way past the others."""
+    async with bench(max_rows=4, max_queued_rows=400) as one:
+        many, single = [Doubler(f"toy{n}") for n in range(10)], Doubler()
+        await one.block(single)
+        flood = [one.submit(runner, 8, key="a") for runner in many]
+        others = one.submit(single, 12, key="b")
+        one.engine.gate.set()
+        await asyncio.gather(others, *flood)
+        assert [runner is single for runner in one.engine.runners[1:7]] == [False, True] * 3
+
+
+@on_jumping_time
+async def test_within_a_key_the_order_is_that_without_keys() -> None:
+    """A key's oldest go on, its smallest overtake, also where its share of a batch is a single row."""
+    async with bench(max_rows=2, max_queued_rows=400) as one:
+        runner = Doubler()
+        await one.block(runner)
+        tasks = [one.submit(runner, rows, key=key) for key, rows in (("a", 6), ("b", 6), ("a", 1))]
+        one.engine.gate.set()
+        await asyncio.gather(*tasks)
+        assert one.engine.calls[1:3] == [{1: 1, 2: 1}, {3: 1, 2: 1}]
+
+
+@on_jumping_time
+async def test_a_key_leaves_room_in_the_queue_for_others() -> None:
+    """It may hold half of the queue, or one request of any size; another key's is still let in."""
+    async with bench(max_rows=8, max_queued_rows=64) as one:
+        runner = Doubler()
+        one.batcher.has_several_keys = lambda: True
+        blocker = await one.block(runner)
+        mine = [one.submit(runner, 8, key="a") for _ in range(5)]
+        other = one.submit(runner, 32, key="b")
+        await one.settle()
+        assert (one.batcher.queued_rows, mine[4].done()) == (64, True)
+        with pytest.raises(QueueFull):
+            await mine.pop()
+        one.engine.gate.set()
+        await asyncio.gather(blocker, other, *mine)
+        await one.submit(runner, 64, key="a")
+
+
+@on_jumping_time
+async def test_what_waits_of_another_key_makes_no_request_too_late() -> None:
+    """A key whose own rows fill its deadlines is told so; a newcomer with another key is served meanwhile."""
+    async with bench(max_rows=10, max_queued_rows=400) as one:
+        runner = Doubler()
+        one.engine.seconds = 1
+        await one.submit(runner, 10)
+        flood = one.submit(runner, 100, key="a")
+        await one.engine.reached(2)
+        with pytest.raises(QueueFull):
+            await one.submit(runner, 100, deadline_s=5, key="a")
+        assert_own_rows(await one.submit(runner, 4, deadline_s=5, key="b"), 3, 4)
+        await flood
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(1, 40)), min_size=1, max_size=30), st.integers(1, 16))
+def test_a_batch_is_full_and_gives_each_key_its_part(requests: list[tuple[int, int]], max_rows: int) -> None:
+    """No key that wants more gets over a row less than another; and no room is left while anybody wants it."""
+
+    @on_jumping_time
+    async def story() -> None:
+        async with bench(max_rows=max_rows, max_queued_rows=2000) as one:
+            runner = Doubler()
+            await one.block(runner)
+            tasks = [one.submit(runner, rows, key=str(key)) for key, rows in requests]
+            one.engine.gate.set()
+            await one.engine.reached(2)
+            wanted, got = dict.fromkeys(range(5), 0), dict.fromkeys(range(5), 0)
+            for key, rows in requests:
+                wanted[key] += rows
+            for caller, rows in one.engine.calls[1].items():
+                got[requests[caller - 1][0]] += rows
+            assert sum(got.values()) == min(max_rows, sum(wanted.values()))
+            most = max(got.values())
+            assert all(got[key] >= most - 1 for key in wanted if got[key] < wanted[key])
+            for caller, (task, (_, rows)) in enumerate(zip(tasks, requests, strict=True), 1):
+                assert_own_rows(await task, caller, rows)
+
+    story()
+
+
 # Everything at once
 
 
@@ -1246,8 +1383,9 @@ schedules = st.builds(
 class Life:
     """Lives through a schedule, and looks over the batcher's shoulder at every step."""
 
-    def __init__(self, one: Bench) -> None:
+    def __init__(self, one: Bench, keys: int) -> None:
         self.one = one
+        self.keys = keys  # of which callers have one each; without any, nobody needs one
         self.runners = [Doubler(f"toy{n}") for n in range(RUNNERS)]
         self.all_runners = list(self.runners)
         self.callers: list[Caller] = []
@@ -1296,7 +1434,9 @@ class Life:
                 if guilt:
                     chosen = self.runners[runner]
                     (chosen.poisonous if guilt == "raises" else chosen.multiplying).add(caller.number)
-                self.tasks.append(asyncio.create_task(self.call(caller, self.runners[runner], deadline_s)))
+                context = with_key(f"key {caller.number % self.keys}" if self.keys else None)
+                work = self.call(caller, self.runners[runner], deadline_s)
+                self.tasks.append(asyncio.create_task(work, context=context))
             case Leave(which):
                 here = [n for n, task in enumerate(self.tasks) if not task.done()]
                 if here:
@@ -1368,17 +1508,19 @@ class Life:
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
-@example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5, 1)
-@example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3, 2)
-@given(schedules, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 3))
-def test_no_row_is_lost_doubled_or_handed_to_another(schedule: list[Step], seconds: float, instances: int) -> None:
+@example([Submit(0, 8, 0.5, ""), Pass(0.5), Pass(0)], 0.5, 1, 0)
+@example([Submit(0, 30, 100.0, ""), Submit(0, 1, 100.0, "raises"), Memory(3), Pass(1), Swap(0), Drain(1.0)], 0.3, 2, 3)
+@given(schedules, st.sampled_from([0.0, 0.3, 1.0]), st.integers(1, 3), st.integers(0, 4))
+def test_no_row_is_lost_doubled_or_handed_to_another(
+    schedule: list[Step], seconds: float, instances: int, keys: int
+) -> None:
     """Any interleaving of callers, departures, deadlines, failures, swaps and ends: everyone gets their due, once."""
 
     @on_jumping_time
     async def story() -> None:
         async with bench(MAX_ROWS, MAX_QUEUED_ROWS, instances=instances) as one:
             one.engine.seconds = seconds
-            life = Life(one)
+            life = Life(one, keys)
             for step in schedule:
                 await life.take(step)
             if life.tasks:
