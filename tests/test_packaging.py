@@ -249,6 +249,15 @@ def test_prometheus_scrapes_the_service_of_the_compose_file() -> None:
     assert job["metrics_path"] == "/metrics"
 
 
+def test_prometheus_tells_the_alertmanager_of_the_compose_file(compose: dict[str, Any]) -> None:
+    """Its address is the compose service's name and port, and the rules are where the file says."""
+    settings = read_yaml(PROMETHEUS)
+    [alertmanager] = settings["alerting"]["alertmanagers"]
+    [port] = compose["alertmanager"]["ports"]
+    assert alertmanager["static_configs"] == [{"targets": [f"alertmanager:{port.rpartition(':')[2]}"]}]
+    assert all((PROMETHEUS.parent / path).is_file() for path in settings["rule_files"])
+
+
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
 def test_prometheus_accepts_its_configuration() -> None:
     """Prometheus' own checker reads the file that the container mounts."""
