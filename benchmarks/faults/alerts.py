@@ -152,11 +152,11 @@ def memory_growing(port: int, bundles: Path) -> Iterator[float]:
 
 @contextmanager
 def drift(port: int, bundles: Path) -> Iterator[float]:
-    """Clients ask for other images than they did: truncated ones."""
+    """The images that are drawn are others than before: truncated, as clients ask for them."""
     with running(port=port, bundles=bundles, scored_share=1):
-        with asking(port, "/sample?count=16&format=npy", 1, 4):
-            steady(150)
-        with asking(port, "/sample?count=16&format=npy&truncation=0.2", 1, 4):
+        with asking(port, "/sample?count=16&format=npy&bundle=mnist-mlp", 1, 4):
+            steady(100)
+        with asking(port, "/sample?count=16&format=npy&bundle=mnist-mlp&truncation=0.2", 1, 4):
             yield time.monotonic()
 
 
