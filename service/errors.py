@@ -138,7 +138,7 @@ class RequestTimeout(ServiceError):
     status = 408
     code = "request_timeout"
     title = "The body came too slowly"
-    rejection = "deadline"
+    rejection = "request_timeout"
 
     @property
     def headers(self) -> dict[str, str]:

@@ -6,7 +6,7 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple
@@ -68,6 +68,10 @@ class Histogram(Collector):
             series = self._series[values] = Observations(self.buckets)
         return series
 
+    def remove(self, *values: str) -> None:
+        """Drop the series of these label values."""
+        self._series.pop(values, None)
+
     def observe(self, *values: float) -> None:
         """Count values, where the histogram has no labels."""
         self.labels().observe(*values)
@@ -112,7 +116,7 @@ class Metrics:
         self.registry = registry
         self.declarations: list[Declaration] = []
         self._routes: dict[str, RouteSeries] = {}
-        self._work: dict[tuple[str, str], WorkSeries] = {}
+        self._work: dict[tuple[str, str, str], WorkSeries] = {}
         self._keys: dict[str, KeySeries] = {}
         self._declare_requests()
         self._declare_keys()
@@ -139,7 +143,8 @@ class Metrics:
         # Why did clients not get what they asked for? One place counts it: where an error becomes a reply.
         self.rejected = self._counter(
             "gan_rejected_total",
-            "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid.",
+            "Requests refused, by reason: queue_full, deadline, draining, not_ready, unauthorized, too_large, invalid, "
+            "request_timeout.",
             ["route", "reason"],
         )
         # How much work do departing clients leave behind? The batcher counts, with logs.current_route().
@@ -182,12 +187,16 @@ class Metrics:
             "gan_batches_total", "Batches, by why they closed: full, idle, window.", [*WORK, "closed_by"]
         )
         # What is really produced?
-        self.images = self._counter("gan_images_total", "Images computed, without padding, delivered or not.", WORK)
+        self.images = self._counter(
+            "gan_images_total",
+            "Images computed, without padding, delivered or not.",
+            ["bundle", "version", "operation"],
+        )
         # What does D think of what it sees: does it drift?
         self.discriminator_probability = self._histogram(
             "gan_discriminator_probability",
-            "D's probability that an image is real, by origin: uploaded.",
-            ["bundle", "origin"],
+            "D's probability that an image is real, by origin: sampled, uploaded.",
+            ["bundle", "version", "origin"],
             PROBABILITY,
         )
 
@@ -258,12 +267,29 @@ class Metrics:
             series = self._routes[route] = RouteSeries(self, route)
         return series
 
-    def of_work(self, bundle: str, operation: str) -> "WorkSeries":
+    def of_work(self, bundle: str, version: str, operation: str) -> "WorkSeries":
         """The batcher's series of one kind of work, kept for the same reason."""
-        series = self._work.get((bundle, operation))
+        series = self._work.get((bundle, version, operation))
         if series is None:
-            series = self._work[bundle, operation] = WorkSeries(self, bundle, operation)
+            series = self._work[bundle, version, operation] = WorkSeries(self, bundle, version, operation)
         return series
+
+    def forget_bundles_but(self, versions: Collection[tuple[str, str]]) -> None:
+        """Drop the series of all other bundles and versions, so that those of bundles that come and go don't pile up.
+
+        A batch of one of them that still runs makes some anew, which are dropped the next time. Swaps stay: they tell
+        of what has left.
+        """
+        names = {name for name, _ in versions}
+        self._work = {key: series for key, series in self._work.items() if key[:2] in versions}
+        for metric in (self.images, self.discriminator_probability):
+            for labels in _label_values(metric):
+                if labels[:2] not in versions:
+                    metric.remove(*labels)
+        for metric in (self.queue_wait, self.compute, self.batch_images, self.batch_padding_images, self.batches):
+            for labels in _label_values(metric):
+                if labels[0] not in names:
+                    metric.remove(*labels)
 
     def of_key(self, name: str) -> "KeySeries":
         """The series of one key, by its name."""
@@ -271,6 +297,12 @@ class Metrics:
         if series is None:
             series = self._keys[name] = KeySeries(self, name)
         return series
+
+
+def _label_values(metric: Counter | Histogram) -> set[tuple[str, ...]]:
+    """The label values of each of a metric's series, in order."""
+    samples = (sample for family in metric.collect() for sample in family.samples)
+    return {tuple(value for name, value in sample.labels.items() if name != "le") for sample in samples}
 
 
 class KeySeries:
@@ -294,15 +326,15 @@ class KeySeries:
 
 
 class WorkSeries:
-    """The series of one bundle's operation in the batcher."""
+    """The series of one bundle's operation in the batcher; all but the images are those of every version."""
 
-    def __init__(self, metrics: Metrics, bundle: str, operation: str) -> None:
+    def __init__(self, metrics: Metrics, bundle: str, version: str, operation: str) -> None:
         labels = bundle, operation
         self.queue_wait = metrics.queue_wait.labels(*labels)
         self.compute = metrics.compute.labels(*labels)
         self.batch_images = metrics.batch_images.labels(*labels)
         self.batch_padding_images = metrics.batch_padding_images.labels(*labels)
-        self.images = metrics.images.labels(*labels)
+        self.images = metrics.images.labels(bundle, version, operation)
         self._batches = metrics.batches
         self._labels = labels
 

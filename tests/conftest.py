@@ -171,11 +171,15 @@ def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_bundles: dict[str, Bundle]) -> Callable[..., Settings]:
-    """Settings on the tiny bundles, `tiny` being the default; arguments are further settings."""
+    """Settings on the tiny bundles, `tiny` being the default; arguments are further settings.
+
+    No images are scored: which ones would be is left to chance.
+    """
     folder = tiny_bundles["tiny"].folder.parent
 
     def make(**more: Any) -> Settings:
-        return Settings.model_validate({"bundles": folder, "default_bundle": "tiny", "device": "cpu"} | more)
+        usual = {"bundles": folder, "default_bundle": "tiny", "device": "cpu", "scored_share": 0}
+        return Settings.model_validate(usual | more)
 
     return make
 
@@ -315,8 +319,10 @@ class LiveServer(Server):
             concurrent.futures.wait([held], 60)
 
     def metric(self, name: str, **labels: str) -> float:
-        """A number from the server's registry; 0 where there is none yet."""
-        return self.app.state.manager.metrics.registry.get_sample_value(name, labels) or 0.0
+        """The sum over the server's series of this name that have these labels."""
+        registry, wanted = self.app.state.manager.metrics.registry, labels.items()
+        samples = (one for metric in registry.collect() for one in metric.samples if one.name == name)
+        return float(sum(one.value for one in samples if wanted <= one.labels.items()))
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Return when something that announces itself to nobody is the case; fail where it is not in a minute."""

@@ -98,7 +98,7 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
     metrics, logits = Metrics(CollectorRegistry()), np.random.default_rng(0).normal(size=VERDICTS)
     probabilities = 1 / (1 + np.exp(-logits))
     pairs = list(zip(probabilities.tolist(), logits.tolist(), strict=True))
-    observe = metrics.discriminator_probability.labels("plain", "uploaded").observe
+    observe = metrics.discriminator_probability.labels("plain", "0", "uploaded").observe
     adapter = TypeAdapter(DiscriminateReply)
 
     def plain() -> bytes:
@@ -109,7 +109,7 @@ def verdicts() -> Iterator[tuple[str, Work, Work]]:
         return adapter.dump_json(reply, exclude_none=True)
 
     def ours() -> bytes:
-        metrics.discriminator_probability.labels("ours", "uploaded").observe(*probabilities.tolist())
+        metrics.discriminator_probability.labels("ours", "0", "uploaded").observe(*probabilities.tolist())
         judged = DiscriminatorOutput(
             probabilities.tolist(), logits.tolist(), None, is_calibrated=True, converted=[False] * VERDICTS
         )

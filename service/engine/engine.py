@@ -120,14 +120,16 @@ class Engine:
             ("sample", _shapes(bundle)), candidates, sampler.net, sampler.example, labels, reference.pixels
         )
         tiles.run = self.device.image_call(sampler, labels, tiles.sizes)
-        return SampleRunner(bundle.name, tiles, self.device, sampler.draw, max(MAX_BATCH_ROWS, tiles.sizes[-1]))
+        most_rows = max(MAX_BATCH_ROWS, tiles.sizes[-1])
+        return SampleRunner(bundle.name, bundle.version, tiles, self.device, sampler.draw, most_rows)
 
     def _discriminate_runner(self, bundle: Bundle, reference: Reference) -> DiscriminateRunner:
         net, pixels, labels = reference.verdicts, reference.pixels, reference.asked
         candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
         tiles = self._tiles(("discriminate", _shapes(bundle)), candidates, net, pixels, labels, reference.judged)
         tiles.run = self.device.verdict_call(net, pixels, labels, tiles.sizes)
-        return DiscriminateRunner(bundle.name, tiles, self.device, max(MAX_BATCH_ROWS, tiles.sizes[-1]))
+        most_rows = max(MAX_BATCH_ROWS, tiles.sizes[-1])
+        return DiscriminateRunner(bundle.name, bundle.version, tiles, self.device, most_rows)
 
     def _tiles(
         self,

@@ -21,6 +21,7 @@ class SampleRunner:
     """
 
     bundle: str
+    version: str
     tiles: Tiles
     device: Device
     draw: Callable[[SampleSlices], Float32 | Int64]
@@ -47,6 +48,7 @@ class DiscriminateRunner:
     """D of a bundle: rows are float32 (n, 1) logits; with classes (n, 2), the logit and the label that it is for."""
 
     bundle: str
+    version: str
     tiles: Tiles
     device: Device
     most_rows: int = MAX_BATCH_ROWS

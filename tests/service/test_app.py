@@ -42,7 +42,8 @@ async def test_two_applications_do_not_meet(start: Start, tiny_settings: Callabl
         assert (await second.get("/sample?seed=1")).headers["x-bundle"].startswith("rgb@")
         for client, mine, others in ((first, "tiny", "rgb"), (second, "rgb", "tiny")):
             page = (await client.get("/metrics")).text
-            assert f'gan_images_total{{bundle="{mine}",operation="sample"}} 1.0' in page
+            labels = rf'bundle="{mine}",operation="sample",version="\w{{12}}"'
+            assert re.search(rf"^gan_images_total{{{labels}}} 1\.0$", page, re.MULTILINE)
             assert f'gan_images_total{{bundle="{others}"' not in page
 
 

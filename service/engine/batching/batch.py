@@ -31,7 +31,8 @@ class BatchSlice(NamedTuple, Generic[Source]):
 class ModelRunner(Protocol):
     """One net of one bundle, ready to run. Only rows for the same runner share a batch."""
 
-    bundle: str  # these two label its metrics
+    bundle: str  # these three label its metrics
+    version: str
     operation: str
     most_rows: int  # in one batch; the batcher may have less room
 

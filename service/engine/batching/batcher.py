@@ -354,7 +354,8 @@ class Batcher:
         return call
 
     def _series(self, call: _Call) -> WorkSeries:
-        return self._metrics.of_work(call.runner.bundle, call.runner.operation)
+        runner = call.runner
+        return self._metrics.of_work(runner.bundle, runner.version, runner.operation)
 
     def _note_start(self, call: _Call, closed_by: str) -> None:
         series = self._series(call)

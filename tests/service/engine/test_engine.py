@@ -478,7 +478,7 @@ def absurd(*_: Any) -> torch.Tensor:
 )
 def test_a_runner_says_what_kind_of_failure_it_was(run: Callable[..., Any], expected: type[Exception]) -> None:
     """Short of memory, a lost device, or the rows' own fault: the batcher treats each in its own way."""
-    runner = SampleRunner("toy", Tiles(run, [4]), Device(), draw=lambda _: np.zeros((1, 4), np.float32))
+    runner = SampleRunner("toy", "0123456789ab", Tiles(run, [4]), Device(), draw=lambda _: np.zeros((1, 4), np.float32))
     with pytest.raises(expected) as failure:
         runner.run([BatchSlice(SamplePayload(0, 0, None, 1.0), 0, 1)])
     assert failure.type is expected

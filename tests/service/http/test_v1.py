@@ -178,7 +178,8 @@ async def test_what_cannot_be_done_is_400_and_names_the_field(
 ) -> None:
     """Before anything is computed."""
     counted = app.state.manager.metrics.registry.get_sample_value
-    series = "gan_images_total", {"bundle": "tiny", "operation": "sample"}
+    version = app.state.manager.bundles.version("tiny")
+    series = "gan_images_total", {"bundle": "tiny", "version": version, "operation": "sample"}
     before = counted(*series)
     for value in values:
         reply = await client.post(PATH, json=PROMPT | {field: value})

@@ -167,7 +167,8 @@ async def test_limits_hold_before_anything_is_computed(
         problem(await client.get(WAY, headers={"Accept": "text/html"}), 406, "not_acceptable")
         assert problem(await client.post(WAY), 405, "method_not_allowed")
         computed = app.state.manager.metrics.registry.get_sample_value
-        assert computed("gan_images_total", {"bundle": "tiny", "operation": "sample"}) == 16
+        labels = {"bundle": "tiny", "version": app.state.manager.bundles.version("tiny"), "operation": "sample"}
+        assert computed("gan_images_total", labels) == 16
 
 
 async def test_a_full_queue_and_a_deadline_are_those_of_a_sample(

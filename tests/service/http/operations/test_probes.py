@@ -9,10 +9,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from models.bundle import Bundle
 from service.app import create_app
+from service.codecs.time_slices import run_steps
+from service.http.operations.merged_metrics import MergedCollector, series_of
+from service.http.operations.probes import encode_page
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -44,8 +49,8 @@ SERIES = {
     "gan_batch_images": {"bundle", "operation"},
     "gan_batch_padding_images_total": {"bundle", "operation"},
     "gan_batches_total": {"bundle", "operation", "closed_by"},
-    "gan_images_total": {"bundle", "operation"},
-    "gan_discriminator_probability": {"bundle", "origin"},
+    "gan_images_total": {"bundle", "version", "operation"},
+    "gan_discriminator_probability": {"bundle", "version", "origin"},
     "gan_engine_errors_total": {"kind"},
     "gan_engine_last_progress_timestamp_seconds": {"device"},
     "gan_out_of_memory_total": set(),
@@ -109,6 +114,39 @@ async def test_probes_do_not_wait_for_the_engine(client: httpx.AsyncClient, app:
             assert (await client.get(path)).status_code == 200
 
 
+def busy_registry(metrics: Metrics, versions: int) -> None:
+    """Series of many versions of a bundle."""
+    for version in range(versions):
+        metrics.of_work("tiny", f"{version:012x}", "sample").images.inc(version)
+        metrics.discriminator_probability.labels("tiny", f"{version:012x}", "sampled").observe(0.5)
+
+
+async def test_probes_do_not_wait_for_a_scrape(
+    start: Start, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of many versions is made in small steps, between which others are answered."""
+    monkeypatch.setattr("service.codecs.time_slices.SLICE_S", 0.0)
+    app = create_app(tiny_settings())
+    async with start(app) as client:
+        busy_registry(app.state.manager.metrics, 500)
+        scrape = asyncio.create_task(client.get("/metrics"))
+        await asyncio.sleep(0)
+        for path in ("/livez", "/readyz"):
+            assert (await client.get(path)).status_code == 200
+        assert not scrape.done()
+        assert (await scrape).text.count("gan_images_total{") == 500
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
+def test_steps_make_the_page_that_the_library_makes(accept: str) -> None:
+    """Byte for byte, of one worker and of two together."""
+    encoder, _ = choose_encoder(accept)
+    metrics = Metrics(CollectorRegistry())
+    busy_registry(metrics, 50)
+    for collector in (MergedCollector([series_of(metrics.registry)] * workers) for workers in (1, 2)):
+        assert run_steps(encode_page(encoder, collector)) == encoder(collector)
+
+
 async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
     """Prometheus' text format and OpenMetrics both parse and have the same families."""
     text = await client.get("/metrics")
@@ -123,8 +161,9 @@ async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
     assert not any(name.endswith("_created") for name in names)
 
 
-async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
+async def test_metrics_say_what_happened(client: httpx.AsyncClient, tiny_bundles: dict[str, Bundle]) -> None:
     """One request of seven images is counted in every series that it concerns."""
+    version = tiny_bundles["rgb"].version
     await client.get("/sample?count=7&seed=1&bundle=rgb&format=webp")
     page = (await client.get("/metrics")).text
     samples = {
@@ -132,7 +171,7 @@ async def test_metrics_say_what_happened(client: httpx.AsyncClient) -> None:
         for family in parse_text(page)
         for sample in family.samples
     }
-    assert samples["gan_images_total", "rgb", "sample"] == 7
+    assert samples["gan_images_total", *sorted(["rgb", "sample", version])] == 7
     assert samples["gan_batch_images_sum", "rgb", "sample"] == 7
     assert samples["gan_queue_wait_seconds_count", "rgb", "sample"] == 1
     assert samples["gan_compute_seconds_count", "rgb", "sample"] == 1
