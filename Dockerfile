@@ -1,8 +1,7 @@
 # The serving image: Python, what serving needs, the two packages and the embedded bundles. Nothing of training.
 #
-#   docker build -t gan-service .                                      torch from the default index (CUDA on Linux)
-#   docker build -t gan-service \
-#     --build-arg TORCH_INDEX=https://download.pytorch.org/whl/cpu .   the small image, CPU only
+#   docker build -t gan-service .                            torch without CUDA
+#   docker build -t gan-service --build-arg TORCH=cuda .     with CUDA, several GB more
 
 ARG BASE=python:3.11-slim-bookworm
 
@@ -13,12 +12,16 @@ COPY pyproject.toml .
 RUN ["python", "-c", "import tomllib; print(*tomllib.load(open('pyproject.toml', 'rb'))['project']['dependencies'], sep='\\n', file=open('requirements.txt', 'w'))"]
 
 FROM ${BASE} AS dependencies
+# cpu or cuda; an index that is named overrules it.
+ARG TORCH=cpu
 ARG TORCH_INDEX=
 WORKDIR /build
 COPY constraints.txt .
+COPY deploy/torch_index.py deploy/torch_index.py
 COPY --from=requirements requirements.txt .
-# pip stays outside the environment it fills. An index named for torch gives torch and nothing else, so no other
-# package can come from there; what torch itself needs is found missing, and added, by the second install.
+# pip stays outside the environment it fills. An index of torch's own gives torch and nothing else, so no other package
+# can come from there; what torch itself needs is found missing, and added, by the second install. Where PyTorch's index
+# does not answer, the default one is taken, and the build's log says so.
 # Bytecode whose freshness is judged by time stamps went stale when the layer was copied, and a read-only root can't
 # renew it: start-up then compiled half of torch. This bytecode is never compared with its source again.
 # (`|| true`: torch ships a module for newer Pythons only, which never compiles and is never imported.)
@@ -26,7 +29,8 @@ COPY --from=requirements requirements.txt .
 RUN set -eu; \
     python -m venv --without-pip /opt/venv; \
     install="python -m pip --python /opt/venv/bin/python install --no-cache-dir --no-compile -c constraints.txt"; \
-    if [ -n "${TORCH_INDEX}" ]; then $install --no-deps --index-url "${TORCH_INDEX}" torch; fi; \
+    index=$(python deploy/torch_index.py /opt/venv "${TORCH_INDEX}" "${TORCH}"); \
+    if [ -n "$index" ]; then $install --no-deps --index-url "$index" torch; fi; \
     $install -r requirements.txt; \
     cd /opt/venv/lib/python3*/site-packages; \
     rm -rf torch/include torch/test; \
@@ -41,13 +45,17 @@ COPY service/ service/
 RUN python -m compileall -q --invalidation-mode unchecked-hash models service && chmod -R a+rX /app
 
 FROM ${BASE}
+ARG BASE
 ARG VERSION=unknown
 ARG REVISION=unknown
+ARG CREATED=1970-01-01T00:00:00Z
 LABEL org.opencontainers.image.title="gan-service" \
       org.opencontainers.image.description="Serves the images of a small generative adversarial net over HTTP" \
       org.opencontainers.image.licenses="MIT" \
       org.opencontainers.image.version="${VERSION}" \
-      org.opencontainers.image.revision="${REVISION}"
+      org.opencontainers.image.revision="${REVISION}" \
+      org.opencontainers.image.created="${CREATED}" \
+      org.opencontainers.image.base.name="${BASE}"
 ENV PATH=/opt/venv/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
     PYTHONUNBUFFERED=1 \

@@ -10,11 +10,13 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 # Tests side by side, one process a core up to four: the most that the servers which they start leave room for.
 PYTEST := -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 RUN ?= runs/mnist
+ENGINE ?= docker
+TORCH ?= cpu
 
 PEERS := mosec triton litserve bentoml ray
 CLIENTS ?= $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 
-.PHONY: serve test test-clients test-fast test-lowest install check train docs site bench bench-training clean
+.PHONY: serve test test-clients test-fast test-lowest install check train docs site bench bench-training image sbom clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -44,6 +46,20 @@ check: $(VENV)/everything
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python -m deploy.audit.audit
+
+# The container image, with what its labels say of it. ENGINE=podman, with --format docker for the health check:
+# make image ENGINE="podman" FLAGS="--format docker". TORCH=cuda makes the large one.
+image:
+	$(ENGINE) build $(FLAGS) --tag gan-service --build-arg TORCH=$(TORCH) --build-arg TORCH_INDEX=$(TORCH_INDEX) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git rev-parse HEAD) --build-arg CREATED=$$(date -u +%Y-%m-%dT%H:%M:%SZ) .
+
+# What serving installs, in CycloneDX's format.
+sbom: $(VENV)/serving .sbom/installed
+	mkdir -p build
+	$(BIN)/python deploy/sbom/serving_pins.py | .sbom/bin/cyclonedx-py requirements - --pyproject pyproject.toml \
+		--output-reproducible --output-file build/sbom.cdx.json
 
 train: $(VENV)/everything
 	$(BIN)/python -m models train --preset mlp-paper --data mnist --out $(RUN) --resume
@@ -67,7 +83,7 @@ bench-training: $(VENV)/everything .bench/lightning/installed
 	$(BIN)/python -m benchmarks.training.step
 
 clean:
-	rm -rf .venv* .bench .clients .site build gan_client/build *.egg-info gan_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv* .bench .clients .site .sbom .audit build gan_client/build *.egg-info gan_client/*.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 # Each stamp is younger than the files that decide what is installed, or the install runs again.
 # Another Python is refused here: pip would speak of packages, and the next `make` would find this environment made.
@@ -106,7 +122,10 @@ $(VENV)/lowest: $(VENV)/serving
 	.clients/$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
 
-.site/installed: deploy/site/requirements.txt
-	$(PYTHON) -m venv .site
-	.site/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
+.site/installed .sbom/installed: %/installed:
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --disable-pip-version-check --requirement $<
 	touch $@
+
+.site/installed: deploy/site/requirements.txt
+.sbom/installed: deploy/sbom/requirements.txt

@@ -198,6 +198,20 @@ def test_the_service_is_given_no_more_than_it_needs(compose: dict[str, Any]) -> 
     assert service["tmpfs"] == ["/tmp"]  # noqa: S108 (a mount in the container)
 
 
+def test_every_container_has_limits(compose: dict[str, Any]) -> None:
+    """None may take the host's memory from the others; the service's are variables."""
+    limits = {name: one["deploy"]["resources"]["limits"] for name, one in compose.items()}
+    assert all({"cpus", "memory"} <= set(limit) for limit in limits.values())
+    assert all(text.startswith("${SERVICE_") for text in limits["service"].values())
+
+
+def test_the_image_has_torch_without_cuda_unless_cuda_is_asked_for(compose: dict[str, Any]) -> None:
+    """By the Dockerfile's default and by compose; the file for GPUs asks for it."""
+    assert "TORCH=cpu" in arguments("ARG")
+    assert compose["service"]["build"]["args"]["TORCH"] == "${TORCH:-cpu}"
+    assert read_yaml(ROOT / "docker-compose.gpu.yml")["services"]["service"]["build"]["args"] == {"TORCH": "cuda"}
+
+
 def test_every_published_port_is_on_loopback(compose: dict[str, Any]) -> None:
     """Nothing is offered to the network before somebody decides so."""
     assert all(port.startswith("127.0.0.1:") for one in compose.values() for port in one["ports"])
@@ -246,6 +260,15 @@ def test_prometheus_scrapes_the_service_of_the_compose_file() -> None:
     (job,) = read_yaml(PROMETHEUS)["scrape_configs"]
     assert job["static_configs"] == [{"targets": [f"service:{image_environment()['GAN_PORT']}"]}]
     assert job["metrics_path"] == "/metrics"
+
+
+def test_prometheus_tells_the_alertmanager_of_the_compose_file(compose: dict[str, Any]) -> None:
+    """Its address is the compose service's name and port, and the rules are where the file says."""
+    settings = read_yaml(PROMETHEUS)
+    [alertmanager] = settings["alerting"]["alertmanagers"]
+    [port] = compose["alertmanager"]["ports"]
+    assert alertmanager["static_configs"] == [{"targets": [f"alertmanager:{port.rpartition(':')[2]}"]}]
+    assert all((PROMETHEUS.parent / path).is_file() for path in settings["rule_files"])
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")

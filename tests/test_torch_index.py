@@ -70,6 +70,25 @@ def test_with_a_driver_the_default_index_is_taken(machine: pytest.MonkeyPatch) -
     assert "NVIDIA" in chosen.words
 
 
+@pytest.mark.parametrize("has_one", [True, False])
+def test_a_build_that_is_named_is_taken_whatever_this_machine_has(machine: pytest.MonkeyPatch, has_one: bool) -> None:  # noqa: FBT001 (a row of the table above)
+    """An image is built on one machine and runs on another."""
+    machine.setattr("deploy.torch_index.has_driver", lambda: has_one)
+    with index_with(f"torch-{pinned_version()}") as index:
+        assert choose("", "cpu", cpu_index=index).url == index
+    assert choose("", "cpu", cpu_index=NOWHERE).url == ""
+    assert choose("", "cuda", cpu_index="nobody asks it").url == ""
+    assert choose("http://mine/whl", "cpu").url == "http://mine/whl"
+
+
+def test_a_build_that_there_is_not_is_refused() -> None:
+    """A misspelled `TORCH` stops the image's build."""
+    script = [sys.executable, "deploy/torch_index.py", "/opt/venv", "", "gpu"]
+    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "torch comes as cpu or cuda, not as 'gpu'.\n"
+
+
 def test_systems_whose_torch_is_small_anyway_take_it(machine: pytest.MonkeyPatch) -> None:
     """On macOS and on ARM the default index has builds without CUDA."""
     machine.setattr("deploy.torch_index.default_has_cuda", lambda: False)
