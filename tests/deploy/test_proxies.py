@@ -202,23 +202,26 @@ class Pair:
 
     def __init__(self, bundles: Path) -> None:
         self.ports = free_port(), free_port()
-        self._settings: dict[str, object] = {
-            "bundles": bundles,
-            "default_bundle": "tiny",
-            "device": "cpu",
-            "root_path": "/gan",
-            "trusted_proxies": "127.0.0.1",
-        }
+        self._bundles = bundles
         with ThreadPoolExecutor(2) as pool:
             self.services = list(pool.map(self._start, self.ports))
 
     def _start(self, port: int) -> Service:
-        return Service(port=port, **self._settings)
+        return Service(
+            port=port,
+            bundles=self._bundles,
+            default_bundle="tiny",
+            device="cpu",
+            root_path="/gan",
+            trusted_proxies="127.0.0.1",
+        )
 
     def replace(self, number: int) -> int:
         """Stop one in order and start it again. Returns its exit code."""
-        self.services[number].send(signal.SIGTERM)
-        code = self.services[number].stop()
+        old = self.services[number]
+        old.send(signal.SIGTERM)
+        code = old.wait()
+        old.stop()
         self.services[number] = self._start(self.ports[number])
         return code
 
@@ -300,7 +303,10 @@ def test_the_log_names_the_client(proxies: list[Proxy], pair: Pair) -> None:
         with httpx.Client(base_url=one.url, transport=transport, timeout=60) as client:
             forged = {"X-Forwarded-For": "198.51.100.7", "X-Request-ID": name}
             assert client.get("/sample", headers=forged).status_code == 200
-        lines = [line for service in pair.services for line in service.log_lines() if line.get("request_id") == name]
+        lines: list[dict[str, Any]] = []
+        while not lines:  # it is written after the reply
+            every = (line for service in pair.services for line in service.log_lines())
+            lines = [line for line in every if line.get("request_id") == name]
         assert [line["client"] for line in lines] == ["127.0.0.2"]
 
 
