@@ -6,7 +6,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -198,7 +197,7 @@ def test_bodies_have_the_services_limit(name: str) -> None:
 
 
 class Pair:
-    """Two services on the tiny bundles, which can be replaced one after the other."""
+    """Two services on the tiny bundles, which answer as one."""
 
     def __init__(self, bundles: Path) -> None:
         self.ports = free_port(), free_port()
@@ -215,15 +214,6 @@ class Pair:
             root_path="/gan",
             trusted_proxies="127.0.0.1",
         )
-
-    def replace(self, number: int) -> int:
-        """Stop one in order and start it again. Returns its exit code."""
-        old = self.services[number]
-        old.send(signal.SIGTERM)
-        code = old.wait()
-        old.stop()
-        self.services[number] = self._start(self.ports[number])
-        return code
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a metric of both."""
@@ -332,35 +322,3 @@ def test_bodies_over_the_limit_are_refused(proxies: list[Proxy]) -> None:
             size = int(Settings.model_fields["max_body_bytes"].default) + 1
             reply = client.post("/discriminate", content=bytes(size), headers={"Content-Type": "image/png"})
             assert reply.status_code == 413
-
-
-def test_a_rolling_update_fails_nobody(proxies: list[Proxy], pair: Pair) -> None:
-    """Both instances are replaced one after the other, while clients of both proxies go on asking."""
-    is_over = threading.Event()
-
-    def ask(one: Proxy) -> list[int]:
-        statuses = []
-        with one.client() as client:
-            while not is_over.is_set():
-                statuses.append(client.get("/sample").status_code)
-                statuses.append(client.post("/sample", json={"count": 3}).status_code)
-        return statuses
-
-    def wait_until_used(number: int) -> None:
-        """Return once each proxy has the instance answer again."""
-        service = pair.services[number]
-        while asyncio.run(service.metrics()).total("gan_requests_total", route="/sample") < 20:
-            time.sleep(0.05)
-
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, one) for one in proxies for _ in range(2)]
-        try:
-            for number in (0, 1):
-                assert pair.replace(number) == 0
-                wait_until_used(number)
-        finally:
-            is_over.set()
-        for one in asking:
-            statuses = one.result(60)
-            assert set(statuses) == {200}
-            assert len(statuses) > 10
