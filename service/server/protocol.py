@@ -26,7 +26,7 @@ import http
 import logging
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import Context
 from functools import lru_cache
 from typing import Any
@@ -186,13 +186,12 @@ class HttpRequest(RequestContext):
         """See the base class."""
         if self._connection.is_closing:  # the client has left
             return
-        *pieces, last = self._connection.pieces(self._framed(body, is_last=is_last))
-        for piece in pieces:
-            self._write_out(piece)
-            await self._connection.has_room()
-            await asyncio.sleep(0)
-        self._write_out(last)
-        await self._connection.has_room()
+        framed: bytes | memoryview = self._framed(body, is_last=is_last)
+        if self._connection.has_tls and len(framed) > TLS_PIECE_BYTES:
+            framed = await self._write_pieces(memoryview(framed))
+        self._write_out(framed)
+        if self._connection.drained is not None:
+            await asyncio.shield(self._connection.drained)
         if is_last and not self.is_answered:
             self.is_answered = True
             self._wake_reader()
@@ -237,6 +236,16 @@ class HttpRequest(RequestContext):
         chunk = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
         return chunk + b"0\r\n\r\n" if is_last else chunk
 
+    async def _write_pieces(self, framed: memoryview) -> memoryview:
+        """Write all but the last piece, which is returned. Between two pieces others have their turn."""
+        while len(framed) > TLS_PIECE_BYTES:
+            self._write_out(framed[:TLS_PIECE_BYTES])
+            framed = framed[TLS_PIECE_BYTES:]
+            if self._connection.drained is not None:
+                await asyncio.shield(self._connection.drained)
+            await asyncio.sleep(0)
+        return framed
+
     def _write_out(self, body: bytes | memoryview) -> None:
         head, self._head = self._head or b"", None
         if head and len(body) > SMALL_BYTES:  # copying a large body would take longer than a second call
@@ -256,6 +265,7 @@ class HttpConnection(asyncio.Protocol):
 
     Attributes:
         drained: Done once the client has read most of what was written; None unless it is slow to read.
+        has_tls: Whether it is encrypted.
     """
 
     def __init__(
@@ -307,8 +317,8 @@ class HttpConnection(asyncio.Protocol):
         """See asyncio."""
         self._transport = transport
         self._client, self._server = _address(transport, "peername"), _address(transport, "sockname")
-        self._has_tls = transport.get_extra_info("sslcontext") is not None
-        if self._has_tls:
+        self.has_tls = transport.get_extra_info("sslcontext") is not None
+        if self.has_tls:
             transport.set_write_buffer_limits(TLS_BUFFER_BYTES)
             transport.set_read_buffer_limits(TLS_BUFFER_BYTES)  # type: ignore[attr-defined]  # only TLS has them
         self._idle_since = self._loop.time()
@@ -454,7 +464,7 @@ class HttpConnection(asyncio.Protocol):
             "http_version": version,
             "server": self._server,
             "client": self._client,
-            "scheme": "https" if self._has_tls else "http",
+            "scheme": "https" if self.has_tls else "http",
             "method": method,
             "root_path": self._root_path,
             "path": self._root_path + (unquote(path) if "%" in path else path),
@@ -551,18 +561,6 @@ class HttpConnection(asyncio.Protocol):
         """Whether it is too late to write."""
         return self._transport.is_closing()
 
-    def pieces(self, data: bytes) -> Sequence[bytes | memoryview]:
-        """What of a reply to write one after the other, with room for each: over TLS small pieces, else all of it."""
-        if not self._has_tls or len(data) <= TLS_PIECE_BYTES:
-            return [data]
-        view = memoryview(data)
-        return [view[start : start + TLS_PIECE_BYTES] for start in range(0, len(data), TLS_PIECE_BYTES)]
-
-    async def has_room(self) -> None:
-        """Wait while the client is slow to read what was written."""
-        if self.drained is not None:
-            await asyncio.shield(self.drained)
-
     def write(self, data: bytes | memoryview) -> None:
         """Write, what is small at the end of this turn of the loop; nothing if the client has left."""
         if len(data) > SMALL_BYTES or len(self._unwritten) >= MAX_UNWRITTEN:
@@ -630,7 +628,7 @@ class HttpConnection(asyncio.Protocol):
             self._close_transport()
             return
         # In an empty context: the current one refers to the answered request and would keep it until then.
-        end = self._transport.abort if self._has_tls else self._transport.close  # TLS would go on reading after a close
+        end = self._transport.abort if self.has_tls else self._transport.close  # TLS would go on reading after a close
         self._close_timer = self._loop.call_later(self._late_body_s, end, context=Context())
         if self._transport.can_write_eof():
             self._transport.write_eof()
@@ -639,7 +637,7 @@ class HttpConnection(asyncio.Protocol):
     def _close_transport(self) -> None:
         """Close once everything is written and, over TLS, the client has said goodbye; at shutdown it has not long."""
         self._transport.close()
-        if self._has_tls and self._is_at_end:
+        if self.has_tls and self._is_at_end:
             self._loop.call_later(GOODBYE_AT_END_S, self._transport.abort, context=Context())
 
     def _close_if_idle(self) -> None:

@@ -6,7 +6,6 @@ import io
 import os
 import re
 import shutil
-import signal
 import socket
 import ssl
 import subprocess
@@ -198,29 +197,23 @@ def test_bodies_have_the_services_limit(name: str) -> None:
 
 
 class Pair:
-    """Two services on the tiny bundles, which can be replaced one after the other."""
+    """Two services on the tiny bundles, which answer as one."""
 
     def __init__(self, bundles: Path) -> None:
         self.ports = free_port(), free_port()
-        self._settings: dict[str, Any] = {
-            "bundles": bundles,
-            "default_bundle": "tiny",
-            "device": "cpu",
-            "root_path": "/gan",
-            "trusted_proxies": "127.0.0.1",
-        }
+        self._bundles = bundles
         with ThreadPoolExecutor(2) as pool:
             self.services = list(pool.map(self._start, self.ports))
 
     def _start(self, port: int) -> Service:
-        return Service(port=port, **self._settings)
-
-    def replace(self, number: int) -> int:
-        """Stop one in order and start it again. Returns its exit code."""
-        self.services[number].send(signal.SIGTERM)
-        code = self.services[number].stop()
-        self.services[number] = self._start(self.ports[number])
-        return code
+        return Service(
+            port=port,
+            bundles=self._bundles,
+            default_bundle="tiny",
+            device="cpu",
+            root_path="/gan",
+            trusted_proxies="127.0.0.1",
+        )
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a metric of both."""
@@ -300,7 +293,10 @@ def test_the_log_names_the_client(proxies: list[Proxy], pair: Pair) -> None:
         with httpx.Client(base_url=one.url, transport=transport, timeout=60) as client:
             forged = {"X-Forwarded-For": "198.51.100.7", "X-Request-ID": name}
             assert client.get("/sample", headers=forged).status_code == 200
-        lines = [line for service in pair.services for line in service.log_lines() if line.get("request_id") == name]
+        lines: list[dict[str, Any]] = []
+        while not lines:  # it is written after the reply
+            every = (line for service in pair.services for line in service.log_lines())
+            lines = [line for line in every if line.get("request_id") == name]
         assert [line["client"] for line in lines] == ["127.0.0.2"]
 
 
@@ -326,35 +322,3 @@ def test_bodies_over_the_limit_are_refused(proxies: list[Proxy]) -> None:
             size = int(Settings.model_fields["max_body_bytes"].default) + 1
             reply = client.post("/discriminate", content=bytes(size), headers={"Content-Type": "image/png"})
             assert reply.status_code == 413
-
-
-def test_a_rolling_update_fails_nobody(proxies: list[Proxy], pair: Pair) -> None:
-    """Both instances are replaced one after the other, while clients of both proxies go on asking."""
-    is_over = threading.Event()
-
-    def ask(one: Proxy) -> list[int]:
-        statuses = []
-        with one.client() as client:
-            while not is_over.is_set():
-                statuses.append(client.get("/sample").status_code)
-                statuses.append(client.post("/sample", json={"count": 3}).status_code)
-        return statuses
-
-    def wait_until_used(number: int) -> None:
-        """Return once each proxy has the instance answer again."""
-        service = pair.services[number]
-        while asyncio.run(service.metrics()).total("gan_requests_total", route="/sample") < 20:
-            time.sleep(0.05)
-
-    with ThreadPoolExecutor(4) as pool:
-        asking = [pool.submit(ask, one) for one in proxies for _ in range(2)]
-        try:
-            for number in (0, 1):
-                assert pair.replace(number) == 0
-                wait_until_used(number)
-        finally:
-            is_over.set()
-        for one in asking:
-            statuses = one.result(60)
-            assert set(statuses) == {200}
-            assert len(statuses) > 10

@@ -197,8 +197,9 @@ async def test_a_new_certificate_is_taken_up_by_every_worker(
 ) -> None:
     """After SIGHUP new connections get it from each of them; one that can't be used changes nothing in any."""
     certificate, key = make_certificate(tmp_path, "used")
-    used: dict[str, Any] = {"tls_cert_file": certificate, "tls_key_file": key}
-    with running(bundles=folder, default_bundle="tiny", device="cpu", workers=2, **used) as service:
+    with running(
+        bundles=folder, default_bundle="tiny", device="cpu", workers=2, tls_cert_file=certificate, tls_key_file=key
+    ) as service:
 
         def seen() -> set[str]:
             """The certificates of as many connections as reach both workers, while all are open."""
