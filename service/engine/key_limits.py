@@ -72,7 +72,7 @@ class KeyLimits:
 
     def check(self, key: str, images: int, retry_after_s: Callable[[], int]) -> None:
         """Raise what `reserve` would raise now."""
-        self._check(*self._read(self._row(key)), images, retry_after_s)
+        self._check(*self._state_of(key), images, retry_after_s)
 
     @contextmanager
     def reserve(self, key: str, images: int, retry_after_s: Callable[[], int]) -> Iterator[None]:
@@ -106,7 +106,12 @@ class KeyLimits:
 
     def fields(self, key: str) -> dict[str, str]:
         """The RateLimit header fields of draft-ietf-httpapi-ratelimit-headers-11, as they are now."""
-        return self._fields(*self._read(self._row(key)))
+        return self._fields(*self._state_of(key))
+
+    def _state_of(self, key: str) -> tuple[float, int]:
+        row = self._row(key)
+        with self._locked(row, _ROW.size):  # another worker may be in the middle of writing it
+            return self._read(row)
 
     def _check(self, owed_s: float, in_flight: int, images: int, retry_after_s: Callable[[], int]) -> None:
         most = self._images_in_flight

@@ -127,7 +127,11 @@ def test_a_service_with_keys_asks_for_one(
 
 @pytest.mark.parametrize(
     ("status", "code", "told"),
-    [(429, "queue_full", "The service is busy."), (503, "draining", "The service is shutting down.")],
+    [
+        (429, "queue_full", "The service is busy."),
+        (429, "rate_limited", "This key's limit is used up."),
+        (503, "draining", "The service is shutting down."),
+    ],
 )
 def test_errors_are_told_in_place_and_tried_again(
     open_tab: Callable[..., Any], embedded: Any, status: int, code: str, told: str

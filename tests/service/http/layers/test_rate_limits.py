@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import io
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -48,6 +49,13 @@ def infer(model: str, name: str, datatype: str, shape: list[int], data: list[int
     return f"/v2/models/{model}/infer", {"json": {"inputs": [tensor]}}
 
 
+def seconds_without_images(reply: httpx.Response) -> int:
+    """How long there will be none, by the reply's fields."""
+    left = re.fullmatch('"images";r=0;t=([0-9]+)', reply.headers["ratelimit"])
+    assert left is not None, reply.headers
+    return int(left[1])
+
+
 # Each asks for two images.
 ROUTES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "sample by query": ("GET", "/sample?count=2", {}),
@@ -74,12 +82,11 @@ async def test_every_route_that_computes_counts_its_images(
         reply = await client.request(method, url, headers=A | kind, **options)
         assert reply.status_code == 200, reply.text
         assert reply.headers["ratelimit-policy"] == '"images";q=1;qu="images";w=1800'
-        assert reply.headers["ratelimit"] == '"images";r=0;t=3600'
+        assert seconds_without_images(reply) == pytest.approx(3600, abs=300)
         refused = await client.request(method, url, headers=A | kind, **options)
         assert refused.status_code == 429
         assert "rate_limit" in refused.text or set(refused.json()) == {"error"}
-        assert 3590 <= int(refused.headers["retry-after"]) <= 3600
-        assert refused.headers["ratelimit"].startswith('"images";r=0;t=')
+        assert int(refused.headers["retry-after"]) == seconds_without_images(refused)
         assert (await client.request(method, url, headers=B | kind, **options)).status_code == 200
         page = (await client.get("/metrics")).text
         assert 'gan_key_images_total{key="team-a"} 2.0' in page
@@ -96,7 +103,7 @@ async def test_a_recipe_is_counted_as_the_images_that_it_gives(
         asked = {"images": [base64.b64encode(picture).decode()] * 3}
         reply = await client.post("/verify", json=asked, headers=A)
         assert {one["verdict"] for one in reply.json()["results"]} == {"identical"}
-        assert reply.headers["ratelimit"] == '"images";r=0;t=2160'
+        assert seconds_without_images(reply) == pytest.approx(2160, abs=300)
         problem(await client.post("/verify", json=asked, headers=A), 429, "rate_limited")
         assert 'gan_key_images_total{key="team-a"} 12.0' in (await client.get("/metrics")).text
 
@@ -192,12 +199,12 @@ def test_a_client_that_is_limited_gets_all_its_images_in_the_end(
     live_server: Any, tiny_settings: Make, keys: Path
 ) -> None:
     """gan_client waits as long as it is told, over a real connection, and then has the images of its seed."""
-    settings = tiny_settings(api_keys_file=keys, key_images_per_s=100, max_count=64)
+    settings = tiny_settings(api_keys_file=keys, key_images_per_s=32, max_count=64)
     with (
         live_server(settings).running() as server,
         Client(server.url, "alpha") as limited,
         Client(server.url, "beta") as b,
     ):
-        images = limited.sample_array(192, seed=7)
+        images = limited.sample_array(128, seed=7)
         assert server.metric("gan_rejected_total", route="/sample", reason="rate_limited") > 0
         np.testing.assert_array_equal(images[:8], b.sample_array(8, seed=7))
