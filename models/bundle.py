@@ -130,7 +130,7 @@ class Manifest(Spec):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Bundle:
     """A verified bundle in memory: both nets in eval mode, without gradients, on one device."""
 

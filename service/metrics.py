@@ -191,7 +191,7 @@ class Metrics:
         # What does D think of what it sees: does it drift?
         self.discriminator_probability = self._histogram(
             "gan_discriminator_probability",
-            "D's probability that an image is real, by origin: uploaded.",
+            "D's probability that an image is real, by origin: sampled, uploaded.",
             ["bundle", "version", "origin"],
             PROBABILITY,
         )

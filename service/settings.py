@@ -167,6 +167,13 @@ class Settings(BaseSettings):
         None,
         description="Addresses and networks, separated by commas, whose X-Forwarded-For names the client in the log.",
     )
+    scored_share: float = Field(
+        0.01,
+        ge=0,
+        le=1,
+        allow_inf_nan=False,
+        description="Share of sampled images that D scores, while nothing waits, so that metrics show drift; 0: none.",
+    )
     log_format: Literal["console", "json"] = Field("console", description="console or json.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."

@@ -171,11 +171,15 @@ def tiny_bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
 
 @pytest.fixture(scope="session")
 def tiny_settings(tiny_bundles: dict[str, Bundle]) -> Callable[..., Settings]:
-    """Settings on the tiny bundles, `tiny` being the default; arguments are further settings."""
+    """Settings on the tiny bundles, `tiny` being the default; arguments are further settings.
+
+    No images are scored: which ones would be is left to chance.
+    """
     folder = tiny_bundles["tiny"].folder.parent
 
     def make(**more: Any) -> Settings:
-        return Settings.model_validate({"bundles": folder, "default_bundle": "tiny", "device": "cpu"} | more)
+        usual = {"bundles": folder, "default_bundle": "tiny", "device": "cpu", "scored_share": 0}
+        return Settings.model_validate(usual | more)
 
     return make
 

@@ -21,6 +21,7 @@ from service.engine.engine import Engine, Loaded
 from service.engine.health import Health
 from service.engine.hints import Hints
 from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
+from service.engine.scoring import SampleScoring
 from service.errors import NotReady
 from service.logs import current_key
 from service.metrics import Metrics
@@ -64,12 +65,20 @@ class ModelManager:
         )
         self.batcher = self._make_batcher(clock)
         self.is_draining = False
+        device_failed = partial(self.batcher.fail_all, "the device failed")
         self.bundles = Bundles(
             settings,
             metrics,
             self.engine,
             is_draining=lambda: self.is_draining,
-            device_failed=partial(self.batcher.fail_all, "the device failed"),
+            device_failed=device_failed,
+        )
+        self._scoring = SampleScoring(
+            settings.scored_share,
+            self.engine.threads,
+            metrics,
+            queued_rows=lambda: self.batcher.queued_rows,
+            device_failed=device_failed,
         )
         self.health = Health(
             self.engine,
@@ -119,6 +128,7 @@ class ModelManager:
     async def stop(self, delay_s: float = 0.0) -> None:
         """Say not ready; after the delay refuse new requests; finish what runs, up to the drain time-out; end."""
         self.is_draining = True
+        self._scoring.stop()
         await asyncio.sleep(delay_s)
         await self.batcher.drain(self.settings.drain_timeout_s)
         await self.batcher.close()
@@ -168,6 +178,7 @@ class ModelManager:
             chosen = draw_labels(frequencies, seed, first_index, count)
         payload = SamplePayload(seed, first_index, chosen, truncation)
         result = await self._submit(_warm(bundle).sample, payload, count, deadline_s, is_accepted=is_accepted)
+        self._scoring.offer(_warm(bundle), result.rows, chosen)
         return result.rows, None if chosen is None else chosen.tolist(), Timing(result.queue_s, result.compute_s)
 
     async def sample_latents(

@@ -14,12 +14,12 @@ from models.bundle import Bundle
 from models.images.preparation import UNDECLARED
 from models.inference.noise import Float32
 from models.inference.pixels import UInt8
-from models.spec import Calibration
 from service.codecs.decode import UPLOAD_TYPES, Limits, Upload, decode_base64, decode_upload
 from service.codecs.time_slices import Steps
 from service.engine.bundles.index import Version
 from service.engine.hints import Hints
 from service.engine.model_manager import Timing
+from service.engine.scoring import probabilities_real
 from service.errors import UnsupportedMediaType
 from service.http.images.resolving import resolve_labels
 from service.http.images.verdicts import DiscriminatorOutput, discriminate_reply
@@ -154,14 +154,7 @@ async def judge(
     """Run the discriminator on images of the bundle's shape, with a class for each or None."""
     judged = context.manager.discriminate(bundle, images, labels=classes, deadline_s=deadline.left_s())
     logits, predicted, timing = await deadline.wait_for(judged)
-    probabilities = _probabilities(logits, bundle.manifest.calibration)
+    probabilities = probabilities_real(logits, bundle.manifest.calibration)
     series = context.metrics.discriminator_probability.labels(bundle.name, bundle.version, "uploaded")
     series.observe(*probabilities.tolist())
     return Verdicts(probabilities, logits, predicted), timing
-
-
-def _probabilities(logits: Float32, calibration: Calibration | None) -> NDArray[np.float64]:
-    """σ(scale·logit + offset), with the bundle's calibration; σ(logit) if it has none."""
-    scale, offset = (calibration.scale, calibration.offset) if calibration else (1.0, 0.0)
-    probabilities: NDArray[np.float64] = np.exp(-np.logaddexp(0, -(scale * logits.astype(np.float64) + offset)))
-    return probabilities
