@@ -177,7 +177,7 @@ def _routers(context: RouteContext) -> list[APIRouter]:
         v2_routes(context),
         v1_routes(context),
         probe_routes(manager),
-        metrics_routes(context.metrics, manager.worker_group),
+        metrics_routes(context.metrics, manager.worker_group, context.time_slices),
         page_routes(),
     ]
 

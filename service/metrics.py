@@ -6,7 +6,7 @@ Label values come from small, fixed sets: `route` is a route's template or `unma
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate
 from typing import NamedTuple
@@ -67,6 +67,10 @@ class Histogram(Collector):
         if series is None:
             series = self._series[values] = Observations(self.buckets)
         return series
+
+    def remove(self, *values: str) -> None:
+        """Drop the series of these label values."""
+        self._series.pop(values, None)
 
     def observe(self, *values: float) -> None:
         """Count values, where the histogram has no labels."""
@@ -270,12 +274,35 @@ class Metrics:
             series = self._work[bundle, version, operation] = WorkSeries(self, bundle, version, operation)
         return series
 
+    def forget_bundles_but(self, versions: Collection[tuple[str, str]]) -> None:
+        """Drop the series of all other bundles and versions, so that those of bundles that come and go don't pile up.
+
+        A batch of one of them that still runs makes some anew, which are dropped the next time. Swaps stay: they tell
+        of what has left.
+        """
+        names = {name for name, _ in versions}
+        self._work = {key: series for key, series in self._work.items() if key[:2] in versions}
+        for metric in (self.images, self.discriminator_probability):
+            for labels in _label_values(metric):
+                if labels[:2] not in versions:
+                    metric.remove(*labels)
+        for metric in (self.queue_wait, self.compute, self.batch_images, self.batch_padding_images, self.batches):
+            for labels in _label_values(metric):
+                if labels[0] not in names:
+                    metric.remove(*labels)
+
     def of_key(self, name: str) -> "KeySeries":
         """The series of one key, by its name."""
         series = self._keys.get(name)
         if series is None:
             series = self._keys[name] = KeySeries(self, name)
         return series
+
+
+def _label_values(metric: Counter | Histogram) -> set[tuple[str, ...]]:
+    """The label values of each of a metric's series, in order."""
+    samples = (sample for family in metric.collect() for sample in family.samples)
+    return {tuple(value for name, value in sample.labels.items() if name != "le") for sample in samples}
 
 
 class KeySeries:

@@ -46,3 +46,29 @@ def test_a_request_that_ended_is_in_every_series_of_its_route() -> None:
     for outcome, requests in (("200", 2), ("499", 1)):
         assert read("gan_requests_total", {"route": "/sample", "method": "GET", "status": outcome}) == requests
     assert metrics.of_route("/sample") is series
+
+
+def test_series_of_bundles_that_have_gone_are_dropped() -> None:
+    """Of a version those that name it, and all of a name with its last version, but for its swaps."""
+    metrics = Metrics(CollectorRegistry())
+    for name, version in (("one", "a"), ("one", "b"), ("two", "c")):
+        for operation in ("sample", "discriminate"):
+            series = metrics.of_work(name, version, operation)
+            series.images.inc()
+            series.batches("full").inc()
+            series.batch_images.observe(1)
+        metrics.discriminator_probability.labels(name, version, "sampled").observe(0.5)
+        metrics.bundle_swaps.labels(name, "loaded").inc()
+
+    def labelled(**labels: str) -> set[str]:
+        samples = (sample for family in metrics.registry.collect() for sample in family.samples)
+        return {sample.name for sample in samples if labels.items() <= sample.labels.items()}
+
+    metrics.forget_bundles_but([("one", "b"), ("three", "d")])
+    assert labelled(version="a") == set()
+    assert labelled(bundle="two") == {"gan_bundle_swaps_total"}
+    assert labelled(version="b") > {"gan_images_total", "gan_discriminator_probability_sum"}
+    read = metrics.registry.get_sample_value
+    assert read("gan_batches_total", {"bundle": "one", "operation": "sample", "closed_by": "full"}) == 2
+    metrics.of_work("one", "a", "sample").images.inc()
+    assert read("gan_images_total", {"bundle": "one", "version": "a", "operation": "sample"}) == 1

@@ -387,6 +387,7 @@ class Bundles:
                 self._note_unloaded(key)
         self._residents.make_room(0)
         self._set_gauges()
+        self._metrics.forget_bundles_but(view.versions.keys())
 
     # ------------------------------------------------------------------------------------------- loaded for a request
 

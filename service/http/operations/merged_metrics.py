@@ -6,6 +6,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Metric
 from prometheus_client.registry import Collector
 
+from service.codecs.time_slices import Steps, run_steps
+
 # A worker's metrics, each as [name, documentation, type, [[sample's name, labels, value], …]].
 Series = list[list[Any]]
 
@@ -18,33 +20,41 @@ LARGEST = {
 }
 
 
+def read_series(registry: CollectorRegistry) -> Steps[Series]:
+    """A registry's metrics with their current values, in types that JSON has; one metric a step."""
+    series: Series = []
+    for metric in registry.collect():
+        samples = [[s.name, s.labels, s.value] for s in metric.samples]
+        series.append([metric.name, metric.documentation, metric.type, samples])
+        yield None
+    return series
+
+
 def series_of(registry: CollectorRegistry) -> Series:
-    """A registry's metrics with their current values, in types that JSON has."""
-    return [
-        [metric.name, metric.documentation, metric.type, [[s.name, s.labels, s.value] for s in metric.samples]]
-        for metric in registry.collect()
-    ]
+    """The same in one go."""
+    return run_steps(read_series(registry))
 
 
 class MergedCollector(Collector):
     """Collects the merged metrics of workers. All have the same metrics; the order is the first worker's."""
 
     def __init__(self, workers: Iterable[Series]) -> None:
-        self._metrics: dict[str, Metric] = {}
-        self._values: dict[str, dict[tuple[str, tuple[tuple[str, str], ...]], float]] = {}
+        self._metrics: dict[str, list[list[Any]]] = {}  # by name, each worker's
         for series in workers:
-            for name, documentation, kind, samples in series:
-                self._metrics.setdefault(name, Metric(name, documentation, kind))
-                values = self._values.setdefault(name, {})
+            for metric in series:
+                self._metrics.setdefault(metric[0], []).append(metric)
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the encoder."""
+        for name, parts in self._metrics.items():
+            _, documentation, kind, _ = parts[0]
+            values: dict[tuple[str, tuple[tuple[str, str], ...]], float] = {}
+            for *_, samples in parts:
                 for sample, labels, value in samples:
                     key = sample, tuple(labels.items())
                     values[key] = _merged(name, values[key], value) if key in values else value
-
-    def collect(self) -> Iterator[Metric]:
-        """Called by the registry."""
-        for name, metric in self._metrics.items():
-            metric.samples = []
-            for (sample, labels), value in self._values[name].items():
+            metric = Metric(name, documentation, kind)
+            for (sample, labels), value in values.items():
                 metric.add_sample(sample, dict(labels), value)
             yield metric
 

@@ -1,19 +1,26 @@
 """Probes and metrics. They are answered from known state and never wait for the engine."""
 
+from collections.abc import Callable, Iterator
+from typing import Any
+
 from fastapi import APIRouter
+from prometheus_client import Metric
 from prometheus_client.exposition import choose_encoder
+from prometheus_client.registry import Collector
 from starlette.requests import Request
 from starlette.responses import Response
 
+from service.codecs.time_slices import OffLoopWork, Steps, TimeSlices
 from service.engine.model_manager import ModelManager
 from service.errors import Draining, NotReady
 from service.http.openapi.routes import METRICS, PROBE
-from service.http.operations.merged_metrics import MergedCollector, Series, series_of
+from service.http.operations.merged_metrics import MergedCollector, Series, read_series
 from service.http.requests.request_context import context_of
 from service.metrics import Metrics
 from service.worker_group import WorkerGroup
 
 METRICS_S = 5.0  # within which all workers must answer; Prometheus itself waits 10 s
+STEP_SAMPLES = 64  # encoded at a time
 _YES = b'{"status":"ok"}'
 
 
@@ -46,12 +53,43 @@ def _reply(manager: ModelManager, reason: str | None) -> Response:
     raise Draining if manager.is_draining else NotReady(reason)
 
 
-def metrics_routes(metrics: Metrics, worker_group: WorkerGroup) -> APIRouter:
-    """GET /metrics."""
+class _Some(Collector):
+    """Metrics that were collected already."""
+
+    def __init__(self, *metrics: Metric) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> Iterator[Metric]:
+        """Called by the encoder."""
+        yield from self._metrics
+
+
+def encode_page(encoder: Callable[[Collector], bytes], collector: Collector) -> Steps[bytes]:
+    """The page that the encoder makes of all metrics, in small steps: that of many bundles takes long."""
+    end = encoder(_Some())
+    pieces = []
+    for metric in collector.collect():
+        some = Metric(metric.name, metric.documentation, metric.type)
+        head = encoder(_Some(some)).removesuffix(end)
+        pieces.append(head)
+        for start in range(0, len(metric.samples), STEP_SAMPLES):
+            some.samples = metric.samples[start : start + STEP_SAMPLES]
+            pieces.append(encoder(_Some(some)).removesuffix(end).removeprefix(head))
+            yield None
+    return b"".join([*pieces, end])
+
+
+async def _off_loop(_: OffLoopWork) -> tuple[Any, float]:
+    raise AssertionError("no step of a page asks for this")
+
+
+def metrics_routes(metrics: Metrics, worker_group: WorkerGroup, time_slices: TimeSlices) -> APIRouter:
+    """GET /metrics. Pages are made in time slices: no probe waits for one."""
     router = APIRouter()
 
     async def own_series() -> Series:
-        return series_of(metrics.registry)
+        series, _ = await time_slices.run(read_series(metrics.registry), _off_loop)
+        return series
 
     worker_group.answer({"metrics": own_series})
 
@@ -61,7 +99,8 @@ def metrics_routes(metrics: Metrics, worker_group: WorkerGroup) -> APIRouter:
         encoder, content_type = choose_encoder(context_of(request).accept())
         # All workers or none: without one worker's share, Prometheus would see counters that restarted.
         others = await worker_group.ask("metrics", within_s=METRICS_S)
-        collector = MergedCollector([series_of(metrics.registry), *others]) if others else metrics.registry
-        return Response(encoder(collector), headers={"Content-Type": content_type})
+        collector = MergedCollector([await own_series(), *others]) if others else metrics.registry
+        page, _ = await time_slices.run(encode_page(encoder, collector), _off_loop)
+        return Response(page, headers={"Content-Type": content_type})
 
     return router

@@ -636,14 +636,17 @@ async def test_a_request_goes_on_with_the_version_that_it_found(
 async def test_a_replaced_bundle_leaves_memory(
     root: Path, tiny_settings: Make, tiny_bundles: dict[str, Bundle]
 ) -> None:
-    """Once the last request that found it is over, nothing refers to the old version."""
+    """Once the last request that found it is over, nothing refers to the old version; its series have gone."""
     async with started(tiny_settings(bundles=root)) as manager:
         await sample(manager, "tiny")
         old = weakref.ref(await found(manager, "tiny"))
+        labels = {"bundle": "tiny", "version": (await found(manager, "tiny")).version, "operation": "sample"}
+        assert value(manager, "gan_images_total", **labels) == 1
         place_version(tiny_bundles["tiny"], root / "tiny", 0.5)
         await manager.bundles.reload()
         gc.collect()
         assert old() is None
+        assert value(manager, "gan_images_total", **labels) is None
 
 
 async def test_a_corrupt_bundle_is_refused_and_the_old_one_goes_on(

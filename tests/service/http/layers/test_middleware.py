@@ -6,6 +6,7 @@ import re
 import socket
 import threading
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from functools import partial
 from typing import Any
 
@@ -22,6 +23,7 @@ from service.server import protocol
 from service.settings import Settings
 
 Problem = Callable[[httpx.Response, int, str], str]
+Start = Callable[[FastAPI], AbstractAsyncContextManager[httpx.AsyncClient]]
 
 
 def metric(app: FastAPI, name: str, **labels: str) -> float:
@@ -48,18 +50,31 @@ async def test_an_odd_request_id_is_replaced(client: httpx.AsyncClient, odd: str
 
 
 @pytest.mark.anyio
-async def test_unknown_paths_share_one_series(client: httpx.AsyncClient, app: FastAPI, problem: Problem) -> None:
-    """Unknown paths share one label, so a scanner can't add a series for each."""
+async def test_a_scanner_adds_no_series(start: Start, tiny_settings: Callable[..., Settings]) -> None:
+    """Unknown paths share one label, and so do unknown methods; no bundle's name and no key becomes one."""
+    app = create_app(tiny_settings(api_keys="secret"))
 
     def series() -> int:
         return sum(len(family.samples) for family in app.state.manager.metrics.registry.collect())
 
-    problem(await client.get("/wp-login.php"), 404, "not_found")
-    before, requests = series(), metric(app, "gan_requests_total", route="unmatched", method="GET", status="404")
-    for number in range(1000):
-        await client.get(f"/scan/{number}?q={number}")
-    assert series() == before
-    assert metric(app, "gan_requests_total", route="unmatched", method="GET", status="404") == requests + 1000
+    async def scan(client: httpx.AsyncClient, word: str) -> None:
+        ours, theirs = {"X-API-Key": "secret"}, {"X-API-Key": word}
+        await client.get(f"/{word}?q={word}")
+        await client.request(word, f"/bundles/{word}", headers=ours)
+        await client.request(word, "/sample")
+        await client.get(f"/sample?bundle={word}@{word}", headers=ours)
+        await client.post("/v1/images/generations", json={"model": word, "prompt": word}, headers=ours)
+        await client.post(f"/v2/models/{word}/infer", json={}, headers=ours)
+        await client.get(f"/v2/models/tiny/versions/{word}", headers=theirs)
+        await client.get("/sample", headers=theirs)
+
+    async with start(app) as client:
+        await scan(client, "first")
+        before, requests = series(), metric(app, "gan_requests_total", route="unmatched", method="GET", status="404")
+        for number in range(1000 // 8):
+            await scan(client, f"word{number}")
+        assert series() == before
+        assert metric(app, "gan_requests_total", route="unmatched", method="GET", status="404") == requests + 125
 
 
 @pytest.mark.anyio

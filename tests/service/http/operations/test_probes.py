@@ -9,11 +9,15 @@ import httpx
 import pytest
 from fastapi import FastAPI
 from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from models.bundle import Bundle
 from service.app import create_app
+from service.codecs.time_slices import run_steps
+from service.http.operations.merged_metrics import MergedCollector, series_of
+from service.http.operations.probes import encode_page
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -108,6 +112,39 @@ async def test_probes_do_not_wait_for_the_engine(client: httpx.AsyncClient, app:
     async with hold_engine(app):
         for path in ("/livez", "/readyz", "/health", "/startupz", "/metrics"):
             assert (await client.get(path)).status_code == 200
+
+
+def busy_registry(metrics: Metrics, versions: int) -> None:
+    """Series of many versions of a bundle."""
+    for version in range(versions):
+        metrics.of_work("tiny", f"{version:012x}", "sample").images.inc(version)
+        metrics.discriminator_probability.labels("tiny", f"{version:012x}", "sampled").observe(0.5)
+
+
+async def test_probes_do_not_wait_for_a_scrape(
+    start: Start, tiny_settings: Callable[..., Settings], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page of many versions is made in small steps, between which others are answered."""
+    monkeypatch.setattr("service.codecs.time_slices.SLICE_S", 0.0)
+    app = create_app(tiny_settings())
+    async with start(app) as client:
+        busy_registry(app.state.manager.metrics, 500)
+        scrape = asyncio.create_task(client.get("/metrics"))
+        await asyncio.sleep(0)
+        for path in ("/livez", "/readyz"):
+            assert (await client.get(path)).status_code == 200
+        assert not scrape.done()
+        assert (await scrape).text.count("gan_images_total{") == 500
+
+
+@pytest.mark.parametrize("accept", ["text/plain", "application/openmetrics-text;version=1.0.0"])
+def test_steps_make_the_page_that_the_library_makes(accept: str) -> None:
+    """Byte for byte, of one worker and of two together."""
+    encoder, _ = choose_encoder(accept)
+    metrics = Metrics(CollectorRegistry())
+    busy_registry(metrics, 50)
+    for collector in (MergedCollector([series_of(metrics.registry)] * workers) for workers in (1, 2)):
+        assert run_steps(encode_page(encoder, collector)) == encoder(collector)
 
 
 async def test_metrics_come_in_both_formats(client: httpx.AsyncClient) -> None:
