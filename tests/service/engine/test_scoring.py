@@ -232,12 +232,12 @@ async def test_every_image_has_the_same_chance(
     loaded, one = bench.load(tiny_bundles["tiny"]), bench.make(share)
     images, labels = images_of(loaded, 10), np.arange(10)
     chosen: list[int] = []
+    monkeypatch.setattr(one, "_chance", np.random.default_rng(0))
 
-    def keep(_: object, image: Any) -> bool:
+    def keep(_: Loaded, image: Any) -> bool:
         chosen.append(image.label)
         return True
 
-    monkeypatch.setattr(one, "_chance", np.random.default_rng(0))
     monkeypatch.setattr(one, "_keep", keep)
     for _ in range(5000):
         one.offer(loaded, images, labels)
