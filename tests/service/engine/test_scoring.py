@@ -233,7 +233,12 @@ async def test_every_image_has_the_same_chance(
     images, labels = images_of(loaded, 10), np.arange(10)
     chosen: list[int] = []
     monkeypatch.setattr(one, "_chance", np.random.default_rng(0))
-    monkeypatch.setattr(one, "_keep", lambda _, image: chosen.append(image.label) or True)
+
+    def keep(_: Loaded, image: Any) -> bool:
+        chosen.append(image.label)
+        return True
+
+    monkeypatch.setattr(one, "_keep", keep)
     for _ in range(5000):
         one.offer(loaded, images, labels)
         one.offer(loaded, images[:1], labels[:1])
