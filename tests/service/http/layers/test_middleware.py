@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -19,6 +20,7 @@ from starlette.types import Message
 from service.app import all_reply_bytes, create_app
 from service.errors import Draining
 from service.http.layers.middleware import BUDGET_FACTOR, Admission
+from service.http.requests.request_context import AsgiRequest
 from service.server import protocol
 from service.settings import Settings
 
@@ -575,6 +577,25 @@ def test_replies_that_are_not_read_are_bounded_too(
         for one in (*readers, small, again):
             one.close()
         server.wait_for(lambda: admission(server).replies.used_bytes == 0)
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("form", ["png", "json", "npy"])
+async def test_what_making_a_reply_took_is_given_back_once_it_is_made(
+    client: httpx.AsyncClient, app: FastAPI, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    """While its client reads it, a reply counts as much as it has bytes; afterwards nothing."""
+    replies, held = admission(SimpleNamespace(app=app)).replies, list[int]()
+    write = AsgiRequest.write_reply
+
+    async def noted(request: AsgiRequest, body: bytes, *, is_last: bool) -> None:
+        held.append(replies.used_bytes)
+        await write(request, body, is_last=is_last)
+
+    monkeypatch.setattr(AsgiRequest, "write_reply", noted)
+    reply = await client.get(f"/sample?seed=1&count=64&scale=4&format={form}")
+    assert held == [len(reply.content)]
+    assert replies.used_bytes == 0
 
 
 def test_a_long_reply_that_was_not_reserved_is_counted_too(live: Any) -> None:
