@@ -48,6 +48,7 @@ train: $(VENV)/everything
 
 docs: $(VENV)/everything
 	$(BIN)/python deploy/site/settings_table.py
+	$(BIN)/python -W ignore::DeprecationWarning -m deploy.grafana.dashboard
 	$(BIN)/python -m models toy --out docs/figures
 	$(BIN)/python -m models neighbours bundles/mnist-mlp --data mnist --scale 2 --out docs/figures/neighbours.png
 	$(BIN)/python -m models interpolate bundles/mnist-mlp --seeds 0 1 2 3 --steps 6 --scale 2 \

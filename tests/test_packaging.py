@@ -13,21 +13,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import chain, pairwise
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
-from service.metrics import Metrics
 from service.settings import Settings
 
 ROOT = Path(__file__).parent.parent
-DASHBOARD = ROOT / "deploy/grafana/dashboards/gan-service.json"
 PROMETHEUS = ROOT / "deploy/prometheus/prometheus.yml"
-PROVISIONING = ROOT / "deploy/grafana/provisioning"
 
 
 def read_yaml(path: Path) -> Any:
@@ -225,7 +221,7 @@ def test_the_gpu_file_only_adds_to_the_service(compose: dict[str, Any]) -> None:
     assert set(read_yaml(ROOT / "docker-compose.gpu.yml")["services"]) == {"service"} <= set(compose)
 
 
-# --- Prometheus and Grafana --------------------------------------------------------------------------------------
+# --- Prometheus --------------------------------------------------------------------------------------------------
 
 
 def test_prometheus_scrapes_the_service_of_the_compose_file() -> None:
@@ -239,114 +235,3 @@ def test_prometheus_scrapes_the_service_of_the_compose_file() -> None:
 def test_prometheus_accepts_its_configuration() -> None:
     """Prometheus' own checker reads the file that the container mounts."""
     subprocess.run(["promtool", "check", "config", PROMETHEUS], check=True, capture_output=True)
-
-
-def dashboard() -> dict[str, Any]:
-    """The dashboard, as Grafana reads it."""
-    board: dict[str, Any] = json.loads(DASHBOARD.read_text())
-    return board
-
-
-def queries() -> list[dict[str, Any]]:
-    """Every query of the dashboard, those of its variables aside."""
-    return [target for panel in dashboard()["panels"] for target in panel.get("targets", [])]
-
-
-def selectors(expression: str) -> list[tuple[str, str]]:
-    """(series name, what stands in its braces) for every series that a query reads."""
-    return re.findall(r"([a-zA-Z_:][\w:]*)\{([^}]*)\}", expression)
-
-
-@pytest.fixture(scope="module")
-def exported() -> dict[str, set[str]]:
-    """Every series of a fresh registry, as a scrape would name it, with its labels."""
-    metrics = Metrics(CollectorRegistry())
-    labels = {name.removesuffix("_total"): set(labels) for name, _, labels in metrics.declarations}
-    suffixes = {"counter": ["_total"], "histogram": ["_bucket", "_sum", "_count"], "gauge": [""], "info": ["_info"]}
-    return {
-        family.name + suffix: labels.get(family.name, set()) | ({"le"} if suffix == "_bucket" else set())
-        for family in Metrics(CollectorRegistry()).registry.collect()
-        for suffix in suffixes[family.type]
-    } | {"up": set()}
-
-
-TARGET_LABELS = {"job", "instance"}  # Prometheus adds these to whatever it scrapes
-
-
-@pytest.mark.parametrize("query", queries(), ids=lambda query: str(query["expr"]))
-def test_a_panel_reads_only_series_and_labels_that_the_service_exports(
-    query: dict[str, Any], exported: dict[str, set[str]]
-) -> None:
-    """A panel that asks for another name stays empty, and nobody is told."""
-    read = selectors(query["expr"])
-    assert read
-    assert {name for name, _ in read} <= set(exported)
-    for name, braces in read:
-        assert set(re.findall(r"(\w+)\s*(?:=|!)", braces)) <= exported[name] | TARGET_LABELS
-    known = TARGET_LABELS.union(*(exported[name] for name, _ in read))
-    kept = {label for by in re.findall(r"by \(([^)]*)\)", query["expr"]) for label in re.split(r",\s*", by)}
-    assert kept <= known
-    shown = set(re.findall(r"\{\{(\w+)\}\}", query["legendFormat"]))
-    assert shown <= (kept or known)
-
-
-def test_every_series_in_a_query_has_its_braces() -> None:
-    """The test above finds series by their braces, and every panel follows the chosen instance."""
-    for query in queries():
-        bare = re.sub(r"\{[^}]*\}", "", query["expr"])
-        assert len(re.findall(r"\b(?:gan|process|python)_\w+|\bup\b", bare)) == len(selectors(query["expr"]))
-        assert all('instance=~"$instance"' in braces for _, braces in selectors(query["expr"]))
-
-
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="promtool is not installed")
-def test_prometheus_can_parse_every_query(tmp_path: Path) -> None:
-    """Each query, with Grafana's variables filled in, is a rule that Prometheus' own checker accepts."""
-    rules = [
-        {
-            "record": f"panel:query:{number}",
-            "expr": query["expr"].replace("$__rate_interval", "20s").replace("$instance", ".*"),
-        }
-        for number, query in enumerate(queries())
-    ]
-    path = tmp_path / "rules.yml"
-    path.write_text(yaml.safe_dump({"groups": [{"name": "dashboard", "rules": rules}]}))
-    subprocess.run(["promtool", "check", "rules", path], check=True, capture_output=True)
-
-
-def test_every_panel_asks_the_provisioned_data_source() -> None:
-    """A data source is found by its uid: a name that Grafana invents would differ on every host."""
-    (source,) = read_yaml(PROVISIONING / "datasources/prometheus.yml")["datasources"]
-    board = dashboard()
-    askers = [panel for panel in board["panels"] if panel["type"] != "row"] + queries() + board["templating"]["list"]
-    assert {(asker["datasource"]["type"], asker["datasource"]["uid"]) for asker in askers} == {
-        ("prometheus", source["uid"])
-    }
-    assert source["url"] == "http://prometheus:9090"
-    assert source["jsonData"]["timeInterval"] == read_yaml(PROMETHEUS)["global"]["scrape_interval"]
-
-
-def test_grafana_finds_the_dashboard_where_compose_mounts_it(compose: dict[str, Any]) -> None:
-    """The provider's folder and the home page both lie in the mounted folder."""
-    mounts = dict(mount.split(":")[:2] for mount in compose["grafana"]["volumes"])
-    folder = mounts["./" + DASHBOARD.parent.relative_to(ROOT).as_posix()]
-    assert mounts["./" + PROVISIONING.relative_to(ROOT).as_posix()] == "/etc/grafana/provisioning"
-    (provider,) = read_yaml(PROVISIONING / "dashboards/gan-service.yml")["providers"]
-    assert provider["options"]["path"] == folder
-    home = compose["grafana"]["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"]
-    assert home == f"{folder}/{DASHBOARD.name}"
-
-
-def test_the_panels_have_their_own_ids_and_their_own_places() -> None:
-    """Grafana merges panels of one id, and pushes panels apart that overlap."""
-    panels = dashboard()["panels"]
-    assert len({panel["id"] for panel in panels}) == len(panels)
-    cells = [
-        (x, y)
-        for place in (panel["gridPos"] for panel in panels)
-        for x in range(place["x"], place["x"] + place["w"])
-        for y in range(place["y"], place["y"] + place["h"])
-    ]
-    assert len(set(cells)) == len(cells)
-    assert max(x for x, _ in cells) < 24
-    assert all(panel.get("description") for panel in panels if panel["type"] != "row")
-    assert all(first["gridPos"]["y"] <= second["gridPos"]["y"] for first, second in pairwise(panels))
