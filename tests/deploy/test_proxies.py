@@ -6,6 +6,7 @@ import io
 import os
 import re
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -197,7 +198,7 @@ def test_bodies_have_the_services_limit(name: str) -> None:
 
 
 class Pair:
-    """Two services on the tiny bundles, which answer as one."""
+    """Two services on the tiny bundles, which can be replaced one after the other."""
 
     def __init__(self, bundles: Path) -> None:
         self.ports = free_port(), free_port()
@@ -213,7 +214,17 @@ class Pair:
             device="cpu",
             root_path="/gan",
             trusted_proxies="127.0.0.1",
+            drain_delay_s=2,  # HAProxy asks each second whether it is ready
         )
+
+    def replace(self, number: int) -> int:
+        """Stop one in order and start it again. Returns its exit code."""
+        old = self.services[number]
+        old.send(signal.SIGTERM)
+        code = old.wait()
+        old.stop()
+        self.services[number] = self._start(self.ports[number])
+        return code
 
     def total(self, name: str, **labels: str) -> float:
         """The sum of a metric of both."""
@@ -322,3 +333,35 @@ def test_bodies_over_the_limit_are_refused(proxies: list[Proxy]) -> None:
             size = int(Settings.model_fields["max_body_bytes"].default) + 1
             reply = client.post("/discriminate", content=bytes(size), headers={"Content-Type": "image/png"})
             assert reply.status_code == 413
+
+
+def test_a_rolling_update_fails_nobody(proxies: list[Proxy], pair: Pair) -> None:
+    """Both instances are replaced one after the other, each once both proxies use the other one."""
+    is_over = threading.Event()
+
+    def ask(one: Proxy) -> list[int]:
+        statuses = []
+        with one.client(headers={"X-Request-ID": one.name}) as client:
+            while not is_over.is_set():
+                statuses.append(client.get("/sample").status_code)
+                statuses.append(client.post("/sample", json={"count": 3}).status_code)
+        return statuses
+
+    def wait_until_used(number: int) -> None:
+        """Return once each proxy has had answers from the instance."""
+        service = pair.services[number]
+        for one in proxies:
+            service.wait_for_log(f'"request_id":"{one.name}"', 10)
+
+    with ThreadPoolExecutor(4) as pool:
+        asking = [pool.submit(ask, one) for one in proxies for _ in range(2)]
+        try:
+            for number in (0, 1):
+                assert pair.replace(number) == 0
+                wait_until_used(number)
+        finally:
+            is_over.set()
+        for one in asking:
+            statuses = one.result(60)
+            assert set(statuses) == {200}
+            assert len(statuses) > 10
