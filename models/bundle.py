@@ -109,13 +109,13 @@ class Manifest(Spec):
     network: NetworkSpec
     image: ImageSpec
     latent: LatentSpec
-    labels: tuple[Annotated[str, Field(max_length=MAX_LABEL)], ...] | None = Field(min_length=1)
+    labels: tuple[Annotated[str, Field(max_length=MAX_LABEL)], ...] | None = Field(min_length=1, fail_fast=True)
     calibration: Calibration | None
     preparation: Preparation | None = None  # UNDECLARED, in bundles of before there was one
     files: dict[str, FileRecord]
     training: dict[str, JsonValue]
     evaluation: dict[str, JsonValue]
-    signature: tuple[Signature, ...] | None = Field(None, min_length=1, max_length=MAX_SIGNATURES)
+    signature: tuple[Signature, ...] | None = Field(None, min_length=1, max_length=MAX_SIGNATURES, fail_fast=True)
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Manifest":

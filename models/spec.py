@@ -11,7 +11,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 
 class Spec(BaseModel):
-    """Base of everything that is written into a manifest: unknown fields and lax types are refused."""
+    """Base of everything that is written into a manifest: unknown fields and lax types are refused.
+
+    A sequence of any length is read with `fail_fast`: to collect every error of a hostile one would take seconds.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
@@ -51,13 +54,13 @@ class LatentSpec(Spec):
     dim: Width
     distribution: Literal["normal", "uniform"]  # uniform on (−√3, √3)
     sampler: Sampler = "philox4x64-10/1"
-    label_frequencies: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = None
+    label_frequencies: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(None, fail_fast=True)
 
 
 class MLPGeneratorSpec(Spec):
     """z → ReLU layers → sigmoid pixels. The paper: hidden 1200, 1200."""
 
-    hidden: tuple[Width, ...] = Field(min_length=1, max_length=16)
+    hidden: tuple[Width, ...] = Field(min_length=1, max_length=16, fail_fast=True)
 
 
 class MaxoutDiscriminatorSpec(Spec):
@@ -67,7 +70,7 @@ class MaxoutDiscriminatorSpec(Spec):
     `keep_hidden`, and divides what it keeps by that probability.
     """
 
-    units: tuple[Width, ...] = Field(min_length=1, max_length=16)
+    units: tuple[Width, ...] = Field(min_length=1, max_length=16, fail_fast=True)
     pieces: int = Field(ge=1, le=64)
     keep_input: float = Field(0.8, gt=0, le=1)
     keep_hidden: float = Field(0.5, gt=0, le=1)

@@ -50,7 +50,8 @@ CALIBRATION = {"scale": 0.5, "offset": -0.25, "auc": 0.9, "expected_calibration_
 
 def pytest_sessionstart() -> None:
     """Tests say which settings they use; those of the machine they run on are not among them."""
-    hypothesis.settings.register_profile("any machine", deadline=None)  # a busy one is no reason to fail
+    cases = int(os.environ.get("HOSTILE_CASES", "100"))  # of each test; see CONTRIBUTING.md
+    hypothesis.settings.register_profile("any machine", deadline=None, max_examples=cases)  # it may be a busy one
     hypothesis.settings.load_profile("any machine")
     for field in Settings.model_fields:
         os.environ.pop(variable(field), None)

@@ -4,20 +4,24 @@
 
 For each format it begins with what is known to be slow (floods of segments, thousands of scans, codes for every block)
 and mutates from there. Three times are reported apart: the walk that cuts out all but the pixels, whose longest step
-holds up the event loop; decoding on the event loop; and decoding in a process of its own, whose time has a bound.
+holds up the event loop; decoding on the event loop; and decoding in a process of its own, whose time has a bound, and
+its memory too.
 """
 
 import argparse
+import contextlib
 import gc
 import io
 import itertools
 import random
+import re
 import struct
 import sys
 import time
 import zlib
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -33,7 +37,7 @@ from service.server.process_memory import GC_THRESHOLDS
 SHAPE = Shape(28, 28, 1, 16_000_000)
 TIMEOUT_S, MAX_BYTES, MIB = 2.0, 32 * 2**20, 2**20
 KEPT = 12  # files of a format from which others are made
-STEP_MS, QUICK_MS, WALK_MS_PER_MIB, APART_S = 5.0, 20.0, 100.0, 4.0
+STEP_MS, QUICK_MS, WALK_MS_PER_MIB, APART_S, MEMORY_MIB = 5.0, 20.0, 100.0, 4.0, 550
 MARKERS = (0xC0, 0xC2, 0xC4, 0xC9, 0xDA, 0xDB, 0xDC, 0xDD, 0xE0, 0xE1, 0xEE, 0xFE, 0xD9, 0xFF)
 CHUNKS = (b"IDAT", b"tEXt", b"zTXt", b"iCCP", b"eXIf", b"PLTE", b"tRNS", b"fdAT", b"acTL", b"IEND")
 WEBP_CHUNKS = (b"VP8X", b"ANMF", b"EXIF", b"XMP ", b"ICCP", b"ALPH", b"junk")
@@ -50,6 +54,7 @@ class Found(NamedTuple):
     step_s: float
     decode_s: float
     how: str
+    memory: int = 0  # bytes that its decoder process had in use at most; 0 where it had none, or has ended
 
     def score(self) -> float:
         """Seconds for its size; what is small counts as a kilobyte or two."""
@@ -246,12 +251,31 @@ def measure(parts: Parts, decoders: Decoders) -> Found:
         return Found(parts, len(file), walk_s, longest_s, 0.0, "too large")
     decode: Callable[[ImageFile, Shape], object] = decode_picture if image.is_quick else decoders.decode
     how = "at once" if image.is_quick else "apart"
+    forget_peaks(decoders)
     began = time.perf_counter()
     try:
         decode(image, SHAPE)
     except ServiceError as error:
         how += f": {error}"
-    return Found(parts, len(file), walk_s, longest_s, time.perf_counter() - began, how)
+    seconds = time.perf_counter() - began
+    return Found(parts, len(file), walk_s, longest_s, seconds, how, 0 if image.is_quick else peak_of(decoders))
+
+
+def forget_peaks(decoders: Decoders) -> None:
+    """Have the system measure the processes' memory from here on."""
+    for process in decoders.processes:
+        with contextlib.suppress(OSError):  # it has ended
+            Path(f"/proc/{process.pid}/clear_refs").write_text("5")
+
+
+def peak_of(decoders: Decoders) -> int:
+    """The most bytes that a decoder process has had in use since then."""
+    peaks = [0]
+    for process in decoders.processes:
+        with contextlib.suppress(OSError):
+            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process.pid}/status").read_text())
+            peaks += [1024 * int(found[1])] if found else []
+    return max(peaks)
 
 
 def search(form: str, first: list[Parts], seconds: float, rng: random.Random, decoders: Decoders) -> Iterator[Found]:
@@ -285,10 +309,12 @@ def main() -> int:
                 "walk": max(found.walk_s / max(found.size, MIB) * MIB for found in tried),
                 "at once": max((found.decode_s for found in at_once), default=0),
                 "apart": max((found.decode_s for found in apart), default=0),
+                "memory": max((found.memory for found in apart), default=0),
             }
             for name, value in row.items():
                 worst[name] = max(worst[name], value)
             slowest = max(at_once, key=lambda found: found.decode_s, default=None)
+            dearest = max(apart, key=lambda found: found.decode_s / max(found.size, MIB), default=None)
             rows.append(
                 {
                     "format": form,
@@ -300,7 +326,9 @@ def main() -> int:
                     "of bytes": slowest.size if slowest else "",
                     "apart": len(apart),
                     "slowest s": f"{row['apart']:.2f}",
+                    "s/MiB": f"{dearest.decode_s / max(dearest.size, MIB) * MIB:.2f}" if dearest else "",
                     "ended": sum("took more" in found.how for found in apart),
+                    "memory MiB": round(row["memory"] / MIB),
                 }
             )
     finally:
@@ -320,6 +348,7 @@ def main() -> int:
             f"{1e3 * worst['at once']:.2f} ms",
             worst["at once"] < QUICK_MS / 1e3,
         ),
+        Check(f"no decoder over {MEMORY_MIB} MiB", f"{worst['memory'] / MIB:.0f}", worst["memory"] < MEMORY_MIB * MIB),
         Check(f"nothing apart over {APART_S:g} s", f"{worst['apart']:.2f} s", worst["apart"] < APART_S),
     ]
     return finish("slow_images", {"formats": rows, "seed": arguments.seed}, checks)

@@ -22,6 +22,7 @@ and ends connections. In short:
 """
 
 import asyncio
+import contextlib
 import http
 import logging
 import re
@@ -631,7 +632,8 @@ class HttpConnection(asyncio.Protocol):
         end = self._transport.abort if self.has_tls else self._transport.close  # TLS would go on reading after a close
         self._close_timer = self._loop.call_later(self._late_body_s, end, context=Context())
         if self._transport.can_write_eof():
-            self._transport.write_eof()
+            with contextlib.suppress(OSError):  # from asyncio's transport, if the client has reset the connection
+                self._transport.write_eof()
         self.resume_reading()
 
     def _close_transport(self) -> None:

@@ -1,6 +1,7 @@
 """What a connection writes and when, on a transport that records it; test_middleware.py uses real sockets."""
 
 import asyncio
+import errno
 import gc
 import json
 import logging
@@ -430,6 +431,25 @@ async def test_what_is_no_http_is_answered_in_its_turn(
     assert headers["connection"] == "close"
     one.connection_lost(None)
     await until(lambda: not one.tasks)
+
+
+async def test_who_resets_before_the_refusal_is_no_error(
+    service: FastAPI, until: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    """asyncio's transport can't half-close such a connection; the application has not failed because of it."""
+
+    class ResetWire(Wire):
+        def write_eof(self) -> None:
+            raise OSError(errno.ENOTCONN, "Transport endpoint is not connected")
+
+    wire = ResetWire()
+    one = connect(service, wire)
+    one.data_received(b"GARBAGE\0\r\n\r\n")
+    await until(lambda: bool(wire.writes))
+    await until(lambda: not one.tasks)
+    one.connection_lost(None)
+    assert statuses(wire) == [400]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 async def test_a_head_that_is_both_too_long_and_wrong_is_refused_once(
