@@ -162,6 +162,7 @@ class Metrics:
     def _declare_queue(self) -> None:
         # Read from the queue itself when scraped (set_function), never counted up and down.
         self.queue_images = self._gauge("gan_queue_images", "Images waiting.", ["device"])
+        self.queue_requests = self._gauge("gan_queue_requests", "Requests that have images waiting.", ["device"])
         self.queue_capacity_images = self._gauge("gan_queue_capacity_images", "Images that may wait.", ["device"])
         self.queue_oldest_age = self._gauge(
             "gan_queue_oldest_age_seconds",

@@ -229,6 +229,12 @@ def queue() -> list[Panel]:
             {f"waiting, {place}": series("gan_queue_images"), f"room, {place}": series("gan_queue_capacity_images")},
         ),
         line(
+            "Requests waiting",
+            "Do many small ones wait, or a few large ones?",
+            Short,
+            {place: series("gan_queue_requests")},
+        ),
+        line(
             "Oldest in the queue",
             "Does the queue move? Above half the deadline, answers will come too late.",
             Seconds,
@@ -412,7 +418,7 @@ ROWS: dict[str, tuple[Callable[[], list[Panel]], int]] = {
     "Latency by route": (latency, 3),
     "Where the time goes": (time_split, 4),
     "Batching": (batching, 3),
-    "Queue": (queue, 3),
+    "Queue": (queue, 4),
     "Engine, device and memory": (engine, 4),
     "Bundles and swaps": (bundles, 3),
     "Drift": (drift, 4),

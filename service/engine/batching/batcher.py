@@ -133,6 +133,7 @@ class Batcher:
         self._draining = self._has_ended = False
         self._accepted = 0  # callers whose rows come in several submits
         metrics.queue_images.labels(device).set_function(lambda: self._queue.rows)
+        metrics.queue_requests.labels(device).set_function(lambda: len(self._queue))
         metrics.queue_capacity_images.labels(device).set(max_queued_rows)
         metrics.queue_oldest_age.labels(device).set_function(self.oldest_age_s)
 

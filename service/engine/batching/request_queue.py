@@ -104,6 +104,9 @@ class RequestQueue:
     def __bool__(self) -> bool:
         return bool(self._keys)
 
+    def __len__(self) -> int:
+        return sum(len(queue) for queues in self._keys.values() for queue in queues.values())
+
     def add(self, entry: Entry) -> None:
         """Have an entry wait."""
         queues = self._keys.get(entry.key)

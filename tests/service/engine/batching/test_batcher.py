@@ -221,8 +221,9 @@ class Bench:
 
     def is_at_rest(self) -> bool:
         """Whether nothing of anybody is left."""
-        gauges = [self.value(f"gan_queue_{name}", device=DEVICE) for name in ("images", "oldest_age_seconds")]
-        return gauges == [0, 0] and self.batcher.queued_rows == 0 and self.batcher.busy_s() == 0
+        names = "images", "requests", "oldest_age_seconds"
+        gauges = [self.value(f"gan_queue_{name}", device=DEVICE) for name in names]
+        return gauges == [0, 0, 0] and self.batcher.queued_rows == 0 and self.batcher.busy_s() == 0
 
 
 @asynccontextmanager
@@ -717,7 +718,7 @@ async def test_before_anything_was_measured_retry_after_is_a_second() -> None:
 
 @on_jumping_time
 async def test_the_gauges_are_read_from_the_queue() -> None:
-    """Rows that wait, and the age of the oldest of them."""
+    """Rows that wait, of how many requests, and the age of the oldest of them."""
     async with bench() as one:
         runner = Doubler()
         await one.block(runner)
@@ -726,6 +727,7 @@ async def test_the_gauges_are_read_from_the_queue() -> None:
         second = one.submit(runner, 2)
         await asyncio.sleep(4)
         assert one.value("gan_queue_images", device=DEVICE) == 7
+        assert one.value("gan_queue_requests", device=DEVICE) == 2
         assert one.value("gan_queue_capacity_images", device=DEVICE) == 64
         assert one.value("gan_queue_oldest_age_seconds", device=DEVICE) == pytest.approx(7)
         assert one.batcher.busy_s() == pytest.approx(7)

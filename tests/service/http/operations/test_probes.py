@@ -40,6 +40,7 @@ SERIES = {
     "gan_key_rejected_total": {"key"},
     "gan_key_images_in_flight": {"key"},
     "gan_queue_images": {"device"},
+    "gan_queue_requests": {"device"},
     "gan_queue_capacity_images": {"device"},
     "gan_queue_oldest_age_seconds": {"device"},
     "gan_queue_wait_seconds": {"bundle", "operation"},
