@@ -8,6 +8,7 @@ Batches go through the same queue and the same threads as in `python -m service`
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,8 +30,8 @@ def main() -> int:
     """Serve until told to stop; returns the exit code."""
     load = Engine.load
 
-    def load_and_forget(engine: Engine, folder: Path, known: object) -> object:
-        loaded = load(engine, folder, known)  # type: ignore[arg-type]
+    def load_and_forget(engine: Engine, folder: Path, *more: Any) -> object:
+        loaded = load(engine, folder, *more)
         labels = None if loaded.manifest.labels is None else np.zeros(IMAGES, np.int64)
         images: UInt8 = loaded.sample.run([BatchSlice(SamplePayload(0, 0, labels, 1.0), 0, IMAGES)])
 

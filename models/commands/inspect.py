@@ -26,7 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Say what the manifest says, once everything in it is true: a table on a terminal, else JSON."""
     bundle = bundle_of(arguments)
     if arguments.json or not sys.stdout.isatty():
-        print(json.dumps({"version": bundle.version, **bundle.manifest.model_dump(mode="json")}))
+        print(json.dumps({"version": bundle.version, **bundle.manifest.model_dump(mode="json", exclude_unset=True)}))
         return 0
     print(f"{bundle.name}@{bundle.version}: every checksum, tensor and shape is right")
     for name, value in _rows(bundle):

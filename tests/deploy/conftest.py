@@ -13,7 +13,7 @@ import httpx
 import pytest
 import yaml
 
-EVERY = "200ms"  # scraped, and rules evaluated
+EVERY = "500ms"  # scraped, and rules evaluated
 Sample = tuple[dict[str, str], float]
 
 
@@ -70,10 +70,16 @@ class Prometheus:
         return [(series["metric"], float(series["value"][1])) for series in result]
 
     def scrape(self, seconds: float = 0) -> float:
-        """Wait until every target was scraped so long after now; return that time."""
+        """Wait until every target was scraped so long after now; return when the first of them was."""
         until = time.time() + seconds
-        self.wait_for(lambda: any(value > until for _, value in self.query("min(timestamp(up == 1))")))
-        return until
+        found: list[float] = []
+
+        def have_been_scraped() -> bool:
+            found[:] = [value for _, value in self.query("min(timestamp(up) and up == 1)")]
+            return any(value > until for value in found)
+
+        self.wait_for(have_been_scraped)
+        return found[0]
 
     def wait_for(self, condition: Callable[[], bool]) -> None:
         """Return when something is the case; fail where it is not in a minute."""

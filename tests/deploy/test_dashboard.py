@@ -285,6 +285,6 @@ def test_only_the_chosen_is_shown(scraped: tuple[Prometheus, float]) -> None:
 def test_nothing_is_divided_by_zero_where_nothing_happens(scraped: tuple[Prometheus, float]) -> None:
     """In a window without a request, panels show zeros and gaps."""
     prometheus, _ = scraped
-    idle = prometheus.scrape(seconds=1)
+    idle = prometheus.scrape(seconds=2.5)
     for query in QUERIES.values():
-        assert all(math.isfinite(value) for _, value in prometheus.query(filled_in(query, window="800ms"), idle))
+        assert all(math.isfinite(value) for _, value in prometheus.query(filled_in(query, window="2s"), idle))

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import weakref
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -223,11 +223,11 @@ def vanishing(folder: Path) -> Callable[..., Loaded]:
     """An engine's `load` that comes too late for this folder: all but its manifest has gone."""
     load = Engine.load
 
-    def late(engine: Engine, found: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def late(engine: Engine, found: Path, *more: Any) -> Loaded:
         if found == folder:
             for name in (GENERATOR, DISCRIMINATOR, SAMPLES):
                 (found / name).unlink()
-        return load(engine, found, known)
+        return load(engine, found, *more)
 
     return late
 
@@ -260,11 +260,11 @@ async def test_of_two_bad_bundles_the_first_by_name_is_told(
         damage(place(tiny_bundles["tiny"], tmp_path / name))
     load, over = Engine.load, threading.Event()
 
-    def load_the_second_first(engine: Engine, folder: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def load_the_second_first(engine: Engine, folder: Path, *more: Any) -> Loaded:
         if folder.name == "a":
             over.wait(60)
         try:
-            return load(engine, folder, known)
+            return load(engine, folder, *more)
         finally:
             over.set()
 
