@@ -31,7 +31,7 @@ from service.server.listener import HostError, in_words, listen
 from service.server.supervisor import Supervisor
 from service.server.tls import read_tls
 from service.server.worker_count import Machine, choose_workers, weights_bytes
-from service.settings import Settings, SettingsError, check_names, flag, read_settings, variable
+from service.settings import Settings, SettingsError, check_limits, check_names, flag, read_settings, variable
 from service.worker_group import WorkerGroup
 
 PROGRAM = "gan-service"
@@ -94,7 +94,7 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, ssl.SSLContext | 
         keys = read_keys(settings)
         read_bundle_keys(settings)  # raises now; they are read again with the bundles
         tls = read_tls(settings)
-        warnings = check_names(os.environ)
+        warnings = [*check_names(os.environ), *check_limits(settings)]
         _check_extra(settings)
     except SettingsError as error:
         return _print_error(str(error), BAD_SETTING)

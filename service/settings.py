@@ -302,3 +302,11 @@ def check_names(names: Iterable[str]) -> list[str]:
             raise SettingsError(f"{name} is not a setting; TLS is set by GAN_TLS_CERT_FILE and GAN_TLS_KEY_FILE")
         warnings.append(f"{name} is not a setting and is ignored{did_you_mean(name, known)}")
     return warnings
+
+
+def check_limits(settings: Settings) -> list[str]:
+    """A warning for each limit by key that limits nobody, because clients need no key."""
+    if settings.api_keys or settings.api_keys_file:
+        return []
+    limits = ("key_images_per_s", "key_images_in_flight")
+    return [f"{variable(name)} limits nobody: there are no keys" for name in limits if getattr(settings, name)]

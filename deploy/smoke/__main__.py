@@ -1,7 +1,8 @@
 """Smoke test of a deployment: `python deploy/smoke URL [--key KEY]`, on any machine with Python 3.11 and no packages.
 
 Asks for a little of everything that the service promises, prints a line for each, and ends with exit code 0 where all
-of it holds, else 1. It draws a handful of images and changes nothing.
+of it holds, else 1. It draws a handful of images and changes nothing. Where it is refused for asking too much (429), it
+waits for as long as the service says and asks again.
 """
 
 import argparse
@@ -10,12 +11,15 @@ import json
 import secrets
 import ssl
 import sys
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from http.client import HTTPException
 from typing import Any, NamedTuple
 
 TIMEOUT_S = 30
+TRIES = 5
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
@@ -63,19 +67,28 @@ class Service:
             body, named = json.dumps(body).encode(), {"content-type": "application/json"} | named
         named = {name: value for name, value in named.items() if value}
         request = urllib.request.Request(self._url + path, body, named, method=method)  # noqa: S310 - the operator's URL
-        try:
-            with self._opener.open(request, timeout=TIMEOUT_S) as got:
-                reply = Reply(got.status, {name.lower(): value for name, value in got.headers.items()}, got.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                reply = Reply(error.code, {name.lower(): value for name, value in error.headers.items()}, error.read())
-        except (OSError, ValueError) as error:
-            raise CheckError(f"{method} {path}: {getattr(error, 'reason', error)}") from None
+        for _ in range(TRIES):
+            try:
+                reply = self._send(request)
+            except (OSError, HTTPException, ValueError) as error:
+                raise CheckError(f"{method} {path}: {getattr(error, 'reason', error)}") from None
+            wait = reply.headers.get("retry-after", "")
+            if reply.status != 429 or not wait.isdecimal() or int(wait) > TIMEOUT_S:
+                break
+            time.sleep(int(wait))
         if reply.status != expect:
             raise CheckError(
                 f"{method} {path}: {reply.status} in place of {expect}: {reply.body[:200].decode(errors='replace')}"
             )
         return reply
+
+    def _send(self, request: urllib.request.Request) -> Reply:
+        try:
+            got = self._opener.open(request, timeout=TIMEOUT_S)
+        except urllib.error.HTTPError as error:
+            got = error
+        with got:
+            return Reply(got.status, {name.lower(): value for name, value in got.headers.items()}, got.read())
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -129,19 +142,24 @@ def bundles(service: Service) -> str:
 
 
 def sample(service: Service) -> str:
-    """A seed gives the same bytes again, by GET and POST, and 304 to who has them."""
+    """A seed gives the same image again, by GET and POST, and 304 to who has it.
+
+    The bytes are the same too, unless GAN_EXACT is off: then the ETag is weak.
+    """
     seed = secrets.randbelow(2**53)
     first, again = (service.ask("GET", f"/sample?seed={seed}&format=png") for _ in range(2))
     posted = service.ask("POST", "/sample", {"seed": seed, "format": "png"})
     require(first.body.startswith(PNG), "the image is no PNG")
-    require(first.body == again.body == posted.body, f"seed {seed} gives other bytes the second time")
     require(first.headers.get("x-seed") == str(seed), "X-Seed is not the seed")
     tag = first.headers.get("etag", "")
-    require(tag.startswith('"'), "there is no strong ETag")
+    require(tag.startswith(('"', 'W/"')), "there is no ETag")
+    exact = not tag.startswith("W/")
+    require(not exact or first.body == again.body == posted.body, f"seed {seed} gives other bytes the second time")
     service.ask("GET", f"/sample?seed={seed}&format=png", expect=304, if_none_match=tag)
     unseeded = service.ask("GET", "/sample")
     require(unseeded.headers.get("cache-control") == "no-store", "an image without a seed may be cached")
-    return f"seed {seed} of {first.headers.get('x-bundle')}: {len(first.body)} bytes, the same three times, 304"
+    same = "the same three times" if exact else "not exact"
+    return f"seed {seed} of {first.headers.get('x-bundle')}: {len(first.body)} bytes, {same}, 304"
 
 
 def discriminate(service: Service) -> str:

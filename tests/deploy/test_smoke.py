@@ -6,8 +6,10 @@ import threading
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
+import httpx
 import pytest
 
 from service.settings import Settings
@@ -58,6 +60,19 @@ def test_keys_tls_and_a_prefix_are_followed(
         assert code == 1
 
 
+def test_the_limits_of_a_key_and_coarse_last_bits_are_no_failure(
+    live_server: Any, tiny_settings: Callable[..., Settings]
+) -> None:
+    """Where its key may draw little, the test comes back when it is told to; where ETags are weak, bytes may differ."""
+    with live_server(tiny_settings(api_keys="k1", key_images_per_s=6, exact=False)).running() as server:
+        code, said, _ = smoke(server.url, "--key", "k1")
+        series = httpx.get(f"{server.url}/metrics").text.splitlines()
+    assert {how for how, _ in said.values()} == {"ok"}, said
+    assert "not exact" in said["sample"][1]
+    assert code == 0
+    assert any('reason="rate_limited"' in line for line in series)
+
+
 class Anything(BaseHTTPRequestHandler):
     """Answers every request with an empty JSON object."""
 
@@ -89,6 +104,27 @@ def test_what_is_no_deployment_fails() -> None:
     assert (code, err) == (1, "")
     code, said, err = smoke(f"http://127.0.0.1:{server.server_port}")
     assert list(said) == CHECKS
+    assert (code, err) == (1, "")
+
+
+def test_what_speaks_no_http_fails() -> None:
+    """Each check fails with a line, as at the port of another protocol."""
+
+    class Greeting(BaseRequestHandler):
+        def handle(self) -> None:
+            self.request.recv(65536)
+            self.request.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Greeting) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            code, said, err = smoke(f"http://127.0.0.1:{server.server_address[1]}")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert {name for name, (how, _) in said.items() if how == "FAIL"} == {*CHECKS} - {"keys"}
+    assert "SSH-2.0" in said["probes"][1]
     assert (code, err) == (1, "")
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from service.settings import Settings, SettingsError, check_names, read_settings
+from service.settings import Settings, SettingsError, check_limits, check_names, read_settings
 
 
 def test_defaults_are_the_documented_ones() -> None:
@@ -97,3 +97,15 @@ def test_a_misspelled_key_keeps_the_door_shut(name: str) -> None:
 def test_workers_are_a_number_or_chosen(value: str, workers: object) -> None:
     """An explicit number is taken as it is."""
     assert read_settings({"workers": value, "max_count": "100"}).workers == workers
+
+
+def test_limits_by_key_without_keys_are_warned_of() -> None:
+    """They limit nobody, which nobody would notice; with keys, or at their defaults, there is nothing to say."""
+    limits = {"key_images_per_s": "5", "key_images_in_flight": "64"}
+    assert check_limits(read_settings(limits)) == [
+        "GAN_KEY_IMAGES_PER_S limits nobody: there are no keys",
+        "GAN_KEY_IMAGES_IN_FLIGHT limits nobody: there are no keys",
+    ]
+    assert check_limits(read_settings(limits | {"api_keys": "k1"})) == []
+    assert check_limits(read_settings(limits | {"api_keys_file": "keys.txt"})) == []
+    assert check_limits(read_settings({})) == []
