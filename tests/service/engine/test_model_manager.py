@@ -30,6 +30,7 @@ from models.bundle import (
 from models.inference.fast_nets import fast_discriminator, fast_generator
 from models.inference.noise import draw_labels, draw_latents
 from models.inference.pixels import UInt8, to_pixels
+from models.signing import PublicKeys
 from service.engine.engine import Engine, Loaded
 from service.engine.health import DEAD_AFTER_S, NOT_READY_AFTER_S
 from service.engine.model_manager import ModelManager
@@ -223,11 +224,11 @@ def vanishing(folder: Path) -> Callable[..., Loaded]:
     """An engine's `load` that comes too late for this folder: all but its manifest has gone."""
     load = Engine.load
 
-    def late(engine: Engine, found: Path, known: Mapping[str, Loaded]) -> Loaded:
+    def late(engine: Engine, found: Path, known: Mapping[str, Loaded], trusted: PublicKeys | None = None) -> Loaded:
         if found == folder:
             for name in (GENERATOR, DISCRIMINATOR, SAMPLES):
                 (found / name).unlink()
-        return load(engine, found, known)
+        return load(engine, found, known, trusted)
 
     return late
 
