@@ -46,6 +46,8 @@ class RequestMetadata:
     trace: Trace | None = None  # where traces are on
     took_s: dict[str, float] = field(default_factory=dict)  # seconds by what they went to: queue, compute, encode …
     has_reserved: bool = False  # whether its images are counted for the key already
+    has_left: bool = False  # whether its client has, before the end of the reply
+    has_dropped_work: bool = False  # by leaving, which is counted once
 
 
 _to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode

@@ -99,7 +99,7 @@ class HttpRequest(RequestContext):
 
     def feed(self, part: bytes) -> None:
         """A piece of the body has arrived."""
-        if self.is_answered or self._has_left:  # it is not needed any more
+        if self.is_answered or self.has_left:  # it is not needed any more
             return
         self._parts.append(part)
         self._size += len(part)
@@ -145,14 +145,14 @@ class HttpRequest(RequestContext):
 
     def take_whole_body(self) -> bytes | None:
         """See the base class."""
-        if not self.is_whole or self._was_read or self._has_left:
+        if not self.is_whole or self._was_read or self.has_left:
             return None
         self._end_was_read = True
         return self._take_parts()
 
     async def read_message(self) -> Message:
         """See the base class."""
-        while not (self._has_left or self.is_answered or self._refusal):
+        while not (self.has_left or self.is_answered or self._refusal):
             if not self._end_was_read and (self._parts or self.is_whole):
                 is_last = self._end_was_read = self.is_whole  # asked first, for taking the parts makes room for more
                 return {"type": "http.request", "body": self._take_parts(), "more_body": not is_last}

@@ -38,7 +38,7 @@ from service.engine.batching.policy import EAGER, ArrivalWait, BatchingPolicy
 from service.engine.batching.request_queue import Entry, RequestQueue, Result
 from service.engine.batching.throughput import Throughput
 from service.errors import Draining, EngineFailed, NotReady, QueueFull, ServiceError
-from service.logs import current_key, current_route, current_span
+from service.logs import current_key, current_route, current_span, request_if_any
 from service.metrics import Metrics, WorkSeries
 
 Run = Callable[[int, ModelRunner, Sequence[BatchSlice[Any]], Then[Rows]], None]
@@ -253,12 +253,20 @@ class Batcher:
         try:
             return await entry.future
         except asyncio.CancelledError:
-            phase = "queued" if entry.taken == 0 else "running"
-            self._metrics.cancelled.labels(current_route(), phase).inc()
+            self._count_departure(entry)
             raise
         finally:
             timer.cancel()
             self._forget(entry)
+
+    def _count_departure(self, entry: Entry) -> None:
+        """Count a client that has left, once for all entries of its request, which may also end for other reasons."""
+        request = request_if_any()
+        if request is not None:
+            if request.has_dropped_work or not request.has_left:
+                return
+            request.has_dropped_work = True
+        self._metrics.cancelled.labels(current_route(), "queued" if entry.taken == 0 else "running").inc()
 
     def _comes_too_late(self, rows: int, deadline_s: float) -> bool:
         """Whether this many rows, coming now, would wait until after their deadline."""

@@ -35,6 +35,7 @@ from service.settings import SettingsError
 SERVICE_NAME = "gan-service"
 PROTOCOL = "http/protobuf"
 END_S = 2.0  # how long a process that ends waits for the collector
+MAX_PARENT = 512  # characters of a traceparent, of which today's have 55; OpenTelemetry would warn of longer ones
 
 _propagator = TraceContextTextMapPropagator()
 
@@ -71,7 +72,7 @@ class Traces:
                 {"server.address": address} if port is None else {"server.address": address, "server.port": port}
             )
         parent, given = Context(), request.header(b"traceparent")
-        if given is not None:
+        if given is not None and len(given) <= MAX_PARENT:
             parent = _propagator.extract({"traceparent": given}, parent)
         span = self._tracer.start_span(name, parent, SpanKind.SERVER, attributes)
         ids = span.get_span_context()

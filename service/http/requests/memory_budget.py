@@ -37,7 +37,7 @@ class MemoryBudget:
         self._waiting: dict[Holder, float] = {}  # since when each waits for its client; the longest first
 
     def check(self, more: int, total: int | None = None) -> None:
-        """Check that there is room for `more` bytes; if not, evict the client that has stalled longest.
+        """Check that there is room for `more` bytes; if not, evict those clients that have stalled longest.
 
         Args:
             more: Bytes that the request needs now.
@@ -46,15 +46,16 @@ class MemoryBudget:
         Raises:
             QueueFull: There is no room and no client has stalled for long enough. Says when to try again.
         """
-        if (total or more) <= SMALL_BYTES or self.used_bytes + more <= self._max_bytes:
+        if (total or more) <= SMALL_BYTES:
             return
-        longest = next(iter(self._waiting), None)
-        waited_s = 0.0 if longest is None else self._clock() - self._waiting[longest]
-        if longest is None or waited_s < STALLED_AFTER_S:
-            # Either a client is active and will be done soon, or the longest stalled one will be evicted then.
-            raise QueueFull(1 if waited_s < 1 else math.ceil(STALLED_AFTER_S - waited_s))
-        self.stop_waiting_for_client(longest)
-        longest.evict()
+        while self.used_bytes + more > self._max_bytes:
+            longest = next(iter(self._waiting), None)
+            waited_s = 0.0 if longest is None else self._clock() - self._waiting[longest]
+            if longest is None or waited_s < STALLED_AFTER_S:
+                # Either a client is active and will be done soon, or the longest stalled one will be evicted then.
+                raise QueueFull(1 if waited_s < 1 else math.ceil(STALLED_AFTER_S - waited_s))
+            self.stop_waiting_for_client(longest)
+            longest.evict()
 
     def wait_for_client(self, holder: Holder) -> None:
         """Note that a request waits for its client to send or read. Called again whenever the client has done so."""

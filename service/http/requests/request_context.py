@@ -72,7 +72,7 @@ class RequestContext(RequestMetadata, ABC):
         self._max_body_bytes = 0
         self._body_bytes = self._reply_bytes = 0  # counted in the budgets
         self._work: asyncio.Task[None] | None = None
-        self._has_left = self._was_cancelled = False
+        self._was_cancelled = False
         scope[KEY] = self
 
     # ---------------------------------------------------------------------------------------- implemented by servers
@@ -109,7 +109,7 @@ class RequestContext(RequestMetadata, ABC):
 
         Cancels the request's work, unless its body is still being read: that ends by a disconnect message.
         """
-        self._has_left = True
+        self.has_left = True
         if self._work is not None and not self._expects_body:
             self._was_cancelled = True
             self._work.cancel()
@@ -339,7 +339,7 @@ class RequestContext(RequestMetadata, ABC):
             bodies, replies: Count what all requests together hold.
             max_body_bytes: Largest body of this request.
         """
-        if self._has_left:
+        if self.has_left:
             return
         self._budgets, self._max_body_bytes = (bodies, replies), max_body_bytes
         work = self._work = asyncio.current_task()

@@ -177,7 +177,7 @@ class ToyEngine:
 def with_key(name: str | None) -> Context:
     """For a task that works for a request with the key of this name."""
     context = copy_context()
-    context.run(enter_request, RequestMetadata("id", "POST", "/sample", 0.0, key=name))
+    context.run(enter_request, RequestMetadata("id", "POST", "/sample", 0.0, key=name, has_left=True))
     return context
 
 
@@ -835,7 +835,7 @@ async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
         one.engine.gate.clear()
 
         async def request() -> None:
-            enter_request(RequestMetadata("id", "GET", "/sample", 0.0))
+            enter_request(RequestMetadata("id", "GET", "/sample", 0.0, has_left=True))
             await one.batcher.submit(runner, rows_of(7, 20), 20, 60)
 
         leaver, stayer = asyncio.create_task(request()), one.submit(runner, 3)
@@ -845,6 +845,29 @@ async def test_a_caller_that_leaves_a_running_batch_harms_nobody() -> None:
         assert_own_rows(await stayer, 0, 3)
         assert one.engine.calls == [{7: 5, 0: 3}]  # of its 20 rows, those that ran already and no more
         assert one.value("gan_cancelled_total", route="/sample", phase="running") == 1
+
+
+@on_jumping_time
+@pytest.mark.parametrize("has_left", [True, False])
+async def test_a_departure_is_counted_once_a_request(*, has_left: bool) -> None:
+    """However many entries the request has; and not where they are dropped for another reason, such as an error."""
+    async with bench() as one:
+        one.engine.gate.clear()
+        busy = one.submit(Doubler(), 1)
+        await one.engine.reached(1)
+
+        async def request() -> None:
+            enter_request(RequestMetadata("id", "POST", "/verify", 0.0, has_left=has_left))
+            await asyncio.gather(*(one.batcher.submit(Doubler(), rows_of(7, 2), 2, 60) for _ in range(3)))
+
+        leaver = asyncio.create_task(request())
+        await one.settle()
+        assert one.batcher.queued_rows == 6
+        leaver.cancel()
+        await asyncio.gather(leaver, return_exceptions=True)
+        one.engine.gate.set()
+        await busy
+        assert one.total("gan_cancelled_total") == has_left
 
 
 @on_jumping_time
