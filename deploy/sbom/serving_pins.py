@@ -13,6 +13,8 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+# What torch's builds for GPUs bring, in versions that torch itself pins. The image has none of it.
+_CUDA = re.compile("cuda-|nvidia-|triton$")
 
 
 def needed(lines: Iterable[str]) -> set[str]:
@@ -23,6 +25,8 @@ def needed(lines: Iterable[str]) -> set[str]:
         requirement = Requirement(line)
         if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
             name = canonicalize_name(requirement.name)
+            if _CUDA.match(name):
+                continue
             for one in {"", *requirement.extras}:
                 if (name, one) not in found:
                     found.add((name, one))

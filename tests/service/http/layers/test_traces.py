@@ -188,7 +188,8 @@ async def test_what_the_parent_does_not_sample_leaves_no_span(
         reply = await client.get("/sample", headers={"traceparent": odd})
         assert reply.headers["traceparent"].endswith(("-01", "-03"))  # 2: the id is random
         assert TRACE not in reply.headers["traceparent"]
-    assert not [line for line in caplog.records if line.levelno >= logging.WARNING]
+    warnings = [line for line in caplog.records if line.levelno >= logging.WARNING]
+    assert not [line for line in warnings if ".exporter." not in line.name]  # another test's may still try again
     exporter.clear()
 
 
