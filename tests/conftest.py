@@ -6,6 +6,7 @@ import logging
 import os
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -55,6 +56,8 @@ def pytest_sessionstart() -> None:
     hypothesis.settings.load_profile("any machine")
     for field in Settings.model_fields:
         os.environ.pop(variable(field), None)
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # by a shell that started the tests in the background
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that they start would ignore it too
 
 
 @pytest.fixture(scope="session", autouse=True)
