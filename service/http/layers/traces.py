@@ -35,6 +35,7 @@ from service.settings import SettingsError
 SERVICE_NAME = "gan-service"
 PROTOCOL = "http/protobuf"
 END_S = 2.0  # how long a process that ends waits for the collector
+GIVE_UP_S = 0.5  # and then for the sending thread, which is told to try no more
 MAX_PARENT = 512  # characters of a traceparent, of which today's have 55; OpenTelemetry would warn of longer ones
 
 _propagator = TraceContextTextMapPropagator()
@@ -53,7 +54,8 @@ class Traces:
                 raise SettingsError(f"{name} is {os.environ[name]!r}: only {PROTOCOL} is spoken here")
         try:
             self.provider = TracerProvider(resource=_resource(), shutdown_on_exit=False)
-            self.provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+            self._exporter = Exporter()
+            self.provider.add_span_processor(BatchSpanProcessor(self._exporter))
         except (ValueError, OSError) as error:
             raise SettingsError(f"an OTEL_… variable can't be used: {error}") from None
         self._tracer = self.provider.get_tracer(SERVICE_NAME, __version__)
@@ -141,7 +143,7 @@ class Traces:
         return end
 
     async def close(self) -> None:
-        """Send what is left, but wait no longer than END_S."""
+        """Send what is left, but wait no longer than END_S; what is not sent then is lost."""
         loop, is_done = asyncio.get_running_loop(), asyncio.Event()
 
         def shut_down() -> None:
@@ -150,8 +152,23 @@ class Traces:
                 loop.call_soon_threadsafe(is_done.set)
 
         threading.Thread(target=shut_down, name="end of traces", daemon=True).start()
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(is_done.wait(), END_S)
+        for wait_s in (END_S, GIVE_UP_S):
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(is_done.wait(), wait_s)
+                return
+            self._exporter.shutdown()
+
+
+class Exporter(OTLPSpanExporter):
+    """The SDK's, which may be shut down by us, and then by its processor, with one word in the log at most."""
+
+    _is_ended = False
+
+    def shutdown(self) -> None:
+        """End what is being tried, or nothing the second time."""
+        if not self._is_ended:
+            self._is_ended = True
+            super().shutdown()  # type: ignore[no-untyped-call]
 
 
 def _resource() -> Resource:

@@ -49,7 +49,7 @@ def _no_otel_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def exporter(monkeypatch: pytest.MonkeyPatch) -> InMemorySpanExporter:
     """Where spans go, in place of a collector."""
     kept = InMemorySpanExporter()
-    monkeypatch.setattr(traces, "OTLPSpanExporter", lambda: kept)
+    monkeypatch.setattr(traces, "Exporter", lambda: kept)
     return kept
 
 
@@ -407,6 +407,7 @@ def test_a_collector_that_hangs_holds_nobody_up(
 ) -> None:
     """Replies come while it has a request and the queue is full, and the end does not wait for it."""
     monkeypatch.setattr(traces, "END_S", 0.01)
+    monkeypatch.setattr(traces, "GIVE_UP_S", 0.01)
     with slowly(collector, monkeypatch):
         server = live_server(tiny_settings(traces="otlp"))
     with server.running():
@@ -420,13 +421,21 @@ def test_a_collector_that_hangs_holds_nobody_up(
 def test_a_collector_that_is_not_there_holds_nobody_up(
     live_server: Any, tiny_settings: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same where nobody listens."""
+    """The same where nobody listens, and nothing tries on when the service has ended."""
+
+    def sending() -> set[threading.Thread]:
+        return {thread for thread in threading.enumerate() if thread.name.startswith("OtelBatchSpan")}
+
+    before = sending()
     monkeypatch.setattr(traces, "END_S", 0.01)
+    monkeypatch.setattr(traces, "GIVE_UP_S", 60)
     monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
     server = live_server(tiny_settings(traces="otlp"))
     with server.running():
         assert httpx.get(f"{server.url}/sample").status_code == 200
+        [thread] = sending() - before
     assert not server.thread.is_alive()
+    assert not thread.is_alive()
 
 
 @pytest.mark.slow
