@@ -72,6 +72,11 @@ docs: $(VENV)/everything
 	$(BIN)/python -m models neighbours bundles/mnist-mlp --data mnist --scale 2 --out docs/figures/neighbours.png
 	$(BIN)/python -m models interpolate bundles/mnist-mlp --seeds 0 1 2 3 --steps 6 --scale 2 \
 		--out docs/figures/interpolation.png
+	$(BIN)/python -m models classes bundles/mnist --out docs/figures/gallery/classes.png
+	$(BIN)/python -m models interpolate bundles/mnist --seeds 0 1 2 3 --steps 6 --label 3 --scale 2 \
+		--out docs/figures/gallery/interpolation.png
+	$(BIN)/python -m models verdicts bundles/mnist bundles/mnist-mlp --data mnist --other fashion-mnist \
+		--out docs/figures/gallery
 
 # The pages as a site, in build/site. To read it: python -m http.server --directory build/site
 site: .site/installed

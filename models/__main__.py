@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from models.bundle import BundleError
-from models.commands import evaluate, export, inspect, interpolate, neighbours, sign, toy, train
+from models.commands import evaluate, export, inspect, sign, train
+from models.commands.figures import classes, evolution, interpolate, neighbours, toy, verdicts
 from models.commands.train import INTERRUPTED
 from models.data.load import DataError
 from models.signing import SigningError
@@ -14,7 +15,7 @@ from models.training.health import HealthError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
-COMMANDS = (train, evaluate, inspect, export, sign, toy, interpolate, neighbours)
+COMMANDS = (train, evaluate, inspect, export, sign, toy, interpolate, neighbours, classes, evolution, verdicts)
 FAILED, ALARMED = 1, 4
 
 

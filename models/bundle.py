@@ -43,6 +43,7 @@ GENERATOR = "generator.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 SAMPLES = "samples.png"
 MAX_MANIFEST_BYTES = 1 << 20
+_STORED = (torch.float32, torch.float16)  # what weights may be on disk; in memory they are float32
 MAX_SIGNATURES = 16
 MAX_LABEL = 255  # characters; no folder's name has more, and a reply holds one for each of its images
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
@@ -403,11 +404,11 @@ def _fill(net: nn.Module, content: bytes, path: Path) -> None:
         shape, wanted = tuple(tensor.shape), tuple(expected[name].shape)
         if shape != wanted:
             raise BundleError(path, f"{name} has shape {shape}, the network needs {wanted}")
-        if tensor.dtype != torch.float32:
-            raise BundleError(path, f"{name} is {tensor.dtype}, the network needs torch.float32")
+        if tensor.dtype not in _STORED:
+            raise BundleError(path, f"{name} is {tensor.dtype}, the network needs torch.float32 or torch.float16")
         if not torch.isfinite(tensor).all():
             raise BundleError(path, f"{name} holds NaN or Inf")
-    net.load_state_dict(tensors, assign=True)
+    net.load_state_dict({name: tensor.float() for name, tensor in tensors.items()}, assign=True)
     net.requires_grad_(requires_grad=False).eval()
 
 
@@ -423,7 +424,7 @@ def write_bundle(
     Args:
         folder: Where the bundle will be; its parent is made.
         metadata: The manifest's fields but `format`, `files` and `signature`, which nobody can have made yet.
-        generator, discriminator: State dictionaries of the nets that the metadata describe, float32.
+        generator, discriminator: State dictionaries of the nets that the metadata describe, float32 or float16.
         samples: A picture of what G makes, uint8 (h, w, c), or as a PNG.
 
     Raises:

@@ -44,7 +44,10 @@ ROOMS = {
         *("models", "models.networks", "models.bundle"),
         *("models.data", "models.inference", "models.evaluation"),
     },
-    "models.experiments": {"models", "models.bundle", "models.inference", "models.training"},
+    "models.experiments": {
+        *("models", "models.bundle", "models.data", "models.inference"),
+        *("models.evaluation", "models.training"),
+    },
     "models.commands": {  # what people call: everything else, and nothing else knows them
         *("models", "models.images", "models.networks", "models.bundle", "models.export", "models.data"),
         *("models.inference", "models.evaluation", "models.training", "models.experiments"),

@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from gan_client.core.calls import FileFormat
 from models.__main__ import command_parser, main
+from models.bundle import read_manifest
 from models.signing import key_id_of, parse_public_keys
 from service.codecs.decode import UPLOAD_TYPES
 from service.codecs.encode import MEDIA_TYPES
@@ -218,14 +219,49 @@ def test_the_table_of_verdicts_has_the_numbers_of_the_manifests() -> None:
             assert [int(len(counts) * number(end)) for end in text.split(" … ")] == bins.tolist()
 
 
-def test_the_ways_on_the_page_are_those_of_the_bundle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [one for one in commands() if one[0] in {"interpolate", "classes"}], ids=" ".join)
+def test_the_pictures_on_the_pages_are_those_of_the_bundle(tmp_path: Path, command: list[str]) -> None:
     """The page's own command makes its picture, to one grey level."""
-    (command,) = (arguments for arguments in commands() if arguments[0] == "interpolate")
-    bundle = ROOT / command[1]
-    shown = ROOT / command[-1]
-    assert main([command[0], str(bundle), *command[2:-1], str(tmp_path / "new.png")]) == 0
-    with Image.open(tmp_path / "new.png") as new, Image.open(shown) as old:
+    assert main([command[0], str(ROOT / command[1]), *command[2:-1], str(tmp_path / "new.png")]) == 0
+    with Image.open(tmp_path / "new.png") as new, Image.open(ROOT / command[-1]) as old:
         assert np.abs(np.asarray(new).astype(int) - np.asarray(old).astype(int)).max() <= 1
+
+
+def test_the_gallery_has_the_verdicts_of_its_record() -> None:
+    """The table and the calibration's errors, against the file beside the picture, which is of the present bundles."""
+    judged = json.loads((DOCS / "figures" / "gallery" / "verdicts.json").read_text())
+    for one in judged:
+        assert one["version"] == read_manifest(ROOT / "bundles" / one["bundle"])[1]
+    text = section("gallery.md", "What /discriminate says")
+    shown = [
+        [number(part.rstrip(" %")) for cell in cells[2:] for part in cell.split(" … ")] for cells in rows(text)[1:]
+    ]
+    said = [said for one in judged for said in one["sets"].values()]
+    assert shown == [
+        [*(round(one["quantiles"][at], 2) for at in ("0.5", "0.05", "0.95")), round(100 * one["above_half"])]
+        for one in said
+    ]
+    errors = re.findall(r"error here is (\S+) for.*?and (\S+) for.*?it is (\S+) and (\S+)\.", " ".join(text.split()))
+    kinds = [one[kind] for kind in ("calibration_error", "plain_error") for one in judged]
+    assert [number(error) for error in errors[0]] == [round(error, 3) for error in kinds]
+    aucs = re.findall(r"AUC (\S+); (\S+) for", text)
+    assert [number(auc) for auc in aucs[0]] == [round(one["auc"], 2) for one in judged]
+
+
+def test_the_gallery_has_the_scores_of_the_manifests() -> None:
+    """Figures are copied from what `evaluate --record` wrote, and go stale with a new bundle."""
+    bundles = [json.loads((ROOT / "bundles" / name / "manifest.json").read_text()) for name in ("mnist", "mnist-mlp")]
+    table = rows(section("gallery.md", "Scores beside published ones"))
+    figures = [one["evaluation"]["suite"]["figures"] for one in bundles]
+    for name, *shown in (cells for cells in table if cells[0].strip("`") in figures[0]):
+        recorded = [*(one[name.strip("`")]["value"] for one in figures), figures[0][name.strip("`")]["real"]]
+        assert [number(text) for text in shown] == [round(value, 3) for value in recorded]
+    parzen = [one["evaluation"]["parzen"] for one in bundles]
+    ours = [*(one["generator"] for one in parzen), parzen[0]["training images"]]
+    likelihoods = [cells[1] for cells in table if len(cells) == 2 and " ± " in cells[1]]
+    assert likelihoods[:3] == [
+        f"{row['paper']['log_likelihood']:.1f} ± {row['paper']['standard_error']:.1f}" for row in ours
+    ]
 
 
 PAGES = [*sorted(DOCS.rglob("*.md")), *sorted(ROOT.glob("*.md")), ROOT / "benchmarks" / "README.md"]

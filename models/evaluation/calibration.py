@@ -40,11 +40,21 @@ def fit_calibration(logits_real: Tensor, logits_fake: Tensor, *, seed: int = 0) 
     if min(len(fit_real), len(fit_fake)) < _CALIBRATION_BINS:
         return None
     scale, offset = _platt(fit_real, fit_fake)
-    auc = _auc(held_real, held_fake)
-    if scale <= 0 or auc - 1.96 * _auc_standard_error(auc, len(held_real), len(held_fake)) <= 0.5:
+    area = auc(held_real, held_fake)
+    if scale <= 0 or area - 1.96 * _auc_standard_error(area, len(held_real), len(held_fake)) <= 0.5:
         return None
-    error = _expected_calibration_error(_sigmoid(scale * held_real + offset), _sigmoid(scale * held_fake + offset))
-    return Calibration(scale=scale, offset=offset, auc=auc, expected_calibration_error=error)
+    error = expected_calibration_error(_sigmoid(scale * held_real + offset), _sigmoid(scale * held_fake + offset))
+    return Calibration(scale=scale, offset=offset, auc=area, expected_calibration_error=error)
+
+
+def probabilities(calibration: Calibration | None, logits: Tensor) -> Float64s:
+    """`probability_real` as the service says it, float64 (n,): σ(logit) where there is no calibration.
+
+    Raises:
+        ValueError: As `fit_calibration`.
+    """
+    scale, offset = (1.0, 0.0) if calibration is None else (calibration.scale, calibration.offset)
+    return _sigmoid(scale * _checked_logits(logits) + offset)
 
 
 def count_verdicts(calibration: Calibration | None, logits_real: Tensor, logits_fake: Tensor) -> dict[str, list[int]]:
@@ -60,10 +70,14 @@ def count_verdicts(calibration: Calibration | None, logits_real: Tensor, logits_
     Raises:
         ValueError: As `fit_calibration`.
     """
-    scale, offset = (1.0, 0.0) if calibration is None else (calibration.scale, calibration.offset)
     sets = {"real": logits_real, "generated": logits_fake}
-    said = {name: _sigmoid(scale * _checked_logits(logits) + offset) for name, logits in sets.items()}
-    return {name: np.histogram(of, VERDICT_BINS, (0.0, 1.0))[0].tolist() for name, of in said.items()}
+    return {name: histogram(probabilities(calibration, logits)) for name, logits in sets.items()}
+
+
+def histogram(probabilities: Float64s) -> list[int]:
+    """How many there are in each of `VERDICT_BINS` equal bins from 0 to 1."""
+    counts: list[int] = np.histogram(probabilities, VERDICT_BINS, (0.0, 1.0))[0].tolist()
+    return counts
 
 
 def _checked_logits(logits: Tensor) -> Float64s:
@@ -103,21 +117,21 @@ def _platt(real: Float64s, fake: Float64s) -> tuple[float, float]:
     return scale, float(fit.intercept_[0]) - scale * middle
 
 
-def _auc(real: Float64s, fake: Float64s) -> float:
-    """Share of (real, fake) pairs in which the real logit is higher; a tie is half a pair."""
+def auc(real: Float64s, fake: Float64s) -> float:
+    """Share of (real, fake) pairs in which the real one's logit or probability is higher; a tie is half a pair."""
     from sklearn.metrics import roc_auc_score  # noqa: PLC0415 — as above
 
     return float(roc_auc_score(np.repeat([1, 0], [len(real), len(fake)]), np.concatenate([real, fake])))
 
 
-def _auc_standard_error(auc: float, n_real: int, n_fake: int) -> float:
+def _auc_standard_error(area: float, n_real: int, n_fake: int) -> float:
     """Hanley & McNeil 1982, equation 1 with the exponential model's Q1 and Q2."""
-    q1, q2 = auc / (2.0 - auc), 2.0 * auc**2 / (1.0 + auc)
-    variance = auc * (1.0 - auc) + (n_real - 1) * (q1 - auc**2) + (n_fake - 1) * (q2 - auc**2)
+    q1, q2 = area / (2.0 - area), 2.0 * area**2 / (1.0 + area)
+    variance = area * (1.0 - area) + (n_real - 1) * (q1 - area**2) + (n_fake - 1) * (q2 - area**2)
     return math.sqrt(max(0.0, variance) / (n_real * n_fake))  # rounding can leave a tiny negative near 1
 
 
-def _expected_calibration_error(real: Float64s, fake: Float64s) -> float:
+def expected_calibration_error(real: Float64s, fake: Float64s) -> float:
     """Mean over bins of |said - seen|, each class weighing half; equal probabilities share a bin."""
     sizes = np.array([len(real), len(fake)])
     weights = np.repeat(0.5 / sizes, sizes)

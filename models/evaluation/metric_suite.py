@@ -150,17 +150,16 @@ class MetricSuite:
         }
 
     def nearest_pictures(self, count: int = 12) -> UInt8:
-        """A picture with three columns: generated images, their nearest training images by pixels and by features.
+        """A picture with three rows: generated images, their nearest training images by pixels and by features.
 
-        Nearest by Euclidean distance in the whole training split; the picture is (count·h, 3·w, c).
+        Nearest by Euclidean distance in the whole training split; the picture is (3·h, count·w, c).
         """
         shown = self.generated[:count]
         train = self.dataset.train.images
         by_pixels = scores.nearest(self._flat(shown), self._flat(train)).indices[:, 0].cpu().numpy()
         known = self.extractor.embed(train).features
         by_features = scores.nearest(self.extractor.embed(shown).features, known).indices[:, 0].cpu().numpy()
-        columns = np.stack([shown, train[by_pixels], train[by_features]], axis=1)
-        return grid(columns.reshape(-1, *shown.shape[1:]), columns=3)
+        return grid(np.concatenate([shown, train[by_pixels], train[by_features]]), columns=len(shown))
 
     def _embed(self, extractor: FeatureExtractor) -> tuple[Embedding, Embedding, Embedding]:
         """Embeddings of the generated, the test and the training images."""

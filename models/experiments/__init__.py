@@ -1,4 +1,4 @@
-"""The paper's own experiments and figures.
+"""The paper's own experiments and figures, and the pictures of the gallery.
 
-May know the losses, the bundles and inference; only the commands know it.
+May know data, bundles, inference, scores and losses; only the commands know it.
 """

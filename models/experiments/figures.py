@@ -1,15 +1,21 @@
-"""The paper's pictures of a bundle: ways between latents (Figure 3), samples and their nearest images (Figure 2)."""
+"""Pictures of a bundle: the paper's, of ways between latents (Figure 3) and of samples and their nearest images
+(Figure 2); samples by class; and a run's samples as it went on.
+"""  # noqa: D205
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from models.bundle import Bundle
 from models.inference.noise import Int64, PathMethod, draw_labels, draw_latents, latent_path
 from models.inference.pixels import UInt8, encode_png, grid
 
 _GAP = 2  # white pixels before the column of nearest images
+_SIDE = 8  # images in a row, and rows, of a run's pictures of samples
 
 
 def interpolation(bundle: Bundle, seeds: list[int], steps: int, method: PathMethod, label: str | None = None) -> UInt8:
@@ -85,6 +91,26 @@ def nearest(image: UInt8, images: UInt8) -> tuple[int, float]:
     distances = np.concatenate(squared)
     index = int(distances.argmin())
     return index, float(np.sqrt(distances[index])) / 255
+
+
+def by_class(bundle: Bundle, *, seed: int, columns: int) -> UInt8:
+    """The seed's images 0, 1, … as each of the bundle's labels, a row for each: uint8 (height, width, c)."""
+    rows = [bundle.draw(columns, seed=seed, labels=label) for label in bundle.manifest.labels or ()]
+    return grid(np.concatenate(rows), columns)
+
+
+def evolution(pictures: Sequence[Path], columns: int) -> UInt8:
+    """The first images of each of a run's pictures of samples, a row for each: uint8 (height, width, c)."""
+    rows = [_images_in(picture)[:columns] for picture in pictures]
+    return grid(np.concatenate(rows), len(rows[0]))
+
+
+def _images_in(path: Path) -> UInt8:
+    """The images of a square picture, in reading order: uint8 (n, h, w, c)."""
+    with Image.open(path) as opened:
+        picture = np.asarray(opened)
+    h, w = picture.shape[0] // _SIDE, picture.shape[1] // _SIDE
+    return picture.reshape(_SIDE, h, _SIDE, w, -1).swapaxes(1, 2).reshape(_SIDE**2, h, w, -1)
 
 
 def png(picture: UInt8, scale: int = 1) -> bytes:

@@ -49,7 +49,10 @@ from service.engine.bundles.index import find_folders
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "evaluate", "inspect", "export", "keygen", "sign", "toy", "interpolate", "neighbours")
+COMMANDS = (
+    *("train", "evaluate", "inspect", "export", "keygen", "sign"),
+    *("toy", "interpolate", "neighbours", "classes", "evolution", "verdicts"),
+)
 
 QUICK = TrainingOptions(
     preset="quick",
@@ -324,12 +327,12 @@ def test_evaluate_stops_in_time_and_says_what_is_missing(
 def test_evaluate_draws_samples_beside_their_nearest_training_images(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three columns of twelve rows: the sample, the nearest by pixels, the nearest by features."""
+    """Twelve columns of three rows: the sample, the nearest by pixels, the nearest by features."""
     assert train(data, tmp_path / "run", "--steps", "5") == 0
     command = ["evaluate", str(tmp_path / "run" / "bundle"), "--data", str(data), "--device", "cpu"]
     assert main([*command, "--time-limit", "0", "--neighbours", str(tmp_path / "new" / "near.png")]) == 0
     with Image.open(tmp_path / "new" / "near.png") as picture:
-        assert (picture.size, picture.mode) == ((3 * 6, 12 * 10), "RGB")
+        assert (picture.size, picture.mode) == ((12 * 6, 3 * 10), "RGB")
     capsys.readouterr()
     assert main([*command, "--neighbours", str(tmp_path / "near.txt")]) == 1
     assert "the name must end in .png" in only_error(capsys)  # before anything is scored

@@ -164,9 +164,9 @@ def test_wrong_labels_show_in_the_worst_class(
 def test_the_picture_finds_the_training_image_itself(
     digits: Dataset, extractors: tuple[FeatureExtractor, FeatureExtractor]
 ) -> None:
-    """A copied training image stands beside itself twice: by pixels and by features."""
+    """A copied training image stands above itself twice: by pixels and by features."""
     picture = MetricSuite(digits, digits.train.images[:240], None, *extractors).nearest_pictures(2)
-    expected = np.concatenate([np.concatenate([image] * 3, axis=1) for image in digits.train.images[:2]])
+    expected = np.concatenate([np.concatenate([image] * 3) for image in digits.train.images[:2]], axis=1)
     np.testing.assert_array_equal(picture, expected)
 
 

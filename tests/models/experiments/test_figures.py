@@ -1,4 +1,4 @@
-"""Ways between seeds and samples beside their nearest images: the right images in the right places."""
+"""Ways between seeds, samples by class, beside their nearest images, and by step: the right images in their places."""
 
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from models.bundle import Bundle
 from models.experiments.figures import interpolation, nearest, neighbours
 from models.inference.noise import draw_latents
 from models.inference.pixels import grid
+from models.training.run_folder import RunDir
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -164,3 +165,39 @@ def test_a_picture_that_cannot_be_is_one_clear_line(
     (line,) = capsys.readouterr().err.splitlines()
     assert reason in line
     assert not list(tmp_path.iterdir())
+
+
+def test_each_class_has_a_row_of_the_seeds_images(
+    tiny_bundles: dict[str, Bundle], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same images of the seed as each label in turn; a bundle without labels is refused."""
+    bundle, out = tiny_bundles["cond"], tmp_path / "classes.png"
+    command = ["--out", str(out), "--sample-seed", "4", "--columns", "5", "--scale", "2"]
+    assert main(["classes", str(bundle.folder), *command]) == 0
+    rows = [bundle.draw(5, seed=4, labels=label) for label in ("cat", "dog", "owl")]
+    with Image.open(out) as picture:
+        np.testing.assert_array_equal(np.asarray(picture)[::2, 1::2, None], grid(np.concatenate(rows), 5))
+    capsys.readouterr()
+    assert main(["classes", str(tiny_bundles["tiny"].folder), *command]) == 1
+    assert "tiny has no labels" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_runs_samples_are_rows_by_step(tmp_path: Path, capsys: pytest.CaptureFixture[str], channels: int) -> None:
+    """The first images of each step's picture that is asked for, in that order; a step that has none is named."""
+    run, out = RunDir(tmp_path / "run"), tmp_path / "evolution.png"
+    run.begin({})
+    images = np.random.default_rng(0).integers(0, 256, (3, 64, 5, 4, channels), np.uint8)
+    for step, of_step in zip((0, 50, 1_000_000), images, strict=True):
+        run.save_samples(step, of_step)
+    command = ["evolution", str(run.path), "--out", str(out), "--columns", "10"]
+    for more, chosen in (([], images), (["--steps", "1000000", "0"], images[[2, 0]])):
+        assert main([*command, *more]) == 0
+        with Image.open(out) as picture:
+            shown = np.asarray(picture).reshape(5 * len(chosen), 40, channels)
+        np.testing.assert_array_equal(shown, grid(chosen[:, :10].reshape(-1, 5, 4, channels), 10))
+    capsys.readouterr()
+    assert main([*command, "--steps", "0", "7"]) == 1
+    assert "no picture of step 7" in capsys.readouterr().err
+    assert main(["evolution", str(tmp_path), "--out", str(out)]) == 1
+    assert "no run with samples" in capsys.readouterr().err
