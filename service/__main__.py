@@ -1,4 +1,4 @@
-"""`python -m service`: reads the settings, then serves.
+"""`python -m service`: reads the settings, then serves; `python -m service capacity` says what a load needs.
 
 Exit codes: 0 after SIGTERM or SIGINT and a drain; 1 if the port is not available or the service failed for good; 2 for
 a bad setting; 3 if the default bundle or every bundle can't be loaded; 128 + the signal's number if a second signal cut
@@ -35,6 +35,7 @@ from service.settings import Settings, SettingsError, check_limits, check_names,
 from service.worker_group import WorkerGroup
 
 PROGRAM = "gan-service"
+CAPACITY = "capacity"
 FAILED, BAD_SETTING = 1, 2
 
 log = logging.getLogger(__name__)
@@ -60,7 +61,9 @@ def run_process(start: Callable[[Sequence[str]], int], arguments: Sequence[str])
 
 
 def start(arguments: Sequence[str]) -> int:
-    """Serve until told to stop; returns the exit code."""
+    """Serve until told to stop, or measure where the first word says so; returns the exit code."""
+    if arguments[:1] == [CAPACITY]:
+        return _measure_capacity(arguments[1:])
     prepared = prepare(arguments)
     if isinstance(prepared, int):
         return prepared
@@ -100,6 +103,26 @@ def prepare(arguments: Sequence[str]) -> tuple[Settings, Keys, ssl.SSLContext | 
         return _print_error(str(error), BAD_SETTING)
     set_up_logs(settings.log_format, settings.log_level)
     return settings, keys, tls, warnings
+
+
+def _measure_capacity(arguments: Sequence[str]) -> int:
+    """Measure a service with these settings; returns the exit code."""
+    from service.capacity import command  # noqa: PLC0415 - serving has no use for it
+
+    parser = _parser(f"{PROGRAM} {CAPACITY}", command.DESCRIPTION)
+    command.add_to(parser)
+    asked = parser.parse_args(arguments)
+    flags = {name: value for name, value in vars(asked).items() if name in Settings.model_fields}
+    try:
+        settings = read_settings(flags)
+        check_names(os.environ)
+    except SettingsError as error:
+        return _print_error(str(error), BAD_SETTING)
+    workers = [settings.worker_count]
+    if settings.workers == "auto":
+        weights = weights_bytes(settings.bundles, settings.max_resident_bundles)
+        workers = sorted({1, choose_workers(settings, Machine.here(settings.device), weights).workers})
+    return command.run(settings, flags, workers, asked)
 
 
 def _check_extra(settings: Settings) -> None:
@@ -161,11 +184,13 @@ class _Parser(argparse.ArgumentParser):
         self.exit(BAD_SETTING, f"{self.prog}: {message}\n")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parser(
+    prog: str = PROGRAM, description: str = "Serve the images of a generative adversarial net over HTTP."
+) -> argparse.ArgumentParser:
     """A parser with a flag for every setting. Values stay text, because the settings parse them."""
     parser = _Parser(
-        prog=PROGRAM,
-        description="Serve the images of a generative adversarial net over HTTP.",
+        prog=prog,
+        description=description,
         epilog="A flag wins over its variable. Exit codes: 0 stopped in order, 1 failed, 2 bad setting, 3 bad bundle.",
         allow_abbrev=False,
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=32, width=120),

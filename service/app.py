@@ -20,7 +20,6 @@ from service import __version__
 from service.codecs.decoders import Decoders
 from service.codecs.encode import most_encoding_bytes
 from service.codecs.time_slices import TimeSlices
-from service.cpu import cpu_limit
 from service.engine.model_manager import ModelManager
 from service.http.images.discriminate import discriminate_routes
 from service.http.images.encode import encode_routes
@@ -49,6 +48,7 @@ from service.http.requests.route_context import RouteContext
 from service.http.v1.routes import v1_routes
 from service.http.v2.repository import repository_routes
 from service.http.v2.routes import v2_routes
+from service.machine.cpu import cpu_limit
 from service.metrics import Metrics
 from service.settings import Settings, networks
 from service.worker_group import WorkerGroup

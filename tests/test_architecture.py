@@ -15,22 +15,35 @@ ROOT = Path(__file__).parents[1]
 # Who may import whom, beside their own room. A folder is a room; the files at the top of a package that know no room
 # are its leaves.
 LEAVES = {
-    "service": ("__init__", "settings", "errors", "logs", "metrics", "cgroup", "cpu", "worker_group"),
+    "service": ("__init__", "settings", "errors", "logs", "metrics", "worker_group"),
     "models": ("__init__", "spec", "files", "signing"),
     "gan_client": ("errors", "results"),
 }
 ROOMS = {
     # serving: server → http → engine → codecs → http → server
     "service": set[str](),  # the leaves: they can be read alone
+    "service.machine": set[str](),  # files of the operating system
     "service.codecs": {"service", "models", "models.images", "models.inference"},  # arrays and files: no HTTP, no nets
-    "service.engine": {"service", "models", "models.bundle", "models.inference", "models.networks"},  # no HTTP
+    "service.engine": {  # no HTTP
+        *("service", "service.machine"),
+        *("models", "models.bundle", "models.inference", "models.networks"),
+    },
     "service.http": {  # no sockets
         *("service", "service.engine", "service.codecs"),
         *("models", "models.bundle", "models.images", "models.inference"),
     },
-    "service.app": {"service", "service.http", "service.engine", "service.codecs", "models.bundle"},  # builds the parts
-    "service.server": {"service", "service.http", "service.app", "service.__main__", "models.bundle"},
-    "service.__main__": {"service", "service.http", "service.engine", "service.app", "service.server"},
+    "service.app": {  # builds the parts
+        *("service", "service.machine", "service.http", "service.engine", "service.codecs"),
+        "models.bundle",
+    },
+    "service.server": {
+        *("service", "service.machine", "service.http", "service.app", "service.__main__"),
+        "models.bundle",
+    },
+    "service.capacity": {"service"},  # sees the service from outside
+    "service.__main__": {
+        *("service", "service.http", "service.engine", "service.app", "service.server", "service.capacity"),
+    },
     # training: images → data → networks → training → evaluation → bundle
     "models": set[str](),
     "models.images": set[str](),  # one image file; decoder processes bring it along: no torch, no pydantic

@@ -11,9 +11,9 @@ from models.inference.fast_nets import FastGenerator
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8
 from models.spec import LatentSpec
-from service.cpu import cpu_limit
 from service.engine.batching.batch import DeviceFailed, OutOfMemory, Rows
 from service.engine.payloads import SampleSlices, batch_latents
+from service.machine.cpu import cpu_limit
 
 Precision = Literal["float32", "tf32", "bfloat16"]
 Call = Callable[[torch.Tensor, torch.Tensor | None], torch.Tensor]

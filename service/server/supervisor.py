@@ -36,7 +36,7 @@ import time
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import IO, Any
 
-from service.cpu import set_affinity, shares
+from service.machine.cpu import set_affinity, shares
 from service.server.channel import HEARTBEAT_S, Channel, Message
 from service.server.listener import Acceptor
 from service.server.signals import sighup_reloads

@@ -10,8 +10,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple, Self
 
-from service.cgroup import MOUNT, OWN_GROUPS, limit_folders
-from service.cpu import cpu_limit
+from service.machine.cgroup import MOUNT, OWN_GROUPS, limit_folders
+from service.machine.cpu import cpu_limit
 from service.settings import Settings
 
 MOST = 4

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from service import cpu as processors
-from service.cpu import cpu_limit, shares
+from service.machine import cpu as processors
+from service.machine.cpu import cpu_limit, shares
 
 
 @pytest.mark.parametrize(
