@@ -15,22 +15,39 @@ ROOT = Path(__file__).parents[1]
 # Who may import whom, beside their own room. A folder is a room; the files at the top of a package that know no room
 # are its leaves.
 LEAVES = {
-    "service": ("__init__", "settings", "errors", "logs", "metrics", "cgroup", "cpu", "worker_group"),
+    "service": ("__init__", "settings", "errors", "logs", "metrics"),
     "models": ("__init__", "spec", "files", "signing"),
     "gan_client": ("errors", "results"),
 }
 ROOMS = {
     # serving: server → http → engine → codecs → http → server
     "service": set[str](),  # the leaves: they can be read alone
+    "service.machine": set[str](),  # what the process may use, and who is beside it
     "service.codecs": {"service", "models", "models.images", "models.inference"},  # arrays and files: no HTTP, no nets
-    "service.engine": {"service", "models", "models.bundle", "models.inference", "models.networks"},  # no HTTP
+    "service.engine": {
+        "service",
+        "service.machine",
+        "models",
+        "models.bundle",
+        "models.inference",
+        "models.networks",
+    },  # no HTTP
     "service.http": {  # no sockets
-        *("service", "service.engine", "service.codecs"),
+        *("service", "service.machine", "service.engine", "service.codecs"),
         *("models", "models.bundle", "models.images", "models.inference"),
     },
-    "service.app": {"service", "service.http", "service.engine", "service.codecs", "models.bundle"},  # builds the parts
-    "service.server": {"service", "service.http", "service.app", "service.__main__", "models.bundle"},
-    "service.__main__": {"service", "service.http", "service.engine", "service.app", "service.server"},
+    "service.app": {  # builds the parts
+        *("service", "service.machine", "service.http", "service.engine", "service.codecs"),
+        "models.bundle",
+    },
+    "service.server": {
+        *("service", "service.machine", "service.http", "service.app", "service.__main__"),
+        "models.bundle",
+    },
+    "service.ray": {"service", "service.http", "service.app"},  # in the server's place
+    "service.__main__": {
+        *("service", "service.machine", "service.http", "service.engine", "service.app", "service.server"),
+    },
     # training: images → data → networks → training → evaluation → bundle
     "models": set[str](),
     "models.images": set[str](),  # one image file; decoder processes bring it along: no torch, no pydantic
@@ -69,6 +86,7 @@ ROOMS = {
 # Where the two packages meet, and so all of `models` that serving brings along.
 MEETING = ("models.bundle", "models.images", "models.inference", "models.networks", "models.spec")
 TRACES = "service.http.layers.traces"  # imported only where the extra `otlp` is wanted
+RAY = "service.ray"  # likewise the extra `ray`, which has an environment of its own
 TRAINING_EXTRA = ("rich", "sklearn", "scipy", "matplotlib", "tensorboard")
 
 
@@ -143,7 +161,9 @@ def test_a_room_says_what_lives_there(folder: Path) -> None:
 
 def test_serving_works_without_the_training_extra() -> None:
     """The whole service but its traces is imported, and an application built, where no package of an extra exists."""
-    modules = [name.removesuffix(".__init__") for name in MODULES if name.startswith("service") and name != TRACES]
+    modules = [
+        name.removesuffix(".__init__") for name in MODULES if name.startswith("service") and name not in {TRACES, RAY}
+    ]
     program = f"""
 import importlib, sys
 for name in ("opentelemetry.sdk", "opentelemetry.exporter", *{TRAINING_EXTRA}):
@@ -215,7 +235,7 @@ print(*found, sep="\\n", end="")
 def test_importing_does_nothing() -> None:
     """No module reads the environment, opens a file or a socket, registers a metric or starts a thread on import."""
     done = subprocess.run(
-        [sys.executable, "-c", SPY, *(name.removesuffix(".__init__") for name in MODULES)],
+        [sys.executable, "-c", SPY, *(name.removesuffix(".__init__") for name in MODULES if name != RAY)],
         cwd=ROOT,
         capture_output=True,
         text=True,

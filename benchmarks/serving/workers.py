@@ -22,7 +22,7 @@ from benchmarks.tools import wrk
 from benchmarks.tools.client import Request
 from benchmarks.tools.process import Service, running
 from benchmarks.tools.report import finish, parser, table
-from service.cpu import cpu_limit
+from service.machine.cpu import cpu_limit
 
 WARM_S = 1
 SEEDS_APART = 10**8  # between two measurements, so that no request comes twice

@@ -23,7 +23,7 @@ from benchmarks.faults.drain import Load
 from benchmarks.tools.client import UNANSWERED, Client, Connection, NoReply, Reply, Request
 from benchmarks.tools.process import ROOT, Service, running
 from models.bundle import Bundle
-from service.cpu import cpu_limit, shares
+from service.machine.cpu import cpu_limit, shares
 from service.server.channel import Channel
 from service.server.supervisor import DEAD_S, Worker, ask_all, hand_out, kill_dead_workers
 from service.server.worker_link import WorkerLink

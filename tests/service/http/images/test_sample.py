@@ -26,8 +26,8 @@ from models.inference.noise import draw_labels, draw_latents
 from models.inference.pixels import UInt8, to_uint8
 from service.app import create_app
 from service.codecs.encode import MEDIA_TYPES, encode, encoding_bytes
-from service.cpu import cpu_limit
 from service.http.requests.request_context import RequestContext
+from service.machine.cpu import cpu_limit
 from service.settings import Settings
 
 pytestmark = pytest.mark.anyio

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.cpu import cpu_limit
+from service.machine.cpu import cpu_limit
 from service.server.worker_count import memory_limit
 
 UNIT = "system.slice/gan.service"

@@ -5,7 +5,7 @@ import math
 import os
 from pathlib import Path
 
-from service.cgroup import MOUNT, OWN_GROUPS, limit_folders
+from service.machine.cgroup import MOUNT, OWN_GROUPS, limit_folders
 
 
 def cpu_limit(cgroup: Path = MOUNT, own_groups: Path = OWN_GROUPS) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service import cpu as processors
-from service.cpu import cpu_limit, shares
+from service.machine.cpu import cpu_limit, shares
 
 
 @pytest.mark.parametrize(
