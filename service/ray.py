@@ -9,7 +9,8 @@ proxy and uvicorn take its place.
 - A changed `user_config` has each replica look at its folder of bundles again, in place. Whatever it finds, it goes on:
   Ray would end a replica whose `reconfigure` raises.
 - A replica is replaced where /livez would say no.
-- Any replica answers /metrics, for itself alone. So each also hands its series to Ray's exporter, with a label `replica`.
+- Any replica answers /metrics, for itself alone. So each also hands its series to Ray's exporter, which adds a label
+  `replica`.
 """
 
 import asyncio
@@ -88,16 +89,7 @@ class Exporter:
         return self._gauges[sample]
 
 
-@serve.deployment(
-    name="gan-service",
-    user_config={},  # so that `reconfigure` is called at the start
-    max_ongoing_requests=512,  # the service refuses by itself what is too much
-    health_check_period_s=1,
-    health_check_timeout_s=5,
-    graceful_shutdown_timeout_s=30,
-)
-@serve.ingress(build)
-class GanService:
+class Replica:
     """One replica. `app` is its application, whose lifespan Ray has started."""
 
     app: FastAPI
@@ -121,4 +113,12 @@ class GanService:
             raise RuntimeError(reason)
 
 
-app = GanService.bind()  # type: ignore[attr-defined] - it is a deployment by now
+GanService = serve.deployment(
+    name="gan-service",
+    user_config={},  # so that `reconfigure` is called at the start
+    max_ongoing_requests=512,  # the service refuses by itself what is too much
+    health_check_period_s=1,
+    health_check_timeout_s=5,
+    graceful_shutdown_timeout_s=30,
+)(serve.ingress(build)(Replica))
+app = GanService.bind()

@@ -1,11 +1,14 @@
 """Real Ray on this machine: nodes as `ray start` starts them, in a network namespace that has nothing but `lo`."""
 
 import contextlib
+import fcntl
 import json
 import os
 import re
 import shlex
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import time
@@ -25,6 +28,8 @@ RAY = Path(sys.executable).with_name("ray")
 GCS_PORT, DASHBOARD_PORT, HTTP_PORT = 6379, 8265, 8000
 URL = f"http://127.0.0.1:{HTTP_PORT}"
 START_S = 150.0
+INSIDE = "IN_NAMESPACE_OF_RAY"
+SIOCGIFFLAGS, SIOCSIFFLAGS, IFF_UP = 0x8913, 0x8914, 1
 Json = dict[str, Any]
 
 
@@ -96,13 +101,14 @@ class Cluster:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout
 
-    def deploy(self, variables: Mapping[str, str], **options: Any) -> None:
-        """Deploy deploy/ray/gan-service.yaml with these variables and options of the deployment."""
+    def deploy(self, variables: Mapping[str, str], import_path: str | None = None, **options: Any) -> None:
+        """Deploy deploy/ray/gan-service.yaml with these variables, program, and options of the deployment."""
         config = yaml.safe_load((DEPLOY / "gan-service.yaml").read_text())
         config["proxy_location"] = "HeadOnly"  # all nodes have the same address here, and so the same port
         (application,) = config["applications"]
         (deployment,) = application["deployments"]
         application["runtime_env"]["env_vars"] |= variables
+        application["import_path"] = import_path or application["import_path"]
         if "num_replicas" in options:
             del deployment["autoscaling_config"]
         deployment |= options
@@ -144,8 +150,12 @@ class Cluster:
     def pages(self) -> dict[str, str]:
         """What each replica answers to /metrics, by its address, at which HAProxy finds it."""
         (configuration,) = self.folder.glob("h/*/haproxy.cfg")
-        addresses = re.findall(r"^    server \S+ (\S+:\d+) check", configuration.read_text(), flags=re.MULTILINE)
-        return {address: fetch(f"http://{address}/metrics").decode() for address in addresses}
+        addresses = re.findall(r"^    server SERVE_REPLICA\S+ (\S+:\d+) check", configuration.read_text(), flags=re.MULTILINE)
+        pages = {}
+        for address in addresses:
+            with contextlib.suppress(OSError):  # it has ended, or is frozen
+                pages[address] = fetch(f"http://{address}/metrics", timeout_s=3).decode()
+        return pages
 
     def answered(self) -> dict[str, float]:
         """How many requests for images each replica has answered, by its address."""
@@ -180,13 +190,13 @@ class Cluster:
         return "\n".join(f"== {file.name}\n{file.read_text()[-4000:]}" for file in files)
 
 
-def fetch(url: str, body: bytes | None = None, method: str = "GET") -> bytes:
+def fetch(url: str, body: bytes | None = None, method: str = "GET", timeout_s: float = 60) -> bytes:
     """The body of a reply."""
     request = urllib.request.Request(  # noqa: S310 - our own URLs
         url, body, {"Content-Type": "application/json"}, method=method
     )
     try:
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as reply:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=timeout_s) as reply:
             return bytes(reply.read())
     except urllib.error.HTTPError as error:
         raise AssertionError(error.read().decode()) from None
@@ -203,6 +213,18 @@ def total_of(page: str, name: str, **labels: str) -> float:
     """The sum over the samples of this name that have these labels."""
     samples = (sample for metric in text_string_to_metric_families(page) for sample in metric.samples)
     return float(sum(one.value for one in samples if one.name == name and labels.items() <= one.labels.items()))
+
+
+def enter_namespace(command: list[str]) -> None:
+    """Have this process be in a network namespace that has nothing but `lo`: start it again there, unless it is."""
+    if os.environ.get(INSIDE) is None:
+        as_root = [] if os.geteuid() == 0 else ["--map-root-user"]
+        os.environ[INSIDE] = "1"
+        os.execvp("unshare", ["unshare", "--net", *as_root, *command])  # noqa: S606, S607 - our own arguments
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:  # as `ip link set lo up`
+        found = fcntl.ioctl(any_socket, SIOCGIFFLAGS, struct.pack("16sh14x", b"lo", 0))
+        name, flags = struct.unpack("16sh14x", found)
+        fcntl.ioctl(any_socket, SIOCSIFFLAGS, struct.pack("16sh14x", name, flags | IFF_UP))
 
 
 def processes() -> Iterator[tuple[int, str]]:

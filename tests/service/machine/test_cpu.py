@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service import cpu as processors
+from service.machine import cpu as processors
 from service.machine.cpu import cpu_limit, shares
 
 
