@@ -118,7 +118,7 @@ GanService = serve.deployment(
     user_config={},  # so that `reconfigure` is called at the start
     max_ongoing_requests=512,  # the service refuses by itself what is too much
     health_check_period_s=1,
-    health_check_timeout_s=5,
+    health_check_timeout_s=3,  # three of them, and it is replaced
     graceful_shutdown_timeout_s=30,
 )(serve.ingress(build)(Replica))
 app = GanService.bind()

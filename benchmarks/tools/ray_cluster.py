@@ -34,7 +34,7 @@ Json = dict[str, Any]
 
 
 class Replica(NamedTuple):
-    """A replica: its id, its process, and the raylet's that started it."""
+    """A replica: its id, its process, and that of its node's raylet."""
 
     id: str
     pid: int
@@ -86,7 +86,7 @@ class Cluster:
             f"--object-store-memory={100 * 2**20}",
         )
         found = (pid for pid, title in processes() if title.split()[0].endswith("/raylet") and self.owns(pid))
-        self.raylets += [pid for pid in found if pid not in self.raylets]
+        self.raylets += [pid for pid in found if pid not in self.raylets and is_there(pid)]
 
     def kill_node(self, raylet: int) -> None:
         """End a node as a machine ends that loses its power: by its raylet, without which the rest ends itself."""
@@ -129,8 +129,9 @@ class Cluster:
     def replicas(self) -> list[Replica]:
         """Those that run."""
         deployments = self.status().get("deployments", {}).values()
+        raylets = {node_of(raylet): raylet for raylet in self.raylets}
         return [
-            Replica(one["replica_id"], one["pid"], parent_of(one["pid"]))
+            Replica(one["replica_id"], one["pid"], raylets.get(one["node_id"], 0))
             for deployment in deployments
             for one in deployment["replicas"]
             if one["state"] == "RUNNING"
@@ -150,7 +151,9 @@ class Cluster:
     def pages(self) -> dict[str, str]:
         """What each replica answers to /metrics, by its address, at which HAProxy finds it."""
         (configuration,) = self.folder.glob("h/*/haproxy.cfg")
-        addresses = re.findall(r"^    server SERVE_REPLICA\S+ (\S+:\d+) check", configuration.read_text(), flags=re.MULTILINE)
+        addresses = re.findall(
+            r"^    server SERVE_REPLICA\S+ (\S+:\d+) check", configuration.read_text(), flags=re.MULTILINE
+        )
         pages = {}
         for address in addresses:
             with contextlib.suppress(OSError):  # it has ended, or is frozen
@@ -241,11 +244,10 @@ def title_of(pid: int) -> str:
     return ""
 
 
-def parent_of(pid: int) -> int:
-    """The process that started one; 0 if it has ended."""
-    with contextlib.suppress(OSError):
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-    return 0
+def node_of(raylet: int) -> str:
+    """The id of a raylet's node."""
+    found = re.search(r"--node[_-]id=(\w+)", title_of(raylet))
+    return found[1] if found else ""
 
 
 def is_there(pid: int) -> bool:

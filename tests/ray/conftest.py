@@ -3,6 +3,7 @@
 import shutil
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -39,9 +40,10 @@ def started(folder: Path, bundles: Path) -> Iterator[Cluster]:
         "GAN_SCORED_SHARE": "0",
     }
     with Cluster(folder).running() as cluster:
-        for _ in range(2):
-            cluster.add_node(1)
-        cluster.deploy(variables, num_replicas=2)
+        cluster.add_node(1)
+        with ThreadPoolExecutor() as beside:  # each takes some seconds
+            beside.submit(cluster.add_node, 1)
+            cluster.deploy(variables, num_replicas=2)
         yield cluster
 
 

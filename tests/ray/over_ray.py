@@ -9,6 +9,7 @@ import pytest
 LEFT_OUT = {
     "test_recipes_order_no_more_than_their_pictures_are": "counts the engine's calls",
     "test_a_request_that_has_begun_is_not_refused": "fills the queue from inside",
+    "test_images_are_not_waited_for": "sends a body that its client breaks off",
     "test_large_pictures_are_few_at_a_time": "patches the process",
     "test_a_current_copy_is_not_sent_again": "counts the engine's calls",
     "test_an_animation_reserves_memory_for_its_pictures": "looks at the memory budget",
@@ -40,7 +41,8 @@ def names_of(item: pytest.Item) -> set[str]:
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Deselect everything else."""
-    chosen, others = [], []
+    chosen: list[pytest.Item] = []
+    others: list[pytest.Item] = []
     for item in items:
         asks = "client" in getattr(item, "fixturenames", ()) and LEFT_OUT.keys().isdisjoint(names_of(item))
         (chosen if asks else others).append(item)

@@ -9,7 +9,7 @@ from benchmarks.tools.ray_cluster import Cluster, Replica, is_there, wait_for
 from benchmarks.tools.steady_load import CLIENTS, Load
 from tests.conftest import GREY, write_tiny
 
-SOME = 1000  # requests before and after
+SOME = 500  # requests before and after
 
 
 def other_than(cluster: Cluster, raylet: int) -> Replica:
