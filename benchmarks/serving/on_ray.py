@@ -1,9 +1,8 @@
 """What Ray Serve's proxy costs beside the plain service, and what more replicas bring.
 
-    unshare --net python tests/ray/run.py is how the tests run Ray; so does this:
-    python -m benchmarks.serving.on_ray (needs wrk, and the extra `ray`)
+    .venv-ray/bin/python -m benchmarks.serving.on_ray    (needs wrk; `make test-ray` makes the environment)
 
-Ray listens on every interface, so this enters a network namespace of its own first, which root may do.
+Ray listens on every interface, so this enters a network namespace of its own first.
 """
 
 import argparse
