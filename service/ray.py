@@ -14,6 +14,7 @@ proxy and uvicorn take its place.
 """
 
 import asyncio
+import gc
 import logging
 import math
 import os
@@ -26,12 +27,13 @@ from ray import serve
 from ray.serve import metrics
 
 from service.app import create_app
-from service.http.operations.merged_metrics import series_of
 from service.logs import set_up_logs
 from service.settings import Settings, check_names, read_settings
 
 EXPORT_S = 5.0  # between two looks at all series
 STEP_SAMPLES = 64  # handed over at a time
+
+Series = tuple[str, tuple[tuple[str, str], ...]]  # a sample's name, and its labels
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +60,7 @@ class Exporter:
     def __init__(self, registry: CollectorRegistry) -> None:
         self._registry = registry
         self._gauges: dict[str, metrics.Gauge] = {}
-        self._shown: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
+        self._shown: set[Series] = set()
 
     async def keep_exporting(self) -> None:
         """Do so every `EXPORT_S`, until cancelled."""
@@ -71,11 +73,10 @@ class Exporter:
 
     async def export(self) -> None:
         """Hand over every series with its value now, and 0 for those that are gone: Ray forgets none by itself."""
-        values = {
-            (sample, tuple(labels.items())): value
-            for _, _, _, samples in series_of(self._registry)
-            for sample, labels, value in samples
-        }
+        values: dict[Series, float] = {}
+        for metric in self._registry.collect():
+            values |= {(one.name, tuple(one.labels.items())): one.value for one in metric.samples}
+            await asyncio.sleep(0)  # requests go before
         for number, (sample, labels) in enumerate([*values, *(self._shown - values.keys())]):
             self._gauge(sample, labels).set(values.get((sample, labels), 0.0), tags=dict(labels))
             if number % STEP_SAMPLES == 0:
@@ -98,7 +99,10 @@ class Replica:
     async def reconfigure(self, user_config: Any) -> None:  # noqa: ARG002 - that it has changed is all it says
         """Take up bundles: at the start all, and then what has changed."""
         if self._exporting is not None:
-            await self.app.state.manager.bundles.reload_if_possible()
+            if await self.app.state.manager.bundles.reload_if_possible():
+                gc.unfreeze()  # the replaced bundles are among what Ray has frozen
+                gc.collect()
+                gc.freeze()
             return
         for warning in check_names(os.environ):
             log.warning(warning)

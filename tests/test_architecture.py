@@ -44,7 +44,7 @@ ROOMS = {
         *("service", "service.machine", "service.http", "service.app", "service.__main__"),
         "models.bundle",
     },
-    "service.ray": {"service", "service.http", "service.app"},  # in the server's place
+    "service.ray": {"service", "service.app"},  # in the server's place
     "service.__main__": {
         *("service", "service.machine", "service.http", "service.engine", "service.app", "service.server"),
     },

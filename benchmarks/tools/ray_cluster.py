@@ -85,7 +85,7 @@ class Cluster:
             *f"start {place} --node-ip-address=127.0.0.1 --num-cpus={cpus} --disable-usage-stats".split(),
             f"--object-store-memory={100 * 2**20}",
         )
-        found = (pid for pid, title in processes() if title.split()[0].endswith("/raylet") and self.owns(pid))
+        found = (pid for pid, title in processes() if title.partition(" ")[0].endswith("/raylet") and self.owns(pid))
         self.raylets += [pid for pid in found if pid not in self.raylets and is_there(pid)]
 
     def kill_node(self, raylet: int) -> None:
@@ -246,7 +246,7 @@ def title_of(pid: int) -> str:
 
 def node_of(raylet: int) -> str:
     """The id of a raylet's node."""
-    found = re.search(r"--node[_-]id=(\w+)", title_of(raylet))
+    found = re.search(r"--node[_-]id=([0-9a-f]{56})", title_of(raylet))
     return found[1] if found else ""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.tools.ray_cluster import Cluster
+from benchmarks.tools.ray_cluster import Cluster, wait_for
 from tests.conftest import CALIBRATION, COLOUR, GREY, write_tiny
 
 
@@ -42,8 +42,9 @@ def started(folder: Path, bundles: Path) -> Iterator[Cluster]:
     with Cluster(folder).running() as cluster:
         cluster.add_node(1)
         with ThreadPoolExecutor() as beside:  # each takes some seconds
-            beside.submit(cluster.add_node, 1)
+            second = beside.submit(cluster.add_node, 1)
             cluster.deploy(variables, num_replicas=2)
+            second.result()
         yield cluster
 
 
@@ -54,4 +55,5 @@ def cluster(started: Cluster) -> Cluster:
         started.add_node(1)
     replicas = started.wait_until_running(2)
     assert len({replica.raylet for replica in replicas}) == 2
+    wait_for(lambda: len(started.pages()) == 2)
     return started

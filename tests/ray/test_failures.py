@@ -9,7 +9,7 @@ from benchmarks.tools.ray_cluster import Cluster, Replica, is_there, wait_for
 from benchmarks.tools.steady_load import CLIENTS, Load
 from tests.conftest import GREY, write_tiny
 
-SOME = 500  # requests before and after
+SOME = 1000  # requests before and after
 
 
 def other_than(cluster: Cluster, raylet: int) -> Replica:
@@ -20,6 +20,7 @@ def other_than(cluster: Cluster, raylet: int) -> Replica:
 
 def serve_from_both(cluster: Cluster, load: Load) -> None:
     """Return once some requests were answered, of which each replica has had a share."""
+    wait_for(lambda: len(cluster.pages()) == 2)
     before = cluster.answered()
     load.wait_for(SOME)
     after = cluster.answered()
@@ -75,6 +76,7 @@ def test_bundles_are_swapped_in_place_under_load(cluster: Cluster, bundles: Path
     place = bundles / "swapped"
 
     def turn(seed: int, *, is_damaged: bool = False) -> str:
+        (tmp_path / f"{seed}").mkdir()
         bundle = write_tiny(tmp_path / f"{seed}" / "swapped", GREY, None, None, seed)
         if is_damaged:
             with (bundle.folder / "generator.safetensors").open("r+b") as file:
@@ -87,7 +89,7 @@ def test_bundles_are_swapped_in_place_under_load(cluster: Cluster, bundles: Path
 
     first = turn(1)
     cluster.bump()
-    before = cluster.wait_until_running(2)
+    before = set(cluster.wait_until_running(2))
     wait_for(lambda: cluster.total("gan_bundle_swaps_total", bundle="swapped", result="loaded") == 2)
     with Load("/sample?seed={}&bundle=swapped").running() as load:
         load.wait_for(SOME)
@@ -102,4 +104,4 @@ def test_bundles_are_swapped_in_place_under_load(cluster: Cluster, bundles: Path
         assert {answer.bundle for answer in load.answers[-SOME // 2 :]} == {second}
     assert set(load.outcomes) == {200}
     assert {answer.bundle for answer in load.answers} == {first, second}
-    assert cluster.wait_until_running(2) == before
+    assert set(cluster.wait_until_running(2)) == before
