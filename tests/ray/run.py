@@ -19,8 +19,9 @@ def main(arguments: list[str]) -> None:
     """Enter the namespace, then become pytest."""
     enter_namespace([sys.executable, __file__, *arguments])
     os.chdir(ROOT)
-    # Nothing of tests/conftest.py but what tests/ray/conftest.py takes from it.
-    pytest = [sys.executable, "-m", "pytest", "-p", "no:xdist", f"--confcutdir={HERE}"]
+    # Nothing of tests/conftest.py but what tests/ray/conftest.py takes from it. Ray itself uses what is deprecated.
+    options = ["-p", "no:xdist", f"--confcutdir={HERE}", "-W", "ignore::DeprecationWarning"]
+    pytest = [sys.executable, "-m", "pytest", *options]
     os.execv(sys.executable, [*pytest, *(arguments or [str(HERE)])])
 
 
