@@ -35,7 +35,7 @@ def rate(port: int, target: str, connections: int, seconds: float) -> float:
 def overhead(cluster: Cluster, seconds: float) -> bool:
     """The plain service beside one replica, turn by turn. Whether every ratio is as small as is wanted."""
     good = True
-    with running(device="cpu", processors=1, scored_share=0, log_level="warning") as service:
+    with running(device="cpu", processors=1, scored_share=0) as service:
         for target, connections in LOADS:
             plain = rate(service.port, target, connections, seconds)
             behind = rate(HTTP_PORT, target, connections, seconds)
