@@ -16,7 +16,7 @@ TORCH ?= cpu
 PEERS := mosec triton litserve bentoml ray
 CLIENTS ?= $(patsubst tests/clients/%.txt,%,$(wildcard tests/clients/*.txt))
 
-.PHONY: serve test test-clients test-fast test-lowest install check train docs site bench bench-training image sbom clean
+.PHONY: serve test test-clients test-ray test-fast test-lowest install check train docs site bench bench-training image sbom clean
 
 serve: $(VENV)/serving
 	$(BIN)/python -m service
@@ -28,6 +28,11 @@ test: check
 # another's. A few of them: make test-clients CLIENTS="tritonclient".
 test-clients: $(VENV)/serving $(CLIENTS:%=.clients/%/installed)
 	$(BIN)/python tests/clients/run.py $(CLIENTS)
+
+# The service on real Ray, in an environment of its own, and in a network of its own, as Ray listens on every interface.
+test-ray:
+	$(MAKE) VENV=.venv-ray .venv-ray/ray
+	.venv-ray/bin/python tests/ray/run.py
 
 # For the moment between two edits.
 test-fast: $(VENV)/everything
@@ -107,6 +112,10 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 
 $(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
 	$(PIP) --editable ".[train,export,tensorboard,otlp,test]" --editable ./gan_client
+	touch $@
+
+$(VENV)/ray: $(VENV)/serving
+	$(PIP) --editable ".[ray,test]"
 	touch $@
 
 # The pinned versions first, then serving's go down to their lower bounds; what they need themselves follows.

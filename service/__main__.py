@@ -26,13 +26,13 @@ from service.engine.bundles.keys import read_bundle_keys
 from service.errors import did_you_mean
 from service.http.layers.auth import Keys, read_keys
 from service.logs import set_up_logs
+from service.machine.worker_group import WorkerGroup
 from service.server import process_memory as memory
 from service.server.listener import HostError, in_words, listen
 from service.server.supervisor import Supervisor
 from service.server.tls import read_tls
 from service.server.worker_count import Machine, choose_workers, weights_bytes
 from service.settings import Settings, SettingsError, check_limits, check_names, flag, read_settings, variable
-from service.worker_group import WorkerGroup
 
 PROGRAM = "gan-service"
 CAPACITY = "capacity"
@@ -81,7 +81,7 @@ def start(arguments: Sequence[str]) -> int:
     size: dict[str, object] = {"workers": workers}
     if settings.workers == "auto":
         weights = weights_bytes(settings.bundles, settings.max_resident_bundles)
-        workers, why = choose_workers(settings, Machine.here(settings.device), weights)
+        workers, why = choose_workers(settings, Machine.here(settings.device, settings.processors), weights)
         size = {"workers": workers, "because": why}
         arguments = [*arguments, flag("workers"), str(workers)]
     if workers > 1:

@@ -49,9 +49,9 @@ from service.http.v1.routes import v1_routes
 from service.http.v2.repository import repository_routes
 from service.http.v2.routes import v2_routes
 from service.machine.cpu import cpu_limit
+from service.machine.worker_group import WorkerGroup
 from service.metrics import Metrics
 from service.settings import Settings, networks
-from service.worker_group import WorkerGroup
 
 if TYPE_CHECKING:
     from service.http.layers.traces import Traces
@@ -171,7 +171,7 @@ def _parts(settings: Settings, keys: Keys, worker_group: WorkerGroup | None, tra
     """Create the parts that routes work with. Threads and processes start when they are first needed."""
     metrics = Metrics(CollectorRegistry())
     metrics.build_info.labels(__version__, torch.__version__).set(1)
-    processors = max(1, cpu_limit() // settings.worker_count)
+    processors = max(1, min(cpu_limit(), settings.processors or cpu_limit()) // settings.worker_count)
     return RouteContext(
         settings=settings,
         manager=ModelManager(

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import secrets
 import select
 import sys
@@ -52,8 +53,14 @@ class RequestMetadata:
 
 _to_json = json.JSONEncoder(default=str, separators=(",", ":")).encode
 _current: ContextVar[RequestMetadata | None] = ContextVar("current_request", default=None)
+_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 _PROCESS = secrets.token_hex(10)
 _numbers = itertools.count()
+
+
+def is_request_id(given: str) -> bool:
+    """Whether an id that a client gives is safe in headers and logs."""
+    return _REQUEST_ID.fullmatch(given) is not None
 
 
 def new_request_id() -> str:

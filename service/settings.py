@@ -116,6 +116,9 @@ class Settings(BaseSettings):
         "auto",
         description="Worker processes, each with its share of the processors and of the queue; auto: as many as pay.",
     )
+    processors: _Count | None = Field(
+        None, description="Processors to compute with at most, of all workers together; unset: all that there are."
+    )
     max_count: _Count = Field(4096, description="Most images in one request; over it 422.")
     max_queued_images: _Count = Field(16384, description="Most images that wait per device; over it 429.")
     batch_window_ms: _Seconds = Field(

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from service.server.server import Server
 from service.server.tls import read_tls
 from service.settings import Settings, variable
 
-collect_ignore = ["clients"]  # they run in environments of their own: make test-clients
+collect_ignore = ["clients", "ray"]  # they run in environments of their own: make test-clients, make test-ray
 
 NETWORK = MLPSpec(
     family="mlp",
@@ -191,11 +191,12 @@ def tiny_settings(tiny_bundles: dict[str, Bundle]) -> Callable[..., Settings]:
     return make
 
 
-@asynccontextmanager
-async def start_app(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an application within its lifespan, once its bundles are loaded.
+def checked_by(app: FastAPI, more_headers: Collection[str] = ()) -> dict[str, list[Callable[..., Any]]]:
+    """The hooks of a client that has whatever it is answered be in the application's document, headers included.
 
-    Whatever it is answered has to be in the application's OpenAPI document, headers included.
+    Args:
+        app: The application, or one like it.
+        more_headers: Those that servers and proxies add.
     """
 
     async def check(reply: httpx.Response) -> None:
@@ -206,11 +207,19 @@ async def start_app(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
                 assert str(reply.status_code) in known
                 told = known[str(reply.status_code)]
                 assert reply.headers.get("content-type", "").split(";")[0] in told.get("content", {"": {}})
-                assert set(reply.headers) <= {name.lower() for name in told["headers"]} | PLAIN_HEADERS
+                assert set(reply.headers) <= {name.lower() for name in told["headers"]} | PLAIN_HEADERS | {
+                    *more_headers
+                }
 
+    return {"response": [check]}
+
+
+@asynccontextmanager
+async def start_app(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an application within its lifespan, once its bundles are loaded."""
     async with app.router.lifespan_context(app):
         await app.state.starting
-        transport, hooks = httpx.ASGITransport(app), {"response": [check]}
+        transport, hooks = httpx.ASGITransport(app), checked_by(app)
         async with httpx.AsyncClient(transport=transport, base_url="http://service", event_hooks=hooks) as client:
             yield client
 
@@ -229,7 +238,12 @@ def app(tiny_settings: Callable[..., Settings]) -> FastAPI:
 
 @pytest.fixture(scope="module")
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of `app`, without a socket between them."""
+    """A client of `app`, without a socket between them; or of a service like it that runs elsewhere (tests/ray)."""
+    if (url := os.environ.get("SERVICE_URL")) is not None:
+        hooks = checked_by(app, ("date", "server", "transfer-encoding"))
+        async with httpx.AsyncClient(base_url=url, event_hooks=hooks, timeout=60, trust_env=False) as one:
+            yield one
+        return
     async with start_app(app) as one:
         yield one
 

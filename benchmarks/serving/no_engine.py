@@ -19,9 +19,9 @@ from service.engine.engine import Engine
 from service.engine.payloads import SamplePayload
 from service.http.layers.auth import read_keys
 from service.logs import set_up_logs
+from service.machine.worker_group import WorkerGroup
 from service.server.listener import listen
 from service.settings import read_settings
-from service.worker_group import WorkerGroup
 
 IMAGES = 64
 

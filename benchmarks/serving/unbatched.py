@@ -20,9 +20,9 @@ from service.engine.batching.request_queue import Result
 from service.engine.engine_thread import settle
 from service.http.layers.auth import read_keys
 from service.logs import set_up_logs
+from service.machine.worker_group import WorkerGroup
 from service.server.listener import listen
 from service.settings import read_settings
-from service.worker_group import WorkerGroup
 
 
 class Bypass(Batcher):

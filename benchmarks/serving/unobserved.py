@@ -15,10 +15,10 @@ from service import app
 from service.__main__ import serve
 from service.http.layers.auth import read_keys
 from service.logs import set_up_logs
+from service.machine.worker_group import WorkerGroup
 from service.metrics import Histogram, Metrics
 from service.server.listener import listen
 from service.settings import read_settings
-from service.worker_group import WorkerGroup
 
 
 class _Nothing:

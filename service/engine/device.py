@@ -69,8 +69,9 @@ class Sampler(NamedTuple):
 class Device:
     """The CPU.
 
-    It has an engine instance for each processor. Left to itself, torch would spread every operator of one batch over
-    the processors and wait for the slowest at each operator's end, whatever the event loop or another program takes.
+    It has an engine instance for each processor that it may use. Left to itself, torch would spread every operator of
+    one batch over the processors and wait for the slowest at each operator's end, whatever the event loop or another
+    program takes.
 
     Attributes:
         torch_device: As torch knows it.
@@ -83,11 +84,11 @@ class Device:
     torch_device = torch.device("cpu")
     max_batch_rows = MAX_BATCH_ROWS
 
-    def __init__(self, *, workers: int = 1, precision: Precision = "float32") -> None:
+    def __init__(self, *, workers: int = 1, processors: int | None = None, precision: Precision = "float32") -> None:
         if precision == "tf32":
             raise NoSuchPrecision("there is no tf32 on cpu, but float32 and bfloat16")
         torch.set_num_threads(1)
-        self.instances = self.loaders = max(1, cpu_limit() // workers)
+        self.instances = self.loaders = max(1, min(cpu_limit(), processors or cpu_limit()) // workers)
         self.shares_processor = self.instances == 1
 
     @property

@@ -5,8 +5,9 @@ be replaced between two batches.
 """
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,7 @@ class Engine:
         device: auto, cpu, cuda or cuda:N.
         exact: Run only tile sizes that are proven to give the same bits; else all of them, and single rows.
         workers: Processes that share the CPU's processors.
+        processors: How many they use at most; None for all.
         precision: Of the nets. tf32 and bfloat16 are faster and less exact; `load` logs by how much.
         cuda_graphs: Launch a GPU's kernels as CUDA graphs.
 
@@ -65,11 +67,19 @@ class Engine:
     """
 
     def __init__(
-        self, device: str, *, exact: bool, workers: int = 1, precision: Precision = "float32", cuda_graphs: bool = False
+        self,
+        device: str,
+        *,
+        exact: bool,
+        workers: int = 1,
+        processors: int | None = None,
+        precision: Precision = "float32",
+        cuda_graphs: bool = False,
     ) -> None:
         self.exact = exact
         self.precision: Precision = precision
-        self.device = _find_device(device, exact=exact, workers=workers, precision=precision, cuda_graphs=cuda_graphs)
+        on_cpu = partial(Device, workers=workers, processors=processors, precision=precision)
+        self.device = _find_device(device, on_cpu, exact=exact, precision=precision, cuda_graphs=cuda_graphs)
         _set_up_torch(precision, exact=exact)
         self._proven: dict[tuple[str, str], tuple[int, ...]] = {}
         begin = self.device.begin_thread
@@ -194,10 +204,12 @@ def _set_up_torch(precision: Precision, *, exact: bool) -> None:
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
 
 
-def _find_device(name: str, *, exact: bool, workers: int, precision: Precision, cuda_graphs: bool) -> Device:
+def _find_device(
+    name: str, on_cpu: Callable[[], Device], *, exact: bool, precision: Precision, cuda_graphs: bool
+) -> Device:
     device = find_device(name)
     if device.type == "cpu":
-        return Device(workers=workers, precision=precision)
+        return on_cpu()
     from service.engine.gpu.device import GPU  # noqa: PLC0415 - nothing of it is needed elsewhere
 
     return GPU(device, exact=exact, precision=precision, cuda_graphs=cuda_graphs)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from service.engine.batching.batcher import Batcher
 from service.engine.engine import Engine
-from service.worker_group import WorkerGroup
+from service.machine.worker_group import WorkerGroup
 
 NOT_READY_AFTER_S = 8.0  # a batch that takes this long is stuck: traffic should go elsewhere
 DEAD_AFTER_S = 30.0  # and after this long it will not come back: the process should be replaced

@@ -25,9 +25,9 @@ from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePa
 from service.engine.scoring import SampleScoring
 from service.errors import NotReady
 from service.logs import current_key, request_if_any
+from service.machine.worker_group import WorkerGroup
 from service.metrics import Metrics
 from service.settings import Settings
-from service.worker_group import WorkerGroup
 
 
 class Timing(NamedTuple):
@@ -71,6 +71,7 @@ class ModelManager:
             settings.device,
             exact=settings.exact,
             workers=settings.worker_count,
+            processors=settings.processors,
             precision=settings.precision,
             cuda_graphs=settings.cuda_graphs,
         )

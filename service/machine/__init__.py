@@ -1,1 +1,1 @@
-"""What the machine grants this process: its processors, and the limits of its control group. Knows no other room."""
+"""What this process has of its machine: processors, limits, and the other workers beside it. Knows no other room."""

@@ -18,8 +18,8 @@ import uvicorn
 from fastapi import FastAPI
 
 from models.bundle import BundleError
-from service.errors import ServiceError
 from service.http.layers.auth import Keys, KeyScope, has_files, read_keys
+from service.machine.worker_group import PROBES, WorkerGroup
 from service.server import process_memory as memory
 from service.server.listener import STALLED_CLIENT_S, Acceptor, in_words
 from service.server.protocol import HttpConnection
@@ -27,7 +27,6 @@ from service.server.signals import sighup_reloads
 from service.server.tls import HANDSHAKE_S, read_tls
 from service.server.write_burst import WriteBurst
 from service.settings import Settings, SettingsError
-from service.worker_group import PROBES, WorkerGroup
 
 if sys.platform == "win32":
     from asyncio import SelectorEventLoop as new_event_loop  # noqa: N813 - in uvloop it is a function
@@ -285,16 +284,9 @@ class Server(uvicorn.Server):
         while serving.bundles.is_started:  # false if the start failed: the process then ends
             await self.reload_requested.wait()
             self.reload_requested.clear()  # before the reload, which may miss changes from now on
-            try:
-                await serving.bundles.reload()
-            except (BundleError, ServiceError) as error:
-                log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - a traceback would say no more
-            except Exception:
-                log.exception("bundles not reloaded")
-            else:
+            if await serving.bundles.reload_if_possible():
                 gc.unfreeze()  # the replaced bundles are among the frozen objects
                 memory.freeze_startup_objects()
-                log.info("bundles: %s", _names(serving.bundles))
 
     async def _keep_reading_keys(self) -> None:
         """Read the files of keys again on SIGHUP, without waiting for bundles; the old keys stay where one is bad."""

@@ -37,10 +37,10 @@ from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from typing import IO, Any
 
 from service.machine.cpu import set_affinity, shares
+from service.machine.worker_group import PROBES, Reasons
 from service.server.channel import HEARTBEAT_S, Channel, Message
 from service.server.listener import Acceptor
 from service.server.signals import sighup_reloads
-from service.worker_group import PROBES, Reasons
 
 UNRESPONSIVE_S = 8.0  # without a heartbeat for so long, a worker makes the service not ready
 DEAD_S = 40.0  # after so long it is killed, because it will not recover by itself

@@ -31,9 +31,11 @@ class Machine(NamedTuple):
     passes_connections: bool = True  # to other processes
 
     @classmethod
-    def here(cls, device: str) -> Self:
-        """What this process may use of the machine, for a service on this device."""
-        return cls(cpu_limit(), memory_limit(), has_gpu(device), hasattr(socket, "send_fds"))
+    def here(cls, device: str, processors: int | None = None) -> Self:
+        """What this process may use of the machine, for a service on this device with so many processors at most."""
+        return cls(
+            min(cpu_limit(), processors or cpu_limit()), memory_limit(), has_gpu(device), hasattr(socket, "send_fds")
+        )
 
 
 class Choice(NamedTuple):

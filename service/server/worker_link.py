@@ -9,8 +9,8 @@ from collections.abc import Coroutine, Mapping
 from typing import Any
 
 from service.errors import NotReady
+from service.machine.worker_group import PROBES, Handler, Reasons, Server, WorkerGroup
 from service.server.channel import HEARTBEAT_S, Channel, Message, encoded
-from service.worker_group import PROBES, Handler, Reasons, Server, WorkerGroup
 
 MAX_RECEIVED = 64  # connections received in one step of the event loop
 

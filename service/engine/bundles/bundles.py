@@ -33,7 +33,7 @@ from service.engine.bundles.loader import BundleLoader
 from service.engine.bundles.names import View, default_name, meanings, read_aliases
 from service.engine.bundles.residents import Residents
 from service.engine.engine import Engine, Loaded
-from service.errors import DeadlinePassed, Draining, NotReady, UnknownBundle
+from service.errors import DeadlinePassed, Draining, NotReady, ServiceError, UnknownBundle
 from service.logs import current_key
 from service.metrics import Metrics
 from service.settings import Settings, SettingsError
@@ -239,6 +239,19 @@ class Bundles:
                 raise
             if have_changed:
                 log.info("keys of bundles have changed", extra={"fields": {"keys": sorted(seen.trusted or ())}})
+
+    async def reload_if_possible(self) -> bool:
+        """Reload, and return True; where that can't be done, the log says why, and what is there goes on serving."""
+        try:
+            await self.reload()
+        except (BundleError, ServiceError) as error:
+            log.error("bundles not reloaded: %s", error)  # noqa: TRY400 - a traceback would say no more
+        except Exception:
+            log.exception("bundles not reloaded")
+        else:
+            log.info("bundles: %s", " ".join(str(one.key) for one in self.names()))
+            return True
+        return False
 
     async def load(self, name: str) -> None:
         """Take up what has changed in the folder of bundles, and load what this name, alias or name@version means.

@@ -16,8 +16,8 @@ from service.errors import Draining, NotReady
 from service.http.openapi.routes import METRICS, PROBE
 from service.http.operations.merged_metrics import MergedCollector, Series, read_series
 from service.http.requests.request_context import context_of
+from service.machine.worker_group import WorkerGroup
 from service.metrics import Metrics
-from service.worker_group import WorkerGroup
 
 METRICS_S = 5.0  # within which all workers must answer; Prometheus itself waits 10 s
 STEP_SAMPLES = 64  # encoded at a time

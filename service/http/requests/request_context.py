@@ -6,7 +6,6 @@ creates one from `receive` and `send`.
 """
 
 import asyncio
-import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
@@ -22,13 +21,12 @@ from service.engine.bundles.index import Version
 from service.errors import DeadlinePassed, TooLarge
 from service.http.requests.memory_budget import SMALL_BYTES, MemoryBudget
 from service.http.requests.responses import StreamedResponse
-from service.logs import RequestMetadata, new_request_id
+from service.logs import RequestMetadata, is_request_id, new_request_id
 
 KEY = "gan.request"  # of the context in the request's scope
 CLIENT_LEFT = 499  # status in logs and metrics of a request whose client left before a reply
 UNMATCHED = "unmatched"  # the route in logs and metrics of a path without one
 MAX_ACCEPT = 1024  # characters
-_REQUEST_ID = re.compile(r"[A-Za-z0-9._:/+=@-]{1,128}")
 
 Header = tuple[bytes, bytes]
 
@@ -152,7 +150,7 @@ class RequestContext(RequestMetadata, ABC):
     def _request_id(self) -> str:
         """The client's X-Request-ID if it is safe in headers and logs, else a new id."""
         given = self.header(b"x-request-id")
-        return given if given is not None and _REQUEST_ID.fullmatch(given) else new_request_id()
+        return given if given is not None and is_request_id(given) else new_request_id()
 
     # ------------------------------------------------------------------------------------------------------- the body
 

@@ -21,7 +21,7 @@ from service.http.requests.parsing import SchemaT, parse_body
 from service.http.requests.request_context import context_of
 from service.http.requests.responses import JSON
 from service.http.v2.messages import RepositoryIndex, RepositoryLoad, RepositoryQuery, RepositoryUnload
-from service.worker_group import WorkerGroup
+from service.machine.worker_group import WorkerGroup
 
 MAX_BODY_BYTES = 65536
 BODY_S = 30.0  # for the body to arrive

@@ -6,8 +6,8 @@ from typing import Any
 
 from service.http.operations.merged_metrics import MergedCollector, series_of
 from service.http.v2.catalogue import Model
+from service.machine.worker_group import WorkerGroup
 from service.metrics import Metrics
-from service.worker_group import WorkerGroup
 
 ANSWER_S = 5.0  # within which all workers must answer
 _IMAGES, _BATCHES = "gan_images_total", "gan_batches_total"

@@ -482,3 +482,14 @@ def test_a_runner_says_what_kind_of_failure_it_was(run: Callable[..., Any], expe
     with pytest.raises(expected) as failure:
         runner.run([BatchSlice(SamplePayload(0, 0, None, 1.0), 0, 1)])
     assert failure.type is expected
+
+
+@pytest.mark.parametrize(
+    ("workers", "processors", "instances"), [(1, None, 8), (1, 2, 2), (1, 99, 8), (2, 6, 3), (2, 1, 1), (4, None, 2)]
+)
+def test_a_cpu_has_an_instance_for_each_processor_that_it_may_use(
+    monkeypatch: pytest.MonkeyPatch, workers: int, processors: int | None, instances: int
+) -> None:
+    """Those of the machine, or fewer where the setting says so, divided among the workers."""
+    monkeypatch.setattr("service.engine.device.cpu_limit", lambda: 8)
+    assert Device(workers=workers, processors=processors).instances == instances

@@ -125,3 +125,9 @@ async def test_by_default_the_service_has_as_many_and_says_why(tiny_bundles: dic
         assert (line["workers"], line["because"]) == chosen
         assert (await service.metrics()).total("gan_queue_capacity_images") == 16384
         assert (await service.get("/sample?count=4096&format=npy")).status == 200
+
+
+def test_the_setting_bounds_the_processors() -> None:
+    """A service that may use one has one worker, however many there are."""
+    assert Machine.here("cpu", 1).processors == 1
+    assert Machine.here("cpu", 10**6) == Machine.here("cpu")

@@ -113,7 +113,7 @@ async def test_an_unheard_of_method_is_counted_as_other(client: httpx.AsyncClien
 @pytest.mark.parametrize("path", ["/sample/", "/bundles/", "//sample", "/SAMPLE", "/bundles/a/b"])
 async def test_paths_are_exact(client: httpx.AsyncClient, problem: Problem, path: str) -> None:
     """A path that differs by a slash, a segment or its case is not found, and not redirected."""
-    problem(await client.get(f"http://service{path}"), 404, "not_found")
+    problem(await client.get(f"{str(client.base_url).rstrip('/')}{path}"), 404, "not_found")
 
 
 @pytest.mark.anyio

@@ -18,8 +18,8 @@ from fastapi import FastAPI
 from models.bundle import GENERATOR, MANIFEST, Bundle
 from models.spec import ImageSpec
 from service.app import create_app
+from service.machine.worker_group import Handler, WorkerGroup
 from service.settings import Settings
-from service.worker_group import Handler, WorkerGroup
 
 pytestmark = pytest.mark.anyio
 

@@ -14,8 +14,8 @@ from models.spec import ImageSpec
 from service import __version__
 from service.app import create_app
 from service.http.operations.merged_metrics import Series, series_of
+from service.machine.worker_group import WorkerGroup
 from service.settings import Settings
-from service.worker_group import WorkerGroup
 
 pytestmark = pytest.mark.anyio
 

@@ -1,0 +1,50 @@
+"""A layer that a proxy puts around its own, which echo what a client sends in a second header."""
+
+import pytest
+from starlette.types import Message, Receive, Scope, Send
+
+from service.http.layers.one_request_id import NAME, middlewares
+
+pytestmark = pytest.mark.anyio
+
+
+async def seen_and_sent(*given: bytes) -> tuple[list[bytes], list[bytes]]:
+    """The ids that the application sees of a request with these, and those of a reply to which a proxy adds its own."""
+    seen: list[bytes] = []
+    sent: list[bytes] = []
+
+    async def application(scope: Scope, _: Receive, send: Send) -> None:
+        seen.extend(value for name, value in scope["headers"] if name == NAME)
+        headers = [(NAME, seen[0]), (b"etag", b'"1"'), (b"X-Request-ID", b"the proxy's")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+
+    async def receive() -> Message:
+        raise AssertionError("there is no body")
+
+    async def send(message: Message) -> None:
+        assert (b"etag", b'"1"') in message["headers"]
+        sent.extend(value for name, value in message["headers"] if name.lower() == NAME)
+
+    (layer,) = middlewares()
+    headers = [(b"accept", b"*/*"), *((NAME, one) for one in given)]
+    await layer.cls(application)({"type": "http", "headers": headers}, receive, send)
+    return seen, sent
+
+
+async def test_a_safe_id_is_kept() -> None:
+    """The application sees it and the reply has it once, also where a client sends two."""
+    assert await seen_and_sent(b"a-1") == ([b"a-1"], [b"a-1"])
+    assert await seen_and_sent(b"a-1", b"a-2") == ([b"a-1"], [b"a-1"])
+
+
+@pytest.mark.parametrize("odd", [b"", b"two words", b"<script>", b"gr\xc3\xb6\xc3\x9fe", b"\xff", b"x" * 129])
+async def test_an_odd_id_is_replaced_before_anybody_sees_it(odd: bytes) -> None:
+    """So the proxy can't echo it; the new one is in the reply."""
+    ([seen], [sent]) = await seen_and_sent(odd)
+    assert seen == sent != odd
+    assert len(seen) == 32
+
+
+async def test_where_there_is_none_there_is_one_then() -> None:
+    """A new one for each request."""
+    assert (await seen_and_sent())[0] != (await seen_and_sent())[0]
