@@ -38,7 +38,7 @@ ROOMS = {
     "models.data": {"models", "models.images"},  # files, no nets
     "models.inference": {"models", "models.networks"},  # serving brings it along: nothing of training
     "models.bundle": {"models", "models.images", "models.networks", "models.inference"},
-    "models.export": {"models", "models.bundle", "models.inference"},
+    "models.export": {"models", "models.bundle", "models.inference"},  # what other programs get of a bundle
     "models.evaluation": {"models", "models.bundle", "models.data", "models.inference"},  # scores, whoever trained
     "models.training": {
         *("models", "models.networks", "models.bundle"),
@@ -54,6 +54,7 @@ ROOMS = {
         "models.commands",
         "models.bundle",
         "models.data",
+        "models.export",
         "models.training",
     },  # errors to codes
     # the client: a distribution of its own, which knows neither of them

@@ -49,7 +49,7 @@ from service.engine.bundles.index import find_folders
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("train", "evaluate", "inspect", "export", "keygen", "sign", "toy", "interpolate", "neighbours")
+COMMANDS = ("train", "evaluate", "inspect", "export", "generate", "keygen", "sign", "toy", "interpolate", "neighbours")
 
 QUICK = TrainingOptions(
     preset="quick",
