@@ -26,7 +26,7 @@ from models.inference.noise import draw_latents, sampled_labels
 from models.inference.png import fast_png
 
 LEAST_OF_RAW = 0.9  # of the model's own rate
-MOST_PNG_OVERHEAD = 1.5  # times what the encoder takes for the images alone
+MOST_PNG_OVERHEAD = 3  # times what the encoder takes: the tar, its checksum and the disk take as much again
 
 
 def alone_s(bundle: Bundle, drawing: Drawing, count: int) -> float:
