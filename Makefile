@@ -111,7 +111,7 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
-	$(PIP) --editable ".[train,export,tensorboard,otlp,test]" --editable ./gan_client
+	$(PIP) --editable ".[train,export,tensorboard,otlp,bulk,test]" --editable ./gan_client
 	touch $@
 
 $(VENV)/ray: $(VENV)/serving

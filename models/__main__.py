@@ -1,4 +1,4 @@
-"""The offline commands: train, evaluate, inspect, export, sign, experiments. See `python -m models --help`."""
+"""The offline commands: train, evaluate, export, generate, experiments …. See `python -m models --help`."""
 
 import argparse
 import sys
@@ -6,16 +6,21 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from models.bundle import BundleError
-from models.commands import evaluate, export, inspect, sign, train
+from models.commands import evaluate, train
+from models.commands.bundles import export, generate, inspect, sign
 from models.commands.figures import classes, evolution, interpolate, neighbours, toy, verdicts
 from models.commands.train import INTERRUPTED
 from models.data.load import DataError
+from models.export.bulk.plan import BulkError
 from models.signing import SigningError
 from models.training.health import HealthError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
-COMMANDS = (train, evaluate, inspect, export, sign, toy, interpolate, neighbours, classes, evolution, verdicts)
+COMMANDS = (
+    *(train, evaluate, inspect, export, generate, sign),
+    *(toy, interpolate, neighbours, classes, evolution, verdicts),
+)
 FAILED, ALARMED = 1, 4
 
 
@@ -35,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (HealthError, DivergedError) as error:
         return _failed(error, ALARMED)
-    except (DataError, RunError, BundleError, SigningError, TrainingError) as error:
+    except (DataError, RunError, BundleError, SigningError, TrainingError, BulkError) as error:
         return _failed(error)
     except OSError as error:
         return _failed(": ".join(str(part) for part in (error.filename, error.strerror) if part) or error)

@@ -13,6 +13,10 @@ from pathlib import Path
 from torch import Tensor
 
 
+class FolderInUseError(RuntimeError):
+    """Another process has locked the folder."""
+
+
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file beside its place and rename it there; its folder is made where it is missing.
 
@@ -26,7 +30,7 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def create_file(path: Path, content: bytes, *, mode: int) -> None:
@@ -44,7 +48,7 @@ def create_file(path: Path, content: bytes, *, mode: int) -> None:
     except BaseException:
         path.unlink()
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 @contextmanager
@@ -58,9 +62,9 @@ def replaced_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.chmod(0o755)  # mkdtemp's 0700 would lock out a server's user
-        _sync_folder(temporary)
+        sync_folder(temporary)
         _put_in_place(temporary, folder)
-        _sync_folder(folder.parent)
+        sync_folder(folder.parent)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)  # by now it may be the old one
 
@@ -89,7 +93,7 @@ def write_synced(path: Path, content: bytes) -> None:
         raise
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Wait until the disk has the names in a folder, where a system opens folders: Windows does not."""
     try:
         descriptor = os.open(folder, os.O_RDONLY)
@@ -116,6 +120,33 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
             temporary.replace(folder)
         finally:  # a signal may have come between the two
             aside.replace(temporary if folder.exists() else folder)
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[bool]:
+    """Keep other processes from a folder while the block lasts. The lock ends with the process, however that ends.
+
+    Gives whether this system can lock folders; some network file systems can't, and don't say so.
+
+    Raises:
+        FolderInUseError: Another process has it.
+    """
+    try:
+        import fcntl  # noqa: PLC0415 - POSIX alone has it
+    except ImportError:
+        yield False
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise FolderInUseError(f"{folder}: another process has it") from None
+        except OSError:
+            pass  # some network file systems have no such locks: there nothing keeps two processes apart
+        yield True
+    finally:
+        os.close(descriptor)
 
 
 def exchange(one: Path, other: Path) -> bool:

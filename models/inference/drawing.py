@@ -36,28 +36,41 @@ def draw_images(
 
 
 def images_of(generator: Generator, latents: Float32, labels: Int64 | None = None) -> UInt8:
-    """(n, dim) latents, n ≥ 1, and (n,) labels where the net has classes → uint8 (n, h, w, c).
+    """(n, dim) latents, n ≥ 1, and (n,) labels where the net has classes → uint8 (n, h, w, c). See `Drawing`."""
+    return Drawing(generator)(latents, labels)
+
+
+class Drawing:
+    """A generator made ready once, for many calls.
 
     A latent's bytes are the same alone and among others, and the service's, which runs only batches of sizes that are
     proven to give the reference tile's bits.
-
-    Raises:
-        FloatingPointError: Some of the pixels are not numbers.
     """
-    device = next(generator.parameters()).device
-    fast, finite = fast_generator(generator), []
 
-    def levels(rows: Tensor, labels: Tensor | None) -> Tensor:
-        pixels = fast(rows, labels)
-        finite.append(pixels.isfinite().all())
-        return grey_levels(pixels)
+    def __init__(self, generator: Generator) -> None:
+        self._device = next(generator.parameters()).device
+        self._fast = fast_generator(generator)
 
-    with _as_served():
-        images = Tiles(levels, [REFERENCE_TILE])(torch.from_numpy(latents).to(device), _on(device, labels))
-        if not torch.stack(finite).all():
-            raise FloatingPointError("some of the generator's pixels are not numbers")
-        array: UInt8 = images.cpu().numpy()
-        return array
+    def __call__(self, latents: Float32, labels: Int64 | None = None) -> UInt8:
+        """(n, dim) latents, n ≥ 1, and (n,) labels where the net has classes → uint8 (n, h, w, c).
+
+        Raises:
+            FloatingPointError: Some of the pixels are not numbers.
+        """
+        finite = []
+
+        def levels(rows: Tensor, labels: Tensor | None) -> Tensor:
+            pixels = self._fast(rows, labels)
+            finite.append(pixels.isfinite().all())
+            return grey_levels(pixels)
+
+        with _as_served():
+            tiles = Tiles(levels, [REFERENCE_TILE])
+            images = tiles(torch.from_numpy(latents).to(self._device), _on(self._device, labels))
+            if not torch.stack(finite).all():
+                raise FloatingPointError("some of the generator's pixels are not numbers")
+            array: UInt8 = images.cpu().numpy()
+            return array
 
 
 def logits_of(discriminator: Discriminator, images: UInt8, labels: Int64 | None = None) -> Float32:

@@ -29,7 +29,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from models.files import checksum_of, replace_file
+from models.files import FolderInUseError, checksum_of, locked_folder, replace_file
 from models.inference.pixels import UInt8, encode_png, grid
 
 KEPT_CHECKPOINTS = 2
@@ -67,24 +67,13 @@ class RunDir:
         """
         self.path.mkdir(parents=True, exist_ok=True)
         try:
-            import fcntl  # noqa: PLC0415 - POSIX alone has it
-        except ImportError:
-            print("note: this system can't lock a run's folder: see that no other process trains there",
-                  file=sys.stderr, flush=True)  # fmt: skip
-            yield
-            return
-        folder = os.open(self.path, os.O_RDONLY)
-        try:
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(folder)
+            with locked_folder(self.path) as is_locked:
+                if not is_locked:
+                    print("note: this system can't lock a run's folder: see that no other process trains there",
+                          file=sys.stderr, flush=True)  # fmt: skip
+                yield
+        except FolderInUseError:
             raise RunError(f"{self.path}: another process is at work on this run") from None
-        except OSError:
-            pass  # some network file systems have no such locks: there nothing keeps two processes apart
-        try:
-            yield
-        finally:
-            os.close(folder)
 
     def begin(self, record: dict[str, Any]) -> None:
         """Write options.json, and remove the temporary files of a run that was killed."""

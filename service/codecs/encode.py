@@ -3,8 +3,8 @@
 With one build of the encoders the bytes depend on the images and the arguments alone: they hold no dates and no host
 names. `ENCODERS` identifies the build, for cache validators.
 
-Pillow writes all formats but grey PNGs, which most requests ask for. Those png.py writes, in a fifth of Pillow's time
-for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
+Pillow writes all formats but grey PNGs, which most requests ask for. Those models/inference/png.py writes, in a fifth
+of Pillow's time for a 28×28 digit and for a large grid (benchmarks/serving/pieces.py).
 """
 
 import base64
@@ -24,7 +24,7 @@ from zlib_ng import zlib_ng
 
 from models.inference.noise import Float32
 from models.inference.pixels import UInt8, grid
-from service.codecs.png import grey_png
+from models.inference.png import grey_png, write_colour_png
 from service.codecs.recipe import PictureFormat, mark
 
 Format = Literal["png", "webp", "jpeg", "json", "zip", "npy"]
@@ -191,8 +191,8 @@ def encode_picture(image: UInt8, form: PictureFormat, check: Check = bool) -> by
     del image  # of colours Pillow has a copy, and nobody else may need the array: a fifth of all that is held here
     out = CheckedFile(check)
     match form:
-        case "png":  # level 1: higher levels take ten times as long and save little on noise-like pixels
-            picture.save(out, "png", compress_level=1)
+        case "png":
+            write_colour_png(picture, out)
         case "webp":  # lossless, so that the pixels are exact; effort balances time and size
             picture.save(out, "webp", lossless=True, quality=20, method=1)
         case "jpeg":

@@ -13,7 +13,7 @@ from xml.sax.saxutils import escape, unescape
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from service.codecs.png import HEAD_BYTES, chunk
+from models.inference.png import HEAD_BYTES, chunk
 from service.codecs.time_slices import Steps
 
 PictureFormat = Literal["png", "webp", "jpeg"]

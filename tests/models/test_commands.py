@@ -27,7 +27,7 @@ from models.__main__ import command_parser, main
 from models.bundle import NAME_PATTERN, read_bundle
 from models.commands import train as train_command
 from models.commands.signals import Interrupted, StopOnSignal
-from models.commands.train_options import PRESET_WORDS, default_name, resolve
+from models.commands.training.options import PRESET_WORDS, default_name, resolve
 from models.data.load import load_dataset
 from models.images.preparation import Preparation
 from models.spec import (
@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    *("train", "evaluate", "inspect", "export", "keygen", "sign"),
+    *("train", "evaluate", "inspect", "export", "generate", "keygen", "sign"),
     *("toy", "interpolate", "neighbours", "classes", "evolution", "verdicts"),
 )
 

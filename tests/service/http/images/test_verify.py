@@ -15,8 +15,8 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image, PngImagePlugin
 
+from models.inference.png import chunk, grey_png
 from service.app import create_app
-from service.codecs.png import chunk, grey_png
 from service.codecs.recipe import Recipe, mark
 from service.http.images import verify as verify_module
 from service.http.images.streaming import WHOLE_BYTES

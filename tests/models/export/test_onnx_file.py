@@ -13,17 +13,17 @@ import onnxruntime
 import pytest
 import torch
 
-from models import export
 from models.__main__ import main
 from models.bundle import Bundle, read_bundle
-from models.export import ExportError, check_onnx, export_onnx
+from models.export import onnx_file
+from models.export.onnx_file import ExportError, check_onnx, export_onnx
 from models.inference import onnx_nets
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8
 
 pytestmark = pytest.mark.slow
 
-EMBEDDED = Path(__file__).parents[2] / "bundles" / "mnist-mlp"
+EMBEDDED = Path(__file__).parents[3] / "bundles" / "mnist-mlp"
 
 
 @pytest.mark.parametrize("name", ["tiny", "rgb", "cond"])
@@ -116,7 +116,7 @@ def test_a_failed_check_leaves_no_file(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Where nothing is close enough: exit code 1, the largest difference in one line, and no file or rest of one."""
-    monkeypatch.setattr(export, "LARGEST_GREY_DIFFERENCE", -1)
+    monkeypatch.setattr(onnx_file, "LARGEST_GREY_DIFFERENCE", -1)
     out = tmp_path / "g.onnx"
     assert main(["export", str(tiny_bundles["tiny"].folder), "--format", "onnx", "--out", str(out)]) == 1
     (line,) = capsys.readouterr().err.splitlines()
@@ -135,4 +135,4 @@ def test_a_net_that_no_file_holds_is_refused(
 
 def test_nan_agrees_with_nothing() -> None:
     """A comparison with NaN is false, and the check takes it for a failure."""
-    assert not export.Parity(1, float("nan"), "logit", 1e-3).holds
+    assert not onnx_file.Parity(1, float("nan"), "logit", 1e-3).holds

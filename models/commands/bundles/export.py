@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from models import export
 from models.commands.arguments import Subparsers, bundle_of
+from models.export.onnx_file import ExportError, export_onnx
 from models.training.run_folder import RunError
 
 
@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Write the file, or say why not."""
     bundle = bundle_of(arguments)
     try:
-        parity = export.export_onnx(bundle, arguments.out, arguments.net)
-    except export.ExportError as error:
+        parity = export_onnx(bundle, arguments.out, arguments.net)
+    except ExportError as error:
         raise RunError(str(error)) from None
     print(f"{arguments.out}: {arguments.net} of {bundle.name}@{bundle.version}; over {parity.rows} rows onnxruntime "
           f"and torch differ by {parity.largest_difference:.2g} {parity.unit} (allowed: {parity.allowed})")  # fmt: skip
