@@ -9,6 +9,7 @@ import argparse
 import shutil
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 
 from benchmarks.tools import wrk
@@ -49,13 +50,17 @@ def overhead(cluster: Cluster, seconds: float) -> bool:
     return good
 
 
+def _has_pages(cluster: Cluster, count: int) -> bool:
+    return len(cluster.pages()) == count
+
+
 def scaling(cluster: Cluster, import_path: str, sizes: tuple[int, ...], seconds: float) -> list[float]:
     """The rate with each number of replicas, of requests that fill a batch each."""
     rates = []
     for size in sizes:
         cluster.deploy(SETTINGS, import_path=import_path, num_replicas=size)
         cluster.wait_until_running(size)
-        wait_for(lambda size=size: len(cluster.pages()) == size)
+        wait_for(partial(_has_pages, cluster, size))
         rates.append(rate(HTTP_PORT, FULL_BATCH, 4 * size, seconds))
         print(
             f"{import_path}: {size} replicas {rates[-1]:.1f}/s, {rates[-1] / rates[0] / size:.2f} of ideal", flush=True
