@@ -27,7 +27,7 @@ async def seen_and_sent(*given: bytes) -> tuple[list[bytes], list[bytes]]:
 
     (layer,) = middlewares()
     headers = [(b"accept", b"*/*"), *((NAME, one) for one in given)]
-    await layer.cls(application)({"type": "http", "headers": headers}, receive, send)
+    await layer.cls(application, *layer.args, **layer.kwargs)({"type": "http", "headers": headers}, receive, send)
     return seen, sent
 
 
