@@ -90,7 +90,11 @@ UNPICKLING = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "
 FETCHING = {"urllib.request", "http.client", "ftplib", "requests", "httpx", "aiohttp", "urllib3", "socketserver"}
 RUNNING_CALLS = {"eval", "exec", "compile", "__import__"}
 UNPICKLING_CALLS = {"torch.load", "torch.jit.load", "torch.package", "torch.export.load", "torch.hub.load"}
-PROCESSES = {"service/codecs/decoders.py", "service/server/supervisor.py"}  # they start our own modules alone
+# They start our own modules alone. The last is the command `capacity`, which no request reaches.
+PROCESSES = {"service/codecs/decoders.py", "service/server/supervisor.py", "service/capacity/service_process.py"}
+CLIENTS = {"service/capacity/client.py"}  # of the service that the command `capacity` has started
+# The command `generate` hears from processes that it has started itself, over pipes that nobody else has.
+OWN_PIPES = {"models/export/bulk/processes.py"}
 
 
 def modules(package: str) -> list[Path]:
@@ -122,7 +126,10 @@ def is_one_of(name: str, forbidden: set[str]) -> bool:
 def test_nothing_that_is_read_is_run(path: Path) -> None:
     """No module unpickles, by whatever library, or runs text: not of bundles, uploads, checkpoints or workers."""
     tree = ast.parse(path.read_text("utf-8"))
-    assert not [name for name in imports(tree) if is_one_of(name, UNPICKLING | UNPICKLING_CALLS)]
+    refused = UNPICKLING | UNPICKLING_CALLS
+    if path.relative_to(ROOT).as_posix() in OWN_PIPES:
+        refused = refused - {"multiprocessing"}
+    assert not [name for name in imports(tree) if is_one_of(name, refused)]
     assert "ProcessPoolExecutor" not in path.read_text("utf-8")  # it pickles
     for name, call in calls(tree):
         assert name not in RUNNING_CALLS | UNPICKLING_CALLS
@@ -132,13 +139,15 @@ def test_nothing_that_is_read_is_run(path: Path) -> None:
 
 @pytest.mark.parametrize("path", modules("service"), ids=lambda path: path.stem)
 def test_the_service_fetches_nothing_and_starts_only_its_own_processes(path: Path) -> None:
-    """It has no client of any protocol, so no request can have it ask an address; two modules start processes."""
+    """It has no client of any protocol, so no request can have it ask an address; few modules start processes."""
     tree = ast.parse(path.read_text("utf-8"))
     assert not [name for name in imports(tree) if is_one_of(name, FETCHING)]
     # One end of a socket pair is a connection already, and no address.
     named = [name for name, call in calls(tree) if "sock" not in {keyword.arg for keyword in call.keywords}]
     names = {name.rpartition(".")[2] for name in named}
-    assert not names & {"open_connection", "create_connection", "open_unix_connection", "urlopen", "system", "popen"}
+    assert not names & {"open_connection", "open_unix_connection", "urlopen", "system", "popen"}
+    if path.relative_to(ROOT).as_posix() not in CLIENTS:
+        assert "create_connection" not in names
     if path.relative_to(ROOT).as_posix() not in PROCESSES:
         assert not names & {"Popen", "create_subprocess_exec", "create_subprocess_shell", "check_output", "spawnv"}
 

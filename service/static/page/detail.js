@@ -150,7 +150,8 @@ async function judged(bundle, png, signal) {
 /** A strip of neighbours, cut into buttons. */
 async function neighbours(signal) {
   const { subject: { bundle }, latent, steps } = shown;
-  const latents = neighboursOf(latent, reach, bundle.latent.distribution, steps.length);
+  const drawn = reach; // the slider may move on before one of these is clicked
+  const latents = neighboursOf(latent, drawn, bundle.latent.distribution, steps.length);
   const { width, height } = bundle.image;
   const body = { ...latentBody(...latents), format: width * height > 2 ** 16 ? "jpeg" : "png", columns: COUNT / 2 };
   const bitmap = await createImageBitmap(await (await askJson("sample", body, { signal })).blob());
@@ -158,7 +159,7 @@ async function neighbours(signal) {
     const canvas = h("canvas", { width, height, class: width <= 96 ? "is-enlarged" : null });
     const [x, y] = [(place % (COUNT / 2)) * width, Math.floor(place / (COUNT / 2)) * height];
     canvas.getContext("2d").drawImage(bitmap, x, y, width, height, 0, 0, width, height);
-    const go = () => change({ walk: formatWalk([...steps, [place, reach]]) }, { isStep: true });
+    const go = () => change({ walk: formatWalk([...steps, [place, drawn]]) }, { isStep: true });
     return h("button", { type: "button", class: "tile", "aria-label": `Neighbour ${place + 1}`, onclick: go }, canvas);
   });
   bitmap.close();

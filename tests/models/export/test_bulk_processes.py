@@ -20,7 +20,7 @@ from models.export.bulk.worker import Task, make_shard
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parents[3]
-COUNT, SHARD = 200_000, 5_000  # some seconds of work, so that it can be interrupted
+COUNT, SHARD = 100_000, 2_500  # some seconds of work, so that it can be interrupted
 
 
 def command(bundle: Bundle, out: Path, workers: int) -> list[str]:
@@ -141,8 +141,10 @@ def test_two_runs_do_not_share_a_folder(tiny_bundles: dict[str, Bundle], tmp_pat
     """The second is refused while the first is at work."""
     bundle, out = tiny_bundles["cond"], tmp_path / "out"
     with begun(bundle, out) as running:
+        running.send_signal(signal.SIGSTOP)  # so that it is still at work when the second begins
         second = subprocess.run(command(bundle, out, 1), cwd=ROOT, capture_output=True, text=True, check=False)
         running.terminate()
+        running.send_signal(signal.SIGCONT)
         running.communicate()
     assert second.returncode == 1
     assert "another process is at work here" in second.stderr

@@ -2,7 +2,8 @@
 
 import base64
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,16 +92,25 @@ def test_it_downloads_in_every_format(open_tab: Callable[..., Any], embedded: An
         assert waiting.value.suggested_filename.endswith(f".{name}")
 
 
+@contextmanager
+def other_neighbours(tab: Any) -> Iterator[None]:
+    """Wait until what is done has drawn the neighbours anew."""
+    tab.page.evaluate("window.before = document.querySelector('#neighbours button')")
+    yield
+    tab.until(f"document.querySelector('#neighbours button') !== window.before && {NEIGHBOURS}")
+
+
 def test_neighbours_lead_on_and_the_address_leads_back(open_tab: Callable[..., Any], embedded: Any) -> None:
     """Eight images near it; each has neighbours of its own, and the address of such a walk ends at the same image."""
     tab = open_tab(embedded.page)
     page = tab.open("seed=7&image=12")
     tab.until(NEIGHBOURS)
-    page.click("#neighbours button:nth-child(3)")
-    tab.until("location.hash.includes('walk=2.25')")
-    page.wait_for_selector("text=1 step away")
-    tab.until(NEIGHBOURS)
-    tab.slide("reach", 60)
+    with other_neighbours(tab):
+        page.click("#neighbours button:nth-child(3)")
+        tab.until("location.hash.includes('walk=2.25')")
+        page.wait_for_selector("text=1 step away")
+    with other_neighbours(tab):
+        tab.slide("reach", 60)
     page.click("#neighbours button:nth-child(1)")
     tab.until("location.hash.includes('walk=2.25,0.60')")
     page.wait_for_selector("text=2 steps away")
