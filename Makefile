@@ -115,7 +115,7 @@ $(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
 	touch $@
 
 $(VENV)/ray: $(VENV)/serving
-	$(PIP) --editable ".[ray,test]"
+	$(PIP) --editable ".[ray,otlp,test]"
 	touch $@
 
 # The pinned versions first, then serving's go down to their lower bounds; what they need themselves follows.
