@@ -17,6 +17,7 @@ LEFT_OUT = {
     "test_what_making_a_reply_took_is_given_back_once_it_is_made": "looks at the memory budget",
     "test_a_bug_is_500_and_leaves_a_traceback": "patches the process",
     "test_a_body_of_a_wrong_type_is_not_read": "calls the application itself",
+    "test_a_deadline_that_passes_is_504": "counts the engine's batches",
     "test_a_timeout_shortens_the_deadline": "holds the engine",
     "test_an_unheard_of_method_is_counted_as_other": "reads the registry",
     "test_all_outcomes_are_measured": "reads the registry",
