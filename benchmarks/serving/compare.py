@@ -19,14 +19,12 @@ requests/s, with Python's garbage collector off; autocannon came to 11,300 over 
 
 import argparse
 import asyncio
-import gc
 import itertools
 import json
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -73,6 +71,7 @@ from benchmarks.tools.report import finish, machine, parser, table
 from models.bundle import Bundle, read_bundle
 from models.inference.fast_nets import Verdicts
 from models.inference.pixels import to_pixels
+from service.capacity.measure import no_garbage_collection
 
 PAGE = ROOT / "docs" / "performance.md"
 CHECKED_SEED, UPLOADED_SEED = 7, 8
@@ -267,21 +266,11 @@ def open_loop(port: int, template: Request, per_s: float, seconds: float, first_
         async with Client(port) as client:
             return await asyncio.wait_for(offer(client, request, per_s, seconds), seconds + HANGS_S)
 
-    with _no_garbage_collection():
+    with no_garbage_collection():
         try:
             return uvloop.run(ask())
         except TimeoutError:
             return [Exchange(template, 0.0)]
-
-
-@contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    gc.collect()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
 
 
 def note_what_follows(results: Results) -> None:

@@ -142,7 +142,7 @@ class Driver:
         self._looks += 1
         asked = arrivals(self._traffic, scale, seconds, self._looks)
         async with self._service.client(self._plan.connections) as client:
-            with _no_garbage_collection():
+            with no_garbage_collection():
                 before_s = time.process_time()
                 exchanges = await send_at(client, self._schedule(asked))
                 cores = (time.process_time() - before_s) / seconds
@@ -186,7 +186,7 @@ def _judge(exchanges: Sequence[Exchange], scale: float, seconds: float, cores: f
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
+def no_garbage_collection() -> Iterator[None]:
     """It would stop our client for milliseconds, which would then seem to be the service's."""
     gc.collect()
     gc.disable()
