@@ -1,4 +1,4 @@
-"""The offline commands: train, evaluate, inspect, export, sign, experiments. See `python -m models --help`."""
+"""The offline commands: train, evaluate, inspect, export, import, sign, experiments. See `python -m models --help`."""
 
 import argparse
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from models.bundle import BundleError
-from models.commands import evaluate, export, inspect, interpolate, neighbours, sign, toy, train
+from models.commands import evaluate, export, importing, inspect, interpolate, neighbours, sign, toy, train
 from models.commands.train import INTERRUPTED
 from models.data.load import DataError
 from models.signing import SigningError
@@ -14,7 +14,7 @@ from models.training.health import HealthError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
-COMMANDS = (train, evaluate, inspect, export, sign, toy, interpolate, neighbours)
+COMMANDS = (train, evaluate, inspect, export, importing, sign, toy, interpolate, neighbours)
 FAILED, ALARMED = 1, 4
 
 

@@ -3,8 +3,8 @@
 import argparse
 from pathlib import Path
 
-from models import export
 from models.commands.arguments import Subparsers, bundle_of
+from models.onnx_files import export
 from models.training.run_folder import RunError
 
 

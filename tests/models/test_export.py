@@ -13,13 +13,13 @@ import onnxruntime
 import pytest
 import torch
 
-from models import export
 from models.__main__ import main
 from models.bundle import Bundle, read_bundle
-from models.export import ExportError, check_onnx, export_onnx
 from models.inference import onnx_nets
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8
+from models.onnx_files import export
+from models.onnx_files.export import ExportError, check_onnx, export_onnx
 
 pytestmark = pytest.mark.slow
 
