@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from io import TextIOWrapper
 
 from models.bundle import BundleError
-from models.commands import evaluate, export, importing, inspect, interpolate, neighbours, sign, toy, train
+from models.commands import evaluate, inspect, interpolate, neighbours, sign, toy, train
+from models.commands.onnx_files import export, importing
 from models.commands.train import INTERRUPTED
 from models.data.load import DataError
 from models.signing import SigningError

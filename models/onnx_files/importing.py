@@ -86,6 +86,8 @@ def import_onnx(content: bytes, file_name: str, folder: Path, options: Options) 
     network = GraphSpec(family="graph", **dict(read.net.body))
     judge = None
     if options.discriminator is not None:
+        if read.image.channels == 4:
+            raise Refused("a discriminator of RGBA images: uploads are judged without transparency; leave it out")
         judge = _read_discriminator(parse(options.discriminator), read.image, len(read.labels), options.range)
         network = network.model_copy(update={"discriminator": judge.body})
     generator, discriminator = _built(network, read, judge)

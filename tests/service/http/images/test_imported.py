@@ -1,5 +1,6 @@
 """A generator that was trained elsewhere is served like every other bundle."""
 
+import io
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from models.spec import GraphInput, GraphNode, GraphSpec, ImageSpec, LatentSpec
 from service.app import create_app
 from service.settings import Settings
 
+pytestmark = pytest.mark.anyio
 LABELS = ("cat", "dog")
 
 
@@ -65,7 +67,6 @@ async def client(
 
 
 async def sampled(client: httpx.AsyncClient, **query: Any) -> np.ndarray[Any, Any]:
-    import io  # noqa: PLC0415
 
     reply = await client.get("/sample", params={"format": "npy", **query})
     assert reply.status_code == 200, reply.text
@@ -88,6 +89,22 @@ async def test_every_format_takes_transparency(client: httpx.AsyncClient, form: 
     """JPEG has none, and gets the pixels over a ground."""
     reply = await client.get("/sample", params={"format": form, "seed": 1, "count": 3})
     assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("form", ["png", "gif", "webp", "apng"])
+async def test_the_way_between_two_images_is_shown(client: httpx.AsyncClient, form: str) -> None:
+    """As a strip and as animations."""
+    reply = await client.get("/interpolate", params={"format": form, "seed_from": 1, "seed_to": 2, "steps": 4})
+    assert reply.status_code == 200, reply.text
+
+
+@pytest.mark.parametrize("form", ["png", "webp", "jpeg"])
+async def test_a_picture_with_transparency_is_verified(client: httpx.AsyncClient, form: str) -> None:
+    """It gives the pixels of its recipe."""
+    picture = await client.get("/sample", params={"format": form, "seed": 1, "count": 3, "recipe": "true"})
+    kind = picture.headers["content-type"]
+    reply = await client.post("/verify", content=picture.content, headers={"Content-Type": kind})
+    assert reply.json()["results"][0]["verdict"] == "identical"
 
 
 async def test_nobody_judges(client: httpx.AsyncClient) -> None:
