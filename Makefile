@@ -43,7 +43,7 @@ test-fast: $(VENV)/everything
 test-lowest:
 	$(MAKE) VENV=.venv-lowest .venv-lowest/lowest
 	.venv-lowest/bin/python $(PYTEST) tests/service tests/models/images tests/models/inference tests/models/test_bundle.py \
-		tests/models/test_networks.py tests/models/test_signing.py tests/gan_client
+		tests/models/test_networks.py tests/models/networks tests/models/test_signing.py tests/gan_client
 
 install: $(VENV)/everything
 
@@ -111,7 +111,7 @@ $(VENV)/serving: $(VENV)/created pyproject.toml constraints.txt
 	touch $@
 
 $(VENV)/everything: $(VENV)/serving gan_client/pyproject.toml
-	$(PIP) --editable ".[train,export,tensorboard,otlp,bulk,test]" --editable ./gan_client
+	$(PIP) --editable ".[train,export,import,tensorboard,otlp,bulk,test]" --editable ./gan_client
 	touch $@
 
 $(VENV)/ray: $(VENV)/serving

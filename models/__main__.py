@@ -1,4 +1,4 @@
-"""The offline commands: train, evaluate, export, generate, experiments …. See `python -m models --help`."""
+"""The offline commands: train, evaluate, export, import, generate, experiments …. See `python -m models --help`."""
 
 import argparse
 import sys
@@ -7,18 +7,18 @@ from io import TextIOWrapper
 
 from models.bundle import BundleError
 from models.commands import evaluate, train
-from models.commands.bundles import export, generate, inspect, sign
+from models.commands.bundles import export, generate, importing, inspect, sign
 from models.commands.figures import classes, evolution, interpolate, neighbours, toy, verdicts
 from models.commands.train import INTERRUPTED
 from models.data.load import DataError
-from models.export.bulk.plan import BulkError
+from models.exchange.bulk.plan import BulkError
 from models.signing import SigningError
 from models.training.health import HealthError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
 COMMANDS = (
-    *(train, evaluate, inspect, export, generate, sign),
+    *(train, evaluate, inspect, export, importing, generate, sign),
     *(toy, interpolate, neighbours, classes, evolution, verdicts),
 )
 FAILED, ALARMED = 1, 4

@@ -1,9 +1,10 @@
 """Writes and reads weights on disk; refuses what does not verify.
 
-A bundle is a folder: `manifest.json`, `generator.safetensors`, `discriminator.safetensors`, `samples.png`. Data only:
-no pickle, no class paths. It is written beside its place, synced and renamed, so that a reader finds the old one or
-the new one and never a mixture (where a system can't swap two folders in one step, for a moment neither). A reader
-reads each file once, so that the bytes that it uses are those whose checksum it verified.
+A bundle is a folder: `manifest.json`, `generator.safetensors`, `samples.png` and, but for generators that came without
+one, `discriminator.safetensors`. Data only: no pickle, no class paths. It is written beside its place, synced and
+renamed, so that a reader finds the old one or the new one and never a mixture (where a system can't swap two folders in
+one step, for a moment neither). A reader reads each file once, so that the bytes that it uses are those whose checksum
+it verified.
 """
 
 import contextlib
@@ -35,13 +36,14 @@ from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, encode_png
 from models.networks import Discriminator, Generator, build_networks
 from models.signing import KEY_ID, SIGNATURE, PublicKeys, SigningError, sign, valid_signers
-from models.spec import Calibration, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
+from models.spec import Calibration, GraphSpec, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
 FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 GENERATOR = "generator.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
 SAMPLES = "samples.png"
+WEIGHTS = (DISCRIMINATOR, GENERATOR)
 MAX_MANIFEST_BYTES = 1 << 20
 _STORED = (torch.float32, torch.float16)  # what weights may be on disk; in memory they are float32
 MAX_SIGNATURES = 16
@@ -120,18 +122,25 @@ class Manifest(Spec):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Manifest":
-        if set(self.files) != {GENERATOR, DISCRIMINATOR, SAMPLES}:
-            raise ValueError(f"files must be {GENERATOR}, {DISCRIMINATOR} and {SAMPLES}")
+        nets = [GENERATOR, DISCRIMINATOR] if self.has_discriminator else [GENERATOR]
+        if set(self.files) != {*nets, SAMPLES}:
+            raise ValueError(f"files must be {', '.join(nets)} and {SAMPLES}")
+        if self.calibration is not None and not self.has_discriminator:
+            raise ValueError("calibration is a discriminator's")
         if self.name.endswith(NOT_A_NAME):
             raise ValueError(f"name must not end in {NOT_A_NAME}")
         check_image(self.network, self.image)
-        colour = "grey" if self.image.channels == 1 else "rgb"
+        colour = "grey" if self.image.channels == 1 else "rgb"  # uploads are never transparent: they get a background
         if self.preparation is not None and self.preparation.colour != colour:
             raise ValueError(f"preparation.colour must be {colour}, as the image has {self.image.channels} channels")
         if self.labels is not None and len(set(self.labels)) != len(self.labels):
             raise ValueError("labels must differ from one another")
         if len(self.signatures) < len(self.signature or ()):
             raise ValueError("signature: a key stands in it twice")
+        self._check_frequencies()
+        return self
+
+    def _check_frequencies(self) -> None:
         frequencies = self.latent.label_frequencies
         if (frequencies is None) != (self.labels is None):
             raise ValueError("latent.label_frequencies go with labels")
@@ -140,7 +149,11 @@ class Manifest(Spec):
                 raise ValueError("latent.label_frequencies must be as many as labels")
             if abs(sum(frequencies) - 1) > 1e-6:
                 raise ValueError("latent.label_frequencies must sum to 1")
-        return self
+
+    @property
+    def has_discriminator(self) -> bool:
+        """Whether it has both nets; a generator that was trained elsewhere may come alone."""
+        return not isinstance(self.network, GraphSpec) or self.network.discriminator is not None
 
     @property
     def signatures(self) -> dict[str, str]:
@@ -150,8 +163,9 @@ class Manifest(Spec):
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """A verified bundle in memory: both nets in eval mode, without gradients, on one device.
+    """A verified bundle in memory: its nets in eval mode, without gradients, on one device.
 
+    `judge` is its discriminator, if it has one.
     `signers` are the trusted keys that have signed it; none where no signature was asked for.
     """
 
@@ -159,13 +173,24 @@ class Bundle:
     manifest: Manifest
     version: str
     generator: Generator
-    discriminator: Discriminator
+    judge: Discriminator | None
     signers: frozenset[bytes]
 
     @property
     def name(self) -> str:
         """The manifest's name."""
         return self.manifest.name
+
+    @property
+    def discriminator(self) -> Discriminator:
+        """D.
+
+        Raises:
+            BundleError: There is none.
+        """
+        if self.judge is None:
+            raise BundleError(self.folder, "the bundle has no discriminator")
+        return self.judge
 
     def draw(
         self, count: int, *, seed: int = 0, first_index: int = 0, labels: int | str | Sequence[int | str] | None = None
@@ -209,11 +234,11 @@ def version_of(manifest: Mapping[str, Any]) -> str:
     """First 12 hex digits of the sha256 over the canonical JSON of everything that decides what a bundle computes.
 
     `manifest` is the parsed JSON. Covered are `format`, `network`, `image`, `latent`, `labels`, `calibration`,
-    `preparation` where there is one, and `weights`: the sha256 of both weight files by name. Keys sorted, no spaces,
+    `preparation` where there is one, and `weights`: the sha256 of each weight file by name. Keys sorted, no spaces,
     ASCII.
     """
     covered = {key: manifest[key] for key in _VERSIONED if key != "preparation" or manifest.get(key) is not None}
-    covered["weights"] = {name: manifest["files"][name]["sha256"] for name in (DISCRIMINATOR, GENERATOR)}
+    covered["weights"] = {name: manifest["files"][name]["sha256"] for name in WEIGHTS if name in manifest["files"]}
     return hashlib.sha256(_canonical_json(covered)).hexdigest()[:12]
 
 
@@ -260,12 +285,16 @@ def read_bundle(
     if same is not None and same.version == version:
         is_unchanged = (same.folder, same.manifest, same.signers) == (folder, manifest, signers)
         return same if is_unchanged else replace(same, folder=folder, manifest=manifest, signers=signers)
-    generator, discriminator = build_networks(
-        manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
-    )
+    try:
+        generator, discriminator = build_networks(
+            manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
+        )
+    except ValueError as error:  # what a graph is worth is known once its net is built
+        raise BundleError(folder / MANIFEST, f"network: {error}") from None
     for net, name in ((generator, GENERATOR), (discriminator, DISCRIMINATOR)):
-        _fill(net, contents[name], folder / name)
-        net.to(device)
+        if net is not None:
+            _fill(net, contents[name], folder / name)
+            net.to(device)
     return Bundle(folder, manifest, version, generator, discriminator, signers)
 
 
@@ -416,7 +445,7 @@ def write_bundle(
     folder: Path,
     metadata: Mapping[str, Any],
     generator: Mapping[str, Tensor],
-    discriminator: Mapping[str, Tensor],
+    discriminator: Mapping[str, Tensor] | None,
     samples: UInt8 | bytes,
 ) -> Bundle:
     """Write a bundle at `folder`, replacing one that is there, and read it back.
@@ -424,7 +453,8 @@ def write_bundle(
     Args:
         folder: Where the bundle will be; its parent is made.
         metadata: The manifest's fields but `format`, `files` and `signature`, which nobody can have made yet.
-        generator, discriminator: State dictionaries of the nets that the metadata describe, float32 or float16.
+        generator, discriminator: State dictionaries of the nets that the metadata describe, float32 or float16. None
+            for a discriminator that they don't.
         samples: A picture of what G makes, uint8 (h, w, c), or as a PNG.
 
     Raises:
@@ -433,7 +463,7 @@ def write_bundle(
     """
     contents = {
         GENERATOR: _tensor_bytes(generator),
-        DISCRIMINATOR: _tensor_bytes(discriminator),
+        **({} if discriminator is None else {DISCRIMINATOR: _tensor_bytes(discriminator)}),
         SAMPLES: samples if isinstance(samples, bytes) else encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}
@@ -442,6 +472,8 @@ def write_bundle(
     raw = manifest.model_dump(mode="json", exclude={"signature"})
     if manifest.preparation is None:
         del raw["preparation"]
+    if not manifest.latent.noise:  # as before there was any: the version of the same bundle stays the same
+        del raw["latent"]["noise"]
     contents[MANIFEST] = _manifest_bytes(raw)
     with replaced_folder(folder) as temporary:
         for name, content in contents.items():

@@ -25,7 +25,7 @@ Width = Annotated[int, Field(ge=1, le=65536)]  # numbers in a layer; bounded, so
 class ImageSpec(Spec):
     """Shape of one image. Inside the nets pixels are float32 in [0, 1], (n, channels, height, width)."""
 
-    channels: Literal[1, 3]
+    channels: Literal[1, 3, 4]  # grey, RGB, RGBA
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
 
@@ -49,9 +49,12 @@ class LatentSpec(Spec):
     `sampler` names the algorithm from (seed, index) to these numbers; see inference/noise.py. A changed algorithm
     gets a new name, so that a bundle's seeds go on meaning the same images. `label_frequencies` are the training
     data's, in the order of the labels: what a conditional net's labels are drawn from where a request names none.
+    `noise` are more numbers for each image, of the same distribution, which the net takes beside z; no truncation
+    changes them.
     """
 
     dim: Width
+    noise: int = Field(0, ge=0, le=2**24)
     distribution: Literal["normal", "uniform"]  # uniform on (−√3, √3)
     sampler: Sampler = "philox4x64-10/1"
     label_frequencies: tuple[Annotated[float, Field(ge=0, le=1)], ...] | None = Field(None, fail_fast=True)
@@ -129,7 +132,57 @@ class ConvSpec(Spec):
     discriminator: ConvDiscriminatorSpec
 
 
-NetworkSpec = Annotated[MLPSpec | ConvSpec, Field(discriminator="family")]  # both nets of a bundle
+ValueName = Annotated[str, Field(pattern="^[A-Za-z_][A-Za-z0-9_]{0,127}$")]  # of a value in a graph
+Attribute = int | float | str | tuple[int, ...] | tuple[float, ...]
+MAX_GRAPH_SIDE = 1024  # pixels of an image's side
+
+
+class GraphInput(Spec):
+    """What a graph is fed for each row, and its shape without the rows.
+
+    `latent` is z; `label` a class's number, `onehot` the same as a vector of the classes' length; `noise` are more
+    numbers of the latent's kind, from a stream of their own, that no truncation changes; `image` are the pixels that a
+    discriminator judges.
+    """
+
+    name: ValueName
+    role: Literal["latent", "label", "onehot", "noise", "image"]
+    shape: tuple[Width, ...] = Field(max_length=4, fail_fast=True)
+
+
+class GraphNode(Spec):
+    """One operator of models/networks/operators.py, with the names of the values that it reads and of its result.
+
+    `name` is what the node was called where it comes from.
+    """
+
+    op: str = Field(pattern="^[A-Za-z0-9]{1,32}$")
+    name: str = Field("", max_length=200)
+    inputs: tuple[ValueName, ...] = Field((), max_length=64, fail_fast=True)
+    attributes: dict[str, Attribute] = Field(default_factory=dict, max_length=16)
+    output: ValueName
+
+
+class GraphBody(Spec):
+    """A net as the operators that it consists of, in the order in which they run. The last one's result is the net's.
+
+    `weights` are the tensors of its file, with their shapes.
+    """
+
+    inputs: tuple[GraphInput, ...] = Field(min_length=1, max_length=64, fail_fast=True)
+    weights: dict[ValueName, Annotated[tuple[Width, ...], Field(max_length=6)]] = Field(max_length=4096)
+    nodes: tuple[GraphNode, ...] = Field(min_length=1, max_length=4096, fail_fast=True)
+
+
+class GraphSpec(GraphBody):
+    """A generator that was trained elsewhere, (latents, labels) → pixels in [0, 1]; perhaps with its discriminator."""
+
+    family: Literal["graph"]
+    discriminator: GraphBody | None = None
+
+
+TrainedSpec = Annotated[MLPSpec | ConvSpec, Field(discriminator="family")]  # both nets of a run
+NetworkSpec = Annotated[MLPSpec | ConvSpec | GraphSpec, Field(discriminator="family")]  # the nets of a bundle
 
 
 def stage_sizes(size: int) -> tuple[int, ...]:
@@ -143,7 +196,7 @@ def stage_sizes(size: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def check_image(network: MLPSpec | ConvSpec, image: ImageSpec) -> None:
+def check_image(network: NetworkSpec, image: ImageSpec) -> None:
     """See that nets of this family can make such images.
 
     Raises:
@@ -153,6 +206,11 @@ def check_image(network: MLPSpec | ConvSpec, image: ImageSpec) -> None:
         raise ValueError(
             f"convolutional nets are for square images of 16 to 128 pixels a side, not {image.width}×{image.height}"
         )
+    if isinstance(network, GraphSpec):
+        if max(image.height, image.width) > MAX_GRAPH_SIDE:
+            raise ValueError(f"graphs are for images of up to {MAX_GRAPH_SIDE} pixels a side")
+    elif image.channels == 4:
+        raise ValueError("only graphs make images with an alpha channel")
 
 
 class Calibration(Spec):
@@ -243,7 +301,7 @@ class TrainingOptions(Spec):
     """
 
     preset: str
-    network: NetworkSpec
+    network: TrainedSpec
     latent: LatentSpec
     conditional: bool = False
     seed: int = Field(0, ge=0, lt=2**53)

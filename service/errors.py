@@ -199,6 +199,18 @@ class Invalid(ServiceError):
         self.field = field
 
 
+class NoDiscriminator(ServiceError):
+    """The bundle has no discriminator."""
+
+    status = 422
+    code = "no_discriminator"
+    title = "The bundle has no discriminator"
+    rejection = "invalid"
+
+    def __init__(self, bundle: str) -> None:
+        super().__init__(f"Bundle {bundle!r} has no discriminator, which says how real an image looks.")
+
+
 class NoEncoder(ServiceError):
     """The bundle has no encoder."""
 

@@ -19,8 +19,8 @@ import torch
 
 from benchmarks.tools.report import Check, finish, parser, table
 from models.bundle import Bundle, read_bundle
-from models.export.bulk.plan import ENCODINGS, BulkOptions
-from models.export.bulk.worker import MOST_BLOCK_IMAGES, Task, make_shard
+from models.exchange.bulk.plan import ENCODINGS, BulkOptions
+from models.exchange.bulk.worker import MOST_BLOCK_IMAGES, Task, make_shard
 from models.inference.drawing import Drawing
 from models.inference.noise import draw_latents, sampled_labels
 from models.inference.png import fast_png

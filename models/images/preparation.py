@@ -62,20 +62,24 @@ def prepare(
     size: tuple[int, int] | None,
     channels: int | None,
 ) -> Image.Image:
-    """The image in mode L or RGB and of one size.
+    """The image in mode L, RGB or RGBA and of one size.
 
     Args:
         picture: Loaded, in any mode.
         orientation: EXIF's, 1 … 8.
         preparation: What is done to it.
         size: (width, height) of the result; None keeps the image's own.
-        channels: 1 (grey) or 3 (RGB); None: 1 if each of its pixels is exactly grey.
+        channels: 1 (grey), 3 (RGB) or 4 (RGBA, still transparent); None: 1 if each of its pixels is exactly grey.
 
     Raises:
         ValueError: Its pixels have no fixed range, or no known colours.
     """
     method = _UPRIGHT.get(orientation)
-    plain = _opaque(picture if method is None else picture.transpose(method), preparation.background)
+    upright = picture if method is None else picture.transpose(method)
+    if channels == 4:
+        plain = upright.convert("RGBA")
+        return plain if size in {None, plain.size} else plain.resize(size or plain.size, Image.Resampling.BILINEAR)
+    plain = _opaque(upright, preparation.background)
     plain = _grey_or_rgb(plain) if channels is None else plain.convert("L" if channels == 1 else "RGB")
     if size is None or size == plain.size:
         return plain

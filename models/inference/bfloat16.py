@@ -10,6 +10,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from models.networks import GraphNet
+
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -30,6 +32,8 @@ class HalfLayer(nn.Module):
 def in_bfloat16(net: Net) -> Net:
     """The net with linear layers and convolutions in bfloat16. The given net stays as it was, and shares the rest."""
     twin = copy.deepcopy(net, {id(tensor): tensor for tensor in (*net.parameters(), *net.buffers())})
+    if isinstance(twin, GraphNet):
+        twin.halve()
     _replace_layers(twin)
     return twin
 

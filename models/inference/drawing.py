@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.inference.fast_nets import fast_discriminator, fast_generator
-from models.inference.noise import Float32, Int64, draw_latents, sampled_labels
+from models.inference.noise import Float32, Int64, LatentRange, beside_noise, draw_latents, sampled_labels
 from models.inference.pixels import UInt8, grey_levels, unit_levels
 from models.inference.tiles import REFERENCE_TILE, Tiles
 from models.networks import Discriminator, Generator
@@ -32,7 +32,8 @@ def draw_images(
     """
     if labels is None:
         labels = sampled_labels(latent, seed, first_index, count)
-    return images_of(generator, draw_latents(latent, seed, first_index, count), labels)
+    latents, drawn = draw_latents(latent, seed, first_index, count), [LatentRange(seed, first_index, count)]
+    return images_of(generator, beside_noise(latent, latents, drawn), labels)
 
 
 def images_of(generator: Generator, latents: Float32, labels: Int64 | None = None) -> UInt8:

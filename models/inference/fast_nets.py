@@ -1,13 +1,14 @@
 """A bundle's nets as a device runs them fastest: on a CPU by onnxruntime, else by torch.
 
-By torch run nets on a GPU, those in bfloat16, and those that are too large for a graph.
+By torch run nets on a GPU, those in bfloat16, and those that are too large for a graph. What computes graphs of nets
+that were trained elsewhere takes few rows at a time where one row's values are large.
 
 onnxruntime takes from a fifth to two thirds less time than torch for a few rows, and no more for many; a row's bits
 do not depend on how many there are, down to one; and a batch is one call that does not return to the interpreter, so
 that it need not wait for a busy event loop at every layer (docs/decisions/onnxruntime-on-cpus.md).
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import onnxruntime
@@ -17,7 +18,9 @@ from torch import Tensor, nn
 from models.inference.bfloat16 import in_bfloat16
 from models.inference.onnx_nets import discriminator_graph, fits_graph, generator_graph
 from models.inference.pixels import grey_levels
-from models.networks import Discriminator, Generator
+from models.networks import Discriminator, Generator, GraphDiscriminator, GraphNet
+
+MOST_NUMBERS = 2**26  # in the values of all rows that a graph computes at once: 256 MiB
 
 
 class FastGenerator(Protocol):
@@ -42,14 +45,16 @@ class FastDiscriminator(Protocol):
 
 def fast_generator(net: Generator, *, half: bool = False) -> FastGenerator:
     """G as its device runs it fastest; with `half`, with layers in bfloat16."""
+    most_rows = _most_rows(net)
     if half or not _is_for_onnxruntime(net):
-        return _TorchGenerator(in_bfloat16(net) if half else net)
-    return _OnnxGenerator(generator_graph(net))
+        return _TorchGenerator(in_bfloat16(net) if half else net, most_rows)
+    return _OnnxGenerator(generator_graph(net), most_rows)
 
 
 def fast_discriminator(net: Discriminator, *, half: bool = False) -> FastDiscriminator:
     """D as its device runs it fastest; with `half`, with layers in bfloat16."""
-    if half or not _is_for_onnxruntime(net):
+    judges_each_class = isinstance(net, GraphDiscriminator) and net.classes
+    if half or judges_each_class or not _is_for_onnxruntime(net):
         return Verdicts(in_bfloat16(net) if half else net)
     return _OnnxDiscriminator(discriminator_graph(net))
 
@@ -75,27 +80,34 @@ class Verdicts(nn.Module):
 
 
 class _TorchGenerator(nn.Module):
-    def __init__(self, generator: Generator) -> None:
+    def __init__(self, generator: Generator, most_rows: int) -> None:
         super().__init__()
         self.generator = generator
+        self.most_rows = most_rows
 
     def forward(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        pixels: Tensor = self.generator(latents, labels)
-        return pixels
+        return _in_parts(self.generator, self.most_rows, latents, labels)
 
     def levels(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
         return grey_levels(self(latents, labels))
 
 
 class _OnnxGenerator:
-    def __init__(self, graph: bytes) -> None:
+    def __init__(self, graph: bytes, most_rows: int) -> None:
         self._session = _session(graph)
+        self._most_rows = most_rows
 
     def __call__(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        return _run(self._session, "pixels", _fed("latents", latents, labels))
+        return self._made("pixels", latents, labels)
 
     def levels(self, latents: Tensor, labels: Tensor | None = None) -> Tensor:
-        return _run(self._session, "levels", _fed("latents", latents, labels))
+        return self._made("levels", latents, labels)
+
+    def _made(self, output: str, latents: Tensor, labels: Tensor | None) -> Tensor:
+        def run(rows: Tensor, labels: Tensor | None) -> Tensor:
+            return _run(self._session, output, _fed("latents", rows, labels))
+
+        return _in_parts(run, self._most_rows, latents, labels)
 
 
 class _OnnxDiscriminator:
@@ -106,6 +118,21 @@ class _OnnxDiscriminator:
         return _run(self._session, "verdicts", _fed("pixels", pixels, labels))
 
 
+def _most_rows(net: nn.Module) -> int:
+    """Rows that a net takes at a time, so that its largest values stay within `MOST_NUMBERS`."""
+    largest = net.largest if isinstance(net, GraphNet) else 0
+    return max(1, MOST_NUMBERS // largest) if largest else MOST_NUMBERS
+
+
+def _in_parts(
+    run: Callable[[Tensor, Tensor | None], Tensor], most_rows: int, rows: Tensor, labels: Tensor | None
+) -> Tensor:
+    if len(rows) <= most_rows:
+        return run(rows, labels)
+    parts = [slice(start, start + most_rows) for start in range(0, len(rows), most_rows)]
+    return torch.cat([run(rows[part], None if labels is None else labels[part]) for part in parts])
+
+
 def _session(graph: bytes) -> onnxruntime.InferenceSession:
     """The graph as onnxruntime runs it, on the calling thread: several threads may each run a batch."""
     options = onnxruntime.SessionOptions()
@@ -113,7 +140,10 @@ def _session(graph: bytes) -> onnxruntime.InferenceSession:
     # Its own allocator keeps what the largest batch ever took.
     options.enable_cpu_mem_arena = False
     options.log_severity_level = 4  # nothing: errors are raised
-    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # noqa: BLE001 - its errors have no class in common
+        raise RuntimeError(str(error)) from None
 
 
 def _fed(source: str, rows: Tensor, labels: Tensor | None) -> Mapping[str, object]:

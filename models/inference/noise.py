@@ -27,7 +27,7 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 PathMethod = Literal["linear", "spherical"]
 
-LATENT_STREAM, LABEL_STREAM = 0, 1
+LATENT_STREAM, LABEL_STREAM, NOISE_STREAM = 0, 1, 2
 _WORD, _HALF_WORD, _MANTISSA = 2**64 - 1, 2**32 - 1, 2**53 - 1
 _MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # philox4x64-10's, for words 0 and 2 of a block
 _KEY_STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
@@ -49,9 +49,20 @@ def draw_latents(latent: LatentSpec, seed: int, first_index: int, count: int) ->
 
 def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Float32:
     """Noise of several ranges, one after the other in one array: as by `draw_latents`, but faster than one by one."""
-    blocks = math.ceil(latent.dim / 4)
+    return _draw(latent, latent.dim, LATENT_STREAM, ranges)
+
+
+def beside_noise(latent: LatentSpec, latents: Float32, ranges: Sequence[LatentRange]) -> Float32:
+    """Latents, each followed by the further noise of its image where the net takes some: (n, dim + noise)."""
+    if not latent.noise:
+        return latents
+    return np.concatenate([latents, _draw(latent, latent.noise, NOISE_STREAM, ranges)], axis=1)
+
+
+def _draw(latent: LatentSpec, dim: int, stream: int, ranges: Sequence[LatentRange]) -> Float32:
+    blocks = math.ceil(dim / 4)
     words = 4 * blocks
-    u = _uniforms([(seed, LATENT_STREAM, first * blocks, count * words) for seed, first, count in ranges])
+    u = _uniforms([(seed, stream, first * blocks, count * words) for seed, first, count in ranges])
     z = np.empty(len(u), np.float32)
     if latent.distribution == "uniform":
         z[:] = math.sqrt(3) * (2 * u - 1)
@@ -66,7 +77,7 @@ def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Flo
         angles = torch.from_numpy(angle)  # torch's sine and cosine take less than half of the time of NumPy's
         z[0::2] = radius * angles.cos().numpy()
         z[1::2] = radius * angles.sin().numpy()
-    return np.ascontiguousarray(z.reshape(-1, words)[:, : latent.dim])
+    return np.ascontiguousarray(z.reshape(-1, words)[:, :dim])
 
 
 def draw_labels(frequencies: Sequence[float], seed: int, first_index: int, count: int) -> Int64:

@@ -23,11 +23,16 @@ from models.networks import (
     ConvGenerator,
     Discriminator,
     Generator,
+    GraphDiscriminator,
+    GraphGenerator,
+    GraphNet,
     Maxout,
     MaxoutDiscriminator,
     MLPGenerator,
     ResidualBlock,
 )
+from models.networks.operators import FRACTIONS, OPERATORS
+from models.spec import GraphNode
 
 OPSET, IR_VERSION = 20, 10  # of 2023, which onnxruntime reads from 1.17 on
 MOST_WEIGHT_BYTES = 2**31 - 2**20  # protobuf writes nothing of 2 GiB or more, and the nodes need some of it
@@ -48,20 +53,22 @@ def fits_graph(net: nn.Module) -> bool:
     return sum(weight.nbytes for weight in net.parameters()) <= MOST_WEIGHT_BYTES
 
 
-def generator_graph(net: Generator, outputs: Iterable[str] = ("pixels", "levels")) -> bytes:
+def generator_graph(net: Generator, outputs: Sequence[str] = ("pixels", "levels")) -> bytes:
     """G as a serialised graph.
 
     Inputs are `latents` (n, dim) and, with classes, `labels` (n,), int64. Of the outputs, `pixels` are float32
     (n, c, h, w) in [0, 1], and `levels` are what `models.inference.pixels.grey_levels` makes of them.
     """
     graph = _Graph(net)
-    pixels = _mlp_generator(graph, net) if isinstance(net, MLPGenerator) else _conv_generator(graph, net)
-    rounded = graph.add("Round", graph.add("Mul", pixels, graph.constant(255.0)))
-    levels = graph.add("Transpose", graph.add("Cast", rounded, to=TensorProto.UINT8), perm=[0, 2, 3, 1])
-    found = {
-        "pixels": Output(pixels, TensorProto.FLOAT, ["n", "c", "h", "w"]),
-        "levels": Output(levels, TensorProto.UINT8, ["n", "h", "w", "c"]),
-    }
+    if isinstance(net, GraphGenerator):
+        pixels = _imported_generator(graph, net)
+    else:
+        pixels = _mlp_generator(graph, net) if isinstance(net, MLPGenerator) else _conv_generator(graph, net)
+    found = {"pixels": Output(pixels, TensorProto.FLOAT, ["n", "c", "h", "w"])}
+    if "levels" in outputs:
+        rounded = graph.add("Round", graph.add("Mul", pixels, graph.constant(255.0)))
+        levels = graph.add("Transpose", graph.add("Cast", rounded, to=TensorProto.UINT8), perm=[0, 2, 3, 1])
+        found["levels"] = Output(levels, TensorProto.UINT8, ["n", "h", "w", "c"])
     return graph.finish("latents", ["n", "dim"], net.classes, {name: found[name] for name in outputs})
 
 
@@ -74,6 +81,9 @@ def discriminator_graph(net: Discriminator, output: str = "verdicts") -> bytes:
     graph = _Graph(net)
     if isinstance(net, MaxoutDiscriminator):
         logits, verdicts = _maxout_verdicts(graph, net)
+    elif isinstance(net, GraphDiscriminator):
+        values = {one.name: "pixels" for one in net.body.inputs if one.role == "image"}
+        logits = verdicts = graph.reshape(_imported(graph, net, values), [-1, 1])
     else:
         logits, verdicts = _conv_verdicts(graph, net)
     found = {
@@ -90,7 +100,8 @@ class _Graph:
         self.nodes: list[NodeProto] = []
         self.constants: list[bytes | memoryview] = []  # parts of a graph that has nothing else
         self._constants = 0
-        self._names = {id(weight): name for name, weight in net.named_parameters()}
+        before = "weights." if isinstance(net, GraphNet) else ""  # a stranger's names may be those of our values
+        self._names = {id(weight): before + name for name, weight in net.named_parameters()}
 
     def finish(self, source: str, shape: Axes, classes: int, outputs: Mapping[str, Output]) -> bytes:
         """The graph as bytes. `source` is the input beside the labels."""
@@ -251,3 +262,70 @@ def _conv_verdicts(graph: _Graph, net: ConvDiscriminator) -> tuple[str, str]:
     root = graph.constant(math.sqrt(net.features.out_features))
     logits = graph.add("Add", logits, graph.add("Div", projected, root))
     return logits, graph.verdicts(logits, labels, scores)
+
+
+def _imported_generator(graph: _Graph, net: GraphGenerator) -> str:
+    """The inputs of a graph are parts of the latents, or made of the labels."""
+    body, values, start = net.body, {}, 0
+    for role in ("latent", "noise"):
+        for one in body.inputs:
+            if one.role == role:
+                stop = start + math.prod(one.shape)
+                part = graph.add("Slice", "latents", *[graph.constant([number]) for number in (start, stop, 1)])
+                values[one.name] = graph.reshape(part, [-1, *one.shape])
+                start = stop
+    for one in body.inputs:
+        if one.role == "label":
+            values[one.name] = graph.reshape("labels", [-1, *one.shape])
+        elif one.role == "onehot":
+            values[one.name] = graph.reshape(graph.one_hot("labels", net.classes), [-1, *one.shape])
+    return _imported(graph, net, values)
+
+
+def _imported(graph: _Graph, net: GraphNet, values: dict[str, str]) -> str:
+    """The result of a graph's nodes, as the operators that they were read from."""
+    weights = dict(net.named_parameters())
+    for node in net.body.nodes:
+        for name in node.inputs:
+            if name not in values:
+                values[name] = graph.constant(weights[name])
+        values[node.output] = _node(graph, node, [values[name] for name in node.inputs])
+    return values[net.body.nodes[-1].output]
+
+
+def _node(graph: _Graph, node: GraphNode, inputs: list[str]) -> str:
+    """One node. Operands become inputs again, in ONNX's order."""
+    given: dict[str, Any] = dict(node.attributes)
+    match node.op:
+        case "Constant":
+            kind = np.int64 if given.get("to") == "int" else np.float32
+            return graph.constant(np.array(given["values"], kind).reshape(given["shape"]))
+        case "Cast":
+            return graph.add("Cast", *inputs, to=TensorProto.INT64 if given["to"] == "int" else TensorProto.FLOAT)
+        case "ExpandRows":
+            rows = graph.add("Shape", inputs[1], start=0, end=1)
+            return graph.add("Expand", inputs[0], graph.add("Concat", rows, graph.constant([1]), axis=0))
+        case "Resize":
+            return _resize(graph, inputs[0], given)
+        case "Pad" if given.get("mode", "constant") != "constant":
+            given.pop("value", None)
+    operator = OPERATORS[node.op]
+    operands = [
+        graph.constant(
+            np.asarray(given.pop(name), np.float32 if operator.attributes[name][0] in FRACTIONS else np.int64)
+        )
+        if name in given
+        else ""
+        for name in operator.operands
+    ]
+    while operands and not operands[-1]:
+        operands.pop()
+    return graph.add(node.op, *inputs, *operands, **given)
+
+
+def _resize(graph: _Graph, x: str, given: dict[str, Any]) -> str:
+    """By scales where there are some: onnxruntime then takes them as they stand."""
+    sizes, scales = given.pop("sizes"), given.pop("scales", ())
+    if scales:
+        return graph.add("Resize", x, "", graph.constant(np.array(scales, np.float32)), **given)
+    return graph.add("Resize", x, "", "", graph.constant(sizes), **given)

@@ -27,7 +27,14 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from models.data.load import Dataset
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.inference.noise import sampled_labels
-from models.networks import Discriminator, Generator, MLPGenerator, build_networks, fill_fixup, fill_uniform
+from models.networks import (
+    MLPGenerator,
+    TrainedDiscriminator,
+    TrainedGenerator,
+    build_networks,
+    fill_fixup,
+    fill_uniform,
+)
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions, half_cosine
 from models.training.losses import LOSSES, gradient_penalty
 
@@ -129,7 +136,7 @@ class State:
         self.g_optimiser = _optimiser(self.generator, options.generator_optimiser)
         self.d_optimiser = _optimiser(self.discriminator, options.discriminator_optimiser)
 
-    def empty_nets(self) -> tuple[Generator, Discriminator]:
+    def empty_nets(self) -> tuple[TrainedGenerator, TrainedDiscriminator]:
         """Both nets for the options and data, with uninitialised weights."""
         try:
             nets = build_networks(self.options.network, self.image, self.options.latent, self.classes)
@@ -146,7 +153,7 @@ class State:
         return self.options.latent.model_copy(update={"label_frequencies": frequencies})
 
     @property
-    def ema_generator(self) -> Generator:
+    def ema_generator(self) -> TrainedGenerator:
         """The generator that is scored and published: the moving average, if one is kept."""
         return self.generator if self.average is None else self.average
 
@@ -295,7 +302,9 @@ def image_spec(dataset: Dataset) -> ImageSpec:
     return ImageSpec(channels=1 if channels == 1 else 3, height=height, width=width)
 
 
-def initialise(generator: Generator, discriminator: Discriminator, options: TrainingOptions, mean: Tensor) -> None:
+def initialise(
+    generator: TrainedGenerator, discriminator: TrainedDiscriminator, options: TrainingOptions, mean: Tensor
+) -> None:
     """Initialise both nets: perceptrons with weights uniform in ±init, convolutions by Fixup, biases 0.
 
     With `output_bias_from_data`, G's last bias is the logit of the mean pixel, so that its first images are as bright

@@ -133,7 +133,7 @@ def picture_pixels(images: UInt8, render: RenderOptions) -> UInt8:
     if render.format != "jpeg":
         return picture
     with Image.open(io.BytesIO(encode_picture(picture, "jpeg")), formats=["JPEG"]) as decoded:
-        return np.asarray(decoded).reshape(picture.shape)
+        return np.asarray(decoded).reshape(*picture.shape[:2], -1)
 
 
 def _scaled(images: UInt8, scale: int) -> UInt8:
@@ -188,13 +188,16 @@ def encode_picture(image: UInt8, form: PictureFormat, check: Check = bool) -> by
     if form == "png" and image.shape[2] == 1:
         return grey_png(image)
     picture = Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image)
+    if form == "jpeg" and picture.mode == "RGBA":  # which it can't hold
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "#000000"), picture).convert("RGB")
     del image  # of colours Pillow has a copy, and nobody else may need the array: a fifth of all that is held here
     out = CheckedFile(check)
     match form:
         case "png":
             write_colour_png(picture, out)
         case "webp":  # lossless, so that the pixels are exact; effort balances time and size
-            picture.save(out, "webp", lossless=True, quality=20, method=1)
+            is_exact = picture.mode == "RGBA"  # also where nothing is seen
+            picture.save(out, "webp", lossless=True, quality=20, method=1, exact=is_exact)
         case "jpeg":
             picture.save(out, "jpeg", quality=90)
     return out.getvalue()

@@ -74,11 +74,12 @@ def check_pixels(width: int, height: int, most: int) -> None:
 
 def _prepared(picture: Image.Image, orientation: int, shape: Shape) -> Decoded:
     """Bring a loaded picture into the bundle's shape. One that has it already keeps its pixels."""
-    mode, size = "L" if shape.channels == 1 else "RGB", (shape.width, shape.height)
+    mode, size = {1: "L", 3: "RGB", 4: "RGBA"}[shape.channels], (shape.width, shape.height)
     if shape.preparation == UNDECLARED and picture.mode in {mode, "I;16"}:
         picture.info.pop("transparency", None)  # bundles of that time judge a transparent colour as any other
     fitted = prepare(picture, orientation, shape.preparation, size, shape.channels)
     was_upright_size = picture.size[::-1] if orientation >= 5 else picture.size
-    converted = picture.mode != mode or was_upright_size != size or picture.has_transparency_data
+    is_composed = picture.has_transparency_data and mode != "RGBA"
+    converted = picture.mode != mode or was_upright_size != size or is_composed
     pixels = np.asarray(fitted, dtype=np.uint8).reshape(shape.height, shape.width, shape.channels)
     return Decoded(pixels, converted)

@@ -5,7 +5,8 @@ be replaced between two batches.
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,37 +18,51 @@ from models.bundle import Bundle, BundleError, read_bundle
 from models.inference.devices import find_device
 from models.inference.pixels import to_uint8
 from models.inference.tiles import LARGE_TILE, Tiles, spare_rows, tile_sizes
+from models.networks import GraphNet
 from models.signing import PublicKeys
 from service.engine.batching.batch import BatchSlice
 from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Precision, Sampler
 from service.engine.engine_thread import EngineThread
 from service.engine.hints import Hints
 from service.engine.payloads import DiscriminatePayload, SamplePayload
-from service.engine.reference import WARMUP_SEED, Reference
+from service.engine.reference import WARMUP_SEED, JudgeReference, Reference
 from service.engine.runners import DiscriminateRunner, SampleRunner
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded(Bundle):
-    """A bundle on the device, warm, with a runner for each net.
+    """A bundle on the device, warm, with a runner for each net that it has.
 
     `fingerprint` is a hash of what G computes here for fixed latents: equal where this device and its libraries give
     the same bits, which no list of versions could promise. `hints` finds uploads that can't be what was meant.
     """
 
     sample: SampleRunner
-    discriminate: DiscriminateRunner
+    judge_runner: DiscriminateRunner | None
     hints: Hints
     fingerprint: str
     warmup_s: float
 
+    @property
+    def discriminate(self) -> DiscriminateRunner:
+        """The runner of D.
+
+        Raises:
+            LookupError: There is none, which requests are told before.
+        """
+        if self.judge_runner is None:
+            raise LookupError(f"{self.name} has no discriminator")
+        return self.judge_runner
+
     def run_first_batches(self) -> None:
         """Run both nets, on a thread that has not done so yet."""
-        sizes = sorted({*self.sample.tiles.sizes, *self.discriminate.tiles.sizes})
+        judge = self.judge_runner
+        sizes = sorted({*self.sample.tiles.sizes, *(judge.tiles.sizes if judge else ())})
         for rows in self.sample.device.first_sizes(sizes):
             labels = None if self.manifest.labels is None else np.zeros(rows, np.int64)
             images = self.sample.run([BatchSlice(SamplePayload(WARMUP_SEED, 0, labels, 1.0), 0, rows)])
-            self.discriminate.run([BatchSlice(DiscriminatePayload(images, labels), 0, rows)])
+            if judge is not None:
+                judge.run([BatchSlice(DiscriminatePayload(images, labels), 0, rows)])
 
 
 class Engine:
@@ -105,7 +120,8 @@ class Engine:
         if isinstance(bundle, Loaded):
             return bundle
         with torch.inference_mode():
-            reference = Reference.of(bundle, self.device, self.precision)
+            with _graph_errors(bundle):
+                reference = Reference.of(bundle, self.device, self.precision)
             for net in reference.nets_without_numbers():
                 raise BundleError(folder, f"its {net} gives NaN or Inf")
             if self.precision != "float32":
@@ -113,13 +129,13 @@ class Engine:
             sample = self._sample_runner(bundle, reference, reference.sampler)
             if reference.seed_sampler is not None:
                 sample.of_latents = self._sample_runner(bundle, reference, reference.latent_sampler)
-            discriminate = self._discriminate_runner(bundle, reference)
+            judge_runner = None if reference.judge is None else self._discriminate_runner(bundle, reference.judge)
         self.device.release_unused_memory()
         warmup_s = time.monotonic() - started
         return Loaded(
             **vars(bundle),
             sample=sample,
-            discriminate=discriminate,
+            judge_runner=judge_runner,
             hints=Hints.of(to_uint8(reference.pixels)),
             fingerprint=reference.fingerprint,
             warmup_s=warmup_s,
@@ -136,8 +152,8 @@ class Engine:
         most_rows = max(MAX_BATCH_ROWS, tiles.sizes[-1])
         return SampleRunner(bundle.name, bundle.version, tiles, self.device, sampler.draw, most_rows)
 
-    def _discriminate_runner(self, bundle: Bundle, reference: Reference) -> DiscriminateRunner:
-        net, pixels, labels = reference.verdicts, reference.pixels, reference.asked
+    def _discriminate_runner(self, bundle: Bundle, reference: JudgeReference) -> DiscriminateRunner:
+        net, pixels, labels = reference.net, reference.pixels, reference.asked
         candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
         tiles = self._tiles(("discriminate", _shapes(bundle)), candidates, net, pixels, labels, reference.judged)
         tiles.run = self.device.verdict_call(net, pixels, labels, tiles.sizes)
@@ -170,6 +186,19 @@ class Engine:
     def memory(self) -> dict[str, int]:
         """Bytes of the device's own memory that torch holds, by kind."""
         return self.device.memory()
+
+
+@contextmanager
+def _graph_errors(bundle: Bundle) -> Iterator[None]:
+    """A graph that can't be run is a bundle that can't be used; a device that fails is not."""
+    try:
+        with DeviceErrors():
+            yield
+    except (RuntimeError, IndexError, TypeError, ValueError) as error:
+        if not isinstance(bundle.generator, GraphNet):
+            raise
+        reason = str(error).partition("\n")[0]
+        raise BundleError(bundle.folder, f"its graph can't be run: {reason}") from None
 
 
 def _shapes(bundle: Bundle) -> str:

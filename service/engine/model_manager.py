@@ -23,7 +23,7 @@ from service.engine.hints import Hints
 from service.engine.key_limits import KeyLimits
 from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
 from service.engine.scoring import SampleScoring
-from service.errors import NotReady
+from service.errors import NoDiscriminator, NotReady
 from service.logs import current_key, request_if_any
 from service.machine.worker_group import WorkerGroup
 from service.metrics import Metrics
@@ -260,6 +260,8 @@ class ModelManager:
         if bundle.manifest.labels is not None:
             chosen = np.asarray([UNKNOWN_LABEL] * len(images) if labels is None else labels, dtype=np.int64)
         payload = DiscriminatePayload(images, chosen)
+        if bundle.judge is None:
+            raise NoDiscriminator(bundle.name)
         result = await self._submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
         judged_as = None if chosen is None else result.rows[:, 1].astype(np.int64).tolist()
         return result.rows[:, 0], judged_as, Timing(result.queue_s, result.compute_s)

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from models.inference.noise import Float32, Int64, LatentRange, draw_latent_ranges
+from models.inference.noise import Float32, Int64, LatentRange, beside_noise, draw_latent_ranges
 from models.inference.pixels import UInt8
 from models.spec import LatentSpec
 from service.engine.batching.batch import BatchSlice
@@ -52,10 +52,16 @@ def batch_images(slices: DiscriminateSlices) -> UInt8:
 
 
 def batch_latents(latent: LatentSpec, slices: SampleSlices) -> Float32:
-    """The latents of a batch, in order: those that were given, and the others drawn from their seeds. All truncated."""
+    """The latents of a batch, in order: those that were given, and the others drawn from their seeds. All truncated.
+
+    A net's further noise follows each; that of given latents is of their payload's seed and index too.
+    """
+    ranges = [_range(one) for one in slices]
     if all(payload.latents is None for payload, _, _ in slices):
-        return _truncate(draw_latent_ranges(latent, [_range(one) for one in slices]), slices)
-    return _truncate(np.concatenate([_latents(latent, one) for one in slices]), slices)
+        drawn = draw_latent_ranges(latent, ranges)
+    else:
+        drawn = np.concatenate([_latents(latent, one) for one in slices])
+    return beside_noise(latent, _truncate(drawn, slices), ranges)
 
 
 def _latents(latent: LatentSpec, one: BatchSlice[SamplePayload]) -> Float32:

@@ -12,7 +12,7 @@ import torch
 
 from models.bundle import Bundle
 from models.inference.fast_nets import FastDiscriminator, fast_discriminator, fast_generator
-from models.inference.noise import draw_latents
+from models.inference.noise import LatentRange, beside_noise, draw_latents
 from models.inference.tiles import REFERENCE_TILE
 from service.engine.device import Call, Device, Precision, Sampler
 from service.engine.payloads import UNKNOWN_LABEL
@@ -24,33 +24,47 @@ log = logging.getLogger(__name__)
 
 
 @dataclass
+class JudgeReference:
+    """D with the inputs and outputs of one reference tile.
+
+    Attributes:
+        asked: Labels that D is given. Every other one is unknown, so that the class head is tried too.
+        pixels: What G gives: (n, c, h, w).
+        judged: What D gives: see `Verdicts`.
+    """
+
+    net: FastDiscriminator
+    pixels: torch.Tensor
+    asked: torch.Tensor | None
+    judged: torch.Tensor
+
+
+@dataclass
 class Reference:
-    """Both nets with the inputs and outputs of one reference tile.
+    """The nets with the inputs and outputs of one reference tile.
 
     Attributes:
         latent_sampler, seed_sampler: Of latents, and of the device's own noise where it draws some.
         latents: What the CPU draws for it; the sampler's example may be something else.
         labels: Of the images that G makes, if there are any.
-        asked: Labels that D is given for them. Every other one is unknown, so that the class head is tried too.
         pixels: What G gives: (n, c, h, w).
-        judged: What D gives: see `Verdicts`.
+        judge: Of D, if there is one.
     """
 
     latent_sampler: Sampler
     seed_sampler: Sampler | None
-    verdicts: FastDiscriminator
     latents: torch.Tensor
     labels: torch.Tensor | None
-    asked: torch.Tensor | None
     pixels: torch.Tensor
-    judged: torch.Tensor
+    judge: JudgeReference | None
 
     @classmethod
     def of(cls, bundle: Bundle, device: Device, precision: Precision) -> "Reference":
         """Run a bundle's nets on the device."""
         half = precision == "bfloat16"
         latent, names = bundle.manifest.latent, bundle.manifest.labels
-        latents = device.send(draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE))
+        drawn = draw_latents(latent, WARMUP_SEED, 0, REFERENCE_TILE)
+        latents = device.send(beside_noise(latent, drawn, [LatentRange(WARMUP_SEED, 0, REFERENCE_TILE)]))
         labels = asked = None
         if names is not None:
             numbers = torch.arange(REFERENCE_TILE, device=device.torch_device)
@@ -60,10 +74,13 @@ class Reference:
         of_latents = device.sampler(latent, generator, latents)
         of_seeds = device.seed_sampler(latent, generator, latents)
         sampler = of_seeds or of_latents
-        verdicts = fast_discriminator(bundle.discriminator, half=half)
         # Contiguous, as uploads are: for other layouts there may be other kernels.
         pixels = sampler.net(sampler.example, labels).contiguous()
-        return cls(of_latents, of_seeds, verdicts, latents, labels, asked, pixels, verdicts(pixels, asked))
+        judge = None
+        if bundle.judge is not None:
+            net = fast_discriminator(bundle.judge, half=half)
+            judge = JudgeReference(net, pixels, asked, net(pixels, asked))
+        return cls(of_latents, of_seeds, latents, labels, pixels, judge)
 
     @property
     def sampler(self) -> Sampler:
@@ -72,9 +89,10 @@ class Reference:
 
     def nets_without_numbers(self) -> Iterator[str]:
         """Which nets give NaN or Inf."""
-        for net, rows in (("generator", self.pixels), ("discriminator", self.judged)):
-            if not torch.isfinite(rows).all():
-                yield net
+        if not torch.isfinite(self.pixels).all():
+            yield "generator"
+        if self.judge is not None and not torch.isfinite(self.judge.judged).all():
+            yield "discriminator"
 
     @cached_property
     def fingerprint(self) -> str:
@@ -86,19 +104,25 @@ class Reference:
 
         Not on a GPU, where tf32 is a switch of the whole process, and batches of other bundles may be running.
         """
-        generator, discriminator = exact.generator, exact.discriminator
-        if self.pixels.device.type != "cpu":
-            generator, discriminator = copy.deepcopy(generator).cpu(), copy.deepcopy(discriminator).cpu()
-        pixels, judged = self.pixels.cpu(), self.judged.cpu()
-        labels = None if self.labels is None else self.labels.cpu()
+        on_cpu, labels = self.pixels.device.type == "cpu", None if self.labels is None else self.labels.cpu()
+        generator = exact.generator if on_cpu else copy.deepcopy(exact.generator).cpu()
+        pixels = self.pixels.cpu()
         off = 255 * (generator(self.latents.cpu(), labels) - pixels).abs()
-        logits = discriminator(pixels, None if labels is None else judged[:, 1].long())
         log.info(
-            "%s in %s: 64 images differ from float32's by %.2f grey levels on average and %.1f at most, logits by %.3f",
-            *(exact.name, precision, off.mean(), off.max(), (logits - judged[:, 0]).abs().max()),
+            "%s in %s: 64 images differ from float32's by %.2f grey levels on average and %.1f at most%s",
+            *(exact.name, precision, off.mean(), off.max(), self._logits_off(exact, pixels)),
         )
         if self.pixels.device.type == "cpu":
             self._warn_of_slow_images(exact, precision)
+
+    def _logits_off(self, exact: Bundle, pixels: torch.Tensor) -> str:
+        """How far D's logits are from those of the float32 bundle, as the log says it."""
+        if self.judge is None or exact.judge is None:
+            return ""
+        net, judged = exact.judge, self.judge.judged.cpu()
+        net = net if self.pixels.device.type == "cpu" else copy.deepcopy(net).cpu()
+        logits = net(pixels, None if self.labels is None else judged[:, 1].long())
+        return f", logits by {(logits - judged[:, 0]).abs().max():.3f}"
 
     def _warn_of_slow_images(self, exact: Bundle, precision: Precision) -> None:
         """Log a warning where a single image takes longer than in float32; all sizes have one precision."""

@@ -18,7 +18,6 @@ from weakref import WeakKeyDictionary
 import numpy as np
 from numpy.typing import NDArray
 
-from models.bundle import DISCRIMINATOR
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8
 from models.spec import Calibration
@@ -104,7 +103,7 @@ class SampleScoring:
 
     def _keep(self, bundle: Loaded, chosen: _Chosen) -> bool:
         """Whether there was room for an image."""
-        if DISCRIMINATOR not in bundle.manifest.files:
+        if bundle.judge is None:
             return False
         waiting = [one.image.nbytes for images in self._waiting.values() for one in images]
         if waiting and (len(waiting) >= MOST_IMAGES or sum(waiting) + chosen.image.nbytes > MOST_BYTES):

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from models.networks import (
     ConvDiscriminator,
     ConvGenerator,
-    Discriminator,
-    Generator,
     Maxout,
     MaxoutDiscriminator,
     MLPGenerator,
+    TrainedDiscriminator,
+    TrainedGenerator,
     build_networks,
     drop,
     fill_fixup,
@@ -218,7 +218,7 @@ CONV = ConvSpec(
 
 def conv_nets(
     size: int, channels: int = 1, classes: int = 0, network: ConvSpec = CONV
-) -> tuple[Generator, Discriminator]:
+) -> tuple[TrainedGenerator, TrainedDiscriminator]:
     image = ImageSpec(channels=channels, height=size, width=size)  # type: ignore[arg-type]
     pair = build_networks(network, image, LatentSpec(dim=5, distribution="normal"), classes)
     for seed, net in enumerate(pair):

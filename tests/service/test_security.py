@@ -94,7 +94,7 @@ UNPICKLING_CALLS = {"torch.load", "torch.jit.load", "torch.package", "torch.expo
 PROCESSES = {"service/codecs/decoders.py", "service/server/supervisor.py", "service/capacity/service_process.py"}
 CLIENTS = {"service/capacity/client.py"}  # of the service that the command `capacity` has started
 # The command `generate` hears from processes that it has started itself, over pipes that nobody else has.
-OWN_PIPES = {"models/export/bulk/processes.py"}
+OWN_PIPES = {"models/exchange/bulk/processes.py"}
 
 
 def modules(package: str) -> list[Path]:

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from models.commands.arguments import Subparsers, bundle_of
-from models.export.onnx_file import ExportError, export_onnx
+from models.exchange.onnx_file import ExportError, export_onnx
 from models.training.run_folder import RunError
 
 

@@ -12,8 +12,8 @@ from typing import Self, get_args
 from models.bundle import Bundle
 from models.commands.arguments import Subparsers, bundle_of, positive, whole
 from models.commands.signals import StopOnSignal
-from models.export.bulk.formats import require_installed
-from models.export.bulk.plan import (
+from models.exchange.bulk.formats import require_installed
+from models.exchange.bulk.plan import (
     BALANCE,
     ENCODINGS,
     FREQUENCY,
@@ -26,11 +26,11 @@ from models.export.bulk.plan import (
     OptionsError,
     resolve_labels,
 )
-from models.export.bulk.processes import make_by_processes, processors
-from models.export.bulk.ray_tasks import connected, make_by_ray
-from models.export.bulk.run import Maker, Progress, generate
-from models.export.bulk.storage import storage_of
-from models.export.bulk.worker import Task
+from models.exchange.bulk.processes import make_by_processes, processors
+from models.exchange.bulk.ray_tasks import connected, make_by_ray
+from models.exchange.bulk.run import Maker, Progress, generate
+from models.exchange.bulk.storage import storage_of
+from models.exchange.bulk.worker import Task
 from models.training.report import duration
 
 WRONG_OPTIONS, INTERRUPTED = 2, 130

@@ -8,9 +8,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from models.bundle import Bundle
 from models.commands.arguments import Subparsers, bundle_of
+from models.networks import GraphNet
 from models.training.report import duration
+
+COLOURS = {1: "grey", 3: "RGB", 4: "RGBA"}
 
 
 def add_to(commands: Subparsers) -> None:
@@ -39,13 +44,11 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     manifest = bundle.manifest
     training, image, latent = manifest.training, manifest.image, manifest.latent
     yield "created", f"{manifest.created:%Y-%m-%d %H:%M} UTC"
-    yield "images", f"{image.width}×{image.height}, {'grey' if image.channels == 1 else 'RGB'}"
+    yield "images", f"{image.width}×{image.height}, {COLOURS[image.channels]}"
     yield "latent", f"{latent.dim} numbers, {latent.distribution}, {latent.sampler}"
     yield "labels", ", ".join(manifest.labels) if manifest.labels else "none"
     yield "preparation", "not recorded" if manifest.preparation is None else _said(asdict(manifest.preparation))
-    for name, net in (("generator", bundle.generator), ("discriminator", bundle.discriminator)):
-        spec = getattr(manifest.network, name).model_dump()
-        yield name, f"{sum(p.numel() for p in net.parameters()):,} parameters; {manifest.network.family}, {_said(spec)}"
+    yield from _nets(bundle)
     if calibration := manifest.calibration:
         yield "calibration", _said(calibration.model_dump())
     else:
@@ -62,6 +65,22 @@ def _rows(bundle: Bundle) -> Iterator[tuple[str, str]]:
     yield "signed by", ", ".join(manifest.signatures) or "nobody"
     for name, record in manifest.files.items():
         yield "file", f"{name}, {record.bytes:,} bytes, sha256 {record.sha256}"
+
+
+def _nets(bundle: Bundle) -> Iterator[tuple[str, str]]:
+    """A line for each net."""
+    network = bundle.manifest.network
+    for name, net in (("generator", bundle.generator), ("discriminator", bundle.judge)):
+        if net is None:
+            yield name, "none"
+        elif isinstance(net, GraphNet):
+            yield name, f"{_parameters(net)}; a graph of {len(net.body.nodes)} nodes, which --json shows"
+        else:
+            yield name, f"{_parameters(net)}; {network.family}, {_said(getattr(network, name).model_dump())}"
+
+
+def _parameters(net: nn.Module) -> str:
+    return f"{sum(p.numel() for p in net.parameters()):,} parameters"
 
 
 def _scores(name: str, value: Any) -> Iterator[tuple[str, str]]:

@@ -21,7 +21,12 @@ log = logging.getLogger(__name__)
 
 
 def device_sampler(latent: LatentSpec, generator: FastGenerator, latents: torch.Tensor) -> Sampler | None:
-    """The generator of the device's own noise; None if that is not what a CPU drew, the first images' `latents`."""
+    """The generator of the device's own noise; None if that is not what a CPU drew, the first images' `latents`.
+
+    None too where a net takes more noise than its latents.
+    """
+    if latent.noise:
+        return None
     net = FromKeys(latent, generator).to(latents.device)
     keys = torch.from_numpy(image_keys([BatchSlice(SamplePayload(WARMUP_SEED, 0, None, 1.0), 0, len(latents))]))
     keys = keys.to(latents.device)

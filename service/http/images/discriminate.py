@@ -20,7 +20,7 @@ from service.engine.bundles.index import Version
 from service.engine.hints import Hints
 from service.engine.model_manager import Timing
 from service.engine.scoring import probabilities_real
-from service.errors import UnsupportedMediaType
+from service.errors import NoDiscriminator, UnsupportedMediaType
 from service.http.images.resolving import resolve_labels
 from service.http.images.verdicts import DiscriminatorOutput, discriminate_reply
 from service.http.openapi.routes import DISCRIMINATE
@@ -58,7 +58,7 @@ def discriminate_routes(context: RouteContext) -> APIRouter:
 async def _discriminate(context: RouteContext, request: RequestContext) -> Response:
     """Read the body, decode its images, run the discriminator, and build the reply."""
     deadline = Deadline(request, context.settings)
-    bundle, labels, steps = await read_upload(context, request, deadline)
+    bundle, labels, steps = await read_upload(context, request, deadline, _check_discriminator)
     (upload, hints), decode_s = await context.decode(_find_hints(steps, context.manager.hints(bundle)), deadline)
     context.metrics.decode.observe(decode_s)
     request.works_on(bundle, len(upload))
@@ -81,7 +81,7 @@ async def read_upload(
     context: RouteContext,
     request: RequestContext,
     deadline: Deadline,
-    check: Callable[[Bundle | Version], object] = bool,
+    check: Callable[[Bundle | Version], object],
 ) -> tuple[Bundle, Labels, Steps[Upload]]:
     """The bundle and labels that a request names, and the steps that will decode its images.
 
@@ -104,6 +104,16 @@ async def read_upload(
     body = await read_body(request, deadline)
     bundle = await context.find(options.bundle, deadline)
     return bundle, options.labels, decode_upload(body, content_type, _upload_limits(context, bundle, deadline))
+
+
+def _check_discriminator(bundle: Bundle | Version) -> None:
+    """Refuse a bundle as soon as it is known.
+
+    Raises:
+        NoDiscriminator: It has none.
+    """
+    if not bundle.manifest.has_discriminator:
+        raise NoDiscriminator(bundle.name)
 
 
 def _upload_limits(context: RouteContext, bundle: Bundle, deadline: Deadline) -> Limits:

@@ -19,6 +19,7 @@ from service.errors import (
     Forbidden,
     Invalid,
     Malformed,
+    NoDiscriminator,
     NoEncoder,
     NotAcceptable,
     NotReady,
@@ -312,6 +313,7 @@ DISCRIMINATE = _route(
     _json_reply("One result for each image, in order.", DiscriminateReply)
     | {"headers": {"Server-Timing": _header("Milliseconds spent in decoding, in the queue and in computing.")}},
     *_WORK,
+    NoDiscriminator,
     *_UPLOAD,
     parameters=[
         *_query(DiscriminateQuery, " With a JSON body it is a field of the body, and not allowed in the query."),

@@ -224,7 +224,7 @@ def _placed(image: UInt8, canvas: Canvas, background: str) -> UInt8:
     large = image.repeat(canvas.scale, axis=0).repeat(canvas.scale, axis=1)
     height, width, channels = large.shape
     picture = np.empty((canvas.height, canvas.width, channels), np.uint8)
-    picture[:] = ImageColor.getcolor(background, "L" if channels == 1 else "RGB")
+    picture[:] = ImageColor.getcolor(background, {1: "L", 3: "RGB", 4: "RGBA"}[channels])
     top, left = (canvas.height - height) // 2, (canvas.width - width) // 2
     picture[top : top + height, left : left + width] = large
     return picture

@@ -15,9 +15,9 @@ from PIL import features
 from zlib_ng import zlib_ng
 
 from models.bundle import Bundle, BundleError, read_bundle
-from models.export.bulk.formats import WRITERS, Block, Shard
-from models.export.bulk.plan import BulkError, BulkOptions, FileRecord, Made, ShardRecord
-from models.export.bulk.storage import storage_of
+from models.exchange.bulk.formats import WRITERS, Block, Shard
+from models.exchange.bulk.plan import BulkError, BulkOptions, FileRecord, Made, ShardRecord
+from models.exchange.bulk.storage import storage_of
 from models.inference.drawing import Drawing
 from models.inference.noise import draw_latents
 from models.inference.tiles import REFERENCE_TILE

@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Iterable
 from contextlib import closing
 from typing import NamedTuple
 
-from models.export.bulk.plan import (
+from models.exchange.bulk.plan import (
     SHARD_NAME,
     BulkError,
     Made,
@@ -16,8 +16,8 @@ from models.export.bulk.plan import (
     read_record,
     require_same,
 )
-from models.export.bulk.storage import Storage
-from models.export.bulk.worker import Task
+from models.exchange.bulk.storage import Storage
+from models.exchange.bulk.worker import Task
 
 MANIFEST = "manifest.json"
 UNFINISHED = "manifest.part.json"  # the same, of the shards so far; it goes when MANIFEST comes

@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from models.export.bulk.plan import BulkError, BulkOptions, Format
+from models.exchange.bulk.plan import BulkError, BulkOptions, Format
 from models.inference.noise import Int64
 from models.inference.pixels import UInt8
 from models.inference.png import fast_png

@@ -16,8 +16,8 @@ from typing import cast
 
 import torch
 
-from models.export.bulk.plan import BulkError, Made
-from models.export.bulk.worker import Task, made_or_reason
+from models.exchange.bulk.plan import BulkError, Made
+from models.exchange.bulk.worker import Task, made_or_reason
 
 LOOKS_EVERY_S = 0.2  # for a signal to stop, while nothing comes from the processes
 

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
-    from models.export.bulk.worker import make_shard  # noqa: PLC0415
+    from models.exchange.bulk.worker import make_shard  # noqa: PLC0415
 
     def make(task: Any, numbers: Any, *_: object, **__: object) -> Iterator[Any]:
         return (make_shard(task, number) for number in numbers)

@@ -1,4 +1,4 @@
-"""Generator and discriminator families, built from a `NetworkSpec`: the paper's perceptrons, and residual convolutions.
+"""The families that are trained here: the paper's perceptrons, and residual convolutions.
 
 Every generator maps (latents (n, dim), labels (n,) or None) to pixels (n, c, h, w) in [0, 1]. Every discriminator maps
 (pixels, labels or None) to logits (n,), before any sigmoid: D(x) = σ(logit). One with classes has a class head too,
@@ -16,14 +16,10 @@ from torch.nn import functional as F
 from models.spec import (
     ConvDiscriminatorSpec,
     ConvGeneratorSpec,
-    ConvSpec,
     ImageSpec,
-    LatentSpec,
     MaxoutDiscriminatorSpec,
     MLPGeneratorSpec,
-    MLPSpec,
     ResidualSpec,
-    check_image,
     stage_sizes,
 )
 
@@ -201,36 +197,9 @@ class ConvDiscriminator(nn.Module):
         return logits if labels is None else logits + (self.embedding(labels) * h).sum(dim=1) / math.sqrt(h.shape[1])
 
 
-Generator = MLPGenerator | ConvGenerator
-Discriminator = MaxoutDiscriminator | ConvDiscriminator
-
-
 def drop(x: Tensor, keep: float, rng: torch.Generator) -> Tensor:
     """Zero each number with probability 1 − keep and divide the rest by keep, so that the mean stays."""
     return x * torch.empty_like(x).bernoulli_(keep, generator=rng).div_(keep)
-
-
-def build_networks(
-    network: MLPSpec | ConvSpec, image: ImageSpec, latent: LatentSpec, classes: int = 0
-) -> tuple[Generator, Discriminator]:
-    """The two nets that the specs describe, on the meta device: they have shapes, and the caller's numbers later.
-
-    `classes` is the number of labels, 0 for nets without.
-
-    Raises:
-        ValueError: The family can't make such images.
-    """
-    check_image(network, image)
-    with torch.device("meta"):
-        if isinstance(network, MLPSpec):
-            return (
-                MLPGenerator(network.generator, image, latent.dim, classes),
-                MaxoutDiscriminator(network.discriminator, image, classes),
-            )
-        return (
-            ConvGenerator(network.generator, image, latent.dim, classes),
-            ConvDiscriminator(network.discriminator, image, classes),
-        )
 
 
 def fill_uniform(net: nn.Module, bound: float, rng: torch.Generator) -> None:

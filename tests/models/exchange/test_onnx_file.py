@@ -15,8 +15,8 @@ import torch
 
 from models.__main__ import main
 from models.bundle import Bundle, read_bundle
-from models.export import onnx_file
-from models.export.onnx_file import ExportError, check_onnx, export_onnx
+from models.exchange import onnx_file
+from models.exchange.onnx_file import ExportError, check_onnx, export_onnx
 from models.inference import onnx_nets
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels, to_uint8

@@ -8,7 +8,7 @@ import pytest
 
 from models.__main__ import main
 from models.bundle import Bundle
-from models.export.bulk.worker import make_shard
+from models.exchange.bulk.worker import make_shard
 
 fsspec = pytest.importorskip("fsspec")
 pytest.importorskip("s3fs")
@@ -93,8 +93,8 @@ def test_a_shard_that_fails_leaves_no_object(
             raise OSError(28, "No space left on device", "/tmp/somewhere")  # noqa: S108
         return plain(*given)
 
-    plain: Callable[..., Any] = __import__("models.export.bulk.worker", fromlist=["draw_latents"]).draw_latents
-    monkeypatch.setattr("models.export.bulk.worker.draw_latents", fail)
+    plain: Callable[..., Any] = __import__("models.exchange.bulk.worker", fromlist=["draw_latents"]).draw_latents
+    monkeypatch.setattr("models.exchange.bulk.worker.draw_latents", fail)
     assert generate(tiny_bundles["tiny"], "s3://pictures/broken") == 1
     assert capsys.readouterr().err == "error: /tmp/somewhere: No space left on device\n"
     assert set(contents(store, "pictures/broken")) == {"shard-000000.tar", "manifest.part.json"}

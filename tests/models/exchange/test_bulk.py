@@ -15,9 +15,9 @@ from PIL import Image
 
 from models.__main__ import main
 from models.bundle import Bundle
-from models.export.bulk.formats import tar_member
-from models.export.bulk.plan import BulkError, BulkOptions, Made, OptionsError, resolve_labels
-from models.export.bulk.worker import MOST_BLOCK_IMAGES, Task, make_shard
+from models.exchange.bulk.formats import tar_member
+from models.exchange.bulk.plan import BulkError, BulkOptions, Made, OptionsError, resolve_labels
+from models.exchange.bulk.worker import MOST_BLOCK_IMAGES, Task, make_shard
 from models.inference.noise import draw_labels
 from service.codecs.encode import encode_picture
 
@@ -154,7 +154,7 @@ def test_a_shard_of_several_blocks_is_whole(
 ) -> None:
     """Images are drawn in blocks, and row groups of Parquet end where they get large; neither shows in the images."""
     pq, count = pytest.importorskip("pyarrow.parquet"), 2 * MOST_BLOCK_IMAGES + 7
-    monkeypatch.setattr("models.export.bulk.formats.GROUP_BYTES", 64 * MOST_BLOCK_IMAGES)
+    monkeypatch.setattr("models.exchange.bulk.formats.GROUP_BYTES", 64 * MOST_BLOCK_IMAGES)
     size = ["--shard-size", str(count)]
     assert generate(tiny_bundles["tiny"], tmp_path / "npy", "--format", "npy", *size, count=count) == 0
     assert generate(tiny_bundles["tiny"], tmp_path / "pq", "--format", "parquet", *size, count=count) == 0

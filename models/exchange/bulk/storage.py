@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
-from models.export.bulk.plan import SHARD_NAME, BulkError, OptionsError
+from models.exchange.bulk.plan import SHARD_NAME, BulkError, OptionsError
 from models.files import FolderInUseError, locked_folder, replace_file, sync_folder
 
 PART = ".part"

@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from models.export.bulk.plan import BulkError, Made
-from models.export.bulk.worker import Task, made_or_reason
+from models.exchange.bulk.plan import BulkError, Made
+from models.exchange.bulk.worker import Task, made_or_reason
 
 LOOKS_EVERY_S = 0.2  # for a signal to stop, while no task ends
 

@@ -14,8 +14,8 @@ import pytest
 
 from models.__main__ import main
 from models.bundle import Bundle
-from models.export.bulk.plan import SHARD_NAME, Made
-from models.export.bulk.worker import Task, make_shard
+from models.exchange.bulk.plan import SHARD_NAME, Made
+from models.exchange.bulk.worker import Task, make_shard
 
 pytestmark = pytest.mark.slow
 
