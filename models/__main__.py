@@ -7,15 +7,15 @@ from io import TextIOWrapper
 
 from models.bundle import BundleError
 from models.commands import evaluate, export, inspect, interpolate, neighbours, sign, toy, train
-from models.commands.train import INTERRUPTED
+from models.commands.train import ALARMED, FAILED, INTERRUPTED
 from models.data.load import DataError
 from models.signing import SigningError
 from models.training.health import HealthError
+from models.training.ranks import RanksError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
 COMMANDS = (train, evaluate, inspect, export, sign, toy, interpolate, neighbours)
-FAILED, ALARMED = 1, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (HealthError, DivergedError) as error:
         return _failed(error, ALARMED)
-    except (DataError, RunError, BundleError, SigningError, TrainingError) as error:
+    except (DataError, RunError, RanksError, BundleError, SigningError, TrainingError) as error:
         return _failed(error)
     except OSError as error:
         return _failed(": ".join(str(part) for part in (error.filename, error.strerror) if part) or error)
