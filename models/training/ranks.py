@@ -9,11 +9,12 @@ in `backward()`, and where gradients come from `torch.autograd.grad` it does not
 Rank 0 leads. It alone reads and writes the run's folder, prints, judges and scores. The others follow: they have no
 folder and no opinion. When the leader has done what comes between two steps, it leaves a word in torchrun's store: to
 go on, or to end, with the exit code of all. Followers wait for it without a limit, for work may last; that somebody is
-at work at all is what the heartbeat says. A bell rings with each word but the last, a collective like the sums and the
-wish to stop: those who take part in one notice at once when a rank dies.
+at work at all is what the heartbeat says. A bell rings with each word, a collective like the sums and the wish to stop:
+those who take part in one notice at once when a rank dies.
 """
 
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from models.training.heartbeat import STORE_TIMEOUT, Heartbeat, Stop
 
 START_TIMEOUT = timedelta(minutes=5)  # until all ranks have come
 FOREVER = timedelta(days=365)
+LAST_BELL_S = 5.0  # the leader may end while followers are in the midst of a step, and hear none
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.0005, 0.05  # of a rank that waits for a word
 
 Tensors = Mapping[str, Tensor]
@@ -181,7 +183,7 @@ class Ranks(Alone):
         self._tell({})
 
     def end(self, code: int) -> None:
-        """Leaves the last word. Followers that are in the midst of a collective find it when that breaks."""
+        """Leaves the last word. Followers that are in another collective by then find it when that breaks."""
         self._heartbeat.end()
         with suppress(RanksError):  # then there is nobody to hear it
             self._tell({"end": code})
@@ -197,14 +199,10 @@ class Ranks(Alone):
             Ended: It is the last one.
         """
         with self._reaching():
-            bell = dist.broadcast(torch.zeros(1), 0, group=self._group, async_op=True)
-            assert bell is not None  # noqa: S101 - it is asynchronous
-            self._wait(lambda: bell.is_completed() or self._has_word())
-            if not self._has_word():
-                bell.wait()  # raises: a leader that is there leaves the word before it rings
-            word = self._word()
+            bell = self._bell()
+            self._wait(bell.is_completed)
             bell.wait()
-        return word
+            return self._word()
 
     def await_first_here(self) -> None:
         """Wait until the first rank on this machine is ready, so that one alone fills the machine's caches."""
@@ -246,8 +244,14 @@ class Ranks(Alone):
         with self._reaching():
             self._store.set(self._next_word(), json.dumps(word))
             self._words += 1
-            if "end" not in word:  # at the end somebody may be elsewhere, and would never answer
-                dist.broadcast(torch.zeros(1), 0, group=self._group)
+            bell = self._bell()
+            until = time.monotonic() + (LAST_BELL_S if "end" in word else math.inf)
+            self._wait(lambda: bell.is_completed() or time.monotonic() > until)
+
+    def _bell(self) -> dist.Work:
+        bell = dist.broadcast(torch.zeros(1), 0, group=self._group, async_op=True)
+        assert bell is not None  # noqa: S101 - only what is not asynchronous has none
+        return bell
 
     def _has_word(self) -> bool:
         return self._store.check([self._next_word()])
@@ -268,10 +272,10 @@ class Ranks(Alone):
         try:
             yield
         except RuntimeError as error:
+            self._heartbeat.end()
             with suppress(RuntimeError):
                 if not self.leads and self._has_word():
                     self._word()
-            self._heartbeat.end()
             raise RanksError(f"another process of this run has died, or its machine ({_words(error)}). --resume goes "
                              "on from the last checkpoint") from None  # fmt: skip
 

@@ -93,7 +93,7 @@ class Together:
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-                *("--shutdown-timeout", "20", str(program), *self.arguments(*more)),
+                *("--shutdown-timeout", "10", str(program), *self.arguments(*more)),
             ],
             env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
             stdout=subprocess.PIPE,
@@ -162,9 +162,11 @@ def errors(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("error:")]
 
 
-def exit_codes(err: str) -> set[int]:
-    """Those of the ranks, from torchrun's table."""
-    return {int(code) for code in re.findall(r"exitcode +: (-?\d+)", err)}
+def exit_code(err: str) -> int:
+    """That of the rank that ended first, from torchrun's table; it sends the others a signal then."""
+    found = re.search(r"Root Cause.*?exitcode +: (-?\d+)", err, flags=re.DOTALL)
+    assert found, err
+    return int(found[1])
 
 
 @pytest.mark.slow
@@ -210,7 +212,7 @@ def test_a_signal_to_any_saves_the_work_of_all(together: Together, to: str) -> N
     said = re.search(r"Stopped at step (\d+) of 1000000; --resume goes on", out)
     assert said, (out, err)
     assert errors(err) == []
-    assert to == "torchrun" or exit_codes(err) == {130}
+    assert to == "torchrun" or exit_code(err) == 130
     found = RunDir(together.out).newest_checkpoint()
     assert found is not None
     assert found[1]["step"] == int(said[1])
@@ -243,7 +245,7 @@ def test_a_frozen_rank_ends_all_and_the_run_resumes(together: Together, rank: in
     together.wait_for(lambda: f"rank {rank}" in line_of(process))
     _, err = process.communicate()
     assert process.returncode == 1
-    assert exit_codes(err) == {1, -9}
+    assert exit_code(err) == 1
     together.goes_on_alone()
 
 
@@ -277,8 +279,8 @@ def test_all_end_alike_and_rank_0_says_why(together: Together, patch: str, words
     assert returned == 1  # torchrun's
     (line,) = errors(err)
     assert words in line
-    assert exit_codes(err) == {code}
-    assert "Traceback" not in err.split("torch.distributed.elastic")[0]
+    assert exit_code(err) == code
+    assert "models/commands" not in err  # no traceback of ours beside torchrun's own
 
 
 @pytest.mark.slow
