@@ -9,11 +9,12 @@ from models.bundle import BundleError
 from models.commands import evaluate, train
 from models.commands.bundles import export, generate, importing, inspect, sign
 from models.commands.figures import classes, evolution, interpolate, neighbours, toy, verdicts
-from models.commands.train import INTERRUPTED
+from models.commands.train import ALARMED, FAILED, INTERRUPTED
 from models.data.load import DataError
 from models.exchange.bulk.plan import BulkError
 from models.signing import SigningError
 from models.training.health import HealthError
+from models.training.ranks import RanksError
 from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
@@ -21,7 +22,6 @@ COMMANDS = (
     *(train, evaluate, inspect, export, importing, generate, sign),
     *(toy, interpolate, neighbours, classes, evolution, verdicts),
 )
-FAILED, ALARMED = 1, 4
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (HealthError, DivergedError) as error:
         return _failed(error, ALARMED)
-    except (DataError, RunError, BundleError, SigningError, TrainingError, BulkError) as error:
+    except (DataError, RunError, RanksError, BundleError, SigningError, TrainingError, BulkError) as error:
         return _failed(error)
     except OSError as error:
         return _failed(": ".join(str(part) for part in (error.filename, error.strerror) if part) or error)

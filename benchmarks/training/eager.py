@@ -10,6 +10,7 @@ TINY is a game so small that nearly all of a step's time is the loop's own.
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.data.dataset import Dataset, Split, divide
-from models.networks import build_networks
+from models.networks import build_networks, drop
 from models.spec import (
     AdamSpec,
     LatentSpec,
@@ -72,6 +73,7 @@ class Eager:
         self.options = options
         self.device = device
         self.rng = torch.Generator(device).manual_seed(options.seed)
+        self.dropout = partial(drop, rng=self.rng)
         levels = torch.from_numpy(dataset.train.images).to(device).permute(0, 3, 1, 2).contiguous()
         self.images = levels.float().div_(255)
         labels = dataset.train.labels if options.conditional else None
@@ -126,7 +128,7 @@ class Eager:
                 fake = generator(self.noise(), labels)
             fake = fake.float().requires_grad_(penalised)
             real_logits, class_loss = self.judge(x.requires_grad_(penalised), labels)
-            fake_logits = discriminator(fake, labels, self.rng).float()
+            fake_logits = discriminator(fake, labels, self.dropout).float()
             d_loss = loss.discriminator(real_logits, fake_logits) * self.options.d_loss_scale
             total = d_loss + class_loss
             if penalised and penalty is not None:
@@ -140,8 +142,9 @@ class Eager:
         discriminator.requires_grad_(requires_grad=False)
         with self.low:
             with torch.no_grad():
-                rivals = discriminator(x, labels, self.rng).float() if loss.paired else real_logits
-            g_loss = loss.generator(rivals, discriminator(generator(self.noise(), labels), labels, self.rng).float())
+                rivals = discriminator(x, labels, self.dropout).float() if loss.paired else real_logits
+            fake_logits = discriminator(generator(self.noise(), labels), labels, self.dropout).float()
+            g_loss = loss.generator(rivals, fake_logits)
         self.g_optimiser.zero_grad()
         self.backward(g_loss)
         self.g_optimiser.step()
@@ -155,7 +158,7 @@ class Eager:
         self.d_optimiser.zero_grad()
         with self.low:
             real_logits, class_loss = self.judge(x, labels)
-            fake_logits = discriminator(generator(self.noise(), labels), labels, self.rng).float()
+            fake_logits = discriminator(generator(self.noise(), labels), labels, self.dropout).float()
             d_loss = loss.discriminator(real_logits, fake_logits) * self.options.d_loss_scale
             g_loss = loss.generator(real_logits, fake_logits)
         torch.autograd.backward(g_loss, inputs=list(generator.parameters()), retain_graph=True)
@@ -167,9 +170,9 @@ class Eager:
     def judge(self, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor | float]:
         """D's logits of real images, and the class head's loss where there are labels."""
         if labels is None:
-            return self.discriminator(x, None, self.rng).float(), 0.0
+            return self.discriminator(x, None, self.dropout).float(), 0.0
         weight = self.options.class_loss
-        logits, _, scores = self.discriminator.judge(x, labels, self.rng, detach=weight == 0)
+        logits, _, scores = self.discriminator.judge(x, labels, self.dropout, detach=weight == 0)
         return logits.float(), F.cross_entropy(scores.float(), labels) * (weight or 1.0)
 
     def noise(self) -> Tensor:

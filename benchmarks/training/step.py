@@ -31,7 +31,7 @@ from benchmarks.tools.process import ROOT
 from benchmarks.tools.report import Check, finish, table
 from benchmarks.training.eager import TINY, Eager, tiny_images
 from models.commands.signals import StopOnSignal
-from models.commands.train_loop import REPORT_EVERY, TrainingLoop
+from models.commands.training.loop import REPORT_EVERY, TrainingLoop
 from models.data.load import Dataset, load_dataset
 from models.spec import PRESETS, TrainingOptions
 from models.training import trainer

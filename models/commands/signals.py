@@ -15,7 +15,7 @@ class StopOnSignal:
     """Turns the first SIGINT or SIGTERM into a flag, so that no step is cut short. The second one acts as usual.
 
     Args:
-        answer: One line that is written to stderr at once.
+        answer: One line that is written to stderr at once; nothing where it is empty.
     """
 
     def __init__(self, answer: str = "") -> None:
@@ -25,6 +25,10 @@ class StopOnSignal:
     def is_set(self) -> bool:
         """Whether the signal has come."""
         return self._event.is_set()
+
+    def set(self) -> None:
+        """As if the signal had come: another process that works on the same got it."""
+        self._event.set()
 
     def check(self) -> None:
         """Leave work that can be done again.
@@ -42,7 +46,8 @@ class StopOnSignal:
         self._event.set()
         signal.signal(number, self._before[signal.Signals(number)])
         with contextlib.suppress(OSError):
-            os.write(2, f"\n{self._answer}\n".encode())  # print() may not be called again while it is at work
+            if self._answer:
+                os.write(2, f"\n{self._answer}\n".encode())  # print() may not be called again while it is at work
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():

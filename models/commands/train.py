@@ -1,9 +1,12 @@
-"""Train a preset on a data set, or go on with a run; the product is RUN/bundle/."""
+"""Train a preset on a data set, or go on with a run; the product is RUN/bundle/.
+
+Under torchrun several processes train together: rank 0 does all that one process does, the others help with the steps.
+"""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -11,12 +14,20 @@ from typing import Any
 import torch
 
 from models.bundle import MAX_MANIFEST_BYTES, BundleError, read_bundle
-from models.commands.arguments import Subparsers, device_of, reading
-from models.commands.continuing import changes_since, numbered_as_begun, require_continuable
-from models.commands.dry_run import dry_run
+from models.commands.arguments import Subparsers, reading
 from models.commands.signals import Interrupted, StopOnSignal
-from models.commands.train_loop import TrainingLoop
-from models.commands.train_options import add_options, default_name, resolve
+from models.commands.training.continuing import (
+    WORLD_SIZE,
+    changes_since,
+    needing_a_word,
+    numbered_as_begun,
+    require_continuable,
+    world_size,
+)
+from models.commands.training.dry_run import dry_run
+from models.commands.training.followers import follow, own_device, recruit
+from models.commands.training.loop import TrainingLoop
+from models.commands.training.options import add_options, default_name, resolve
 from models.data.dataset import listed, printable
 from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import SPLIT_NAMES, lines, summary
@@ -24,11 +35,14 @@ from models.files import remove_folder
 from models.spec import TrainingOptions
 from models.training import publishing, trainer
 from models.training.cost import count_numbers
+from models.training.health import HealthError
+from models.training.ranks import Alone, Ranks, joined
 from models.training.run_folder import RunDir, RunError, environment
 from models.training.snapshots import Snapshots
 from models.training.tensorboard import TensorBoard
 
 ACKNOWLEDGED = "Stopping, with the work saved. Once more ends at once, without saving."
+FAILED, ALARMED = 1, 4
 INTERRUPTED = 130  # the shell's code for a program that Ctrl-C ended
 
 
@@ -40,14 +54,36 @@ def add_to(commands: Subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Train, as the leader of all ranks or as one of its followers."""
+    ranks = joined()
+    if isinstance(ranks, Ranks) and not ranks.leads:
+        return follow(arguments, ranks)
+    try:
+        code = _lead(arguments, ranks)
+    except BaseException as error:
+        ranks.end(_code_of(error))
+        raise
+    ranks.end(code)
+    return code
+
+
+def _code_of(error: BaseException) -> int:
+    """The exit code that the error will end this process with."""
+    if isinstance(error, KeyboardInterrupt):
+        return INTERRUPTED
+    return ALARMED if isinstance(error, HealthError | trainer.DivergedError) else FAILED
+
+
+def _lead(arguments: argparse.Namespace, ranks: Alone) -> int:
     """Check all that can be checked before anything is written; then train."""
-    options, device, folder = resolve(arguments), device_of(arguments), _run_folder(arguments)
+    options, device, folder = resolve(arguments), own_device(arguments, ranks), _run_folder(arguments)
     dataset = _training_data(arguments, options, folder)
-    record, changes = _record(arguments, folder, options, dataset, device)
-    state = trainer.State(options, dataset, device)
-    if changes and arguments.resume:
-        require_continuable(folder, state, dataset, changes, override=arguments.override)
+    record, changes = _record(arguments, folder, options, dataset, device, ranks)
+    state = trainer.State(options, dataset, device, ranks)
+    if arguments.resume and needing_a_word(changes):
+        require_continuable(folder, state, dataset, needing_a_word(changes), override=arguments.override)
     if arguments.dry_run:
+        recruit(arguments, state, dataset, record)
         dry_run(state, summary(dataset), as_json=arguments.json)
         return 0
     print("\n  ".join(lines(summary(dataset))), flush=True)
@@ -69,13 +105,14 @@ def _train_alone(
     found = run.newest_checkpoint() if arguments.resume else None
     if found is not None:
         state.load(*found)
-        print(f"Going on from step {state.step} of {run.path}.", flush=True)
+        print(f"Going on from step {state.step} of {run.path}{_by_how_many(changes)}.", flush=True)
     elif arguments.resume:
         print(f"No checkpoint in {run.path} yet: starting from the beginning.", flush=True)
     if state.step >= options.steps and _is_published(run, name, state.step):
         print(f"Nothing to do: {run.bundle} is finished at step {state.step}.")
         remove_folder(run.preview)  # a kill may have come before that
         return 0
+    recruit(arguments, state, dataset, record)
     if changes:
         record["overrides"].append({"step": state.step, "changes": changes})
     run.save_data(summary(dataset))  # first: a record without it is an earlier release's
@@ -83,6 +120,7 @@ def _train_alone(
     run.truncate_stats(state.step)
     print(_first_line(state, dataset, run), flush=True)
     stop = StopOnSignal(ACKNOWLEDGED)
+    state.ranks.watch(stop)
     with (
         stop,
         TrainingProgress(options.steps, state.step) as progress,
@@ -112,6 +150,14 @@ def _train_alone(
     return 0
 
 
+def _by_how_many(changes: Mapping[str, Sequence[Any]]) -> str:
+    """What is said where another number of processes goes on with a run."""
+    if WORLD_SIZE not in changes:
+        return ""
+    before, now = (f"{count} process{'es' if count > 1 else ''}" for count in changes[WORLD_SIZE])
+    return f" by {now}, after {before}: sums will differ in their last bits from those of {before}"
+
+
 def _first_line(state: trainer.State, dataset: Dataset, run: RunDir) -> str:
     """What is about to be done, for whoever looks at the log hours later."""
     options, image = state.options, state.image
@@ -121,7 +167,8 @@ def _first_line(state: trainer.State, dataset: Dataset, run: RunDir) -> str:
         f"Training {options.preset} on {dataset.name}: {len(dataset.train.images):,} images of "
         f"{image.width}×{image.height}, {kind}, {f'{state.classes} classes' if state.classes else 'no classes'}; "
         f"{generator:,} parameters in G, {discriminator:,} in D; "
-        f"{options.steps:,} steps of {options.batch_size} images, from step {state.step:,}; {state.device}; {run.path}"
+        f"{options.steps:,} steps of {options.batch_size} images, from step {state.step:,}; {state.device}"
+        f"{f', {state.ranks.size} processes' if state.ranks.size > 1 else ''}; {run.path}"
     )
 
 
@@ -139,11 +186,18 @@ def _run_folder(arguments: argparse.Namespace) -> RunDir:
 
 
 def _record(
-    arguments: argparse.Namespace, run: RunDir, options: TrainingOptions, dataset: Dataset, device: torch.device
+    arguments: argparse.Namespace,
+    run: RunDir,
+    options: TrainingOptions,
+    dataset: Dataset,
+    device: torch.device,
+    ranks: Alone,
 ) -> tuple[dict[str, Any], dict[str, list[Any]]]:
     """What the run's folder and manifest will say of the run, and what has changed since it was begun."""
     before = run.record() or {}
-    threads = before.get("threads", torch.get_num_threads())
+    threads = torch.get_num_threads()
+    if world_size(before) == ranks.size:
+        threads = before.get("threads", threads)
     if device.type == "cpu":
         if threads != torch.get_num_threads():
             _say(arguments, f"Computing on {threads} threads, as the run was begun.")
@@ -163,6 +217,7 @@ def _record(
         },
         "preparation": None if dataset.preparation is None else asdict(dataset.preparation),
         "overrides": before.get("overrides", []),
+        WORLD_SIZE: ranks.size,
         **environment(device),
     }
     return record, changes_since({"name": name, **before} if before else {}, record)

@@ -7,6 +7,7 @@ and dropout happens only where a generator of random numbers is handed in, so th
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -24,6 +25,8 @@ from models.spec import (
 )
 
 SLOPE = 0.2  # of a leaky ReLU below zero
+
+Dropout = Callable[[Tensor, float], Tensor]  # `drop` with random numbers of its own
 
 
 class MLPGenerator(nn.Module):
@@ -72,15 +75,15 @@ class MaxoutDiscriminator(nn.Module):
         if classes:
             self.class_head = nn.Linear(widths[-1], classes)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, dropout: torch.Generator | None = None) -> Tensor:
-        """(n, c, h, w) pixels → (n,) logits. Units are dropped only where `dropout` is there to draw the masks."""
+    def forward(self, images: Tensor, labels: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:
+        """(n, c, h, w) pixels → (n,) logits. Units are dropped only where `dropout` is there to do it."""
         x = _beside(images.flatten(1), labels, self.classes)
         for layer, keep in zip((*self.layers, self.output), self.keep, strict=True):
-            x = layer(x if dropout is None else drop(x, keep, dropout))
+            x = layer(x if dropout is None else dropout(x, keep))
         return x.squeeze(1)
 
     def judge(
-        self, images: Tensor, labels: Tensor, dropout: torch.Generator | None = None, *, detach: bool = False
+        self, images: Tensor, labels: Tensor, dropout: Dropout | None = None, *, detach: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """As `ConvDiscriminator.judge`. The class head reads the last hidden layer of a pass without a label."""
         x = F.pad(images.flatten(1), (0, self.classes))
@@ -163,13 +166,13 @@ class ConvDiscriminator(nn.Module):
             self.embedding = _embedding(classes, channels[-1])
             self.class_head = nn.Linear(channels[-1], classes)
 
-    def forward(self, images: Tensor, labels: Tensor | None = None, dropout: torch.Generator | None = None) -> Tensor:  # noqa: ARG002 — nothing is dropped here
+    def forward(self, images: Tensor, labels: Tensor | None = None, dropout: Dropout | None = None) -> Tensor:  # noqa: ARG002 — nothing is dropped here
         """(n, c, size, size) pixels → (n,) logits. Nothing is dropped."""
         _check(labels, self.classes)
         return self._logits(self._features(images), labels)
 
     def judge(
-        self, images: Tensor, labels: Tensor, dropout: torch.Generator | None = None, *, detach: bool = False
+        self, images: Tensor, labels: Tensor, dropout: Dropout | None = None, *, detach: bool = False
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All that D says of images, where it has classes. An unknown label, −1, becomes the likeliest one.
 
@@ -197,9 +200,13 @@ class ConvDiscriminator(nn.Module):
         return logits if labels is None else logits + (self.embedding(labels) * h).sum(dim=1) / math.sqrt(h.shape[1])
 
 
-def drop(x: Tensor, keep: float, rng: torch.Generator) -> Tensor:
-    """Zero each number with probability 1 − keep and divide the rest by keep, so that the mean stays."""
-    return x * torch.empty_like(x).bernoulli_(keep, generator=rng).div_(keep)
+def drop(x: Tensor, keep: float, rng: torch.Generator, rank: int = 0, ranks: int = 1) -> Tensor:
+    """Zero each number with probability 1 − keep and divide the rest by keep, so that the mean stays.
+
+    Where `ranks` processes share a batch and x is the rows of one of them, masks are drawn for the whole batch.
+    """
+    whole = x.new_empty((ranks * len(x), *x.shape[1:])).bernoulli_(keep, generator=rng)
+    return x * whole[rank * len(x) :][: len(x)].div_(keep)
 
 
 def fill_uniform(net: nn.Module, bound: float, rng: torch.Generator) -> None:

@@ -28,9 +28,14 @@ class Cost:
 
 
 def measure_step(state: State) -> Cost:
-    """Train a few steps and time them. The state moves, so a run should not start from it."""
+    """Train a few steps and time them, on all ranks. The state moves, so a run should not start from it."""
     taken: list[float] = []
-    while len(taken) < MOST_STEPS + WARM_STEPS and (len(taken) <= WARM_STEPS or sum(taken) < ENOUGH_S):
+
+    def is_too_little() -> bool:
+        count = len(taken)
+        return count < MOST_STEPS + WARM_STEPS and (count <= WARM_STEPS or sum(taken) < ENOUGH_S)
+
+    while state.ranks.any(flag=is_too_little()):
         started = time.perf_counter()
         train_step(state).tolist()  # waits for the device
         taken.append(time.perf_counter() - started)

@@ -17,6 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,15 +29,18 @@ from models.data.load import Dataset
 from models.evaluation.metric_suite import FrechetOnValidation, rows_wanted
 from models.inference.noise import sampled_labels
 from models.networks import (
+    Dropout,
     MLPGenerator,
     TrainedDiscriminator,
     TrainedGenerator,
     build_networks,
+    drop,
     fill_fixup,
     fill_uniform,
 )
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions, half_cosine
 from models.training.losses import LOSSES, gradient_penalty
+from models.training.ranks import Alone
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
 
@@ -106,10 +110,19 @@ class State:
     """All that a run has computed so far: both nets, G's average, both optimisers, the step, and the best weights.
 
     Raises:
-        TrainingError: The options need labels or more images than the data has, or the nets can't make such images.
+        TrainingError: The options need labels or more images than the data has, the nets can't make such images, or
+            the ranks can't share a mini-batch.
     """
 
-    def __init__(self, options: TrainingOptions, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, options: TrainingOptions, dataset: Dataset, device: torch.device, ranks: Alone | None = None
+    ) -> None:
+        self.ranks = ranks or Alone()
+        if options.batch_size % self.ranks.size:
+            raise TrainingError(
+                f"{self.ranks.size} processes can't share mini-batches of {options.batch_size} images: "
+                "--batch-size takes a multiple"
+            )
         self.options = options
         self.device = device
         self.step = 0
@@ -323,10 +336,14 @@ def initialise(
 
 
 def train_step(state: State) -> Tensor:
-    """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z)))."""
+    """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z))).
+
+    On one rank of several, they are those of its rows.
+    """
     options, data, m = state.options, state.data, state.options.batch_size
     generator, discriminator, loss = state.generator, state.discriminator, LOSSES[options.generator_loss]
     rng = torch.Generator(state.device).manual_seed(derived_seed(options.seed, "step", state.step))
+    dropout = partial(drop, rng=rng, rank=state.ranks.rank, ranks=state.ranks.size)
     low = torch.autocast(state.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     _schedule(state.g_optimiser, options.generator_optimiser, state)
     _schedule(state.d_optimiser, options.discriminator_optimiser, state)
@@ -334,39 +351,39 @@ def train_step(state: State) -> Tensor:
     if options.update == "alternating":
         for turn in range(options.d_steps):
             update = state.step * options.d_steps + turn
-            images, labels = data.take(update * m, m)
+            images, labels = data.take(*state.ranks.part(update * m, m))
             penalty, gamma = options.penalty, penalty_weight(state, update)
             with low:
                 with torch.no_grad():
                     fake = generator(_noise(state, rng), labels)
                 images.requires_grad_(gamma > 0)
                 fake = fake.float().requires_grad_(gamma > 0)
-                real_logits, class_loss = _real_logits(state, images, labels, rng)
-                fake_logits = discriminator(fake, labels, rng).float()
+                real_logits, class_loss = _real_logits(state, images, labels, dropout)
+                fake_logits = discriminator(fake, labels, dropout).float()
                 d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
                 total = d_loss + class_loss
                 if penalty and gamma and penalty.r1:
                     total = total + gamma * gradient_penalty(real_logits, images)
                 if penalty and gamma and penalty.r2:
                     total = total + gamma * gradient_penalty(fake_logits, fake)
-            _descend(total, discriminator, state.d_optimiser)
+            _descend(total, discriminator, state.d_optimiser, state.ranks)
         with low:
             with torch.no_grad():
-                rivals = discriminator(images, labels, rng).float() if loss.paired else real_logits
-            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
+                rivals = discriminator(images, labels, dropout).float() if loss.paired else real_logits
+            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, dropout).float()
             g_loss = loss.generator(rivals, fake_logits)
-        _descend(g_loss, generator, state.g_optimiser)
+        _descend(g_loss, generator, state.g_optimiser, state.ranks)
     else:
-        images, labels = data.take(state.step * m, m)
+        images, labels = data.take(*state.ranks.part(state.step * m, m))
         with low:
-            real_logits, class_loss = _real_logits(state, images, labels, rng)
-            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, rng).float()
+            real_logits, class_loss = _real_logits(state, images, labels, dropout)
+            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, dropout).float()
             d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
             g_loss = loss.generator(real_logits, fake_logits)
         g_gradients = torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True)
         d_gradients = torch.autograd.grad(d_loss + class_loss, list(discriminator.parameters()))
-        _apply(g_gradients, generator, state.g_optimiser)
-        _apply(d_gradients, discriminator, state.d_optimiser)
+        _apply(g_gradients, generator, state.g_optimiser, state.ranks)
+        _apply(d_gradients, discriminator, state.d_optimiser, state.ranks)
 
     state.step += 1
     if state.average is not None:
@@ -388,10 +405,10 @@ def train(
     """Step until `steps` generator updates are done or `stopped()`, and yield a report whenever the caller has work.
 
     That is at the multiples of each number in `report_every`, at those of `score_every`, and at the end. `stepped` is
-    told of every step.
+    told of every step. Several ranks take the same steps and yield at the same ones, so `stopped` gives all one answer.
 
     Raises:
-        DivergedError: A loss or a weight is no longer a finite number.
+        DivergedError: A loss or a weight is no longer a finite number. The leader alone looks.
     """
     sums, counted = torch.zeros(4, device=state.device), 0
     started, seconds_before = time.perf_counter(), state.seconds
@@ -403,8 +420,9 @@ def train(
         stop = stopped() or state.step == steps
         if not stop and all(state.step % every for every in (*report_every, state.options.score_every)):
             continue
-        d_loss, g_loss, d_real, d_fake = (sums / counted).tolist()
-        if not (math.isfinite(d_loss + g_loss) and state.is_finite()):
+        (means,) = state.ranks.mean([sums / counted])
+        d_loss, g_loss, d_real, d_fake = means.tolist()
+        if state.ranks.leads and not (math.isfinite(d_loss + g_loss) and state.is_finite()):
             raise DivergedError(f"training diverged by step {state.step}: loss of D {d_loss:.4g}, of G {g_loss:.4g}")
         now = time.perf_counter()
         state.seconds = seconds_before + now - started
@@ -417,13 +435,13 @@ def train(
 
 
 def _real_logits(
-    state: State, images: Tensor, labels: Tensor | None, rng: torch.Generator
+    state: State, images: Tensor, labels: Tensor | None, dropout: Dropout
 ) -> tuple[Tensor, Tensor | float]:
     """D's logits of real images, and the weighted cross-entropy of its class head; 0 without classes."""
     if labels is None:
-        return state.discriminator(images, None, rng).float(), 0.0
+        return state.discriminator(images, None, dropout).float(), 0.0
     weight = state.options.class_loss
-    logits, _, scores = state.discriminator.judge(images, labels, rng, detach=weight == 0)
+    logits, _, scores = state.discriminator.judge(images, labels, dropout, detach=weight == 0)
     return logits.float(), F.cross_entropy(scores.float(), labels) * (weight or 1.0)
 
 
@@ -446,19 +464,20 @@ def _moved(state: State, start: float, final: float | None) -> float:
 
 
 def _noise(state: State, rng: torch.Generator) -> Tensor:
-    """(m, dim) latents of mean 0 and variance 1."""
+    """(m, dim) latents of mean 0 and variance 1, or this rank's part of them."""
     shape = (state.options.batch_size, state.options.latent.dim)
     if state.options.latent.distribution == "normal":
-        return torch.randn(shape, generator=rng, device=state.device)
-    return torch.rand(shape, generator=rng, device=state.device).mul_(2).sub_(1).mul_(math.sqrt(3))
+        return state.ranks.mine(torch.randn(shape, generator=rng, device=state.device))
+    z = torch.rand(shape, generator=rng, device=state.device)
+    return state.ranks.mine(z).mul_(2).sub_(1).mul_(math.sqrt(3))
 
 
-def _descend(loss: Tensor, net: nn.Module, optimiser: Optimiser) -> None:
-    _apply(torch.autograd.grad(loss, list(net.parameters())), net, optimiser)
+def _descend(loss: Tensor, net: nn.Module, optimiser: Optimiser, ranks: Alone) -> None:
+    _apply(torch.autograd.grad(loss, list(net.parameters())), net, optimiser, ranks)
 
 
-def _apply(gradients: tuple[Tensor, ...], net: nn.Module, optimiser: Optimiser) -> None:
-    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+def _apply(gradients: tuple[Tensor, ...], net: nn.Module, optimiser: Optimiser, ranks: Alone) -> None:
+    for parameter, gradient in zip(net.parameters(), ranks.mean(gradients), strict=True):
         # The fused kernels read a gradient in the order of its memory, whatever its strides say.
         parameter.grad = gradient.contiguous()
     optimiser.step()

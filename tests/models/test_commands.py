@@ -27,7 +27,7 @@ from models.__main__ import command_parser, main
 from models.bundle import NAME_PATTERN, read_bundle
 from models.commands import train as train_command
 from models.commands.signals import Interrupted, StopOnSignal
-from models.commands.train_options import PRESET_WORDS, default_name, resolve
+from models.commands.training.options import PRESET_WORDS, default_name, resolve
 from models.data.load import load_dataset
 from models.images.preparation import Preparation
 from models.spec import (

@@ -1,5 +1,6 @@
 """The nets against naive loops and NumPy, dropout's mean, labels, and the numbers of the paper's experiment."""
 
+from functools import partial
 from itertools import pairwise
 from typing import TypeVar
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from models.networks import (
     ConvDiscriminator,
     ConvGenerator,
+    Dropout,
     Maxout,
     MaxoutDiscriminator,
     MLPGenerator,
@@ -123,13 +125,25 @@ def test_keeping_everything_is_the_identity() -> None:
     assert torch.equal(drop(x, 1.0, torch.Generator().manual_seed(0)), x)
 
 
-def test_dropout_needs_a_generator_and_repeats_with_its_seed() -> None:
-    """Without one D is a plain function, in train mode too; with one, the masks are those of the seed."""
+def test_the_parts_of_a_batch_have_the_masks_of_the_whole() -> None:
+    """What several processes drop, each from its rows, is what one process drops from all rows."""
+    x = numbers(6, 5)
+    whole = drop(x, 0.5, torch.Generator().manual_seed(7))
+    parts = [drop(x[2 * rank :][:2], 0.5, torch.Generator().manual_seed(7), rank, 3) for rank in range(3)]
+    assert torch.equal(torch.cat(parts), whole)
+
+
+def dropout(seed: int) -> Dropout:
+    return partial(drop, rng=torch.Generator().manual_seed(seed))
+
+
+def test_dropout_repeats_with_its_seed() -> None:
+    """Without it D is a plain function, in train mode too; with one, the masks are those of the seed."""
     _, discriminator = nets()
     images = numbers(16, *IMAGE.shape)
     discriminator.train()
     assert torch.equal(discriminator(images), discriminator(images))
-    first, again, other = (discriminator(images, None, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    first, again, other = (discriminator(images, None, dropout(seed)) for seed in (5, 5, 6))
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert not torch.equal(first, discriminator(images))
@@ -144,7 +158,7 @@ def test_dropout_acts_on_the_input_and_on_every_hidden_layer() -> None:
     x = images.flatten(1)
     for layer, keep in zip((*discriminator.layers, discriminator.output), discriminator.keep, strict=True):
         x = layer(drop(x, keep, rng))
-    assert torch.equal(discriminator(images, None, torch.Generator().manual_seed(11)), x[:, 0])
+    assert torch.equal(discriminator(images, None, dropout(11)), x[:, 0])
 
 
 def test_labels_stand_one_hot_beside_the_input() -> None:

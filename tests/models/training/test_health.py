@@ -64,7 +64,7 @@ def few_images(dataset: Dataset, path: Path) -> Path:
 
 def run_of(options: TrainingOptions, data: Path | str, out: Path, monkeypatch: pytest.MonkeyPatch, *more: str) -> int:
     # Large mini-batches and few steps take the least time.
-    monkeypatch.setattr("models.commands.train_loop.REPORT_EVERY", 10)
+    monkeypatch.setattr("models.commands.training.loop.REPORT_EVERY", 10)
     sick = {"preset": "sick", "score_every": 10**6, "batch_size": 500}
     monkeypatch.setitem(PRESETS, "sick", options.model_copy(update=sick))
     command = ["train", "--preset", "sick", "--data", str(data), "--out", str(out), "--device", "cpu"]

@@ -1,5 +1,6 @@
 """The loop of the train command: steps, and what comes between them: figures, checkpoints, snapshots and scores."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class TrainingLoop:
         options = self.state.options
         self.probe = Probe(self.state, snapshots.dataset)
         self.monitor = HealthMonitor(options.batch_size * options.d_steps, self.run_folder.stats())
+        self._is_last = False
 
     def run(self) -> None:
         """Take the steps.
@@ -55,25 +57,30 @@ class TrainingLoop:
         self.snapshots.begin()
         if state.is_score_due:  # what ended the run before came in the midst of it
             self._score()
-        every = (REPORT_EVERY, self.checkpoint_every, *([self.sample_every] if self.sample_every else ()))
+        state.ranks.go_on()
         for report in trainer.train(
             *(state, state.options.steps),
-            report_every=every,
-            stopped=self.stop.is_set,
+            report_every=reports(self.checkpoint_every, self.sample_every),
+            stopped=self._stopped,
             stepped=self.progress.stepped,
         ):
             self._record(report)
-            is_last = self.stop.is_set()  # a signal that comes later has the next step to finish
-            is_saved = is_last or state.is_score_due or state.step % self.checkpoint_every == 0
+            is_saved = self._is_last or state.is_score_due or state.step % self.checkpoint_every == 0
             if is_saved:
                 self._save()
             if is_saved or is_sample_due(state.step, self.sample_every):
                 self.snapshots.take()
-            if is_last:
+            if self._is_last:
                 raise Interrupted
             if state.is_score_due:
                 self._score()
+            state.ranks.go_on()
         self.stop.check()
+
+    def _stopped(self) -> bool:
+        """Whether a signal has come to any rank. One that comes later has the next step to finish."""
+        self._is_last = self.state.ranks.any(flag=self.stop.is_set())
+        return self._is_last
 
     def shown(self, what: str) -> Show:
         """Show how far something has come, and leave it where a signal has come."""
@@ -99,7 +106,7 @@ class TrainingLoop:
         if self.alarms == "stop" and raised and raised[0].stop:
             kept = run.go_back(self.monitor.good_step)
             self.snapshots.report(must=True)
-            raise HealthError(_stopped(state.step, raised[0], kept))
+            raise HealthError(_words_of_end(state.step, raised[0], kept))
 
     def _save(self) -> None:
         state = self.state
@@ -116,7 +123,12 @@ class TrainingLoop:
         self.snapshots.report()
 
 
-def _stopped(step: int, alarm: Alarm, kept: int | None) -> str:
+def reports(checkpoint_every: int, sample_every: int | None) -> Sequence[int]:
+    """At multiples of which numbers something comes between two steps, beside scores."""
+    return REPORT_EVERY, checkpoint_every, *([sample_every] if sample_every else ())
+
+
+def _words_of_end(step: int, alarm: Alarm, kept: int | None) -> str:
     if kept is None:
         return f"stopped at step {step}, before the first checkpoint: {alarm}"
     return (f"stopped at step {step}: {alarm}. The checkpoint of step {kept} is kept: --resume --steps {kept} makes a "

@@ -8,6 +8,7 @@ from models.training.run_folder import RunDir, RunError
 from models.training.trainer import State
 
 DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
+WORLD_SIZE = "world_size"  # in the record: how many processes train; their number decides sums too
 Changes = dict[str, list[Any]]
 
 
@@ -42,6 +43,7 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         {
             **record.get("options", {}),
             **{key: record.get(key) for key in ("name", "data", "preparation", *DECIDES_SUMS)},
+            WORLD_SIZE: world_size(record),
         }
         for record in (before, now)
     )
@@ -51,6 +53,17 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
     if "data" in changes and _checksum(old["data"]) == _checksum(new["data"]):
         del changes["data"]
     return changes
+
+
+def world_size(record: Mapping[str, Any]) -> int:
+    """How many processes computed the run last; one where the record is older than that there could be more."""
+    return int(record.get(WORLD_SIZE, 1))
+
+
+def needing_a_word(changes: Changes) -> Changes:
+    """The changes that are not made unasked. Another number of processes needs no word, nor what threads it brings."""
+    unasked = {WORLD_SIZE, "threads"} if WORLD_SIZE in changes else set()
+    return {key: values for key, values in changes.items() if key not in unasked}
 
 
 def require_continuable(run: RunDir, state: State, dataset: Dataset, changes: Changes, *, override: bool) -> None:

@@ -35,7 +35,8 @@ def _facts(state: State, data: Summary, counts: Mapping[str, int], cost: Cost) -
 
 
 def _table(state: State, data: Summary, counts: Mapping[str, int], cost: Cost) -> list[tuple[str, str]]:
-    options = state.options
+    options, ranks = state.options, state.ranks.size
+    by = f", {ranks} processes together" if ranks > 1 else ""
     nets = ", ".join(f"{name} with {count:,} parameters" for name, count in counts.items())
     labels = "class-conditional" if options.conditional else "unconditional"
     first, *more = lines(data)
@@ -43,7 +44,7 @@ def _table(state: State, data: Summary, counts: Mapping[str, int], cost: Cost) -
         ("data", first),
         *(("", line) for line in more),
         ("nets", f"{options.preset}, {labels}: {nets}"),
-        ("step", f"{options.batch_size} images, {duration(cost.step_s)}: {cost.images_per_s:,.0f} images/s"),
+        ("step", f"{options.batch_size} images, {duration(cost.step_s)}: {cost.images_per_s:,.0f} images/s{by}"),
         ("memory", "unknown" if cost.memory_bytes is None else f"{cost.memory_bytes / 2**20:,.0f} MiB"),
         ("time", f"{duration(options.steps * cost.step_s)} for {options.steps:,} steps, and that of the scores"),
     ]
