@@ -21,6 +21,7 @@ class OnRay(Prometheus):
         configuration = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
         (job,) = configuration["scrape_configs"]
         (found,) = job["file_sd_configs"]
+        found["refresh_interval"] = "2s"
         found["files"] = [str(cluster.folder / "ray" / Path(*found["files"]).name)]
         configuration["global"] = {"scrape_interval": "2s", "scrape_timeout": "2s", "evaluation_interval": "2s"}
         configuration["rule_files"] = []
@@ -31,15 +32,23 @@ def test_each_replica_has_its_series(cluster: Cluster, tmp_path: Path) -> None:
     """By their own names, each with the label `replica`, and panels of the dashboard have values."""
     if shutil.which("prometheus") is None:
         pytest.skip("prometheus is not installed")
-    replicas = {replica.id for replica in cluster.wait_until_running(2)}
     with OnRay(tmp_path, cluster).running() as prometheus, Load().running() as load:
         load.wait_for(500)
 
         def seen(expression: str) -> set[str]:
             return {labels["replica"] for labels, value in prometheus.query(expression) if value > 0}
 
-        wait_for(lambda: seen('gan_requests_total{route="/sample",status="200"}') >= replicas)
-        wait_for(lambda: seen("rate(gan_request_duration_seconds_bucket[30s])") >= replicas)
+        def have_been_seen(expression: str) -> bool:
+            """Those that run now: Ray may have replaced one."""
+            return seen(expression) >= {replica.id for replica in cluster.wait_until_running(2)}
+
+        try:
+            wait_for(lambda: have_been_seen('gan_requests_total{route="/sample",status="200"}'))
+            wait_for(lambda: have_been_seen("rate(gan_request_duration_seconds_bucket[30s])"))
+        except AssertionError:
+            print(cluster.replicas(), cluster.answered(), prometheus.get("/targets"), cluster.logs(), sep="\n")
+            raise
+        replicas = {replica.id for replica in cluster.wait_until_running(2)}
         for name in ("gan_ready", "gan_bundle_info", "gan_engine_threads", "process_resident_memory_bytes"):
             assert seen(name) >= replicas
         # A replica keeps to the one processor that is reserved for it.
