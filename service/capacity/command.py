@@ -16,11 +16,9 @@ import json
 import math
 import signal
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import NoReturn
+from typing import Any, TypeVar
 
 from service.capacity.measure import Driver, Plan, Seen
 from service.capacity.need import highest_scale, replicas_for, settings_for
@@ -34,6 +32,7 @@ if sys.platform == "win32":
 else:
     from uvloop import new_event_loop
 
+T = TypeVar("T")
 DESCRIPTION = "Measure this machine with these bundles, and say which settings and how many replicas a load needs."
 CURVE = (0.4, 0.6, 0.8, 1.0)  # of the knee
 CHECKED = 0.7  # of the knee, unless the traffic says which rate each replica gets
@@ -76,8 +75,8 @@ def run(
     plan = plan or Plan(connections=_allow_connections(Plan().connections))
     try:
         traffic = None if arguments.traffic is None else read_traffic(arguments.traffic, settings.max_count)
-        with _stopped_by_signals(), asyncio.Runner(loop_factory=new_event_loop) as runner:
-            found = runner.run(_find(settings, flags, workers, arguments.p99_ms, traffic, plan))
+        with asyncio.Runner(loop_factory=new_event_loop) as runner:
+            found = runner.run(_until_a_signal(_find(settings, flags, workers, arguments.p99_ms, traffic, plan)))
     except TrafficError as error:
         return _say(str(error), BAD_ARGUMENT)
     except StartError as error:
@@ -175,22 +174,28 @@ def _allow_connections(count: int) -> int:
     return count
 
 
-class _StoppedError(BaseException):
-    """A signal says to stop. The service that was started is stopped on the way out."""
+class _StoppedError(Exception):
+    """A signal has said to stop."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
         self.number = number
 
 
-@contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    def stop(number: int, _: FrameType | None) -> NoReturn:
-        raise _StoppedError(number)
+async def _until_a_signal(work: Coroutine[Any, Any, T]) -> T:
+    """Do the work; a signal cancels it, so that the service that it has started is stopped on the way out."""
+    task, told = asyncio.create_task(work), list[int]()
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    def stop(number: int) -> None:
+        told.append(number)
+        task.cancel()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with contextlib.suppress(NotImplementedError):  # on Windows
+            asyncio.get_running_loop().add_signal_handler(number, stop, number)
     try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        return await task
+    except asyncio.CancelledError:
+        if told:
+            raise _StoppedError(told[0]) from None
+        raise
