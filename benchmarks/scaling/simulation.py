@@ -72,6 +72,7 @@ class Worker:
         coming = deque(requests)
         self._loop: deque[tuple[_Request, float, bool]] = deque()  # who, until when, and whether it is an answer
         self._queue: list[_Request] = []
+        self._expects_more = False
         self._waiting = 0  # rows in it that no batch has taken
         self._batch: list[tuple[_Request, int]] = []
         self._left_s = NEVER  # of the batch, on a processor of its own
@@ -120,9 +121,10 @@ class Worker:
         if self._wait_until == NEVER:
             self._began = self.now
         is_alone = self._callers == self._callers_before == 1
-        if is_alone or not self._has_company() or self._waiting >= SHARING.enough_rows:
+        self._expects_more = self._has_company() and self._waiting < self._rows_before
+        if is_alone or self._waiting >= SHARING.enough_rows:
             self._starts_batch(deque())
-        elif self._waiting < self._rows_before:  # clients who were just answered may come again
+        elif self._expects_more:  # clients who were just answered may come again
             self._wait_until = min(self._last_arrival + self._gap_s, self._began + MOST_WAIT_S)
         else:
             self._wait_until = self.now  # once the loop has read what it has in hand
@@ -132,7 +134,7 @@ class Worker:
         return self._callers > 1 or was_just_answered
 
     def _starts_batch(self, _: deque[_Request]) -> None:
-        if self._wait_until != NEVER:  # it has waited, and not in vain where at least half came back
+        if self._wait_until != NEVER and self._expects_more:  # not in vain where at least half came back
             came_back = 2 * self._waiting >= self._rows_before
             self._gap_s = min(MOST_GAP_S, 2 * self._gap_s) if came_back else max(LEAST_GAP_S, self._gap_s / 2)
         self._wait_until = NEVER
