@@ -3,16 +3,12 @@
 import asyncio
 import contextlib
 import io
-import os
 import re
-import shutil
 import signal
-import socket
 import ssl
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -24,18 +20,12 @@ import numpy as np
 import pytest
 
 from benchmarks.tools.process import Service
+from benchmarks.tools.proxies import EXAMPLES, free_port, proxying, why_not
 from models.bundle import Bundle
 from service.settings import Settings
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-EXAMPLES = {"nginx": ROOT / "deploy/proxies/nginx.conf", "haproxy": ROOT / "deploy/proxies/haproxy.cfg"}
-PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin"
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        return int(one.getsockname()[1])
 
 
 @pytest.fixture(scope="module")
@@ -59,43 +49,10 @@ class Proxy(NamedTuple):
 @contextlib.contextmanager
 def proxy(name: str, folder: Path, files: tuple[Path, Path], ports: tuple[int, int]) -> Iterator[Proxy]:
     """The example, in front of these ports of this machine."""
-    program = shutil.which(name, path=PATH)
-    if program is None:
-        pytest.skip(f"needs {name}")
-    if name == "nginx" and os.geteuid() != 0:
-        pytest.skip("nginx has its folders for temporary files to itself")
-    port, both = free_port(), folder / "tls.pem"
-    both.write_bytes(files[0].read_bytes() + files[1].read_bytes())
-    text = EXAMPLES[name].read_text()
-    for ours, theirs in {
-        "listen 8443": f"listen 127.0.0.1:{port}",
-        "bind :8443": f"bind 127.0.0.1:{port}",
-        "/etc/ssl/gan/tls.crt": str(files[0]),
-        "/etc/ssl/gan/tls.key": str(files[1]),
-        "/etc/ssl/gan/tls.pem": str(both),
-        "/var/cache/nginx/gan": str(folder / "cache"),
-        "127.0.0.1:8001": f"127.0.0.1:{ports[0]}",
-        "127.0.0.1:8002": f"127.0.0.1:{ports[1]}",
-    }.items():
-        text = text.replace(ours, theirs)
-    config = folder / f"{name}.conf"
-    config.write_text(text)
-    options = f"daemon off; user root; pid {folder}/pid; error_log stderr;"
-    command = {
-        "nginx": [program, "-p", str(folder), "-c", str(config), "-e", "stderr", "-g", options],
-        "haproxy": [program, "-db", "-f", str(config)],
-    }[name]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    try:
-        for _ in range(600):
-            assert process.poll() is None, process.stderr and process.stderr.read()
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
-                break
-            time.sleep(0.05)
+    if reason := why_not(name):
+        pytest.skip(reason)
+    with proxying(name, folder, ports, files) as port:
         yield Proxy(name, f"https://127.0.0.1:{port}", ssl.create_default_context(cafile=str(files[0])))
-    finally:
-        process.terminate()
-        process.communicate(timeout=60)
 
 
 # ------------------------------------------------------------------------------------------------ two stubs behind each
@@ -107,6 +64,8 @@ class Stub(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Answer)
         self.status, self.asked = 200, 0
+        self.is_asked, self.may_answer = threading.Event(), threading.Event()
+        self.may_answer.set()
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -118,8 +77,12 @@ class _Answer(BaseHTTPRequestHandler):
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
         is_probe = self.path == "/readyz"
         self.server.asked += not is_probe
+        if not is_probe:
+            self.server.is_asked.set()
+            assert self.server.may_answer.wait(60)
         self.send_response(200 if is_probe else self.server.status)
         self.send_header("Retry-After", "3")
+        self.send_header("Cache-Control", "no-store" if is_probe else "public, max-age=60")
         self.send_header("Content-Length", "0")
         self.end_headers()
 
@@ -171,6 +134,23 @@ def test_a_503_is_tried_again_where_that_is_safe(before_stubs: Proxy, stubs: lis
             refused = client.get("/sample")
             assert refused.status_code == 503
             assert int(refused.headers["retry-after"]) in {1, 3}
+
+
+def test_nginx_goes_on_for_a_client_who_left(stubs: list[Stub], tmp_path: Path, files: tuple[Path, Path]) -> None:
+    """What could be kept is computed to its end, and the next client gets it; what can't be is dropped."""
+    with proxy("nginx", tmp_path, files, (stubs[0].server_port, stubs[1].server_port)) as nginx:
+        for stub in stubs:
+            stub.may_answer.clear()
+        with nginx.client() as client, pytest.raises(httpx.ReadTimeout):
+            client.get("/sample?seed=9", timeout=httpx.Timeout(60, read=0.5))
+        assert any(stub.is_asked.wait(60) for stub in stubs)
+        for stub in stubs:
+            stub.may_answer.set()
+        with nginx.client() as client:
+            got: set[str] = set()
+            while got != {"HIT"}:  # once nginx has what the instance answered
+                got = {client.get("/sample?seed=9").headers["x-cache"]}
+        assert sum(stub.asked for stub in stubs) <= 2
 
 
 def test_where_nobody_is_there_clients_hear_when_to_come_back(tmp_path: Path, files: tuple[Path, Path]) -> None:
@@ -249,7 +229,7 @@ def proxies(pair: Pair, files: tuple[Path, Path], tmp_path_factory: pytest.TempP
         yield [
             stack.enter_context(proxy(name, tmp_path_factory.mktemp(name), files, pair.ports))
             for name in EXAMPLES
-            if shutil.which(name, path=PATH)
+            if not why_not(name)
         ] or pytest.skip("needs nginx or haproxy")
 
 
@@ -333,6 +313,28 @@ def test_bodies_over_the_limit_are_refused(proxies: list[Proxy]) -> None:
             size = int(Settings.model_fields["max_body_bytes"].default) + 1
             reply = client.post("/discriminate", content=bytes(size), headers={"Content-Type": "image/png"})
             assert reply.status_code == 413
+
+
+def test_haproxy_takes_out_an_instance_that_is_frozen(proxies: list[Proxy], pair: Pair) -> None:
+    """By its readiness: only what was sent there before has to wait, and it comes back once it goes on."""
+    haproxy = next((one for one in proxies if one.name == "haproxy"), None) or pytest.skip("needs haproxy")
+    frozen = pair.services[0]
+    with ThreadPoolExecutor(4) as pool, haproxy.client(headers={"X-Request-ID": "thawed"}) as client:
+        frozen.send(signal.SIGSTOP)
+        try:
+            asked = [pool.submit(client.get, "/sample", headers={"X-Request-ID": "before"}) for _ in range(4)]
+            in_a_row = 0
+            while in_a_row < 10:  # in turns, so that every other one went to the frozen one before
+                with contextlib.suppress(httpx.ReadTimeout):
+                    in_a_row = in_a_row + 1 if client.get("/sample", timeout=2).status_code == 200 else 0
+                    continue
+                in_a_row = 0
+        finally:
+            frozen.send(signal.SIGCONT)
+        assert {one.result(60).status_code for one in asked} == {200}
+        seen = frozen.log().count('"request_id":"thawed"')
+        while frozen.log().count('"request_id":"thawed"') <= seen + 3:
+            assert client.get("/sample").status_code == 200
 
 
 def test_a_rolling_update_fails_nobody(proxies: list[Proxy], pair: Pair) -> None:
