@@ -8,6 +8,11 @@ Ray calls `middlewares` in its proxies and in front of each replica, where RAY_S
 names it. So this imports little: proxies need no torch.
 """
 
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -41,11 +46,7 @@ class OneRequestId:
 
 
 class InOnePiece:
-    """Keeps a reply's headers until its body is there, where they say how long that is.
-
-    Both are then written in one round of the event loop, and uvloop, which Ray's replicas run on, writes to a socket
-    once a round.
-    """
+    """Keeps headers that say how long the body is until that is there, and has both written at once."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -61,11 +62,51 @@ class InOnePiece:
             if message["type"] == "http.response.start" and has_length(message):
                 kept.append(message)
                 return
-            while kept:
-                await send(kept.pop())
-            await send(message)
+            with one_write(send):
+                while kept:
+                    await send(kept.pop())
+                await send(message)
 
         await self._app(scope, receive, send_together)
+
+
+@contextmanager
+def one_write(send: Send) -> Iterator[None]:
+    """Have uvicorn, whose `send` it is, write what it is sent at once. Another server's is left as it is."""
+    connection = getattr(send, "__self__", None)
+    transport = getattr(connection, "transport", None)
+    if transport is None:
+        yield
+        return
+    together = Together(transport)
+    connection.transport = together  # type: ignore[union-attr]
+    try:
+        yield
+    finally:
+        connection.transport = transport  # type: ignore[union-attr]
+        together.flush()
+
+
+class Together:
+    """A transport that keeps what is written until it is flushed, or until anything else is asked of it."""
+
+    def __init__(self, transport: "asyncio.Transport") -> None:
+        self._transport = transport
+        self._parts: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        """Keep it."""
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        """Write what was kept."""
+        if self._parts:
+            self._transport.write(b"".join(self._parts))
+            self._parts.clear()
+
+    def __getattr__(self, name: str) -> Any:
+        self.flush()  # before it is closed, for one
+        return getattr(self._transport, name)
 
 
 def has_length(start: Message) -> bool:
@@ -74,5 +115,5 @@ def has_length(start: Message) -> bool:
 
 
 def middlewares() -> list[Middleware]:
-    """For Ray Serve, which has these layers be the outermost."""
-    return [Middleware(InOnePiece), Middleware(OneRequestId)]
+    """For Ray Serve, which puts each around those before it, and all around its own."""
+    return [Middleware(OneRequestId), Middleware(InOnePiece)]

@@ -1,8 +1,12 @@
 """What stands in front of the service on Ray: an id for each request, and replies in one piece."""
 
+import asyncio
+import socket
 from collections.abc import Sequence
 
 import pytest
+import uvicorn
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.http.layers.on_ray import NAME, middlewares
@@ -16,7 +20,7 @@ async def in_front(application: ASGIApp, headers: Sequence[tuple[bytes, bytes]],
     async def receive() -> Message:
         raise AssertionError("there is no body")
 
-    for layer in reversed(middlewares()):
+    for layer in middlewares():
         application = layer.cls(application, *layer.args, **layer.kwargs)
     await application({"type": "http", "headers": headers}, receive, send)
 
@@ -81,3 +85,22 @@ async def test_headers_wait_for_a_body_that_is_about_to_come(
 
     await in_front(application, [], send)
     assert sent == turns
+
+
+async def test_headers_and_body_leave_in_one_piece() -> None:
+    """A client of uvicorn, as Ray's replicas run it, gets a whole reply with its first bytes, and the end after it."""
+    application: ASGIApp = Response(b"an image")
+    for layer in middlewares():
+        application = layer.cls(application, *layer.args, **layer.kwargs)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(application, log_config=None, lifespan="off"))
+        serving = asyncio.create_task(server.serve([listening]))
+        reader, writer = await asyncio.open_connection(*listening.getsockname())
+        writer.write(b"GET / HTTP/1.1\r\nHost: it\r\nConnection: close\r\n\r\n")
+        first = await reader.read(2**16)
+        assert first.startswith(b"HTTP/1.1 200 ")
+        assert first.endswith(b"an image")
+        assert await reader.read() == b""
+        writer.close()
+        server.should_exit = True
+        await serving
