@@ -295,11 +295,13 @@ def test_a_killed_rank_ends_all_and_the_run_resumes(together: Together, rank: in
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_frozen_rank_ends_all_and_the_run_resumes(together: Together, rank: int) -> None:
-    """Who is silent is named; torchrun then kills it."""
+    """Who is silent is named; torchrun then ends it."""
     process = together.start("--steps", "1000000", patch=HASTY)
     together.wait_for(lambda: any((together.out / "checkpoints").glob("step-*")))
     os.kill(together.pid(rank), signal.SIGSTOP)
     together.wait_for(lambda: f"rank {rank}" in line_of(process))
+    together.wait_for(lambda: f"{together.pid(rank)} closing signal" in line_of(process))
+    os.kill(together.pid(rank), signal.SIGKILL)  # as torchrun does after half a minute
     _, err = process.communicate()
     assert process.returncode == 1
     assert exit_code(err) == 1
