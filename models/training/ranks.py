@@ -117,10 +117,8 @@ class Ranks(Alone):
     where the leader ended the run first.
     """
 
-    def __init__(self) -> None:
-        self.rank, self.size, self.local_rank, self.local_size = (
-            int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
-        )
+    def __init__(self, place: Sequence[int]) -> None:
+        self.rank, self.size, self.local_rank, self.local_size = place
         self._words = 0
         try:
             dist.init_process_group("gloo", timeout=START_TIMEOUT)
@@ -281,9 +279,28 @@ class Ranks(Alone):
 
 
 def joined() -> Alone:
-    """The process as one of those that torchrun has started for the run; alone where it has not."""
-    is_one_of_many = dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1
-    return Ranks() if is_one_of_many else Alone()
+    """The process as one of those that torchrun has started for the run; alone where it has not.
+
+    Raises:
+        RanksError: They did not find together.
+    """
+    if not (dist.is_available() and dist.is_torchelastic_launched()):
+        return Alone()
+    place = _place()
+    return Ranks(place) if place[1] > 1 else Alone()
+
+
+def _place() -> list[int]:
+    """Rank and number of ranks, in the run and on this machine, as torchrun says them."""
+    said = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    try:
+        rank, size, local_rank, local_size = place = [int(value or "") for value in said.values()]
+        if 0 <= local_rank < local_size <= size and 0 <= rank < size:
+            return place
+    except ValueError:
+        pass
+    words = ", ".join(f"{name} is {'missing' if value is None else value}" for name, value in said.items())
+    raise RanksError(f"torchrun's variables contradict one another: {words}")
 
 
 def _store(prefix: str, timeout: timedelta) -> Store:

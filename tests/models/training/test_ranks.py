@@ -21,7 +21,7 @@ from torch import Tensor
 from models.data.dataset import Dataset, Split, divide
 from models.data.load import load_dataset
 from models.spec import PRESETS, AdamSpec, SGDSpec
-from models.training.ranks import Alone, Ranks, joined
+from models.training.ranks import Alone, Ranks, RanksError, joined
 from models.training.trainer import State, TrainingError, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -164,6 +164,45 @@ def test_a_batch_that_cannot_be_shared_is_refused() -> None:
     """Three processes have no equal parts of a hundred images."""
     with pytest.raises(TrainingError, match="3 processes can't share mini-batches of 100 images: --batch-size"):
         State(PRESETS["mlp-paper"], shapes(), CPU, placed(1, 3))
+
+
+VARIABLES = {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("WORLD_SIZE", None),
+        ("WORLD_SIZE", "0"),
+        ("WORLD_SIZE", "two"),
+        ("RANK", "2"),
+        ("RANK", ""),
+        ("LOCAL_RANK", "-1"),
+    ],
+)
+def test_variables_that_cannot_be_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str | None) -> None:
+    """What torchrun never says ends the run with a line, before anybody waits for ranks that will not come."""
+    said = VARIABLES | {"TORCHELASTIC_RUN_ID": "a"} | ({} if value is None else {name: value})
+    for one, number in said.items():
+        monkeypatch.setenv(one, number)
+    if value is None:
+        monkeypatch.delenv(name)
+    with pytest.raises(
+        RanksError, match=f"contradict one another: .*{name} is {'missing' if value is None else value}"
+    ):
+        joined()
+
+
+def test_variables_mean_nothing_without_torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other launchers set them for programs of theirs; one process of torchrun is alone too."""
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
+    for name, number in VARIABLES.items():
+        monkeypatch.setenv(name, number)
+    assert joined().size == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "a")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
+    assert joined().size == 1
 
 
 def test_the_optimisers_of_the_presets_are_all_among_those_compared() -> None:

@@ -1,13 +1,15 @@
-"""`torchrun -m models train`: one run by two processes, what stops it, and ranks that die or fall silent."""
+"""`torchrun -m models train`: one run by two processes or machines, what stops it, ranks that die or fall silent."""
 
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import torch
 from models.__main__ import main
 from models.bundle import read_bundle
 from models.commands.training.followers import own_device
+from models.spec import PRESETS
 from models.training.ranks import Alone
 from models.training.run_folder import RunDir, RunError
 
@@ -30,10 +33,9 @@ PROGRAM = """
 import os, sys
 from pathlib import Path
 from models.__main__ import main
-from models.spec import PRESETS
+from models.spec import PRESETS, TrainingOptions
 from models.training import heartbeat, health, publishing, ranks, report, trainer
-from tests.conftest import NETWORK
-small = PRESETS["mlp-adam"].model_copy(update={"preset": "small", "network": NETWORK, "batch_size": 4})
+small = TrainingOptions.model_validate_json(Path(__file__).with_name("small.json").read_text())
 PRESETS["small"] = small
 report.page = lambda _: ""
 RANK = int(os.environ["RANK"])
@@ -77,6 +79,9 @@ if RANK == 1:
 """
 
 
+CABLE, ADDRESSES = "cable", ("10.0.0.1", "10.0.0.2")
+
+
 class Together:
     """Two processes of the command under torchrun, which end with the block if they have not before."""
 
@@ -86,21 +91,38 @@ class Together:
 
     def start(self, *more: str, patch: str = "") -> "subprocess.Popen[str]":
         """Begin, or go on."""
-        program = self.folder / "program.py"
-        program.write_text(f"{PROGRAM}{patch}\nsys.exit(main())\n")
+        self.write_program(patch)
+        self.process = self.torchrun([], ["--standalone", "--nproc-per-node", "2"], *more)
+        return self.process
+
+    def start_on(self, machine: int, hosts: Sequence[str], *more: str) -> "subprocess.Popen[str]":
+        """Begin one of two machines' part."""
+        how = ["--nnodes", "2", "--node-rank", str(machine), "--master-addr", ADDRESSES[0], "--master-port", "29500"]
+        on = ["ip", "netns", "exec", hosts[machine]]
+        self.process = self.torchrun(on, how, *more, GLOO_SOCKET_IFNAME=CABLE)
+        return self.process
+
+    def write_program(self, patch: str = "") -> None:
+        """What all ranks run."""
+        self.folder.joinpath("program.py").write_text(f"{PROGRAM}{patch}\nsys.exit(main())\n")
+        self.folder.joinpath("small.json").write_text(PRESETS["small"].model_dump_json())
         for rank in range(2):
             self.folder.joinpath(f"pid-{rank}").unlink(missing_ok=True)
-        self.process = subprocess.Popen(
+
+    def torchrun(
+        self, before: Sequence[str], how: Sequence[str], *more: str, **variables: str
+    ) -> "subprocess.Popen[str]":
+        """torchrun with these options, behind these words."""
+        return subprocess.Popen(
             [
-                *(sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"),
-                *("--shutdown-timeout", "10", str(program), *self.arguments(*more)),
+                *(*before, sys.executable, "-m", "torch.distributed.run", *how, "--shutdown-timeout", "10"),
+                *(str(self.folder / "program.py"), *self.arguments(*more)),
             ],
-            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+            env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **variables},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        return self.process
 
     def arguments(self, *more: str) -> list[str]:
         """Of the train command."""
@@ -155,6 +177,41 @@ def together(tmp_path: Path, small_preset: None, monkeypatch: pytest.MonkeyPatch
             if made.folder.joinpath(f"pid-{rank}").exists():
                 os.kill(made.pid(rank), signal.SIGKILL)
         made.process.communicate()
+
+
+@pytest.fixture
+def hosts() -> Iterator[list[str]]:
+    """Two machines, which are network namespaces with a cable between them."""
+    if os.geteuid() or shutil.which("ip") is None:
+        pytest.skip("network namespaces need root and iproute2")
+    names = [f"gan-{os.getpid()}-{number}" for number in range(2)]
+    try:
+        for name in names:
+            ip("netns", "add", name)
+        ip("link", "add", CABLE, "netns", names[0], "type", "veth", "peer", "name", CABLE, "netns", names[1])
+        for name, address in zip(names, ADDRESSES, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", CABLE)
+            for device in ("lo", CABLE):
+                ip("-n", name, "link", "set", device, "up")
+        yield names
+    except subprocess.CalledProcessError as error:
+        pytest.skip(f"no network namespaces here: {error.stderr}")
+    finally:
+        for name in names:
+            with suppress(subprocess.CalledProcessError):
+                switch_off(name)
+                ip("netns", "delete", name)
+
+
+def ip(*words: str) -> str:
+    """What iproute2 says."""
+    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+
+
+def switch_off(host: str) -> None:
+    """Kill all processes of the machine."""
+    for pid in ip("netns", "pids", host).split():
+        os.kill(int(pid), signal.SIGKILL)
 
 
 def errors(err: str) -> list[str]:
@@ -238,11 +295,13 @@ def test_a_killed_rank_ends_all_and_the_run_resumes(together: Together, rank: in
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_frozen_rank_ends_all_and_the_run_resumes(together: Together, rank: int) -> None:
-    """Who is silent is named; torchrun then kills it."""
+    """Who is silent is named; torchrun then ends it."""
     process = together.start("--steps", "1000000", patch=HASTY)
     together.wait_for(lambda: any((together.out / "checkpoints").glob("step-*")))
     os.kill(together.pid(rank), signal.SIGSTOP)
     together.wait_for(lambda: f"rank {rank}" in line_of(process))
+    together.wait_for(lambda: f"{together.pid(rank)} closing signal" in line_of(process))
+    os.kill(together.pid(rank), signal.SIGKILL)  # as torchrun does after half a minute
     _, err = process.communicate()
     assert process.returncode == 1
     assert exit_code(err) == 1
@@ -256,10 +315,33 @@ def line_of(process: "subprocess.Popen[str]") -> str:
 
 
 @pytest.mark.slow
-def test_work_of_any_length_is_no_silence(together: Together) -> None:
+def test_a_machine_that_is_gone_ends_the_other_and_the_run_resumes(together: Together, hosts: list[str]) -> None:
+    """Two machines train one run. The cable is cut, so nobody says that one has died: silence does."""
+    together.write_program(HASTY)
+    lost = together.start_on(1, hosts, "--steps", "1000000", "--out", "nowhere")
+    process = together.start_on(0, hosts, "--steps", "1000000")
+    together.wait_for(lambda: any((together.out / "checkpoints").glob("step-*")))
+    assert together.record()["world_size"] == 2
+    ip("-n", hosts[1], "link", "set", CABLE, "down")
+    switch_off(hosts[1])
+    lost.communicate()
+    _, err = process.communicate()
+    assert process.returncode == 1
+    (line,) = errors(err)
+    assert "no word from rank 1" in line
+    assert not Path("nowhere").exists()
+    together.goes_on_alone()
+
+
+@pytest.mark.slow
+def test_two_go_on_with_the_run_of_one_and_work_of_any_length_is_no_silence(together: Together) -> None:
     """While rank 0 scores for three times as long as silence may last, the other waits, and both go on."""
-    code, _, err = together.finish("--steps", "30", patch=LONG_SCORE)
+    assert main([*together.arguments("--steps", "10")]) == 0
+    code, out, err = together.finish("--steps", "30", "--resume", patch=LONG_SCORE)
     assert code == 0, err
+    assert "Going on from step 10" in out
+    assert "by 2 processes, after 1 process" in out
+    assert together.record()["overrides"][-1]["changes"]["world_size"] == [1, 2]
     assert read_bundle(together.out / "bundle").manifest.training["steps"] == 30
 
 
