@@ -45,7 +45,7 @@ class FastDiscriminator(Protocol):
 
 def fast_generator(net: Generator, *, half: bool = False) -> FastGenerator:
     """G as its device runs it fastest; with `half`, with layers in bfloat16."""
-    most_rows = _most_rows(net)
+    most_rows = most_rows_of(net)
     if half or not _is_for_onnxruntime(net):
         return _TorchGenerator(in_bfloat16(net) if half else net, most_rows)
     return _OnnxGenerator(generator_graph(net), most_rows)
@@ -118,7 +118,7 @@ class _OnnxDiscriminator:
         return _run(self._session, "verdicts", _fed("pixels", pixels, labels))
 
 
-def _most_rows(net: nn.Module) -> int:
+def most_rows_of(net: nn.Module) -> int:
     """Rows that a net takes at a time, so that its largest values stay within `MOST_NUMBERS`."""
     largest = net.largest if isinstance(net, GraphNet) else 0
     return max(1, MOST_NUMBERS // largest) if largest else MOST_NUMBERS

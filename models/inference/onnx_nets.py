@@ -304,7 +304,8 @@ def _node(graph: _Graph, node: GraphNode, inputs: list[str]) -> str:
             return graph.add("Cast", *inputs, to=TensorProto.INT64 if given["to"] == "int" else TensorProto.FLOAT)
         case "ExpandRows":
             rows = graph.add("Shape", inputs[1], start=0, end=1)
-            return graph.add("Expand", inputs[0], graph.add("Concat", rows, graph.constant([1]), axis=0))
+            row = graph.add("Shape", inputs[0], start=1)
+            return graph.add("Expand", inputs[0], graph.add("Concat", rows, row, axis=0))
         case "Resize":
             return _resize(graph, inputs[0], given)
         case "Pad" if given.get("mode", "constant") != "constant":

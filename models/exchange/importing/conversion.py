@@ -24,7 +24,7 @@ from models.exchange.importing.folding import fold_normalisations
 from models.exchange.importing.parsing import FLOATS, INTEGERS, Refused, opset_of, parse
 from models.exchange.importing.reading import Made, Net, Reader, Value
 from models.inference.drawing import images_of
-from models.inference.fast_nets import FastGenerator, Verdicts, fast_discriminator, fast_generator
+from models.inference.fast_nets import FastGenerator, Verdicts, fast_discriminator, fast_generator, most_rows_of
 from models.inference.noise import LatentRange, beside_noise, draw_latents
 from models.inference.pixels import grey_levels, grid
 from models.inference.tiles import REFERENCE_TILE
@@ -81,6 +81,43 @@ def import_onnx(content: bytes, file_name: str, folder: Path, options: Options) 
         BundleError: A reader of bundles would refuse it, likewise.
         OSError: The disk, likewise.
     """
+    made = read_onnx(content, options)
+    read, generator, discriminator = made.read, made.generator, made.discriminator
+    difference, warning = _Proof(content, generator, read, options).run()
+    samples = _samples(generator, read)
+    if discriminator is not None:
+        _try_discriminator(discriminator, samples, len(read.labels))
+    facts = {
+        "name": options.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "network": made.network,
+        "image": read.image,
+        "latent": read.latent,
+        "labels": read.labels or None,
+        "calibration": None,
+        "training": {
+            "imported": {
+                "file": file_name,
+                "sha256": hashlib.sha256(content).hexdigest(),
+                "opset": made.opset,
+                "producer": made.producer,
+                "range": options.range,
+            }
+        },
+        "evaluation": {"parity": {"images": CHECKED_ROWS, "largest_difference_grey_levels": difference}},
+    }
+    columns = max(1, math.isqrt(len(samples)))
+    weights = None if made.judge is None else made.judge.weights
+    bundle = write_bundle(folder, facts, read.net.weights, weights, grid(samples, columns))
+    return Imported(bundle, len(made.network.nodes), difference, warning)
+
+
+def read_onnx(content: bytes, options: Options) -> "Candidate":
+    """Read a file without computing any image.
+
+    Raises:
+        Refused: Something of it.
+    """
     model = parse(content)
     read = _read_generator(model, options)
     network = GraphSpec(family="graph", **dict(read.net.body))
@@ -90,34 +127,8 @@ def import_onnx(content: bytes, file_name: str, folder: Path, options: Options) 
             raise Refused("a discriminator of RGBA images: uploads are judged without transparency; leave it out")
         judge = _read_discriminator(parse(options.discriminator), read.image, len(read.labels), options.range)
         network = network.model_copy(update={"discriminator": judge.body})
-    generator, discriminator = _built(network, read, judge)
-    difference, warning = _Proof(content, generator, read, options).run()
-    samples = _samples(generator, read)
-    if discriminator is not None:
-        _try_discriminator(discriminator, samples, len(read.labels))
-    facts = {
-        "name": options.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "network": network,
-        "image": read.image,
-        "latent": read.latent,
-        "labels": read.labels or None,
-        "calibration": None,
-        "training": {
-            "imported": {
-                "file": file_name,
-                "sha256": hashlib.sha256(content).hexdigest(),
-                "opset": opset_of(model),
-                "producer": f"{model.producer_name} {model.producer_version}".strip()[:100],
-                "range": options.range,
-            }
-        },
-        "evaluation": {"parity": {"images": CHECKED_ROWS, "largest_difference_grey_levels": difference}},
-    }
-    columns = max(1, math.isqrt(len(samples)))
-    weights = None if judge is None else judge.weights
-    bundle = write_bundle(folder, facts, read.net.weights, weights, grid(samples, columns))
-    return Imported(bundle, len(network.nodes), difference, warning)
+    producer = f"{model.producer_name} {model.producer_version}".strip()[:100]
+    return Candidate(read, judge, network, *_built(network, read, judge), opset_of(model), producer)
 
 
 @dataclass(frozen=True)
@@ -131,6 +142,19 @@ class _Read:
     given: Mapping[str, GraphInput]
     output: str
     is_nhwc: bool
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A file that has been read, and the nets that are built of it: nothing is proven yet."""
+
+    read: _Read
+    judge: Net | None
+    network: GraphSpec
+    generator: GraphGenerator
+    discriminator: GraphDiscriminator | None
+    opset: int
+    producer: str
 
 
 def _read_generator(model: ModelProto, options: Options) -> _Read:
@@ -413,7 +437,8 @@ class _Proof:
         """
         fast = self._fast()
         largest, low, high = 0, math.inf, -math.inf
-        for part in (slice(start, start + PART) for start in range(0, CHECKED_ROWS, PART)):
+        rows = min(PART, most_rows_of(self.generator))  # so that a large net does not take gigabytes
+        for part in (slice(start, start + rows) for start in range(0, CHECKED_ROWS, rows)):
             raw = self._from_file(part)
             low, high = min(low, float(raw.min())), max(high, float(raw.max()))
             wanted = self._levels(raw)

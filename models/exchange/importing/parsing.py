@@ -142,9 +142,14 @@ def _check(model: ModelProto) -> None:
         raise Refused(f"sparse numbers: {_shown(graph.sparse_initializer[0].values.name)}")
     if len(graph.node) > MOST_NODES:
         raise Refused(f"{len(graph.node)} nodes; the limit is {MOST_NODES}")
-    for node in graph.node:
+    for place, node in enumerate(graph.node):
+        # What is not UTF-8 comes as bytes.
+        if not all(isinstance(text, str) for text in (node.name, node.op_type, node.domain, *node.input, *node.output)):
+            raise Refused(f"node number {place}: a name that is not in UTF-8")
         for reason in _refusals(node):
             raise Refused(f"{named(node)}: {reason}")
+    if not all(isinstance(one.name, str) for one in (*graph.input, *graph.output, *graph.initializer)):
+        raise Refused("a name that is not in UTF-8")
     for tensor in graph.initializer:
         if tensor.data_location != TensorProto.DEFAULT or tensor.external_data:
             raise Refused(f"weights {_shown(tensor.name)}: in another file (external data); save all in one")
@@ -166,7 +171,8 @@ def _type_name(number: int) -> str:
     return str(TensorProto.DataType.Name(number)).lower() if number in TensorProto.DataType.values() else str(number)
 
 
-def _shown(text: str) -> str:
+def _shown(text: str | bytes) -> str:
+    text = text.decode("utf-8", "replace") if isinstance(text, bytes) else text
     return "".join(character if character.isprintable() else " " for character in text[:120]) or "without a name"
 
 

@@ -331,10 +331,15 @@ def _clamped(value: Any) -> Any:
 Inputs = Sequence[Value | None]
 
 
+def _given(inputs: Inputs, place: int) -> Value:
+    value = inputs[place] if place < len(inputs) else None
+    if value is None:
+        raise Refused(f"its input {place} is missing")
+    return value
+
+
 def _first(inputs: Inputs) -> Value:
-    if not inputs or inputs[0] is None:
-        raise Refused("its input is missing")
-    return inputs[0]
+    return _given(inputs, 0)
 
 
 def _list(reader: Reader, inputs: Inputs, place: int, attributes: Attributes, name: str) -> tuple[int, ...] | None:
@@ -384,7 +389,7 @@ def _constant_of_shape(reader: Reader, inputs: Inputs, attributes: Attributes) -
 
 def _range(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
     del attributes
-    start, limit, delta = (reader.operand("the range", cast("Value", one), is_list=False) for one in inputs)
+    start, limit, delta = (reader.operand("the range", _given(inputs, place), is_list=False) for place in range(3))
     if not delta or abs((limit - start) / delta) > MOST_WHOLE:
         raise Refused("a range that is too long")
     return reader.same(torch.arange(start, limit, delta))
@@ -410,11 +415,9 @@ def _cast(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
 
 
 def _reshape(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
-    x = _first(inputs)
-    if len(inputs) < 2 or inputs[1] is None:
-        raise Refused("its shape is missing")
-    targets = []
-    for shape, target in zip([tuple(one.shape) for one in x.at], reader.whole("its shape", inputs[1]), strict=True):
+    x, targets = _first(inputs), []
+    wanted = reader.whole("its shape", _given(inputs, 1))
+    for shape, target in zip([tuple(one.shape) for one in x.at], wanted, strict=True):
         sizes = [
             shape[axis] if size == 0 and not attributes.get("allowzero") else size for axis, size in enumerate(target)
         ]
@@ -461,7 +464,7 @@ def _unsqueeze(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
 
 def _expand(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
     del attributes
-    x, shapes = _first(inputs), reader.whole("its shape", cast("Value", inputs[1]))
+    x, shapes = _first(inputs), reader.whole("its shape", _given(inputs, 1))
     found = [np.broadcast_shapes(tuple(one.shape), shape) for one, shape in zip(x.at, shapes, strict=True)]
     if max(math.prod(shape) for shape in found) > MOST_NUMBERS:
         raise Refused(f"it makes a value of shape {tuple(found[0])}")
@@ -477,7 +480,7 @@ def _expand(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
 
 def _tile(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
     del attributes
-    x, repeats = _first(inputs), reader.whole("repeats", cast("Value", inputs[1]))
+    x, repeats = _first(inputs), reader.whole("repeats", _given(inputs, 1))
     if repeats[0] == repeats[1]:
         return reader.emit("Tile", [x], {"repeats": repeats[0]})
     if isinstance(x, Made) or max(map(math.prod, repeats)) * x.at[0].numel() > MOST_NUMBERS:
@@ -506,7 +509,7 @@ def _split(reader: Reader, inputs: Inputs, attributes: Attributes) -> list[Value
 def _slice(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
     del attributes
     x = _first(inputs)
-    starts, ends = (reader.whole(name, cast("Value", inputs[place])) for place, name in ((1, "starts"), (2, "ends")))
+    starts, ends = (reader.whole(name, _given(inputs, place)) for place, name in ((1, "starts"), (2, "ends")))
     if starts[0] != starts[1] or ends[0] != ends[1]:
         raise Refused("what it cuts out depends on the number of rows")
     axes = _list(reader, inputs, 3, {}, "axes") or tuple(range(len(starts[0])))
@@ -548,8 +551,8 @@ def _chain(op: str) -> Callable[[Reader, Inputs, Attributes], Value]:
     def rewrite(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
         del attributes
         found = _first(inputs)
-        for one in inputs[1:]:
-            found = reader.emit(op, [found, cast("Value", one)], {})
+        for place in range(1, len(inputs)):
+            found = reader.emit(op, [found, _given(inputs, place)], {})
         return found
 
     return rewrite
@@ -581,7 +584,7 @@ def _layer_normalization(reader: Reader, inputs: Inputs, attributes: Attributes)
 
 
 def _group_normalization(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
-    x, scale, bias = (cast("Value", one) for one in inputs)
+    x, scale, bias = (_given(inputs, place) for place in range(3))
     groups, rank = attributes["num_groups"], x.at[0].dim()
     channels = x.at[0].shape[1]
     if reader.opset < 21 or groups < 1 or channels % groups:
@@ -598,7 +601,7 @@ def _group_normalization(reader: Reader, inputs: Inputs, attributes: Attributes)
 
 def _convolution(op: str) -> Callable[[Reader, Inputs, Attributes], Value]:
     def rewrite(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
-        x, w = _first(inputs), cast("Value", inputs[1])
+        x, w = _first(inputs), _given(inputs, 1)
         given = {
             name: value
             for name, value in attributes.items()
@@ -701,7 +704,7 @@ def _resize(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
 
 
 def _one_hot(reader: Reader, inputs: Inputs, attributes: Attributes) -> Value:
-    indices, depth, values = (cast("Value", one) for one in inputs)
+    indices, depth, values = (_given(inputs, place) for place in range(3))
     given = {"depth": int(reader.operand("depth", depth, is_list=False)), "axis": attributes.get("axis", -1)}
     given["values"] = tuple(float(one) for one in reader.operand("values", values))
     return reader.emit("OneHot", [indices], given)

@@ -4,6 +4,7 @@ It takes its options as JSON on stdin and answers with one JSON object on stdout
 """
 
 import json
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -61,13 +62,14 @@ def _read(path: Path) -> bytes:
 
 
 def _limit(memory_bytes: int, seconds: int) -> None:
-    """Bound the process, where its system can."""
+    """Bound the process, where its system can. Every processor may be busy for as long as the import may take."""
     try:
         import resource  # noqa: PLC0415 - Windows has none
     except ImportError:
         return
     resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 1))
+    busy = seconds * (os.cpu_count() or 1)
+    resource.setrlimit(resource.RLIMIT_CPU, (busy, busy + 1))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 

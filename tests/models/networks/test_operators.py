@@ -342,6 +342,22 @@ def test_operators_of_labels_compute_what_onnxruntime_computes() -> None:
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
 
 
+def test_a_constant_of_any_rank_is_repeated_for_each_row() -> None:
+    """As StyleGAN2's first value is."""
+    body = GraphBody(
+        inputs=(GraphInput(name="x", role="latent", shape=(2, 1, 1)),),
+        weights={"start": (1, 2, 3, 4)},
+        nodes=(
+            GraphNode(op="ExpandRows", inputs=("start", "x"), output="starts"),
+            GraphNode(op="Mul", inputs=("starts", "x"), output="y"),
+        ),
+    )
+    rng = torch.Generator().manual_seed(0)
+    weights = {"start": torch.randn(1, 2, 3, 4, generator=rng)}
+    found, expected = run_both(body, torch.randn(5, 2, generator=rng), weights)
+    np.testing.assert_allclose(found, expected)
+
+
 def test_a_gather_stays_within_its_table() -> None:
     """A GPU that is asked for a place that does not exist would compute nothing ever after."""
     table = torch.arange(6.0).reshape(3, 2)
