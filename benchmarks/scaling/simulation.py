@@ -133,7 +133,7 @@ class Worker:
     def _consider(self) -> None:
         """Decide when the free engine starts, now that somebody waits."""
         if self._wait_until == NEVER:
-            self._began = self.now
+            self._began = self._last_arrival = self.now
         is_alone = self._callers == self._callers_before == 1
         self._expects_more = self._has_company() and self._waiting < self._rows_before
         if is_alone or self._waiting >= SHARING.enough_rows:
@@ -150,7 +150,7 @@ class Worker:
         return self._callers > 1 or was_just_answered
 
     def _starts_batch(self, _: deque[_Request]) -> None:
-        if self._wait_until != NEVER and self._expects_more and self._callers > 1:
+        if self._wait_until != NEVER and self._callers > 1:
             # Not in vain where at least half came back.
             came_back = 2 * self._waiting >= self._rows_before
             self._gap_s = min(MOST_GAP_S, 2 * self._gap_s) if came_back else max(LEAST_GAP_S, self._gap_s / 2)
