@@ -32,7 +32,7 @@ from benchmarks.tools.report import Check, finish, parser, table
 CLIENTS = 8
 DRAIN_DELAY_S = 2  # HAProxy asks each second whether a replica is ready
 PATIENCE_S = 8.0  # of a client, with a replica that is frozen
-FROZEN_S = 20.0
+FROZEN_S, ASKED_PER_S = 20.0, 20
 SETTLE_S = 2.0
 OK = 200
 
@@ -92,32 +92,30 @@ async def roll(port: int, replicas: Replicas) -> list[Exchange]:
 
 
 async def freeze(port: int, replicas: Replicas) -> tuple[list[float], int]:
-    """Stop a replica in its tracks while clients ask.
+    """Stop a replica in its tracks while clients ask, again and again whatever becomes of those before.
 
     Returns when those requests were sent, in seconds since then, that nobody answered in time, and how many there were.
     """
-    frozen, lost, total = replicas.services[0], list[float](), 0
+    frozen, lost = replicas.services[0], list[float]()
     frozen.send(signal.SIGSTOP)
     began = time.perf_counter()
 
-    async def ask() -> None:
-        nonlocal total
-        while (sent := time.perf_counter()) < began + FROZEN_S:
-            async with Client(port, reuse=False) as client:
-                try:
-                    reply = await asyncio.wait_for(client.ask(Request("GET", "/sample", 1)), PATIENCE_S)
-                except TimeoutError:
-                    lost.append(sent - began)
-                else:
-                    assert reply.status == OK
-            total += 1
-            await asyncio.sleep(0.05)
+    async def ask(sent_s: float) -> None:
+        await asyncio.sleep(began + sent_s - time.perf_counter())
+        async with Client(port, reuse=False) as client:
+            try:
+                reply = await asyncio.wait_for(client.ask(Request("GET", "/sample", 1)), PATIENCE_S)
+            except TimeoutError:
+                lost.append(sent_s)
+            else:
+                assert reply.status == OK
 
+    times_s = np.arange(0, FROZEN_S, 1 / ASKED_PER_S).tolist()
     try:
-        await asyncio.gather(*(ask() for _ in range(CLIENTS)))
+        await asyncio.gather(*map(ask, times_s))
     finally:
         frozen.send(signal.SIGCONT)
-    return lost, total
+    return lost, len(times_s)
 
 
 async def measure(arguments: argparse.Namespace) -> int:

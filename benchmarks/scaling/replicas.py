@@ -70,7 +70,7 @@ def p99_ms(costs: Costs, due: Times, replicas: int) -> float:
     """Of one replica's share of these requests; all replicas are alike."""
     mine = np.random.default_rng(replicas).integers(0, replicas, len(due)) == 0
     if not mine.any():
-        return 1e3 * (costs.read_s[1] + costs.batch_s[1] + costs.answer_s[1] + costs.client_s)
+        return 1e3 * costs.alone_s(1)
     latencies = simulate(costs, due[mine], np.ones(int(mine.sum()), np.int64), WORKERS)
     return 1e3 * float(np.quantile(latencies, 0.99))
 

@@ -2,47 +2,61 @@
 
 Requests come at given times. The event loop reads each (`read_s`) and, once its rows are computed, encodes and answers
 it (`answer_s`). It takes such work in the order in which it comes, and goes before the engine, which it delays: both
-have one processor. A batch takes `batch_s` for its rows, along a line between the sizes that were measured.
+have one processor. A batch takes a time of its own, for each tile that its rows are divided into, and for each row.
 
 The batcher is the service's own rule (service/engine/batching). A free engine starts at once for a lone caller. Else it
 waits until no more requests are being read and, where clients who were just answered may ask again, until as many rows
 are there as before, or none comes for an adaptive gap, or 3 ms are over. Half of a batch goes to the oldest, half to
-those that need the fewest rows. A client adds a constant (`client_s`), of its own and the network's.
+those that need the fewest rows. A client adds its own time and the network's.
 
 Several workers are several of these, and connections, hence requests, are divided among them at random.
 """
 
-import bisect
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from models.inference.tiles import CPU_TILE_SIZES, Tiles
 from service.engine.batching.policy import LEAST_GAP_S, MOST_GAP_S, MOST_WAIT_S, SHARING
 
 MAX_ROWS = 512
 NEVER = float("inf")
 
 
+TILES = Tiles(lambda rows, _: rows, CPU_TILE_SIZES)
+
+
+class Line(NamedTuple):
+    """Seconds in all, and for each image."""
+
+    fixed_s: float
+    image_s: float
+
+    def of(self, images: int) -> float:
+        """Seconds for so many."""
+        return self.fixed_s + self.image_s * images
+
+
 class Costs(NamedTuple):
-    """What a lone client's runs have shown, by count of images."""
+    """What a lone client's runs have shown."""
 
-    batch_s: Mapping[int, float]
-    read_s: Mapping[int, float]
-    answer_s: Mapping[int, float]
-    client_s: float
+    batch: Line
+    tile_s: float
+    read: Line
+    answer: Line
+    client: Line
 
-    def of(self, costs: Mapping[int, float], rows: int) -> float:
-        """Along a line between the measured sizes, and beyond them in proportion to the last two."""
-        sizes = sorted(costs)
-        if len(sizes) == 1 or rows <= sizes[0]:
-            return costs[sizes[0]]
-        place = min(max(bisect.bisect_left(sizes, rows), 1), len(sizes) - 1)
-        low, high = sizes[place - 1], sizes[place]
-        return costs[low] + (costs[high] - costs[low]) * (rows - low) / (high - low)
+    def batch_s(self, rows: int) -> float:
+        """Seconds that a batch takes on a processor of its own."""
+        return self.batch.of(rows) + self.tile_s * len(TILES.split(rows))
+
+    def alone_s(self, images: int) -> float:
+        """The latency of a lone request."""
+        return self.batch_s(images) + sum(part.of(images) for part in (self.read, self.answer, self.client))
 
 
 @dataclass(eq=False, slots=True)
@@ -94,11 +108,11 @@ class Worker:
                 self._left_s -= times[event] - self.now
             self.now = times[event]
             (self._comes, self._ends_step, self._ends_batch, self._starts_batch)[event](coming)
-        return np.array([one.answered - one.due for one in requests]) + self.costs.client_s
+        return np.array([one.answered - one.due + self.costs.client.of(one.rows) for one in requests])
 
     def _comes(self, coming: deque[_Request]) -> None:
         one = coming.popleft()
-        self._give_loop(one, self.costs.of(self.costs.read_s, one.rows), is_answer=False)
+        self._give_loop(one, self.costs.read.of(one.rows), is_answer=False)
 
     def _give_loop(self, one: _Request, seconds: float, *, is_answer: bool) -> None:
         begin = self._loop[-1][1] if self._loop else self.now
@@ -119,13 +133,15 @@ class Worker:
     def _consider(self) -> None:
         """Decide when the free engine starts, now that somebody waits."""
         if self._wait_until == NEVER:
-            self._began = self.now
+            self._began = self._last_arrival = self.now
         is_alone = self._callers == self._callers_before == 1
         self._expects_more = self._has_company() and self._waiting < self._rows_before
         if is_alone or self._waiting >= SHARING.enough_rows:
             self._starts_batch(deque())
         elif self._expects_more:  # clients who were just answered may come again
             self._wait_until = min(self._last_arrival + self._gap_s, self._began + MOST_WAIT_S)
+            if self._callers == 1:
+                self._wait_until = min(self._wait_until, self._done_at + self._gap_s)
         else:
             self._wait_until = self.now  # once the loop has read what it has in hand
 
@@ -134,7 +150,8 @@ class Worker:
         return self._callers > 1 or was_just_answered
 
     def _starts_batch(self, _: deque[_Request]) -> None:
-        if self._wait_until != NEVER and self._expects_more:  # not in vain where at least half came back
+        if self._wait_until != NEVER and self._callers > 1:
+            # Not in vain where at least half came back.
             came_back = 2 * self._waiting >= self._rows_before
             self._gap_s = min(MOST_GAP_S, 2 * self._gap_s) if came_back else max(LEAST_GAP_S, self._gap_s / 2)
         self._wait_until = NEVER
@@ -145,7 +162,7 @@ class Worker:
         if smallest:
             left = self._take(sorted(self._queue, key=lambda one: one.needed), left + smallest)
         self._queue = [one for one in self._queue if one.needed]
-        self._left_s = self.costs.of(self.costs.batch_s, MAX_ROWS - left)
+        self._left_s = self.costs.batch_s(MAX_ROWS - left)
         self.batches.append(MAX_ROWS - left)
 
     def _take(self, order: Sequence[_Request], room: int) -> int:
@@ -169,7 +186,7 @@ class Worker:
             one.returned += rows
             if one.returned == one.rows:
                 self._callers -= 1
-                self._give_loop(one, self.costs.of(self.costs.answer_s, one.rows), is_answer=True)
+                self._give_loop(one, self.costs.answer.of(one.rows), is_answer=True)
         if self._waiting >= SHARING.enough_rows:
             self._starts_batch(deque())  # while these are answered
         elif self._queue:

@@ -79,16 +79,19 @@ class Tiles:
                 break
         return cls(run, sizes or [1], spare_rows(example.device))
 
+    def split(self, rows: int) -> list[int]:
+        """The sizes of the tiles that so many rows are computed in, in order."""
+        sizes = list[int]()
+        while rows > 0:
+            sizes.append(self._size(rows))
+            rows -= sizes[-1]
+        return sizes
+
     def padded(self, rows: int) -> int:
         """Rows that are computed for so many, padding included."""
         largest = self.sizes[-1]
         rest = rows % largest
-        computed = rows - rest
-        while rest > 0:
-            size = self._size(rest)
-            computed += size
-            rest -= size
-        return computed
+        return rows - rest + sum(self.split(rest))
 
     def __call__(self, rows: Tensor, labels: Tensor | None = None) -> Tensor:
         """(n, *row) → (n, *out), n ≥ 1, in order."""

@@ -6,6 +6,7 @@ that failed counts as one that took for ever.
 
 import asyncio
 import gc
+import itertools
 import math
 import random
 import statistics
@@ -21,7 +22,6 @@ from service.capacity.service_process import OK, ServiceProcess
 from service.capacity.traffic import Arrivals, Traffic, arrivals
 
 WAITING = 16  # clients who ask again when they are answered, to begin with
-WARM_S = 1.5
 FIRST_SHARE = 0.7  # of what those get, is the first rate of a search
 GROW = 1.3
 FINE = 1.05  # a search ends once the knee is known so well
@@ -32,6 +32,7 @@ LEAST_REQUESTS = 20  # a latency of fewer says nothing
 class Plan(NamedTuple):
     """How long to look at each rate: so many seconds, longer where fewer than so many requests would come."""
 
+    warm_seconds: float = 1.5  # before, and half as long before that
     seconds: float = 3.0
     requests: int = 400
     most_seconds: float = 15.0
@@ -108,20 +109,21 @@ class Driver:
     async def saturate(self) -> float:
         """The scale at which clients who wait are answered, once the service is warm; 0 where they are not."""
         async with self._service.client(self._plan.connections) as client:
-            await self._keep_asking(client, WARM_S / 2)
+            await self._keep_asking(client, self._plan.warm_seconds / 2)
             began = time.perf_counter()
-            answered = await self._keep_asking(client, WARM_S)
+            answered = await self._keep_asking(client, self._plan.warm_seconds)
         return answered / (time.perf_counter() - began) / self._traffic.requests_per_s
 
     async def _keep_asking(self, client: Client, seconds: float) -> int:
         rng = random.Random(0)  # noqa: S311 - counts, not secrets
         counts, weights = zip(*((piece.images, piece.requests) for piece in self._traffic.pieces), strict=True)
+        sums = list(itertools.accumulate(weights))
         end, answered = time.perf_counter() + seconds, 0
 
         async def ask() -> None:
             nonlocal answered
             while time.perf_counter() < end:
-                [count] = rng.choices(counts, weights)
+                [count] = rng.choices(counts, cum_weights=sums)
                 exchange = await client.exchange(self._request(count))
                 answered += exchange.outcome == OK
 

@@ -9,7 +9,9 @@ import numpy as np
 from service.capacity.measure import Seen
 from service.settings import Settings
 
-DEADLINES = 4.0  # times the wanted latency: whoever would wait longer is refused, and makes nobody else late
+# Times the wanted latency. Whoever would wait longer is refused, and makes nobody else late. One request of a hundred
+# may take longer than is wanted, and most of those clients would rather have a late image than an error.
+DEADLINES = 4.0
 LEAST_DEADLINE_S = 0.2
 MOST_MS = 1e9  # in place of for ever
 PER_HOUR = 3600
@@ -25,7 +27,7 @@ class Expected(NamedTuple):
 
 
 def settings_for(settings: Settings, workers: int, p99_ms: float, images_per_s: float) -> dict[str, float]:
-    """The settings, by field name, of a service that answers in time or refuses at once.
+    """The settings, by field name, of a service that answers within the deadline or refuses at once.
 
     The queue holds what can be computed within the deadline; and in each worker a largest request, without which the
     service would not start.

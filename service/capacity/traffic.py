@@ -6,7 +6,8 @@ time add up.
 """
 
 import csv
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import NamedTuple
@@ -15,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 HEAD = ["time_s", "requests_per_s", "count"]
-MAX_BYTES, MAX_ROWS = 2**24, 200_000
-MOST_PER_S, MOST_S = 1e9, 1e10
+MAX_BYTES, MAX_ROWS, MAX_LINE = 2**24, 200_000, 1000
+LEAST_PER_S, MOST_PER_S, MOST_S = 1e-9, 1e9, 1e10
 LEAST_S = 0.1  # that all rows together last
 ALONE_S = 1.0  # how long a single time lasts
 
@@ -82,12 +83,12 @@ def read_traffic(file: Path, max_count: int) -> Traffic:
     try:
         with file.open("rb") as opened:
             content = opened.read(MAX_BYTES + 1)
+        if len(content) > MAX_BYTES:
+            raise TrafficError(f"{file}: has over {MAX_BYTES} bytes")
         text = content.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not text"
         raise TrafficError(f"{file}: {reason}") from None
-    if len(content) > MAX_BYTES:
-        raise TrafficError(f"{file}: has over {MAX_BYTES} bytes")
     try:
         return _parse(text, max_count)
     except (ValueError, csv.Error) as error:
@@ -95,7 +96,7 @@ def read_traffic(file: Path, max_count: int) -> Traffic:
 
 
 def _parse(text: str, max_count: int) -> Traffic:
-    lines = csv.reader(text.splitlines())
+    lines = csv.reader(_lines(text))
     head = [cell.strip() for cell in next(lines, [])]
     if head != HEAD:
         raise ValueError(f"its first line must be {','.join(HEAD)}")
@@ -106,11 +107,19 @@ def _parse(text: str, max_count: int) -> Traffic:
                 rows.append(_row(cells, max_count, rows[-1][0] if rows else 0.0))
             except ValueError as error:
                 raise ValueError(f"line {lines.line_num}: {error}") from None
-            if len(rows) > MAX_ROWS:
-                raise ValueError(f"has over {MAX_ROWS} rows")
     if not any(per_s for _, per_s, _ in rows):
         raise ValueError("it asks for nothing")
     return _pieces(rows)
+
+
+def _lines(text: str) -> Iterator[str]:
+    """One after the other: no line, and no number of empty ones, costs much before it is refused."""
+    for number, line in enumerate(io.StringIO(text, newline="")):
+        if number > MAX_ROWS:  # beside the head
+            raise ValueError(f"has over {MAX_ROWS} rows")
+        if len(line) > MAX_LINE:
+            raise ValueError(f"line {number + 1}: has over {MAX_LINE} characters")
+        yield line
 
 
 def _row(cells: Sequence[str], max_count: int, last_s: float) -> tuple[float, float, int]:
@@ -125,6 +134,8 @@ def _row(cells: Sequence[str], max_count: int, last_s: float) -> tuple[float, fl
         least = {"time_s": last_s, "requests_per_s": 0, "count": 1}[name]
         if not least <= value <= most:
             raise ValueError(f"{name} is {value:g}, which is not between {least:g} and {most:g}")
+        if name == "requests_per_s" and 0 < value < LEAST_PER_S:
+            raise ValueError(f"{name} is {value:g}: less than {LEAST_PER_S:g} can't be told from nothing")
         values.append(value)
     time_s, per_s, count = values
     if not count.is_integer():

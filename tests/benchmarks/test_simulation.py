@@ -6,22 +6,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.scaling.fit import most_per_s, read_costs
+from benchmarks.scaling.fit import costs_of, most_per_s, read_costs
 from benchmarks.scaling.replicas import bursts, by_the_clock, misses, replicas_for, steady
-from benchmarks.scaling.simulation import Costs, Worker, simulate
+from benchmarks.scaling.simulation import Costs, Line, Worker, simulate
 
 COSTS = Costs(
-    batch_s={1: 0.001, 256: 0.010}, read_s={1: 0.0001, 256: 0.0001}, answer_s={1: 0.0002, 256: 0.0012}, client_s=0.0005
+    batch=Line(0.0008, 0.00003),
+    tile_s=0.0002,
+    read=Line(0.0001, 0),
+    answer=Line(0.0002, 0.000004),
+    client=Line(0.0005, 0),
 )
 
 
 def test_a_lone_request_takes_what_its_parts_take() -> None:
-    """Read, computed, answered, and the client's own; costs are along a line between the sizes."""
+    """Read, computed, answered, and the client's own; a batch costs for itself, its tiles and its rows."""
     latencies = simulate(COSTS, np.array([0.0, 1.0]), np.array([1, 256]))
-    np.testing.assert_allclose(latencies, [0.0018, 0.0118])
-    assert COSTS.of(COSTS.batch_s, 1) == 0.001
-    assert COSTS.of(COSTS.batch_s, 128) == pytest.approx(0.00548, abs=1e-5)
-    assert COSTS.of(COSTS.batch_s, 511) == pytest.approx(0.019)
+    np.testing.assert_allclose(latencies, [COSTS.alone_s(1), COSTS.alone_s(256)])
+    assert COSTS.alone_s(1) == pytest.approx(0.0001 + 0.00103 + 0.000204 + 0.0005)
+    assert COSTS.batch_s(256) == pytest.approx(0.0008 + 4 * 0.0002 + 256 * 0.00003)
+    assert COSTS.batch_s(13) == pytest.approx(0.0008 + 2 * 0.0002 + 13 * 0.00003)  # 12 and 1
 
 
 def test_what_comes_together_shares_a_batch() -> None:
@@ -29,7 +33,7 @@ def test_what_comes_together_shares_a_batch() -> None:
     worker = Worker(COSTS)
     latencies = worker.run([0.0] * 8, [1] * 8)
     assert worker.batches == [8]
-    assert latencies.max() == pytest.approx(8 * 0.0001 + COSTS.of(COSTS.batch_s, 8) + 8 * 0.0002 + 0.0005)
+    assert latencies.max() == pytest.approx(8 * 0.0001 + COSTS.batch_s(8) + 8 * 0.000204 + 0.0005)
 
 
 def test_a_small_request_does_not_wait_for_a_queue_of_large_ones() -> None:
@@ -38,7 +42,7 @@ def test_a_small_request_does_not_wait_for_a_queue_of_large_ones() -> None:
     latencies = worker.run([0.0, 0.0, 0.0, 0.001], [4096, 4096, 4096, 1])
     assert worker.batches[0] == 512
     assert sum(worker.batches) == 3 * 4096 + 1
-    assert latencies[3] < 3 * COSTS.of(COSTS.batch_s, 512)
+    assert latencies[3] < 3 * COSTS.batch_s(512)
     assert latencies[:3].max() > 10 * latencies[3]
 
 
@@ -62,6 +66,19 @@ def test_replicas_follow_load_and_pattern() -> None:
         assert (np.diff(due) >= 0).all()
     passed_on = misses(rng, 5000)
     assert 0 < passed_on.mean() < 0.5
+
+
+def test_a_fit_finds_what_the_costs_are() -> None:
+    """From what lone requests of several sizes take; where a part would come out below nothing it is nothing."""
+    alone = {
+        count: {"batch": COSTS.batch_s(count), "loop": 0.0004 - 1e-9 * count, "encode": 4e-6 * count, "client": 0.0005}
+        for count in (1, 2, 5, 11, 64, 79, 256)
+    }
+    found = costs_of(alone)
+    assert found.tile_s == pytest.approx(COSTS.tile_s)
+    np.testing.assert_allclose(found.batch, COSTS.batch)
+    assert found.read == (pytest.approx(0.0002, rel=1e-3), 0)
+    assert found.client.fixed_s == pytest.approx(0.0005)
 
 
 def test_a_fit_is_read_as_it_was_written(tmp_path: Path) -> None:

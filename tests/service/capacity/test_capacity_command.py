@@ -18,7 +18,7 @@ from service.capacity.command import run
 from service.capacity.measure import Plan
 from service.settings import Settings
 
-SHORT = Plan(seconds=0.2, requests=20, most_seconds=0.5, steps=2, rounds=1, connections=200)
+SHORT = Plan(warm_seconds=0.1, seconds=0.2, requests=20, most_seconds=0.5, steps=2, rounds=1, connections=200)
 HEAD = "time_s,requests_per_s,count\n"
 
 
@@ -26,13 +26,13 @@ HEAD = "time_s,requests_per_s,count\n"
 def measure(tiny_bundles: dict[str, Bundle], tmp_path: Path) -> Callable[..., int]:
     """Measure the tiny bundles with these flags, for a traffic of these lines or without one."""
 
-    def make(p99_ms: float, traffic: str | None = None, *, as_json: bool = True, **flags: str) -> int:
+    def make(p99_ms: float, traffic: str | None = None, **flags: str) -> int:
         flags = {"bundles": str(tiny_bundles["tiny"].folder.parent), "default_bundle": "tiny", "device": "cpu"} | flags
         file = None
         if traffic is not None:
             file = tmp_path / "traffic.csv"
             file.write_text(HEAD + traffic)
-        asked = argparse.Namespace(p99_ms=p99_ms, traffic=file, json=as_json)
+        asked = argparse.Namespace(p99_ms=p99_ms, traffic=file, json=True)
         return run(Settings.model_validate(flags), flags, [1], asked, SHORT)
 
     return make
@@ -56,7 +56,9 @@ def test_it_says_what_a_traffic_needs(
         "max_deadline_s": "60",
     }
     assert measure(20_000, "0,50000,1\n60,100000,2\n120,100000,2\n", **flags) == 0
-    told = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    assert "capacity: 1 worker: " in printed.err
+    told = json.loads(printed.out)
     assert told["bundle"].startswith("tiny@")
     assert told["device"] == "cpu"
     assert told["counts"] == [2]  # the busiest
@@ -75,20 +77,6 @@ def test_it_says_what_a_traffic_needs(
     assert set(told["checked"]) == {"requests_per_s", "images_per_s", "expected", "seen"}
     assert told["goodput_kept"] > 0
     assert set(told["client"]) == {"cores", "late_p99_ms"}
-
-
-@pytest.mark.slow
-def test_without_a_traffic_it_says_what_one_replica_does(
-    measure: Callable[..., int], capsys: pytest.CaptureFixture[str]
-) -> None:
-    """In words: the knee, the settings as variables, the curve, what was checked, the cost."""
-    assert measure(20_000, as_json=False) == 0
-    told = capsys.readouterr()
-    assert {line.split()[0] for line in told.out.splitlines() if not line.startswith(" ")} == {
-        *("measured", "knee", "settings", "latency", "checked", "client", "cost", "replicas")
-    }
-    assert "GAN_WORKERS=1 GAN_MAX_QUEUED_IMAGES=" in told.out
-    assert "capacity: 1 worker: " in told.err
 
 
 @pytest.mark.slow

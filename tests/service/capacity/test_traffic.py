@@ -6,7 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from service.capacity.traffic import MAX_ROWS, Piece, Traffic, TrafficError, arrivals, busiest, read_traffic, steady
+from service.capacity.traffic import (
+    MAX_BYTES,
+    MAX_ROWS,
+    Piece,
+    Traffic,
+    TrafficError,
+    arrivals,
+    busiest,
+    read_traffic,
+    steady,
+)
 
 HEAD = "time_s,requests_per_s,count\n"
 Read = Callable[[str], Traffic]
@@ -56,7 +66,12 @@ def test_a_single_time_is_a_steady_load(read: Read) -> None:
         pytest.param(HEAD + "0,1,1.5\n", "line 2: count is 1.5: no whole number", id="half an image"),
         pytest.param(HEAD + "0,1,1\n0.001,1,1\n", "it lasts less than 0.1 s", id="too short"),
         pytest.param(HEAD + "0,1,1\n" * (MAX_ROWS + 1), f"has over {MAX_ROWS} rows", id="too many rows"),
-        pytest.param(HEAD + "0," + "9" * 200_000 + ",1\n", "field larger than field limit", id="a long cell"),
+        pytest.param(HEAD + "\n" * (MAX_ROWS + 1), f"has over {MAX_ROWS} rows", id="too many empty lines"),
+        pytest.param(HEAD + "0," + "9" * 200_000 + ",1\n", "line 2: has over 1000 characters", id="a long cell"),
+        pytest.param("," * 10_000_000, "line 1: has over 1000 characters", id="a head of too many cells"),
+        pytest.param(HEAD + '"' + "0,1,1\n" * 30_000, "field larger than field limit", id="a quote without its end"),
+        pytest.param(HEAD + "0,5e-324,1\n", "line 2: requests_per_s is 4.94066e-324: less than", id="next to nothing"),
+        pytest.param(HEAD + "0,1,[[[[\n", "line 2: count is '[[[[': no number", id="JSON"),
     ],
 )
 def test_a_wrong_file_is_refused_with_its_line(read: Read, lines: str, reason: str) -> None:
@@ -70,7 +85,11 @@ def test_a_wrong_file_is_refused_with_its_line(read: Read, lines: str, reason: s
 def test_a_file_that_is_no_text_or_not_there_is_refused(tmp_path: Path) -> None:
     """With the operating system's reason, or ours."""
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for name, reason in (("binary", "not text"), ("missing", "No such file"), (".", "Is a directory")):
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for name, reason in (
+        *(("binary", "not text"), ("missing", "No such file"), (".", "Is a directory")),
+        ("endless", f"has over {MAX_BYTES} bytes"),
+    ):
         with pytest.raises(TrafficError, match=reason):
             read_traffic(tmp_path / name, 1)
 
