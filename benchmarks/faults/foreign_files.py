@@ -184,7 +184,7 @@ def _change(message: Message, one: Any, rng: random.Random) -> None:
 def _set(put: Callable[[Any], None], one: Any, rng: random.Random) -> None:
     """Another value of the field's type."""
     kinds = {one.CPPTYPE_STRING: TEXTS, one.CPPTYPE_FLOAT: FRACTIONS, one.CPPTYPE_DOUBLE: FRACTIONS}
-    value = rng.choice(kinds.get(one.cpp_type, NUMBERS))
+    value: Any = rng.choice(kinds.get(one.cpp_type, NUMBERS))
     try:
         put(value.encode() if one.type == one.TYPE_BYTES else value)
     except (ValueError, TypeError):  # more than an int32 holds, or no value of an enumeration

@@ -230,7 +230,8 @@ async def _one_run(
     assert all(one.outcome == OK for one in sent)
     sent.sort(key=lambda one: one.sent)
     at, counts = np.array([one.sent for one in sent]), np.array([one.request.images for one in sent])
-    seen = _figures(np.array([one.done for one in sent]) - at) | {"busy": used_s / took_s, "others": others}
+    latencies = _figures(np.array([one.done for one in sent]) - at)
+    seen = {**latencies, "busy": used_s / took_s, "others": others}
     return seen, _figures(simulate(costs, at - began, counts))
 
 

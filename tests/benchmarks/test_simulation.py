@@ -77,7 +77,8 @@ def test_a_fit_finds_what_the_costs_are() -> None:
     found = costs_of(alone)
     assert found.tile_s == pytest.approx(COSTS.tile_s)
     np.testing.assert_allclose(found.batch, COSTS.batch)
-    assert found.read == (pytest.approx(0.0002, rel=1e-3), 0)
+    assert found.read.fixed_s == pytest.approx(0.0002, rel=1e-3)
+    assert found.read.image_s == 0
     assert found.client.fixed_s == pytest.approx(0.0005)
 
 
