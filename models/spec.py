@@ -298,6 +298,7 @@ class TrainingOptions(Spec):
         score_every: Steps between two scores on the validation images; the bundle gets the weights that scored best.
         selection: What that score is: `parzen`, the log-likelihood of the Parzen window, or `frechet`, the Fréchet
             distance in the features of a classifier of the data's labels (untrained where there are none).
+        init: The bundle whose weights the run begins with, as name@version; None for random ones.
     """
 
     preset: str
@@ -323,6 +324,7 @@ class TrainingOptions(Spec):
     ema_half_life_images: int = Field(0, ge=0)
     score_every: int = Field(2_500, ge=1)
     selection: Literal["parzen", "frechet"] = "parzen"
+    init: str | None = None
 
     @model_validator(mode="after")
     def _one_pass_has_one_discriminator_step(self) -> "TrainingOptions":

@@ -42,6 +42,8 @@ def add_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
+    train.add_argument("--init", type=Path, metavar="BUNDLE", help="begin with a bundle's weights instead of random "
+                       "ones: the same nets and images; classes may be added")  # fmt: skip
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N",
                        help="steps between two checkpoints, beside those before each score (default 1000)")  # fmt: skip
     train.add_argument("--sample-every", type=positive, metavar="N", help="steps between two grids of samples, beside "
