@@ -19,6 +19,7 @@ from models.evaluation.calibration import count_verdicts
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.evaluation.parzen import parzen_table
+from models.exchange.model_card import write_card
 from models.files import replace_file
 from models.inference.drawing import logits_beside
 from models.inference.noise import sampled_labels
@@ -71,6 +72,7 @@ def run(arguments: argparse.Namespace) -> int:
         say(f"not computed: {reason}")
     if arguments.record:
         record_evaluation(bundle, scores)
+        write_card(bundle.folder)
     if wants_json:
         print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0

@@ -31,6 +31,7 @@ from models.commands.training.options import add_options, default_name, resolve
 from models.data.dataset import listed, printable
 from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import SPLIT_NAMES, lines, summary
+from models.exchange.model_card import write_card
 from models.files import remove_folder
 from models.spec import TrainingOptions
 from models.training import publishing, trainer
@@ -162,6 +163,8 @@ def _train_alone(
             show = loop.shown("finishing")
             publishing.publish(state, dataset, run.last, name, record, rule="last", show=show)
             bundle = publishing.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
+            for folder in (run.last, run.bundle):
+                write_card(folder)
             snapshots.end()
         except Interrupted:
             snapshots.report(must=True)

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    *("train", "evaluate", "inspect", "export", "generate", "keygen", "sign"),
+    *("train", "evaluate", "inspect", "export", "generate", "keygen", "sign", "card"),
     *("toy", "interpolate", "neighbours", "classes", "evolution", "verdicts"),
 )
 
