@@ -7,7 +7,7 @@ from io import TextIOWrapper
 
 from models.bundle import BundleError
 from models.commands import evaluate, train
-from models.commands.bundles import export, generate, importing, inspect, sign
+from models.commands.bundles import card, export, generate, importing, inspect, sign
 from models.commands.figures import classes, evolution, interpolate, neighbours, toy, verdicts
 from models.commands.train import ALARMED, FAILED, INTERRUPTED
 from models.data.load import DataError
@@ -19,7 +19,7 @@ from models.training.run_folder import RunError
 from models.training.trainer import DivergedError, TrainingError
 
 COMMANDS = (
-    *(train, evaluate, inspect, export, importing, generate, sign),
+    *(train, evaluate, inspect, export, importing, generate, sign, card),
     *(toy, interpolate, neighbours, classes, evolution, verdicts),
 )
 

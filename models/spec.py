@@ -269,6 +269,7 @@ class PenaltySpec(Spec):
     every: int = Field(1, ge=1)
 
 
+AugmentName = Literal["none", "flip", "diffaugment", "ada"]
 GameName = Literal["nonsaturating", "saturating", "hinge", "relativistic"]
 
 
@@ -298,6 +299,8 @@ class TrainingOptions(Spec):
         score_every: Steps between two scores on the validation images; the bundle gets the weights that scored best.
         selection: What that score is: `parzen`, the log-likelihood of the Parzen window, or `frechet`, the Fréchet
             distance in the features of a classifier of the data's labels (untrained where there are none).
+        init: The bundle whose weights the run begins with, as name@version; None for random ones.
+        augment: How images are changed before D sees them. See models/training/augmentation.py.
     """
 
     preset: str
@@ -323,6 +326,8 @@ class TrainingOptions(Spec):
     ema_half_life_images: int = Field(0, ge=0)
     score_every: int = Field(2_500, ge=1)
     selection: Literal["parzen", "frechet"] = "parzen"
+    init: str | None = None
+    augment: AugmentName = "none"
 
     @model_validator(mode="after")
     def _one_pass_has_one_discriminator_step(self) -> "TrainingOptions":

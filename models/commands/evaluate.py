@@ -16,9 +16,11 @@ from models.bundle import Bundle, record_evaluation
 from models.commands.arguments import Subparsers, add_data, bundle_of, device_of, load_as_trained, require_png
 from models.data.load import Dataset
 from models.evaluation.calibration import count_verdicts
+from models.evaluation.classification_accuracy import classification_accuracy
 from models.evaluation.features import load_features, untrained_features
 from models.evaluation.metric_suite import MetricSuite, TooFewError, rows_wanted
 from models.evaluation.parzen import parzen_table
+from models.exchange.model_card import write_card
 from models.files import replace_file
 from models.inference.drawing import logits_beside
 from models.inference.noise import sampled_labels
@@ -43,6 +45,8 @@ def add_to(commands: Subparsers) -> None:
     evaluate.add_argument("--record", action="store_true", help="write the scores into the bundle's manifest")
     evaluate.add_argument("--time-limit", type=float, metavar="S",
                           help="begin no further figure after this many seconds, and name those left out")  # fmt: skip
+    evaluate.add_argument("--classification-accuracy", action="store_true", help="train a classifier on generated "
+                          "images and one on real ones, and test both: is the generated set useful?")  # fmt: skip
     more_or_less = evaluate.add_mutually_exclusive_group()
     more_or_less.add_argument("--neighbours", type=Path, metavar="PNG",
                               help="write a picture of samples beside their nearest training images")  # fmt: skip
@@ -67,10 +71,15 @@ def run(arguments: argparse.Namespace) -> int:
     else:
         scores, skipped = _all_scores(arguments, bundle, dataset, deadline, say)
         scores["skipped"] = skipped
+    if arguments.classification_accuracy:
+        found, late = _classification_accuracy(arguments, bundle, dataset, deadline, say)
+        scores |= found
+        skipped += late
     for reason in skipped:
         say(f"not computed: {reason}")
     if arguments.record:
         record_evaluation(bundle, scores)
+        write_card(bundle.folder)
     if wants_json:
         print(json.dumps({"bundle": bundle.name, "version": bundle.version, **scores}))
     return 0
@@ -116,6 +125,31 @@ def _verdicts(bundle: Bundle, dataset: Dataset) -> tuple[dict[str, Any], list[st
     logits = logits_beside(bundle.discriminator, bundle.manifest.latent, real.images, real.labels, generated)
     counts = count_verdicts(bundle.manifest.calibration, *logits)
     return {"verdicts": {"data": _data(dataset), "split": "test", **counts}}, []
+
+
+def _classification_accuracy(
+    arguments: argparse.Namespace, bundle: Bundle, dataset: Dataset, deadline: float, say: Say
+) -> tuple[dict[str, Any], list[str]]:
+    """What a classifier learns from generated images, beside what it learns from real ones, or why that is missing."""
+    from models.training.progress import Status  # noqa: PLC0415 — as above
+
+    count = len(dataset.train.images)
+    labels = sampled_labels(bundle.manifest.latent, 0, 0, count)
+    if labels is None or bundle.manifest.labels != dataset.label_names:
+        return {}, [f"classification accuracy: {bundle.name} has no labels, or not those of {dataset.name}"]
+    if not len(dataset.test.images):
+        return {}, [f"classification accuracy: {dataset.name} has no test images"]
+    if time.monotonic() > deadline:
+        return {}, ["classification accuracy: out of time"]
+    with Status() as status:
+        status.show("drawing images to learn from")
+        images = bundle.draw(count)
+        found = classification_accuracy(dataset, images, labels, device_of(arguments), show=status.show)
+    say(f"classification accuracy: a classifier that learns from {found.images:,} generated images names "
+        f"{found.generated:.2%} ± {found.standard_error:.2%} of the test images right; from as many real ones, "
+        f"{found.real:.2%}. Worst off is {found.worst_class}: {found.worst_class_generated:.1%} and "
+        f"{found.worst_class_real:.1%}")  # fmt: skip
+    return {"classification_accuracy": {"data": _data(dataset), "split": "test", **asdict(found)}}, []
 
 
 def _suite(bundle: Bundle, dataset: Dataset, device: torch.device, show: Show) -> tuple[MetricSuite | None, list[str]]:

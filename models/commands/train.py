@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from models.bundle import MAX_MANIFEST_BYTES, BundleError, read_bundle
+from models.bundle import MAX_MANIFEST_BYTES, Bundle, BundleError, read_bundle
 from models.commands.arguments import Subparsers, reading
 from models.commands.signals import Interrupted, StopOnSignal
 from models.commands.training.continuing import (
@@ -31,10 +31,12 @@ from models.commands.training.options import add_options, default_name, resolve
 from models.data.dataset import listed, printable
 from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import SPLIT_NAMES, lines, summary
+from models.exchange.model_card import write_card
 from models.files import remove_folder
 from models.spec import TrainingOptions
 from models.training import publishing, trainer
 from models.training.cost import count_numbers
+from models.training.fine_tuning import begin_with
 from models.training.health import HealthError
 from models.training.ranks import Alone, Ranks, joined
 from models.training.run_folder import RunDir, RunError, environment
@@ -77,11 +79,15 @@ def _code_of(error: BaseException) -> int:
 def _lead(arguments: argparse.Namespace, ranks: Alone) -> int:
     """Check all that can be checked before anything is written; then train."""
     options, device, folder = resolve(arguments), own_device(arguments, ranks), _run_folder(arguments)
+    first = None if arguments.init is None else read_bundle(arguments.init)
+    options = options.model_copy(update={"init": _beginning(first, arguments, folder)})
     dataset = _training_data(arguments, options, folder)
     record, changes = _record(arguments, folder, options, dataset, device, ranks)
     state = trainer.State(options, dataset, device, ranks)
     if arguments.resume and needing_a_word(changes):
         require_continuable(folder, state, dataset, needing_a_word(changes), override=arguments.override)
+    if first is not None and not (arguments.resume and folder.newest_checkpoint()):
+        _begin_with(first, state, dataset, arguments)
     if arguments.dry_run:
         recruit(arguments, state, dataset, record)
         dry_run(state, summary(dataset), as_json=arguments.json)
@@ -89,6 +95,22 @@ def _lead(arguments: argparse.Namespace, ranks: Alone) -> int:
     print("\n  ".join(lines(summary(dataset))), flush=True)
     with folder.held():
         return _train_alone(arguments, state, dataset, folder, record, changes)
+
+
+def _beginning(first: Bundle | None, arguments: argparse.Namespace, run: RunDir) -> str | None:
+    """What the run's options say of the weights that it begins with. One that goes on need not be told again."""
+    if first is not None:
+        return f"{first.name}@{first.version}"
+    begun: dict[str, Any] = (run.record() or {}) if arguments.resume else {}
+    named: str | None = begun.get("options", {}).get("init")
+    return named
+
+
+def _begin_with(first: Bundle, state: trainer.State, dataset: Dataset, arguments: argparse.Namespace) -> None:
+    """Fine-tune a bundle, and say which classes are new to it."""
+    new = begin_with(state, first, dataset.label_names or ())
+    classes = f", with {len(new)} new classes: {_listed(new)}" if new else ""
+    _say(arguments, f"Beginning with the weights of {first.name}@{first.version}{classes}.")
 
 
 def _train_alone(
@@ -106,6 +128,9 @@ def _train_alone(
     if found is not None:
         state.load(*found)
         print(f"Going on from step {state.step} of {run.path}{_by_how_many(changes)}.", flush=True)
+    elif options.init and arguments.init is None:
+        raise RunError(f"{run.path} was to begin with {options.init}, and has no checkpoint yet: --init says where "
+                       "that bundle is")  # fmt: skip
     elif arguments.resume:
         print(f"No checkpoint in {run.path} yet: starting from the beginning.", flush=True)
     if state.step >= options.steps and _is_published(run, name, state.step):
@@ -138,6 +163,8 @@ def _train_alone(
             show = loop.shown("finishing")
             publishing.publish(state, dataset, run.last, name, record, rule="last", show=show)
             bundle = publishing.publish(state, dataset, run.bundle, name, record, rule="best", show=show)
+            for folder in (run.last, run.bundle):
+                write_card(folder)
             snapshots.end()
         except Interrupted:
             snapshots.report(must=True)

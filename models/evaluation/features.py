@@ -127,7 +127,7 @@ def load_features(
         return untrained_features(dataset, device, seed=seed)
     net = _empty(dataset, len(dataset.label_names))
     if updates is None:
-        updates = min(max(EPOCHS * len(labels) // BATCH, LEAST_UPDATES), MOST_UPDATES)
+        updates = updates_for(len(labels))
     key = hashlib.sha256(f"{RECIPE}/{dataset.checksum}/{seed}/{updates}".encode()).hexdigest()[:16]
     path = (cache or cache_folder()) / f"features-{key}.safetensors"
     if not _read(net, path, device):
@@ -137,6 +137,26 @@ def load_features(
     predicted = extractor.embed(dataset.validation.images).logits.argmax(dim=1).cpu()
     accuracy = (predicted == torch.from_numpy(dataset.validation.labels)).double().mean().item()
     return replace(extractor, accuracy=accuracy)
+
+
+def updates_for(images: int) -> int:
+    """How often a classifier of so many images is updated: 40 epochs of 128, but 200 to 1,200 times."""
+    return min(max(EPOCHS * images // BATCH, LEAST_UPDATES), MOST_UPDATES)
+
+
+def fitted_classifier(
+    dataset: Dataset,
+    split: Split,
+    device: torch.device | str = "cpu",
+    *,
+    seed: int = 0,
+    updates: int | None = None,
+    progress: Callable[[int, int], None] = lambda _done, _of: None,
+) -> FeatureExtractor:
+    """The same net, as it learns the data set's classes from these images and labels instead. Nothing is cached."""
+    net = _empty(dataset, len(dataset.label_names or ())).to_empty(device=device)
+    _fit(net, split, seed, updates_for(len(split.images)) if updates is None else updates, progress)
+    return FeatureExtractor(net.eval(), "trained", checksum_of(net), accuracy=None)
 
 
 def untrained_features(dataset: Dataset, device: torch.device | str = "cpu", *, seed: int = 0) -> FeatureExtractor:

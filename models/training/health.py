@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from models.data.dataset import Dataset, Split
 from models.inference.noise import draw_latents
 from models.inference.pixels import to_pixels
+from models.spec import AugmentName
 from models.training.trainer import State
 
 PROBE_ROWS = 100
@@ -97,7 +98,15 @@ class Condition:
     name: str
     patience_images: int
     holds: Callable[[TrainingHealth, float], bool]  # of the health and the highest diversity so far
-    words: Callable[[TrainingHealth], str]
+    words: Callable[[TrainingHealth, AugmentName], str]  # of the health and what the run does against it
+
+
+def _against_memorising(augment: AugmentName) -> str:
+    """What there is to do about it, beside what the run does already."""
+    others = "--init with a bundle of alike images, more images, a smaller D or fewer steps"
+    if augment in {"none", "flip"}:
+        return f": --augment ada (--resume --override takes it up), {others}"
+    return f", in spite of --augment {augment}: {others}"
 
 
 CONDITIONS = (
@@ -105,9 +114,9 @@ CONDITIONS = (
         "memorising",
         50_000,
         lambda now, _: now.train_over_validation >= 0.75,
-        lambda now: (
+        lambda now, augment: (
             f"D ranks a training image above a validation image in {now.train_over_validation:.0%} of pairs, "
-            "and knows the training images by heart: more data, a smaller D or fewer steps"
+            f"and knows the training images by heart{_against_memorising(augment)}"
         ),
     ),
     # In a healthy run G's images may be all alike for the first 130,000 images, with D far ahead.
@@ -115,7 +124,7 @@ CONDITIONS = (
         "out of step",
         300_000,
         lambda now, best: now.pairs_right >= 0.99 and now.diversity < 0.1 and best < 0.15,
-        lambda now: (
+        lambda now, _: (
             f"D tells {now.pairs_right:.0%} of pairs apart, and G, whose images differ by "
             f"{now.diversity:.2g} of what real ones do, has not begun to learn: fewer steps or a lower rate for D, or "
             "the non-saturating loss"
@@ -125,7 +134,7 @@ CONDITIONS = (
         "collapse",
         100_000,
         lambda now, best: now.diversity < 0.05 and best >= 0.15,
-        lambda now: (
+        lambda now, _: (
             f"G's images differ by {now.diversity:.2g} of what real ones do, after more: lower rates, or another loss"
         ),
     ),
@@ -160,10 +169,13 @@ class HealthMonitor:
     Args:
         images_per_step: Real images that D sees in one step.
         rows: Earlier rows of stats.jsonl; those without health are skipped.
+        augment: What the run does that D learns nothing by heart; an alarm says what else there is.
     """
 
-    def __init__(self, images_per_step: int, rows: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.images_per_step = images_per_step
+    def __init__(
+        self, images_per_step: int, rows: Iterable[Mapping[str, Any]] = (), augment: AugmentName = "none"
+    ) -> None:
+        self.images_per_step, self.augment = images_per_step, augment
         self.good_step = 0  # the last look at which no condition held
         self._best_diversity = 0.0
         self._held: dict[str, list[int]] = {condition.name: [] for condition in CONDITIONS}  # steps of the looks
@@ -187,7 +199,9 @@ class HealthMonitor:
             held.append(step)
             images = (step - held[0]) * self.images_per_step
             if len(held) >= MIN_PROBES and images >= condition.patience_images / 2:
-                alarms.append(Alarm(condition.name, images, condition.patience_images, condition.words(now)))
+                alarms.append(
+                    Alarm(condition.name, images, condition.patience_images, condition.words(now, self.augment))
+                )
         if not any(self._held.values()):
             self.good_step = step
         return sorted(alarms, key=lambda alarm: not alarm.stop)

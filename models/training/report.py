@@ -57,6 +57,7 @@ HEALTH = (
     ),
     Chart("Diversity of samples", "of real images’", {"diversity": "mean distance of two"}),
     Chart("Overfitting of D", "r_v", {"r_v": "r_v"}),
+    Chart("Augmentation", "", {"augment_p": "p of each change", "r_t": "r_t, which is held at 0.6"}),
     Chart("Gradients", "norm", {"d_gradient": "D", "g_gradient": "G"}, logarithmic=True),
 )
 SCORE_NAMES = {

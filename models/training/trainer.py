@@ -39,6 +39,7 @@ from models.networks import (
     fill_uniform,
 )
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions, half_cosine
+from models.training.augmentation import Augmentation
 from models.training.losses import LOSSES, gradient_penalty
 from models.training.ranks import Alone
 
@@ -132,6 +133,7 @@ class State:
         self.scored_step = 0  # the last one whose weights were scored
         self.frechet: FrechetOnValidation | None = None  # built at the first score
         self.data = DeviceDataset(dataset, options, device)
+        self.augmentation = Augmentation(options.augment, device)
         self.image = image_spec(dataset)
         self.classes = len(dataset.label_names or ()) if options.conditional else 0
         if options.selection == "frechet" and min(rows_wanted(dataset), len(dataset.validation.images)) < 2:
@@ -195,6 +197,7 @@ class State:
             **_prefixed("discriminator", self.discriminator.state_dict()),
             **_prefixed("best.generator", self.best.generator),
             **_prefixed("best.discriminator", self.best.discriminator),
+            **_prefixed("augmentation", self.augmentation.tensors()),
         }
         if self.average is not None:
             named |= _prefixed("average", self.average.state_dict())
@@ -250,6 +253,7 @@ class State:
             if any(("exp_avg" in found) != isinstance(optimiser, torch.optim.Adam) for found in slots.values()):
                 raise KeyError(f"{name} is of another kind")
             optimiser.load_state_dict({**optimiser.state_dict(), "state": slots})
+        self.augmentation.load(_under("augmentation", tensors))
         self.step = int(metadata["step"])
         self.seconds = metadata["seconds"]
         self.scored_step = int(metadata.get("scored_step", metadata["best_step"]))  # older checkpoints don't say
@@ -335,7 +339,7 @@ def initialise(
         bias.data.copy_(torch.logit(mean.reshape(len(bias), -1).mean(dim=1), eps=1e-7))
 
 
-def train_step(state: State) -> Tensor:
+def train_step(state: State) -> Tensor:  # noqa: PLR0915 - it stays whole, in the order of the maths
     """One update of G and those of D that go with it. Returns (d_loss, g_loss, mean D(x), mean D(G(z))).
 
     On one rank of several, they are those of its rows.
@@ -344,6 +348,7 @@ def train_step(state: State) -> Tensor:
     generator, discriminator, loss = state.generator, state.discriminator, LOSSES[options.generator_loss]
     rng = torch.Generator(state.device).manual_seed(derived_seed(options.seed, "step", state.step))
     dropout = partial(drop, rng=rng, rank=state.ranks.rank, ranks=state.ranks.size)
+    augment = partial(state.augmentation, rng=rng, ranks=state.ranks)
     low = torch.autocast(state.device.type, torch.bfloat16, enabled=options.precision == "bfloat16")
     _schedule(state.g_optimiser, options.generator_optimiser, state)
     _schedule(state.d_optimiser, options.discriminator_optimiser, state)
@@ -352,10 +357,11 @@ def train_step(state: State) -> Tensor:
         for turn in range(options.d_steps):
             update = state.step * options.d_steps + turn
             images, labels = data.take(*state.ranks.part(update * m, m))
+            images = augment(images)  # before the penalties, which are by the pixels that D sees
             penalty, gamma = options.penalty, penalty_weight(state, update)
             with low:
                 with torch.no_grad():
-                    fake = generator(_noise(state, rng), labels)
+                    fake = augment(generator(_noise(state, rng), labels))
                 images.requires_grad_(gamma > 0)
                 fake = fake.float().requires_grad_(gamma > 0)
                 real_logits, class_loss = _real_logits(state, images, labels, dropout)
@@ -367,23 +373,28 @@ def train_step(state: State) -> Tensor:
                 if penalty and gamma and penalty.r2:
                     total = total + gamma * gradient_penalty(fake_logits, fake)
             _descend(total, discriminator, state.d_optimiser, state.ranks)
+            state.augmentation.see(real_logits, fake_logits, state.ranks, paired=loss.paired)
         with low:
             with torch.no_grad():
                 rivals = discriminator(images, labels, dropout).float() if loss.paired else real_logits
-            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, dropout).float()
+            fake = augment(generator(_noise(state, rng), labels))
+            fake_logits = discriminator(fake, labels, dropout).float()
             g_loss = loss.generator(rivals, fake_logits)
         _descend(g_loss, generator, state.g_optimiser, state.ranks)
     else:
         images, labels = data.take(*state.ranks.part(state.step * m, m))
+        images = augment(images)
         with low:
             real_logits, class_loss = _real_logits(state, images, labels, dropout)
-            fake_logits = discriminator(generator(_noise(state, rng), labels), labels, dropout).float()
+            fake = augment(generator(_noise(state, rng), labels))
+            fake_logits = discriminator(fake, labels, dropout).float()
             d_loss = loss.discriminator(real_logits, fake_logits) * options.d_loss_scale
             g_loss = loss.generator(real_logits, fake_logits)
         g_gradients = torch.autograd.grad(g_loss, list(generator.parameters()), retain_graph=True)
         d_gradients = torch.autograd.grad(d_loss + class_loss, list(discriminator.parameters()))
         _apply(g_gradients, generator, state.g_optimiser, state.ranks)
         _apply(d_gradients, discriminator, state.d_optimiser, state.ranks)
+        state.augmentation.see(real_logits, fake_logits, state.ranks, paired=loss.paired)
 
     state.step += 1
     if state.average is not None:

@@ -50,7 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = (
-    *("train", "evaluate", "inspect", "export", "generate", "keygen", "sign"),
+    *("train", "evaluate", "inspect", "export", "generate", "keygen", "sign", "card"),
     *("toy", "interpolate", "neighbours", "classes", "evolution", "verdicts"),
 )
 
@@ -1318,11 +1318,11 @@ def test_every_flag_changes_its_option_alone() -> None:
     """The command line's numbers reach the options, and nothing else moves."""
     changed = options_of(
         *("--preset", "mlp-adam", "--steps", "7", "--seed", "3", "--batch-size", "5", "--noise", "uniform"),
-        *("--precision", "bfloat16"),
+        *("--precision", "bfloat16", "--augment", "ada"),
     )
     latent = LatentSpec(dim=100, distribution="uniform")
     expected = PRESETS["mlp-adam"].model_copy(
-        update={"steps": 7, "seed": 3, "batch_size": 5, "latent": latent, "precision": "bfloat16"}
+        update={"steps": 7, "seed": 3, "batch_size": 5, "latent": latent, "precision": "bfloat16", "augment": "ada"}
     )
     assert changed == expected
 

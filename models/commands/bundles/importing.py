@@ -11,6 +11,7 @@ from typing import Any, get_args
 from models.bundle import NAME_PATTERN
 from models.commands.arguments import Subparsers, positive
 from models.exchange.importing.conversion import Role
+from models.exchange.model_card import write_card
 
 REFUSED = 2
 MEMORY_MIB, SECONDS = 8192, 900
@@ -50,6 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
     answer = _in_own_process(arguments, labels)
     if "refused" in answer:
         return _refuse(f"{arguments.file}: {answer['refused']}")
+    write_card(arguments.out)
     done = answer["done"]
     width, height, channels = done["image"]
     classes = f", {done['labels']} classes" if done["labels"] else ""

@@ -8,6 +8,7 @@ from models.training.run_folder import RunDir, RunError
 from models.training.trainer import State
 
 DECIDES_SUMS = ("device", "instruction_set", "torch", "threads")  # beside the options, in the last bits
+ADDED = {"init": None, "augment": "none"}  # options that runs of earlier releases don't name, as they had them
 WORLD_SIZE = "world_size"  # in the record: how many processes train; their number decides sums too
 Changes = dict[str, list[Any]]
 
@@ -41,6 +42,7 @@ def changes_since(before: Mapping[str, Any], now: Mapping[str, Any]) -> Changes:
         return {}
     old, new = (
         {
+            **ADDED,
             **record.get("options", {}),
             **{key: record.get(key) for key in ("name", "data", "preparation", *DECIDES_SUMS)},
             WORLD_SIZE: world_size(record),

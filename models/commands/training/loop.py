@@ -43,7 +43,9 @@ class TrainingLoop:
         self.checkpoint_every, self.sample_every, self.alarms = checkpoint_every, sample_every, alarms
         options = self.state.options
         self.probe = Probe(self.state, snapshots.dataset)
-        self.monitor = HealthMonitor(options.batch_size * options.d_steps, self.run_folder.stats())
+        self.monitor = HealthMonitor(
+            options.batch_size * options.d_steps, self.run_folder.stats(), augment=options.augment
+        )
         self._is_last = False
 
     def run(self) -> None:
@@ -94,7 +96,7 @@ class TrainingLoop:
     def _record(self, report: Report) -> None:
         """Write and show the figures, with those of the run's health where they are due."""
         state, run = self.state, self.run_folder
-        row = asdict(report)
+        row = asdict(report) | state.augmentation.row()
         raised: list[Alarm] = []
         if self.alarms != "off" and state.step % self.probe.every(REPORT_EVERY) == 0:
             health = self.probe.look()

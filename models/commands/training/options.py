@@ -4,12 +4,13 @@ import argparse
 import json
 import re
 from pathlib import Path
+from typing import get_args
 
 from pydantic import ValidationError
 
 from models.bundle import NAME_PATTERN
 from models.commands.arguments import add_data, positive
-from models.spec import PRESETS, TrainingOptions
+from models.spec import PRESETS, AugmentName, TrainingOptions
 from models.training.losses import LOSSES
 from models.training.run_folder import RunError
 from models.training.trainer import SELECTIONS
@@ -22,8 +23,9 @@ PRESET_WORDS = {
     "conv-r3": ("convolutions", "square images, 16 to 128 pixels", "where conv-ns leaves kinds of images out"),
 }
 NEEDS = """\
-All want some thousands of images; with a few hundred D soon knows them by heart, and the run stops and says so. The
-convolutions train by class (--unconditional: without). With the preset's steps, on one core of a processor of 2023:
+All want some thousands of images; with a few hundred D soon knows them by heart, and the run stops and says so: then
+--augment ada helps, and --init with a bundle of alike images. The convolutions train by class (--unconditional:
+without). With the preset's steps, on one core of a processor of 2023:
 
   mlp-paper, mlp-adam      28×28: 25 minutes      64×64, RGB: 4 hours
   conv-…                   28×28: 30 minutes      64×64, RGB: 2 hours      128×128, RGB: 12 hours
@@ -42,8 +44,12 @@ def add_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
+    train.add_argument("--init", type=Path, metavar="BUNDLE", help="begin with a bundle's weights instead of random "
+                       "ones: the same nets and images; classes may be added")  # fmt: skip
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N",
                        help="steps between two checkpoints, beside those before each score (default 1000)")  # fmt: skip
+    train.add_argument("--augment", choices=get_args(AugmentName), help="change images at random before D sees them, "
+                       "where there are few of them (default none)")  # fmt: skip
     train.add_argument("--sample-every", type=positive, metavar="N", help="steps between two grids of samples, beside "
                        "those at each checkpoint (default: 50, 100, 200, then every 500)")  # fmt: skip
     train.add_argument("--score-every", type=int, metavar="N", help="steps between two scores on the validation "
@@ -92,7 +98,7 @@ def resolve(arguments: argparse.Namespace) -> TrainingOptions:
     if arguments.algorithm1:
         options |= {"update": "alternating", "generator_loss": "saturating", "d_loss_scale": 1.0}
     given = ("steps", "score_every", "seed", "batch_size", "update", "d_steps", "generator_loss", "conditional",
-             "selection", "precision")  # fmt: skip
+             "selection", "precision", "augment")  # fmt: skip
     for field in given:
         if getattr(arguments, field) is not None:
             options[field] = getattr(arguments, field)
