@@ -355,9 +355,18 @@ class DiscriminateReply(Reply):
 class EncodeResult(Reply):
     """Where one image lies in the generator's latent space."""
 
-    latent: list[float] = Field(description="What the generator makes the image from that is most like it.")
-    error: float = Field(description="Mean squared difference of both images' pixels, in [0, 1].")
-    image: str = Field(description="What the generator makes of the latent, as a PNG in base64.")
+    latent: list[float] | None = Field(
+        None, description="Where the image lies. By POST /sample, as one of `latents`, it gives `image` again."
+    )
+    error: float | Problem | None = Field(
+        None,
+        description="Mean squared difference of the image's and `image`'s pixels, in [0, 1]; or why the image could "
+        "not be decoded: the other fields are then left out.",
+    )
+    label: str | None = Field(
+        None, description="The class that the encoder finds, if the bundle has classes and none was given."
+    )
+    image: str | None = Field(None, description="What the generator makes of the latent, as a PNG in base64.")
 
 
 class EncodeReply(Reply):

@@ -332,7 +332,12 @@ VERIFY = _route(
 )
 ENCODE = _route(
     "Find the latents of images",
-    _json_reply("One result for each image, in order.", EncodeReply),
+    _json_reply("One result for each image, in order.", EncodeReply)
+    | {
+        "headers": {
+            "Server-Timing": _header("Milliseconds spent in decoding, in the queue, in computing, in encoding.")
+        }
+    },
     *_WORK,
     NoEncoder,
     *_UPLOAD,
