@@ -79,6 +79,7 @@ class SampleMetadata(NamedTuple):
     Attributes:
         seed, first_index: None for images of given latents, which have no recipe.
         is_marked: Whether pictures say that they were generated, and by which recipe.
+        select: How they were chosen among candidates.
     """
 
     bundle: str
@@ -90,6 +91,7 @@ class SampleMetadata(NamedTuple):
     latents: Float32 | None = None
     truncation: float = 1.0
     is_marked: bool = False
+    select: str = "none"
 
 
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
@@ -165,7 +167,7 @@ def _recipe(
     return (
         f'{{"bundle":"{metadata.bundle}@{metadata.version}","seed":{metadata.seed},'
         f'"first_index":{metadata.first_index + place},"count":{count},"labels":{shown},'
-        f'"truncation":{metadata.truncation!r},"select":"none","layout":"{layout}","columns":{render.columns},'
+        f'"truncation":{metadata.truncation!r},"select":"{metadata.select}","layout":"{layout}","columns":{render.columns},'
         f'"scale":{render.scale},"format":"{form}"}}'
     ).encode("ascii")
 

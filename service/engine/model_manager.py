@@ -249,7 +249,13 @@ class ModelManager:
         return result.rows, Timing(result.queue_s, result.compute_s)
 
     async def discriminate(
-        self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float
+        self,
+        bundle: Bundle,
+        images: UInt8,
+        *,
+        labels: list[int] | None,
+        deadline_s: float,
+        is_accepted: bool = False,
     ) -> tuple[Float32, list[int] | None, Timing]:
         """D's logits (n,) for uint8 images (n, h, w, c) of the bundle's shape, and the labels that they are for.
 
@@ -259,7 +265,8 @@ class ModelManager:
         payload = _of_images(bundle, images, labels)
         if bundle.judge is None:
             raise NoDiscriminator(bundle.name)
-        result = await self._submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
+        runner = _warm(bundle).discriminate
+        result = await self._submit(runner, payload, len(images), deadline_s, is_accepted=is_accepted)
         judged_as = None if payload.labels is None else result.rows[:, 1].astype(np.int64).tolist()
         return result.rows[:, 0], judged_as, Timing(result.queue_s, result.compute_s)
 

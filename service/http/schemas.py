@@ -158,6 +158,11 @@ class SampleRequest(Schema):
     truncation: Real = Field(
         1.0, gt=0, le=1, description="Factor on the latent. Smaller gives more typical and less varied images."
     )
+    select: Literal["none", "discriminator"] = Field(
+        "none",
+        description="`discriminator`: of up to 64 candidates for each image, the first that the bundle's calibrated "
+        "discriminator lets pass; `X-Acceptance-Rate` says how many do.",
+    )
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
     format: Format | None = Field(None, description="Overrides the Accept header. Default: by Accept, else png.")
     layout: Literal["grid", "strip"] | None = Field(
