@@ -53,12 +53,14 @@ class Encoding:
         mse: The mean squared error between the image and what the generator draws from the latent.
         image: What the generator draws from the latent.
         error: Why there is no encoding; the others are then None.
+        label: Of a bundle with classes, the class that the image is drawn as.
     """
 
     latent: Float32 | None = None
     mse: float | None = None
     image: Image.Image | None = None
     error: Problem | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

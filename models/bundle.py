@@ -1,10 +1,10 @@
 """Writes and reads weights on disk; refuses what does not verify.
 
 A bundle is a folder: `manifest.json`, `generator.safetensors`, `samples.png` and, but for generators that came without
-one, `discriminator.safetensors`. Data only: no pickle, no class paths. It is written beside its place, synced and
-renamed, so that a reader finds the old one or the new one and never a mixture (where a system can't swap two folders in
-one step, for a moment neither). A reader reads each file once, so that the bytes that it uses are those whose checksum
-it verified.
+one, `discriminator.safetensors`; where an encoder was trained for it, `encoder.safetensors`. Data only: no pickle, no
+class paths. It is written beside its place, synced and renamed, so that a reader finds the old one or the new one and
+never a mixture (where a system can't swap two folders in one step, for a moment neither). A reader reads each file
+once, so that the bytes that it uses are those whose checksum it verified.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from models.images.preparation import Preparation
 from models.inference.drawing import draw_images, images_of
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, encode_png
-from models.networks import Discriminator, Generator, build_networks
+from models.networks import Discriminator, Encoder, Generator, build_encoder, build_networks
 from models.signing import KEY_ID, SIGNATURE, PublicKeys, SigningError, sign, valid_signers
 from models.spec import Calibration, GraphSpec, ImageSpec, LatentSpec, NetworkSpec, Spec, check_image
 
@@ -42,15 +42,16 @@ FORMAT: Literal[1] = 1
 MANIFEST = "manifest.json"
 GENERATOR = "generator.safetensors"
 DISCRIMINATOR = "discriminator.safetensors"
+ENCODER = "encoder.safetensors"
 SAMPLES = "samples.png"
-WEIGHTS = (DISCRIMINATOR, GENERATOR)
+WEIGHTS = (DISCRIMINATOR, ENCODER, GENERATOR)
 MAX_MANIFEST_BYTES = 1 << 20
 _STORED = (torch.float32, torch.float16)  # what weights may be on disk; in memory they are float32
 MAX_SIGNATURES = 16
 MAX_LABEL = 255  # characters; no folder's name has more, and a reply holds one for each of its images
 NAME_PATTERN = "^[a-z0-9][a-z0-9._-]{0,63}$"
 NOT_A_NAME = ".discriminator"  # what a name may not end in: the Open Inference Protocol calls a bundle's D so
-FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, SAMPLES)
+FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, ENCODER, SAMPLES)
 # What ends by itself: too many open files, or a disk that does not answer.
 _PASSING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EIO, errno.EAGAIN, errno.EINTR, errno.ESTALE})
 _VERSIONED = ("format", "network", "image", "latent", "labels", "calibration", "preparation")
@@ -122,7 +123,7 @@ class Manifest(Spec):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> "Manifest":
-        nets = [GENERATOR, DISCRIMINATOR] if self.has_discriminator else [GENERATOR]
+        nets = [GENERATOR, *[DISCRIMINATOR] * self.has_discriminator, *[ENCODER] * self.has_encoder]
         if set(self.files) != {*nets, SAMPLES}:
             raise ValueError(f"files must be {', '.join(nets)} and {SAMPLES}")
         if self.calibration is not None and not self.has_discriminator:
@@ -156,6 +157,11 @@ class Manifest(Spec):
         return not isinstance(self.network, GraphSpec) or self.network.discriminator is not None
 
     @property
+    def has_encoder(self) -> bool:
+        """Whether it has a net that finds an image's latent."""
+        return self.network.encoder is not None
+
+    @property
     def signatures(self) -> dict[str, str]:
         """Each signature by its key's id."""
         return {one.key: one.sig for one in self.signature or ()}
@@ -165,7 +171,7 @@ class Manifest(Spec):
 class Bundle:
     """A verified bundle in memory: its nets in eval mode, without gradients, on one device.
 
-    `judge` is its discriminator, if it has one.
+    `judge` is its discriminator and `encoder` what finds an image's latent, if it has them.
     `signers` are the trusted keys that have signed it; none where no signature was asked for.
     """
 
@@ -174,6 +180,7 @@ class Bundle:
     version: str
     generator: Generator
     judge: Discriminator | None
+    encoder: Encoder | None
     signers: frozenset[bytes]
 
     @property
@@ -285,17 +292,16 @@ def read_bundle(
     if same is not None and same.version == version:
         is_unchanged = (same.folder, same.manifest, same.signers) == (folder, manifest, signers)
         return same if is_unchanged else replace(same, folder=folder, manifest=manifest, signers=signers)
+    shape = manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
     try:
-        generator, discriminator = build_networks(
-            manifest.network, manifest.image, manifest.latent, len(manifest.labels or ())
-        )
+        (generator, discriminator), encoder = build_networks(*shape), build_encoder(*shape)
     except ValueError as error:  # what a graph is worth is known once its net is built
         raise BundleError(folder / MANIFEST, f"network: {error}") from None
-    for net, name in ((generator, GENERATOR), (discriminator, DISCRIMINATOR)):
+    for net, name in ((generator, GENERATOR), (discriminator, DISCRIMINATOR), (encoder, ENCODER)):
         if net is not None:
             _fill(net, contents[name], folder / name)
             net.to(device)
-    return Bundle(folder, manifest, version, generator, discriminator, signers)
+    return Bundle(folder, manifest, version, generator, discriminator, encoder, signers)
 
 
 def _signers_of(
@@ -447,14 +453,15 @@ def write_bundle(
     generator: Mapping[str, Tensor],
     discriminator: Mapping[str, Tensor] | None,
     samples: UInt8 | bytes,
+    encoder: Mapping[str, Tensor] | None = None,
 ) -> Bundle:
     """Write a bundle at `folder`, replacing one that is there, and read it back.
 
     Args:
         folder: Where the bundle will be; its parent is made.
         metadata: The manifest's fields but `format`, `files` and `signature`, which nobody can have made yet.
-        generator, discriminator: State dictionaries of the nets that the metadata describe, float32 or float16. None
-            for a discriminator that they don't.
+        generator, discriminator, encoder: State dictionaries of the nets that the metadata describe, float32 or
+            float16. None for a discriminator or an encoder that they don't.
         samples: A picture of what G makes, uint8 (h, w, c), or as a PNG.
 
     Raises:
@@ -464,6 +471,7 @@ def write_bundle(
     contents = {
         GENERATOR: _tensor_bytes(generator),
         **({} if discriminator is None else {DISCRIMINATOR: _tensor_bytes(discriminator)}),
+        **({} if encoder is None else {ENCODER: _tensor_bytes(encoder)}),
         SAMPLES: samples if isinstance(samples, bytes) else encode_png(samples),
     }
     files = {name: {"sha256": hashlib.sha256(c).hexdigest(), "bytes": len(c)} for name, c in contents.items()}

@@ -5,9 +5,9 @@ a training run is repeated from its `TrainingOptions`. Presets are rows of a tab
 """
 
 import math
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 
 class Spec(BaseModel):
@@ -79,7 +79,31 @@ class MaxoutDiscriminatorSpec(Spec):
     keep_hidden: float = Field(0.5, gt=0, le=1)
 
 
-class MLPSpec(Spec):
+class EncoderSpec(Spec):
+    """x → 3×3 convolutions, each halving the sides, down to 7 or less → a hidden layer → z; with labels, their scores.
+
+    The first has `width` channels, and each other one twice its neighbour's, up to four times as many.
+    """
+
+    width: Width
+    hidden: Width
+
+
+class NetsSpec(Spec):
+    """Base of the families: a net that finds an image's latent may go with the nets of each."""
+
+    encoder: EncoderSpec | None = None
+
+    @model_serializer(mode="wrap")
+    def _leave_out_what_is_not_there(self, serialise: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without an encoder the JSON is that of before there were any, and so is a bundle's version."""
+        whole: dict[str, Any] = serialise(self)
+        if self.encoder is None:
+            whole.pop("encoder", None)
+        return whole
+
+
+class MLPSpec(NetsSpec):
     """The paper's nets. With labels, both take the label as a one-hot vector beside their input."""
 
     family: Literal["mlp"]
@@ -124,7 +148,7 @@ class ConvDiscriminatorSpec(ResidualSpec):
     """x → residual stages, shrinking → features → one logit; with labels by projection (Miyato & Koyama 2018)."""
 
 
-class ConvSpec(Spec):
+class ConvSpec(NetsSpec):
     """Convolutional nets for square images of 16 to 128 pixels a side."""
 
     family: Literal["conv"]
@@ -174,7 +198,7 @@ class GraphBody(Spec):
     nodes: tuple[GraphNode, ...] = Field(min_length=1, max_length=4096, fail_fast=True)
 
 
-class GraphSpec(GraphBody):
+class GraphSpec(NetsSpec, GraphBody):
     """A generator that was trained elsewhere, (latents, labels) → pixels in [0, 1]; perhaps with its discriminator."""
 
     family: Literal["graph"]
@@ -410,3 +434,34 @@ PRESETS: dict[str, TrainingOptions] = {
         for preset, loss, penalty in _CONV_LOSSES
     },
 }
+
+
+class RegressionOptions(Spec):
+    """Everything that decides what training an encoder for a bundle computes.
+
+    Attributes:
+        encoder: The net.
+        seed, steps, batch_size: Of its training. Images are drawn anew for every step.
+        image_loss: Factor on the mean squared difference between an image and what G makes of its latent, beside that
+            between latents, which is of the order of 1.
+        optimiser: Its rate moves to the final one over all steps, along half a cosine.
+    """
+
+    preset: str
+    encoder: EncoderSpec
+    seed: int = Field(0, ge=0, lt=2**53)
+    steps: int = Field(ge=1)
+    batch_size: int = Field(ge=1)
+    image_loss: float = Field(ge=0)
+    optimiser: AdamSpec
+
+
+# Of its own: it trains neither G nor D, but E for a bundle that has both.
+LATENT_REGRESSOR = RegressionOptions(
+    preset="latent-regressor",
+    encoder=EncoderSpec(width=32, hidden=512),
+    steps=5_000,
+    batch_size=128,
+    image_loss=10.0,
+    optimiser=AdamSpec(lr=1e-3, final_lr=1e-5, beta1=0.9),
+)

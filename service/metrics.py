@@ -25,7 +25,7 @@ SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2
 BYTES = tuple(4**n for n in range(4, 14))  # 256 bytes to 64 MiB
 IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 PROBABILITY = tuple(n / 20 for n in range(1, 21))
-WORK = ("bundle", "operation")  # operation: sample, discriminate
+WORK = ("bundle", "operation")  # operation: sample, discriminate, encode
 
 
 class Observations:

@@ -25,8 +25,8 @@ import torch
 from fastapi import FastAPI
 
 from models.bundle import Bundle, write_bundle
-from models.networks import build_networks
-from models.spec import PRESETS, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
+from models.networks import build_encoder, build_networks
+from models.spec import PRESETS, EncoderSpec, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 from service.app import create_app
 from service.server.listener import listen
 from service.server.server import Server
@@ -132,7 +132,12 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 
 def write_tiny(
-    folder: Path, image: ImageSpec, labels: tuple[str, ...] | None, calibration: dict[str, float] | None, seed: int = 0
+    folder: Path,
+    image: ImageSpec,
+    labels: tuple[str, ...] | None,
+    calibration: dict[str, float] | None,
+    seed: int = 0,
+    encoder: EncoderSpec | None = None,
 ) -> Bundle:
     """A bundle of this kind with random weights that the seed alone decides, named like its folder."""
     frequencies = (
@@ -140,14 +145,15 @@ def write_tiny(
     )
     latent = LatentSpec(dim=12, distribution="normal", label_frequencies=frequencies)
     rng = torch.Generator().manual_seed(seed)
+    shape = NETWORK.model_copy(update={"encoder": encoder}), image, latent, len(labels or ())
     states = [
-        {name: torch.randn(tensor.shape, generator=rng) for name, tensor in net.state_dict().items()}
-        for net in build_networks(NETWORK, image, latent, len(labels or ()))
+        None if net is None else {k: torch.randn(v.shape, generator=rng) for k, v in net.state_dict().items()}
+        for net in (*build_networks(*shape), build_encoder(*shape))
     ]
     facts = {
         "name": folder.name,
         "created": "2026-01-02T03:04:05Z",
-        "network": NETWORK,
+        "network": shape[0],
         "image": image,
         "latent": latent,
         "labels": labels,
@@ -156,7 +162,9 @@ def write_tiny(
         "evaluation": {},
     }
     samples = np.zeros((image.height, image.width, image.channels), np.uint8)
-    return write_bundle(folder, facts, states[0], states[1], samples)
+    generator, discriminator, found = states
+    assert generator is not None
+    return write_bundle(folder, facts, generator, discriminator, samples, found)
 
 
 @pytest.fixture(scope="session")

@@ -292,7 +292,8 @@ def _read_encoding(result: Mapping[str, Any]) -> Encoding:
     if problem:
         return Encoding(error=problem)
     image = read_picture(read_base64(result["image"]))
-    return Encoding(read_latent(result["latent"]), optional_number(result, "error"), image)
+    latent, label = read_latent(result["latent"]), optional_text(result, "label")
+    return Encoding(latent, optional_number(result, "error"), image, label=label)
 
 
 def _read_verification(result: Mapping[str, Any]) -> Verification:

@@ -28,12 +28,13 @@ from models.commands.training.dry_run import dry_run
 from models.commands.training.followers import follow, own_device, recruit
 from models.commands.training.loop import TrainingLoop
 from models.commands.training.options import add_options, default_name, resolve
+from models.commands.training.regressor import regress
 from models.data.dataset import listed, printable
 from models.data.load import DataError, Dataset, load_dataset
 from models.data.summary import SPLIT_NAMES, lines, summary
 from models.exchange.model_card import write_card
 from models.files import remove_folder
-from models.spec import TrainingOptions
+from models.spec import LATENT_REGRESSOR, TrainingOptions
 from models.training import publishing, trainer
 from models.training.cost import count_numbers
 from models.training.fine_tuning import begin_with
@@ -57,6 +58,8 @@ def add_to(commands: Subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Train, as the leader of all ranks or as one of its followers."""
+    if arguments.preset == LATENT_REGRESSOR.preset:
+        return regress(arguments, _run_folder(arguments))
     ranks = joined()
     if isinstance(ranks, Ranks) and not ranks.leads:
         return follow(arguments, ranks)

@@ -9,11 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from models.inference.fast_nets import fast_discriminator, fast_generator
+from models.inference.fast_nets import fast_discriminator, fast_encoder, fast_generator
 from models.inference.noise import Float32, Int64, LatentRange, beside_noise, draw_latents, sampled_labels
 from models.inference.pixels import UInt8, grey_levels, unit_levels
 from models.inference.tiles import REFERENCE_TILE, Tiles
-from models.networks import Discriminator, Generator
+from models.networks import Discriminator, Encoder, Generator
 from models.spec import LatentSpec
 
 
@@ -86,6 +86,17 @@ def logits_of(discriminator: Discriminator, images: UInt8, labels: Int64 | None 
         tiles = Tiles(logits, [REFERENCE_TILE])
         array: Float32 = tiles(torch.tensor(images, device=device), _on(device, labels)).cpu().numpy()
         return array
+
+
+def codes_of(encoder: Encoder, images: UInt8) -> tuple[Float32, Int64 | None]:
+    """Where uint8 images (n, h, w, c), n ≥ 1, lie in latent space: (n, dim), and (n,) labels where E finds classes."""
+    device = next(encoder.parameters()).device
+    fast = fast_encoder(encoder)
+    with _as_served():
+        tiles = Tiles(lambda levels, _: fast(unit_levels(levels)), [REFERENCE_TILE])
+        codes: Float32 = tiles(torch.tensor(images, device=device)).cpu().numpy()
+    latents: Float32 = codes[:, : encoder.dim].copy()
+    return latents, codes[:, encoder.dim :].argmax(axis=1) if encoder.classes else None
 
 
 def logits_beside(

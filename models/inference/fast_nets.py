@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from models.inference.bfloat16 import in_bfloat16
-from models.inference.onnx_nets import discriminator_graph, fits_graph, generator_graph
+from models.inference.onnx_nets import discriminator_graph, encoder_graph, fits_graph, generator_graph
 from models.inference.pixels import grey_levels
-from models.networks import Discriminator, Generator, GraphDiscriminator, GraphNet
+from models.networks import Discriminator, Encoder, Generator, GraphDiscriminator, GraphNet
 
 MOST_NUMBERS = 2**26  # in the values of all rows that a graph computes at once: 256 MiB
 
@@ -43,6 +43,14 @@ class FastDiscriminator(Protocol):
         ...
 
 
+class FastEncoder(Protocol):
+    """E, ready to run."""
+
+    def __call__(self, pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        """(n, c, h, w) pixels in [0, 1] → (n, dim + classes), as the module gives them. It needs no labels."""
+        ...
+
+
 def fast_generator(net: Generator, *, half: bool = False) -> FastGenerator:
     """G as its device runs it fastest; with `half`, with layers in bfloat16."""
     most_rows = most_rows_of(net)
@@ -57,6 +65,23 @@ def fast_discriminator(net: Discriminator, *, half: bool = False) -> FastDiscrim
     if half or judges_each_class or not _is_for_onnxruntime(net):
         return Verdicts(in_bfloat16(net) if half else net)
     return _OnnxDiscriminator(discriminator_graph(net))
+
+
+def fast_encoder(net: Encoder) -> FastEncoder:
+    """E as its device runs it fastest; always in float32, for it is small."""
+    run: Callable[[Tensor], Tensor] = net
+    if _is_for_onnxruntime(net):
+        session = _session(encoder_graph(net))
+
+        def run(pixels: Tensor) -> Tensor:
+            return _run(session, "codes", _fed("pixels", pixels, None))
+
+    most_rows = _most_rows(net)
+
+    def encode(pixels: Tensor, labels: Tensor | None = None) -> Tensor:
+        return _in_parts(lambda rows, _: run(rows), most_rows, pixels, labels)
+
+    return encode
 
 
 class Verdicts(nn.Module):
@@ -120,7 +145,7 @@ class _OnnxDiscriminator:
 
 def most_rows_of(net: nn.Module) -> int:
     """Rows that a net takes at a time, so that its largest values stay within `MOST_NUMBERS`."""
-    largest = net.largest if isinstance(net, GraphNet) else 0
+    largest = net.largest if isinstance(net, GraphNet | Encoder) else 0
     return max(1, MOST_NUMBERS // largest) if largest else MOST_NUMBERS
 
 

@@ -1,13 +1,14 @@
 """(seed, index) → latents and labels: the random numbers of every image, and ways between two latents.
 
 Random numbers, `philox4x64-10/1`. Philox (Salmon et al. 2011) is a block function: key and counter in, four 64-bit
-words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels. Image `index` has b = ⌈dim/4⌉
-blocks, whose counters are index·b … index·b + b − 1. So any range of images is one contiguous draw, and an image's
-noise depends on its seed and index alone. A label takes the first word of block `index` of its stream. A word w becomes
-u = (⌊w/2¹¹⌋ + ½)·2⁻⁵³, which float64 rounds into (0, 1]. Uniform latents are √3·(2u − 1). Normal ones are Box-Muller
-pairs: √(−2 ln u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to
-float32, which hides nearly all differences between libraries in the last bits. `Noise` draws the same words on the
-nets' own device, for GPUs that need not agree with CPUs in the last bits.
+words out, no state. The key is (seed, stream): stream 0 for latents, 1 for labels, 2 for noise beside latents, 3 for
+the chances that candidates are given, and 256 + k for candidate k ≥ 1. Image `index` has b = ⌈dim/4⌉ blocks, whose
+counters are index·b … index·b + b − 1. So any range of images is one contiguous draw, and an image's noise depends on
+its seed and index alone. A label takes the first word of block `index` of its stream. A word w becomes u = (⌊w/2¹¹⌋ +
+½)·2⁻⁵³, which float64 rounds into (0, 1]. Uniform latents are √3·(2u − 1). Normal ones are Box-Muller pairs: √(−2 ln
+u₁)·cos 2πu₂ and √(−2 ln u₁)·sin 2πu₂ from words 2j and 2j + 1. All of it in float64, rounded once to float32, which
+hides nearly all differences between libraries in the last bits. `Noise` draws the same words on the nets' own device,
+for GPUs that need not agree with CPUs in the last bits.
 """
 
 import math
@@ -27,7 +28,7 @@ Float32 = NDArray[np.float32]
 Int64 = NDArray[np.int64]
 PathMethod = Literal["linear", "spherical"]
 
-LATENT_STREAM, LABEL_STREAM, NOISE_STREAM = 0, 1, 2
+LATENT_STREAM, LABEL_STREAM, NOISE_STREAM, CHANCE_STREAM, CANDIDATE_STREAM = 0, 1, 2, 3, 256
 _WORD, _HALF_WORD, _MANTISSA = 2**64 - 1, 2**32 - 1, 2**53 - 1
 _MULTIPLIERS = 0xD2E7470EE14C6C93, 0xCA5A826395121157  # philox4x64-10's, for words 0 and 2 of a block
 _KEY_STEPS = 0x9E3779B97F4A7C15, 0xBB67AE8584CAA73B
@@ -50,6 +51,18 @@ def draw_latents(latent: LatentSpec, seed: int, first_index: int, count: int) ->
 def draw_latent_ranges(latent: LatentSpec, ranges: Sequence[LatentRange]) -> Float32:
     """Noise of several ranges, one after the other in one array: as by `draw_latents`, but faster than one by one."""
     return _draw(latent, latent.dim, LATENT_STREAM, ranges)
+
+
+def draw_candidates(latent: LatentSpec, seed: int, first_index: int, count: int, candidate: int) -> Float32:
+    """Candidate k for each image of a range: float32 (count, dim). Candidate 0 is the one that `draw_latents` gives."""
+    stream = CANDIDATE_STREAM + candidate if candidate else LATENT_STREAM
+    return _draw(latent, latent.dim, stream, [LatentRange(seed, first_index, count)])
+
+
+def draw_chances(seed: int, first_index: int, count: int, candidates: int) -> NDArray[np.float64]:
+    """A number in (0, 1] for each of an image's candidates, a multiple of four: (count, candidates)."""
+    blocks = candidates // 4
+    return _uniforms([(seed, CHANCE_STREAM, first_index * blocks, count * candidates)]).reshape(count, candidates)
 
 
 def beside_noise(latent: LatentSpec, latents: Float32, ranges: Sequence[LatentRange]) -> Float32:

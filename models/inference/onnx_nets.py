@@ -22,6 +22,7 @@ from models.networks import (
     ConvDiscriminator,
     ConvGenerator,
     Discriminator,
+    Encoder,
     Generator,
     GraphDiscriminator,
     GraphGenerator,
@@ -93,6 +94,16 @@ def discriminator_graph(net: Discriminator, output: str = "verdicts") -> bytes:
     return graph.finish("pixels", ["n", "c", "h", "w"], net.classes, {output: found[output]})
 
 
+def encoder_graph(net: Encoder) -> bytes:
+    """E as a serialised graph: `pixels`, float32 (n, c, h, w) in [0, 1] → `codes`, as the module gives them."""
+    graph, x = _Graph(net), "pixels"
+    for step in net.steps:
+        x = graph.leaky(graph.convolution(x, step, strides=[2, 2]))
+    hidden = graph.leaky(graph.linear(graph.add("Flatten", x), net.hidden))
+    codes = Output(graph.linear(hidden, net.output), TensorProto.FLOAT, ["n", net.dim + net.classes])
+    return graph.finish("pixels", ["n", "c", "h", "w"], 0, {"codes": codes})
+
+
 class _Graph:
     """The nodes of a graph in the order in which they run, and the constants that they read. Values go by name."""
 
@@ -145,11 +156,11 @@ class _Graph:
         ordered = given if order is None else [numbers[order] for numbers in given]
         return self.add("Gemm", x, *map(self.constant, ordered), transB=1)
 
-    def convolution(self, x: str, layer: nn.Module) -> str:
+    def convolution(self, x: str, layer: nn.Module, **more: Sequence[int]) -> str:
         conv = cast("nn.Conv2d", layer)
         given = [conv.weight] if conv.bias is None else [conv.weight, conv.bias]
         pads = [int(side) for side in conv.padding] * 2
-        return self.add("Conv", x, *map(self.constant, given), group=conv.groups, pads=pads)
+        return self.add("Conv", x, *map(self.constant, given), group=conv.groups, pads=pads, **more)
 
     def leaky(self, x: str) -> str:
         return self.add("LeakyRelu", x, alpha=SLOPE)

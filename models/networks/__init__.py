@@ -10,6 +10,7 @@ from models.networks.building import (
     TrainedGenerator,
     build_networks,
 )
+from models.networks.encoder import Encoder, build_encoder
 from models.networks.families import (
     SLOPE,
     ConvDiscriminator,
@@ -31,6 +32,7 @@ __all__ = [
     "ConvGenerator",
     "Discriminator",
     "Dropout",
+    "Encoder",
     "Generator",
     "GraphDiscriminator",
     "GraphGenerator",
@@ -41,6 +43,7 @@ __all__ = [
     "ResidualBlock",
     "TrainedDiscriminator",
     "TrainedGenerator",
+    "build_encoder",
     "build_networks",
     "drop",
     "fill_fixup",

@@ -79,6 +79,7 @@ class SampleMetadata(NamedTuple):
     Attributes:
         seed, first_index: None for images of given latents, which have no recipe.
         is_marked: Whether pictures say that they were generated, and by which recipe.
+        select: How they were chosen among candidates.
     """
 
     bundle: str
@@ -90,6 +91,7 @@ class SampleMetadata(NamedTuple):
     latents: Float32 | None = None
     truncation: float = 1.0
     is_marked: bool = False
+    select: str = "none"
 
 
 def picture_size(render: RenderOptions, count: int, height: int, width: int) -> tuple[int, int]:
@@ -165,7 +167,7 @@ def _recipe(
     return (
         f'{{"bundle":"{metadata.bundle}@{metadata.version}","seed":{metadata.seed},'
         f'"first_index":{metadata.first_index + place},"count":{count},"labels":{shown},'
-        f'"truncation":{metadata.truncation!r},"select":"none","layout":"{layout}","columns":{render.columns},'
+        f'"truncation":{metadata.truncation!r},"select":"{metadata.select}","layout":"{layout}","columns":{render.columns},'
         f'"scale":{render.scale},"format":"{form}"}}'
     ).encode("ascii")
 
@@ -219,7 +221,7 @@ def _json(files: Iterable[bytes], metadata: SampleMetadata) -> bytes:
             "label_names": metadata.label_names,
         }
     )
-    latents = "" if metadata.latents is None else f', "latents": {_rows_as_json(metadata.latents)}'
+    latents = "" if metadata.latents is None else f', "latents": [{", ".join(rows_as_json(metadata.latents))}]'
     # Joined once: json.dumps and encode would each make a copy of the images, which may be hundreds of megabytes.
     parts = [f'{head[:-1]}, "images": ['.encode()]
     for file in files:
@@ -228,14 +230,13 @@ def _json(files: Iterable[bytes], metadata: SampleMetadata) -> bytes:
     return b"".join([*parts, f"]{latents}}}".encode()])
 
 
-def _rows_as_json(rows: Float32) -> str:
-    """An array (n, m) in the shortest decimals that give each float32 back."""
+def rows_as_json(rows: Float32) -> list[str]:
+    """Each row of an array (n, m) as a list in JSON, in the shortest decimals that give each float32 back."""
     numbers = rows.ravel()
     # NumPy keeps the interpreter for as long as it writes numbers: a thousand take it a millisecond.
     pieces = [numbers[start : start + 1024].astype(str).tolist() for start in range(0, numbers.size, 1024)]
     texts, dim = list(chain.from_iterable(pieces)), rows.shape[1]
-    lines = [f"[{', '.join(texts[start : start + dim])}]" for start in range(0, len(texts), dim)]
-    return f"[{', '.join(lines)}]"
+    return [f"[{', '.join(texts[start : start + dim])}]" for start in range(0, len(texts), dim)]
 
 
 class NpyStream:

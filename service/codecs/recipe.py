@@ -59,7 +59,7 @@ class Recipe(BaseModel):
         description="The class of each image, or one for all; null for a bundle without classes.",
     )
     truncation: float = Field(gt=0, le=1, description="Factor on the latent.")
-    select: Literal["none"] = Field("none", description="How images were chosen among candidates.")
+    select: Literal["none", "discriminator"] = Field("none", description="How images were chosen among candidates.")
     layout: Literal["grid", "strip"] = Field(description="A strip is a grid of one row.")
     columns: int = Field(ge=1, description="Images in each row.")
     scale: int = Field(ge=1, le=16, description="Every pixel is repeated this many times in both directions.")

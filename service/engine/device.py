@@ -136,7 +136,7 @@ class Device:
         labels: torch.Tensor | None,  # noqa: ARG002
         sizes: Sequence[int],  # noqa: ARG002
     ) -> Call:
-        """What judges images, in batches of these sizes."""
+        """What judges images or finds their latents, in batches of these sizes."""
         return net
 
     def release_unused_memory(self) -> None:

@@ -25,8 +25,8 @@ from service.engine.device import MAX_BATCH_ROWS, Call, Device, DeviceErrors, Pr
 from service.engine.engine_thread import EngineThread
 from service.engine.hints import Hints
 from service.engine.payloads import DiscriminatePayload, SamplePayload
-from service.engine.reference import WARMUP_SEED, JudgeReference, Reference
-from service.engine.runners import DiscriminateRunner, SampleRunner
+from service.engine.reference import WARMUP_SEED, EncoderReference, JudgeReference, Reference
+from service.engine.runners import DiscriminateRunner, EncodeRunner, SampleRunner
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,6 +39,7 @@ class Loaded(Bundle):
 
     sample: SampleRunner
     judge_runner: DiscriminateRunner | None
+    encode: EncodeRunner | None
     hints: Hints
     fingerprint: str
     warmup_s: float
@@ -55,14 +56,14 @@ class Loaded(Bundle):
         return self.judge_runner
 
     def run_first_batches(self) -> None:
-        """Run both nets, on a thread that has not done so yet."""
-        judge = self.judge_runner
-        sizes = sorted({*self.sample.tiles.sizes, *(judge.tiles.sizes if judge else ())})
+        """Run all nets, on a thread that has not done so yet."""
+        others = [runner for runner in (self.judge_runner, self.encode) if runner is not None]
+        sizes = sorted({size for runner in (self.sample, *others) for size in runner.tiles.sizes})
         for rows in self.sample.device.first_sizes(sizes):
             labels = None if self.manifest.labels is None else np.zeros(rows, np.int64)
             images = self.sample.run([BatchSlice(SamplePayload(WARMUP_SEED, 0, labels, 1.0), 0, rows)])
-            if judge is not None:
-                judge.run([BatchSlice(DiscriminatePayload(images, labels), 0, rows)])
+            for runner in others:
+                runner.run([BatchSlice(DiscriminatePayload(images, labels), 0, rows)])
 
 
 class Engine:
@@ -130,12 +131,15 @@ class Engine:
             if reference.seed_sampler is not None:
                 sample.of_latents = self._sample_runner(bundle, reference, reference.latent_sampler)
             judge_runner = None if reference.judge is None else self._discriminate_runner(bundle, reference.judge)
+            of_latents = sample.of_latents or sample
+            encode = None if reference.encoder is None else self._encode_runner(bundle, reference.encoder, of_latents)
         self.device.release_unused_memory()
         warmup_s = time.monotonic() - started
         return Loaded(
             **vars(bundle),
             sample=sample,
             judge_runner=judge_runner,
+            encode=encode,
             hints=Hints.of(to_uint8(reference.pixels)),
             fingerprint=reference.fingerprint,
             warmup_s=warmup_s,
@@ -159,6 +163,13 @@ class Engine:
         tiles.run = self.device.verdict_call(net, pixels, labels, tiles.sizes)
         most_rows = max(MAX_BATCH_ROWS, tiles.sizes[-1])
         return DiscriminateRunner(bundle.name, bundle.version, tiles, self.device, most_rows)
+
+    def _encode_runner(self, bundle: Bundle, reference: EncoderReference, sample: SampleRunner) -> EncodeRunner:
+        net, pixels = reference.net, reference.pixels
+        candidates = tile_sizes(self.device.torch_device, bundle.manifest.image.size)
+        tiles = self._tiles(("encode", _shapes(bundle)), candidates, net, pixels, None, reference.codes)
+        tiles.run = self.device.verdict_call(net, pixels, None, tiles.sizes)
+        return EncodeRunner(bundle.name, bundle.version, tiles, self.device, sample, bundle.manifest.latent.dim)
 
     def _tiles(
         self,

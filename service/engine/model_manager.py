@@ -21,9 +21,9 @@ from service.engine.engine import Engine, Loaded
 from service.engine.health import Health
 from service.engine.hints import Hints
 from service.engine.key_limits import KeyLimits
-from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, SamplePayload
+from service.engine.payloads import UNKNOWN_LABEL, DiscriminatePayload, Encodings, SamplePayload
 from service.engine.scoring import SampleScoring
-from service.errors import NoDiscriminator, NotReady
+from service.errors import NoDiscriminator, NoEncoder, NotReady
 from service.logs import current_key, request_if_any
 from service.machine.worker_group import WorkerGroup
 from service.metrics import Metrics
@@ -249,22 +249,41 @@ class ModelManager:
         return result.rows, Timing(result.queue_s, result.compute_s)
 
     async def discriminate(
-        self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float
+        self,
+        bundle: Bundle,
+        images: UInt8,
+        *,
+        labels: list[int] | None,
+        deadline_s: float,
+        is_accepted: bool = False,
     ) -> tuple[Float32, list[int] | None, Timing]:
         """D's logits (n,) for uint8 images (n, h, w, c) of the bundle's shape, and the labels that they are for.
 
         `labels` has one for each image; where it is None, the class head of a bundle with classes names them. Errors:
         see `Batcher.submit`.
         """
-        chosen = None
-        if bundle.manifest.labels is not None:
-            chosen = np.asarray([UNKNOWN_LABEL] * len(images) if labels is None else labels, dtype=np.int64)
-        payload = DiscriminatePayload(images, chosen)
+        payload = _of_images(bundle, images, labels)
         if bundle.judge is None:
             raise NoDiscriminator(bundle.name)
-        result = await self._submit(_warm(bundle).discriminate, payload, len(images), deadline_s)
-        judged_as = None if chosen is None else result.rows[:, 1].astype(np.int64).tolist()
+        runner = _warm(bundle).discriminate
+        result = await self._submit(runner, payload, len(images), deadline_s, is_accepted=is_accepted)
+        judged_as = None if payload.labels is None else result.rows[:, 1].astype(np.int64).tolist()
         return result.rows[:, 0], judged_as, Timing(result.queue_s, result.compute_s)
+
+    async def encode(
+        self, bundle: Bundle, images: UInt8, *, labels: list[int] | None, deadline_s: float
+    ) -> tuple[Encodings, Timing]:
+        """Where uint8 images (n, h, w, c) of the bundle's shape lie in latent space, and what G makes there.
+
+        `labels` has one for each image; where it is None, E finds those of a bundle with classes. Errors: see
+        `Batcher.submit`.
+        """
+        runner = _warm(bundle).encode
+        if runner is None:
+            raise NoEncoder(bundle.name)
+        result = await self._submit(runner, _of_images(bundle, images, labels), len(images), deadline_s)
+        found = Encodings.of_rows(result.rows, bundle.manifest.latent.dim, images.shape[1:])
+        return found, Timing(result.queue_s, result.compute_s)
 
     async def _submit(
         self, runner: ModelRunner, payload: Any, rows: int, deadline_s: float, *, is_accepted: bool = False
@@ -277,6 +296,14 @@ class ModelManager:
             result = await self.batcher.submit(runner, payload, rows, deadline_s, is_accepted=is_accepted)
         self.metrics.of_key(key).images.inc(rows)
         return result
+
+
+def _of_images(bundle: Bundle, images: UInt8, labels: list[int] | None) -> DiscriminatePayload:
+    """A bundle with classes needs labels; those that nobody gave are unknown."""
+    chosen = None
+    if bundle.manifest.labels is not None:
+        chosen = np.asarray([UNKNOWN_LABEL] * len(images) if labels is None else labels, dtype=np.int64)
+    return DiscriminatePayload(images, chosen)
 
 
 def _warm(bundle: Bundle) -> Loaded:

@@ -1,4 +1,4 @@
-"""What requests ask of the two nets, and what a batch of them comes to as arrays."""
+"""What requests ask of the nets, and what a batch of them comes to as arrays."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -27,13 +27,41 @@ class SamplePayload(NamedTuple):
 
 
 class DiscriminatePayload(NamedTuple):
-    """What D needs for one request: uint8 (n, h, w, c) of the bundle's shape, and a label for each, or None.
+    """What D or E needs for one request: uint8 (n, h, w, c) of the bundle's shape, and a label for each, or None.
 
     A bundle with classes needs labels; −1 is an unknown one, which the class head names.
     """
 
     images: UInt8
     labels: Int64 | None
+
+
+class Encodings(NamedTuple):
+    """Where images lie in latent space.
+
+    Attributes:
+        latents: float32 (n, dim).
+        labels: (n,), those that were given and those that E found; −1 for a bundle without.
+        images: What G makes of them, uint8 (n, h, w, c).
+    """
+
+    latents: Float32
+    labels: Int64
+    images: UInt8
+
+    def rows(self) -> UInt8:
+        """All of it as one array of bytes, a row for each image, as runners give it."""
+        n = len(self.images)
+        parts = self.latents.view(np.uint8), self.labels[:, None].view(np.uint8), self.images.reshape(n, -1)
+        return np.concatenate(parts, axis=1)
+
+    @classmethod
+    def of_rows(cls, rows: UInt8, dim: int, shape: tuple[int, int, int]) -> "Encodings":
+        """What `rows` made one array of; `shape` is an image's (h, w, c)."""
+        latents, labels, images = np.split(rows, [4 * dim, 4 * dim + 8], axis=1)
+        numbers: Float32 = np.ascontiguousarray(latents).view(np.float32)
+        indices: Int64 = np.ascontiguousarray(labels).view(np.int64)[:, 0]
+        return cls(numbers, indices, images.reshape(-1, *shape))
 
 
 SampleSlices = Sequence[BatchSlice[SamplePayload]]

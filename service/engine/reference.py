@@ -11,7 +11,13 @@ from functools import cached_property
 import torch
 
 from models.bundle import Bundle
-from models.inference.fast_nets import FastDiscriminator, fast_discriminator, fast_generator
+from models.inference.fast_nets import (
+    FastDiscriminator,
+    FastEncoder,
+    fast_discriminator,
+    fast_encoder,
+    fast_generator,
+)
 from models.inference.noise import LatentRange, beside_noise, draw_latents
 from models.inference.tiles import REFERENCE_TILE
 from service.engine.device import Call, Device, Precision, Sampler
@@ -40,6 +46,15 @@ class JudgeReference:
 
 
 @dataclass
+class EncoderReference:
+    """E with the inputs and outputs of one reference tile: the pixels that G gives, and what E finds in them."""
+
+    net: FastEncoder
+    pixels: torch.Tensor
+    codes: torch.Tensor
+
+
+@dataclass
 class Reference:
     """The nets with the inputs and outputs of one reference tile.
 
@@ -48,7 +63,7 @@ class Reference:
         latents: What the CPU draws for it; the sampler's example may be something else.
         labels: Of the images that G makes, if there are any.
         pixels: What G gives: (n, c, h, w).
-        judge: Of D, if there is one.
+        judge, encoder: Of D and E, if there are any.
     """
 
     latent_sampler: Sampler
@@ -57,6 +72,7 @@ class Reference:
     labels: torch.Tensor | None
     pixels: torch.Tensor
     judge: JudgeReference | None
+    encoder: EncoderReference | None
 
     @classmethod
     def of(cls, bundle: Bundle, device: Device, precision: Precision) -> "Reference":
@@ -80,7 +96,11 @@ class Reference:
         if bundle.judge is not None:
             net = fast_discriminator(bundle.judge, half=half)
             judge = JudgeReference(net, pixels, asked, net(pixels, asked))
-        return cls(of_latents, of_seeds, latents, labels, pixels, judge)
+        encoder = None
+        if bundle.encoder is not None:
+            finder = fast_encoder(bundle.encoder)
+            encoder = EncoderReference(finder, pixels, finder(pixels))
+        return cls(of_latents, of_seeds, latents, labels, pixels, judge, encoder)
 
     @property
     def sampler(self) -> Sampler:
@@ -93,6 +113,8 @@ class Reference:
             yield "generator"
         if self.judge is not None and not torch.isfinite(self.judge.judged).all():
             yield "discriminator"
+        if self.encoder is not None and not torch.isfinite(self.encoder.codes).all():
+            yield "encoder"
 
     @cached_property
     def fingerprint(self) -> str:

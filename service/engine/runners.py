@@ -1,16 +1,25 @@
-"""What computes batches: G and D of a bundle, on a device, in tiles."""
+"""What computes batches: G, D and E of a bundle, on a device, in tiles."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from models.inference.noise import Float32, Int64
 from models.inference.pixels import UInt8, unit_levels
 from models.inference.tiles import Tiles
-from service.engine.batching.batch import Rows
+from service.engine.batching.batch import BatchSlice, Rows
 from service.engine.device import MAX_BATCH_ROWS, Device, DeviceErrors
-from service.engine.payloads import DiscriminateSlices, SampleSlices, batch_images, batch_labels
+from service.engine.payloads import (
+    UNKNOWN_LABEL,
+    DiscriminateSlices,
+    Encodings,
+    SamplePayload,
+    SampleSlices,
+    batch_images,
+    batch_labels,
+)
 
 
 @dataclass(eq=False)
@@ -64,6 +73,47 @@ class DiscriminateRunner:
         images = unit_levels(self.device.send(batch_images(slices)))
         verdicts = self.tiles(images, _send_labels(slices, self.device))
         return self.device.fetch(verdicts[:, :2].to(torch.float32))
+
+
+@dataclass(eq=False)
+class EncodeRunner:
+    """E of a bundle, and G of what E finds: rows are `Encodings` as bytes."""
+
+    bundle: str
+    version: str
+    tiles: Tiles
+    device: Device
+    sample: SampleRunner
+    dim: int
+    most_rows: int = MAX_BATCH_ROWS
+    operation: str = "encode"
+
+    def padded(self, rows: int) -> int:
+        """Rows that are really computed for this many."""
+        return self.tiles.padded(rows)
+
+    @DeviceErrors()
+    def run(self, slices: DiscriminateSlices) -> Rows:
+        """Find the latents, and the classes that nobody named; then draw what lies there."""
+        images, given = batch_images(slices), batch_labels(slices)
+        codes = self.device.fetch(self.tiles(unit_levels(self.device.send(images))).to(torch.float32))
+        # An image that is too much for E's weights is no reason to fail those that share its batch.
+        latents: Float32 = np.nan_to_num(codes[:, : self.dim])
+        labels = None
+        if given is not None:
+            labels = np.where(given < 0, codes[:, self.dim :].argmax(axis=1), given)
+        drawn = self.sample.run(_to_draw(slices, latents, labels))
+        return Encodings(latents, np.full(len(images), UNKNOWN_LABEL) if labels is None else labels, drawn).rows()
+
+
+def _to_draw(slices: DiscriminateSlices, latents: Float32, labels: Int64 | None) -> SampleSlices:
+    """What G draws of a batch's latents; each has the noise of its place in its request, as where clients give them."""
+    found, end = [], 0
+    for _, start, stop in slices:
+        begin, end = end, end + stop - start
+        own = None if labels is None else labels[begin:end]
+        found.append(BatchSlice(SamplePayload(0, start, own, 1.0, latents[begin:end]), 0, stop - start))
+    return found
 
 
 def _send_labels(slices: SampleSlices | DiscriminateSlices, device: Device) -> torch.Tensor | None:

@@ -158,6 +158,11 @@ class SampleRequest(Schema):
     truncation: Real = Field(
         1.0, gt=0, le=1, description="Factor on the latent. Smaller gives more typical and less varied images."
     )
+    select: Literal["none", "discriminator"] = Field(
+        "none",
+        description="`discriminator`: of up to 64 candidates for each image, the first that the bundle's calibrated "
+        "discriminator lets pass; `X-Acceptance-Rate` says how many do.",
+    )
     bundle: BundleName | None = Field(None, description="name, or name@version. Default: the service's default.")
     format: Format | None = Field(None, description="Overrides the Accept header. Default: by Accept, else png.")
     layout: Literal["grid", "strip"] | None = Field(
@@ -355,9 +360,18 @@ class DiscriminateReply(Reply):
 class EncodeResult(Reply):
     """Where one image lies in the generator's latent space."""
 
-    latent: list[float] = Field(description="What the generator makes the image from that is most like it.")
-    error: float = Field(description="Mean squared difference of both images' pixels, in [0, 1].")
-    image: str = Field(description="What the generator makes of the latent, as a PNG in base64.")
+    latent: list[float] | None = Field(
+        None, description="Where the image lies. By POST /sample, as one of `latents`, it gives `image` again."
+    )
+    error: float | Problem | None = Field(
+        None,
+        description="Mean squared difference of the image's and `image`'s pixels, in [0, 1]; or why the image could "
+        "not be decoded: the other fields are then left out.",
+    )
+    label: str | None = Field(
+        None, description="The class that the encoder finds, if the bundle has classes and none was given."
+    )
+    image: str | None = Field(None, description="What the generator makes of the latent, as a PNG in base64.")
 
 
 class EncodeReply(Reply):

@@ -171,13 +171,14 @@ def encoded(image: Image.Image) -> str:
 )
 def test_encodings_that_are_none_are_refused(scripted: Any, connect: Connect, change: dict[str, Any]) -> None:
     """A picture's size is looked at before it is decoded."""
-    right = {"latent": [0.5, -1], "error": 0.25, "image": encoded(Image.new("L", (8, 8)))}
+    right = {"latent": [0.5, -1], "error": 0.25, "label": "7", "image": encoded(Image.new("L", (8, 8)))}
     for result in (right, right | change):
         body = json.dumps({"bundle": "tiny", "version": "0123456789ab", "results": [result]}).encode()
         scripted.script.append((200, JSON, body))
     client = connect(scripted.url)
     (encoding,) = client.encode(b"image")
     assert (encoding.latent.tolist(), encoding.mse, encoding.image.size) == ([0.5, -1], 0.25, (8, 8))
+    assert encoding.label == "7"
     with pytest.raises(BadReplyError):
         client.encode(b"image")
 

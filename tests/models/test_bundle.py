@@ -24,6 +24,7 @@ from safetensors.torch import save as save_tensors
 
 from models.bundle import (
     DISCRIMINATOR,
+    ENCODER,
     GENERATOR,
     MANIFEST,
     SAMPLES,
@@ -34,10 +35,10 @@ from models.bundle import (
     write_bundle,
 )
 from models.images.preparation import Preparation
-from models.networks import build_networks
-from models.spec import ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
+from models.networks import build_encoder, build_networks
+from models.spec import EncoderSpec, ImageSpec, LatentSpec, MaxoutDiscriminatorSpec, MLPGeneratorSpec, MLPSpec
 
-FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, SAMPLES)
+FILES = (MANIFEST, GENERATOR, DISCRIMINATOR, ENCODER, SAMPLES)
 Json = dict[str, Any]
 
 ROOT = Path(__file__).parents[2]
@@ -50,13 +51,15 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         family="mlp",
         generator=MLPGeneratorSpec(hidden=(32,)),
         discriminator=MaxoutDiscriminatorSpec(units=(16,), pieces=2),
+        encoder=EncoderSpec(width=2, hidden=8),
     )
     image = ImageSpec(channels=1, height=8, width=8)
     latent = LatentSpec(dim=12, distribution="normal", label_frequencies=(0.2, 0.3, 0.5))
     rng = torch.Generator().manual_seed(0)
-    generator, discriminator = (
+    generator, discriminator, encoder = (
         {name: torch.randn(tensor.shape, generator=rng) for name, tensor in net.state_dict().items()}
-        for net in build_networks(network, image, latent, 3)
+        for net in (*build_networks(network, image, latent, 3), build_encoder(network, image, latent, 3))
+        if net is not None
     )
     facts = {
         "name": "cond",
@@ -70,7 +73,8 @@ def original(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
         "evaluation": {},
     }
     picture = np.zeros((8, 8, 1), np.uint8)
-    return write_bundle(tmp_path_factory.mktemp("bundles") / "cond", facts, generator, discriminator, picture)
+    folder = tmp_path_factory.mktemp("bundles") / "cond"
+    return write_bundle(folder, facts, generator, discriminator, picture, encoder)
 
 
 @pytest.fixture
@@ -103,11 +107,16 @@ def facts_of(bundle: Bundle) -> Json:
     return {key: facts[key] for key in facts if key not in {"format", "files"}}
 
 
+def encoder_of(bundle: Bundle) -> dict[str, torch.Tensor]:
+    assert bundle.encoder is not None
+    return bundle.encoder.state_dict()
+
+
 def write_again(target: Path, bundle: Bundle, **changes: Any) -> Bundle:
     """Write the bundle's facts and weights at another place."""
     samples = np.zeros((8, 8, 1), np.uint8)
     nets = bundle.generator.state_dict(), bundle.discriminator.state_dict()
-    return write_bundle(target, facts_of(bundle) | changes, *nets, samples)
+    return write_bundle(target, facts_of(bundle) | changes, *nets, samples, encoder_of(bundle))
 
 
 def only_bundles(parent: Path) -> bool:
@@ -140,7 +149,8 @@ def test_weights_in_half_precision_are_read_as_single(original: Bundle, tmp_path
     """Half the bytes on disk, and in memory float32 numbers that half precision can hold."""
     nets = original.generator, original.discriminator
     g, d = ({name: tensor.half() for name, tensor in net.state_dict().items()} for net in nets)
-    read = write_bundle(tmp_path / "half", facts_of(original), g, d, np.zeros((8, 8, 1), np.uint8))
+    samples = np.zeros((8, 8, 1), np.uint8)
+    read = write_bundle(tmp_path / "half", facts_of(original), g, d, samples, encoder_of(original))
     for net, half in ((read.generator, g), (read.discriminator, d)):
         for name, tensor in net.state_dict().items():
             assert tensor.dtype == torch.float32
@@ -194,6 +204,7 @@ def test_the_version_is_as_documented(original: Bundle) -> None:
     covered["weights"] = {
         "generator.safetensors": hashlib.sha256((original.folder / GENERATOR).read_bytes()).hexdigest(),
         "discriminator.safetensors": hashlib.sha256((original.folder / DISCRIMINATOR).read_bytes()).hexdigest(),
+        "encoder.safetensors": hashlib.sha256((original.folder / ENCODER).read_bytes()).hexdigest(),
     }
     text = json.dumps(covered, sort_keys=True, separators=(",", ":"))
     assert original.version == hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -232,13 +243,20 @@ def test_every_covered_field_changes_the_version(
     original: Bundle, folder: Path, change: Callable[[Json], object]
 ) -> None:
     """Whatever decides a pixel or a probability is in the version."""
+    rewrite(folder, without_encoder)  # whose shapes would differ with the image's
+    before = read_bundle(folder).version
+    assert before != original.version
     rewrite(folder, change)
-    assert read_bundle(folder).version != original.version
+    assert read_bundle(folder).version != before
 
 
-@pytest.mark.parametrize("name", [GENERATOR, DISCRIMINATOR])
+def without_encoder(raw: Json) -> None:
+    del raw["network"]["encoder"], raw["files"][ENCODER]
+
+
+@pytest.mark.parametrize("name", [GENERATOR, DISCRIMINATOR, ENCODER])
 def test_other_weights_are_another_version(original: Bundle, folder: Path, name: str) -> None:
-    """One weight of either net, one bit."""
+    """One weight of any net, one bit."""
     tensors = load_tensors((folder / name).read_bytes())
     tensors["output.bias"].view(torch.int32)[0] ^= 1
     forge(folder, name, save_tensors(tensors))
@@ -669,6 +687,7 @@ def test_weights_that_diverged_are_not_written(original: Bundle, tmp_path: Path,
             generator,
             original.discriminator.state_dict(),
             np.zeros((8, 8, 3), np.uint8),
+            encoder_of(original),
         )
     assert read_bundle(tmp_path / "kept").version == before.version
     assert only_bundles(tmp_path)
@@ -692,8 +711,10 @@ def test_a_new_bundle_takes_the_place_of_the_old(
 
 def test_files_are_the_same_for_the_same_weights(original: Bundle, tmp_path: Path) -> None:
     """Tensors are written in the order of their names, so that equal weights have equal checksums and versions."""
-    nets = [dict(reversed(net.state_dict().items())) for net in (original.generator, original.discriminator)]
-    again = write_bundle(tmp_path / "again", facts_of(original), nets[0], nets[1], np.zeros((8, 8, 1), np.uint8))
+    states = original.generator.state_dict(), original.discriminator.state_dict(), encoder_of(original)
+    generator, discriminator, encoder = (dict(reversed(state.items())) for state in states)
+    samples = np.zeros((8, 8, 1), np.uint8)
+    again = write_bundle(tmp_path / "again", facts_of(original), generator, discriminator, samples, encoder)
     assert again.version == original.version
 
 
@@ -711,7 +732,7 @@ bundles = [read_bundle(home / name) for name in ("a", "b")]
 def write(bundle):
     facts = bundle.manifest.model_dump(exclude={"format", "files"})
     nets = bundle.generator.state_dict(), bundle.discriminator.state_dict()
-    write_bundle(place, facts, *nets, np.zeros((8, 8, 1), np.uint8))
+    write_bundle(place, facts, *nets, np.zeros((8, 8, 1), np.uint8), bundle.encoder.state_dict())
 
 STEPS = {"open", "os.rename", "os.mkdir", "os.chmod", "os.remove", "os.rmdir", "shutil.rmtree", "ctypes.dlsym"}
 

@@ -130,8 +130,8 @@ async def test_openapi_is_whole(client: httpx.AsyncClient) -> None:
         assert "500" in facts["responses"]
     sample = operations["/sample", "get"]
     assert [parameter["name"] for parameter in sample["parameters"]] == [
-        "count", "seed", "first_index", "labels", "truncation", "bundle", "format", "layout", "columns", "scale",
-        "latents", "recipe", "X-Timeout-Ms", "If-None-Match",
+        "count", "seed", "first_index", "labels", "truncation", "select", "bundle", "format", "layout", "columns",
+        "scale", "latents", "recipe", "X-Timeout-Ms", "If-None-Match",
     ]  # fmt: skip
     assert set(sample["responses"]) == {
         "200", "304", "400", "401", "404", "406", "413", "422", "429", "500", "503", "504",

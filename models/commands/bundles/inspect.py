@@ -77,6 +77,8 @@ def _nets(bundle: Bundle) -> Iterator[tuple[str, str]]:
             yield name, f"{_parameters(net)}; a graph of {len(net.body.nodes)} nodes, which --json shows"
         else:
             yield name, f"{_parameters(net)}; {network.family}, {_said(getattr(network, name).model_dump())}"
+    if bundle.encoder is not None and network.encoder is not None:
+        yield "encoder", f"{_parameters(bundle.encoder)}; {_said(network.encoder.model_dump())}"
 
 
 def _parameters(net: nn.Module) -> str:

@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from models.bundle import NAME_PATTERN
 from models.commands.arguments import add_data, positive
-from models.spec import PRESETS, AugmentName, TrainingOptions
+from models.spec import LATENT_REGRESSOR, PRESETS, AugmentName, TrainingOptions
 from models.training.losses import LOSSES
 from models.training.run_folder import RunError
 from models.training.trainer import SELECTIONS
@@ -31,6 +31,9 @@ without). With the preset's steps, on one core of a processor of 2023:
   conv-…                   28×28: 30 minutes      64×64, RGB: 2 hours      128×128, RGB: 12 hours
 
 and some minutes for the scores. --dry-run measures this machine.
+
+--preset latent-regressor --init BUNDLE trains neither of the nets, but an encoder for a finished bundle, which finds
+the latent of an image; RUN/bundle/ is that bundle with its encoder.
 """
 
 
@@ -39,13 +42,14 @@ def add_options(train: argparse.ArgumentParser) -> None:
     train.formatter_class = argparse.RawDescriptionHelpFormatter
     table = "\n".join(f"  {name:<12}{nets:<14}{words}; {use}" for name, (nets, words, use) in PRESET_WORDS.items())
     train.epilog = f"presets:\n{table}\n\n{NEEDS}"
-    train.add_argument("--preset", required=True, choices=PRESETS, help="nets and options: see below")
+    train.add_argument("--preset", required=True, choices=[*PRESETS, LATENT_REGRESSOR.preset],
+                       help="nets and options: see below")  # fmt: skip
     add_data(train)
     train.add_argument("--out", required=True, type=Path, metavar="RUN", help="the run's folder")
     train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
     train.add_argument("--init", type=Path, metavar="BUNDLE", help="begin with a bundle's weights instead of random "
-                       "ones: the same nets and images; classes may be added")  # fmt: skip
+                       "ones: the same nets and images; classes may be added. Or the bundle that an encoder is for")  # fmt: skip
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N",
                        help="steps between two checkpoints, beside those before each score (default 1000)")  # fmt: skip
     train.add_argument("--augment", choices=get_args(AugmentName), help="change images at random before D sees them, "

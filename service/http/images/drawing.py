@@ -47,4 +47,5 @@ def metadata_of(bundle: Bundle, plan: SamplePlan, labels: list[int] | None) -> S
         label_names,
         truncation=plan.truncation,
         is_marked=plan.is_marked,
+        select="discriminator" if plan.is_selected else "none",
     )

@@ -25,6 +25,7 @@ from service.http.schemas import SEED_LIMIT, Label, Labels, QueryDigits, SampleR
 from service.settings import Settings
 
 MAX_INDEX_DIGITS = 9
+CANDIDATES_AT_ONCE = 4  # of an image, where D chooses: about as many as one takes
 Kind = TypeVar("Kind", bound=str)
 _ALIASES = {"image/jpg": "image/jpeg"}  # in Accept
 
@@ -138,6 +139,12 @@ class SamplePlan:
     latents: Float32 | None = None  # take the place of seed and first_index
     shows_latents: bool = False
     is_marked: bool = False  # pictures say that they were generated, and by which recipe
+    is_selected: bool = False  # D chooses among candidates
+
+    @property
+    def rows(self) -> int:
+        """Rows that take room in the queue."""
+        return self.count * (CANDIDATES_AT_ONCE if self.is_selected else 1)
 
     def part(self, start: int, count: int) -> "SamplePlan":
         """The plan for images start … start + count − 1 of this one's."""
@@ -176,6 +183,9 @@ def resolve_sample(
         raise Invalid("first_index: the last image's index would be over 2^53 − 1.")
     asked = request.format, request.layout, request.columns, request.scale
     render = _render_options(*asked, accept, count, image.shape, settings.max_output_pixels)
+    is_selected = request.select == "discriminator"
+    if is_selected:
+        _check_selected(render, count, image, settings, latents)
     return SamplePlan(
         count=count,
         seed=secrets.randbelow(SEED_LIMIT) if request.seed is None else request.seed,
@@ -186,7 +196,25 @@ def resolve_sample(
         latents=latents,
         shows_latents=request.latents is True and render.format == "json",
         is_marked=_is_marked(request, render, count, settings),
+        is_selected=is_selected,
     )
+
+
+def _check_selected(
+    render: RenderOptions, count: int, image: ImageSpec, settings: Settings, latents: Float32 | None
+) -> None:
+    """Check what goes for images among whose candidates D chooses. Their replies are always made whole.
+
+    Raises:
+        Invalid: They can't be asked for so.
+    """
+    if latents is not None:
+        raise Invalid("select: given latents have no other candidates; send a seed in their place.")
+    if count > (most := settings.own_queued_images // CANDIDATES_AT_ONCE):
+        raise Invalid(f"count: {count} images; with select=discriminator one request may ask for up to {most}.")
+    if render.format in STREAMED:
+        pixels = count * image.height * image.width * render.scale**2
+        check_pixels("count, scale", pixels, settings.max_output_pixels)
 
 
 def _is_marked(request: SampleRequest, render: RenderOptions, count: int, settings: Settings) -> bool:
@@ -273,7 +301,7 @@ def check_pixels(fields: str, pixels: int, most: int) -> None:
 
 def fingerprint(plan: SamplePlan) -> str:
     """A plan's fields as text, the same in every process. Part of the entity tag."""
-    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation}"
+    drawn = f"{plan.count} {plan.seed} {plan.first_index} {plan.labels} {plan.truncation} {plan.is_selected}"
     return (
         f"{drawn} {plan.shows_latents} {plan.is_marked} {plan.render.format} {plan.render.columns} {plan.render.scale}"
     )

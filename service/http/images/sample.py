@@ -26,6 +26,7 @@ from service.http.images.given_latents import (
     sample_limits,
 )
 from service.http.images.resolving import SamplePlan, fingerprint, resolve_sample
+from service.http.images.selecting import check_selectable, select, selecting_bytes
 from service.http.images.streaming import contents, held_bytes, is_streamed, stream_bytes, stream_pieces
 from service.http.openapi.routes import SAMPLE_BY_BODY, SAMPLE_BY_QUERY
 from service.http.requests.parsing import parse_body, parse_query
@@ -75,7 +76,7 @@ async def _get(context: RouteContext, request: RequestContext, asked: SampleRequ
     bundle = await context.find(asked.bundle, deadline)
     plan = _plan(context, request, asked, bundle)
     if not tags:
-        context.manager.batcher.admit(plan.count)  # refuse early, before computing the entity tag
+        context.manager.batcher.admit(plan.rows)  # refuse early, before computing the entity tag
     kept = _caching(context, asked, plan, bundle, context.manager.fingerprint(bundle))
     if has_current_copy(tags, kept.etag):
         return BytesResponse(b"", _names(bundle, plan) | kept.headers, "", 304)
@@ -90,7 +91,7 @@ async def _post(context: RouteContext, request: RequestContext) -> Response:
     if latents is not None:
         check_latents(asked, latents, bundle.manifest.latent, context.settings.max_count)
     plan = _plan(context, request, asked, bundle, latents)
-    context.manager.batcher.admit(plan.count)
+    context.manager.batcher.admit(plan.rows)
     return await _draw(context, request, bundle, plan, deadline, {})
 
 
@@ -129,6 +130,8 @@ def _plan(
     manifest = bundle.manifest
     plan = resolve_sample(asked, manifest.image, manifest.labels, request.accept(), context.settings, latents)
     request.works_on(bundle, plan.count)
+    if plan.is_selected:
+        check_selectable(bundle)
     if plan.shows_latents:
         check_shown(plan.count * manifest.latent.dim)
     return plan
@@ -173,9 +176,16 @@ async def _draw(
     image = bundle.manifest.image
     pixels = math.prod(picture_size(plan.render, plan.count, image.height, image.width))
     size = plan.count * image.size * plan.render.scale**2
-    request.reserve_reply(encoding_bytes(plan.render.format, size, pixels))
-    images, labels, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
-    metadata = metadata_of(bundle, plan, labels)
+    beside = selecting_bytes(bundle, plan) if plan.is_selected else 0
+    request.reserve_reply(encoding_bytes(plan.render.format, size, pixels) + beside)
+    latents = plan.latents
+    if plan.is_selected:
+        chosen = await deadline.wait_for(select(context.manager, bundle, plan, deadline.left_s()))
+        images, labels, latents, timing = chosen.images, chosen.labels, chosen.latents, chosen.timing
+        headers = headers | chosen.header()
+    else:
+        images, labels, timing = await deadline.wait_for(draw(context.manager, bundle, plan, deadline.left_s()))
+    metadata = metadata_of(bundle, plan, labels)._replace(latents=latents)
     content, encode_s = await _encode(context, images, plan, metadata, bundle.manifest.latent, deadline)
     deadline.left_s()  # raises if the deadline has passed
     took = request.took(queue=timing.queue_s, compute=timing.compute_s, encode=encode_s)
@@ -214,11 +224,11 @@ async def _encode(
 ) -> tuple[bytes, float]:
     """Encode images; returns the bytes and the seconds that it took."""
     if not plan.shows_latents:
-        work = partial(encode, images, plan.render, metadata, deadline.left_s)
+        work = partial(encode, images, plan.render, metadata._replace(latents=None), deadline.left_s)
         return await context.encode(work, plan.render.format, deadline, is_small=_is_small(images, plan.render))
 
     def with_latents() -> bytes:
-        shown = plan.latents
+        shown = metadata.latents
         if shown is None:
             shown = draw_latents(latent, plan.seed, plan.first_index, plan.count)
         return encode(images, plan.render, metadata._replace(latents=shown), deadline.left_s)

@@ -45,7 +45,8 @@ class Piece(NamedTuple):
 
 def is_streamed(bundle: Bundle, plan: SamplePlan) -> bool:
     """Whether the reply is too large to be made whole."""
-    return plan.render.format in STREAMED and plan.count > 1 and plan.count * _row_bytes(bundle, plan) > WHOLE_BYTES
+    is_large = plan.count > 1 and plan.count * _row_bytes(bundle, plan) > WHOLE_BYTES
+    return is_large and plan.render.format in STREAMED and not plan.is_selected  # whose rate stands before the body
 
 
 def held_bytes(bundle: Bundle, plan: SamplePlan) -> int:

@@ -42,6 +42,9 @@ from service.codecs.recipe import MAX_RECIPE_IMAGES, Recipe, find_recipe, is_ani
 from service.codecs.time_slices import Steps
 from service.engine.model_manager import Timing
 from service.errors import Invalid, ServiceError, UnsupportedMediaType
+from service.http.images.drawing import draw
+from service.http.images.resolving import SamplePlan
+from service.http.images.selecting import refusal, select
 from service.http.openapi.routes import VERIFY
 from service.http.problems import problem
 from service.http.requests.json_limits import JsonLimits, check_json, json_limits
@@ -75,6 +78,20 @@ class Order:
     def render(self) -> RenderOptions:
         """How the recipe's images make the picture."""
         return RenderOptions(self.recipe.format, self.recipe.columns, self.recipe.scale)
+
+    @property
+    def plan(self) -> SamplePlan:
+        """What a request with these fields comes to."""
+        recipe, labels = self.recipe, self.recipe.labels
+        return SamplePlan(
+            count=recipe.count,
+            seed=recipe.seed,
+            first_index=recipe.first_index,
+            labels=labels * recipe.count if labels and len(labels) == 1 else labels,
+            truncation=recipe.truncation,
+            render=self.render,
+            is_selected=recipe.select == "discriminator",
+        )
 
     @property
     def pixels(self) -> int:
@@ -115,8 +132,8 @@ async def _verify(context: RouteContext, request: RequestContext) -> Response:
     orders = {place: one for place, one in enumerate(found) if isinstance(one, Order)}
     results = {place: one for place, one in enumerate(found) if not isinstance(one, Order)}
     queue_s = compute_s = 0.0
-    count = sum(order.recipe.count for order in orders.values())
-    with _accept(context, request, orders.values()), context.manager.reserve(count):
+    rows = sum(order.plan.rows for order in orders.values())
+    with _accept(context, request, orders.values()), context.manager.reserve(rows):
         for places in _some(orders):
             all_done = await _all_of([_settle(context, orders[place], deadline) for place in places])
             results |= zip(places, [done.result for done in all_done], strict=True)
@@ -224,7 +241,8 @@ def _can_give(recipe: Recipe, bundle: Bundle, file: ImageFile) -> bool:
     )
     upright = (file.width, file.height) if file.orientation >= 5 else (file.height, file.width)
     has_labels = recipe.labels is None or max(recipe.labels) < len(labels)
-    return size == upright and max(size) <= MAX_SIDE[recipe.format] and has_labels
+    has_select = recipe.select == "none" or refusal(bundle) is None
+    return size == upright and max(size) <= MAX_SIDE[recipe.format] and has_labels and has_select
 
 
 def _accept(context: RouteContext, request: RequestContext, orders: Collection[Order]) -> AbstractContextManager[None]:
@@ -245,10 +263,11 @@ def _accept(context: RouteContext, request: RequestContext, orders: Collection[O
         raise Invalid(f"images: the recipes give {pixels} pixels; the most is {settings.max_output_pixels}.")
     if not orders:
         return nullcontext()
-    context.manager.batcher.admit(count)
+    rows = sum(order.plan.rows for order in orders)
+    context.manager.batcher.admit(rows)
     largest = max(order.pixels for order in orders)
     request.reserve_reply(PIXEL_BYTES * min(pixels, max(largest, TOGETHER_PIXELS)))
-    return context.manager.batcher.accept(count)
+    return context.manager.batcher.accept(rows)
 
 
 def _some(orders: Mapping[int, Order]) -> Iterator[list[int]]:
@@ -276,25 +295,19 @@ async def _all_of(works: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
 
 async def _settle(context: RouteContext, order: Order, deadline: Deadline) -> Done:
     """Decode a picture, compute its recipe, and compare."""
-    recipe, labels = order.recipe, order.recipe.labels
     shown, decode_s = await context.decode(_pixels(context, order), deadline)
     if isinstance(shown, ServiceError):
         return Done(shown, decode_s)
-    drawn = context.manager.sample(
-        order.bundle,
-        seed=recipe.seed,
-        first_index=recipe.first_index,
-        labels=labels * recipe.count if labels and len(labels) == 1 else labels,
-        count=recipe.count,
-        truncation=recipe.truncation,
-        deadline_s=deadline.left_s(),
-        is_accepted=True,
-    )
-    images, _, timing = await deadline.wait_for(drawn)
+    what = context.manager, order.bundle, order.plan, deadline.left_s()
+    if order.plan.is_selected:
+        chosen = await deadline.wait_for(select(*what, is_accepted=True))
+        images, timing = chosen.images, chosen.timing
+    else:
+        images, _, timing = await deadline.wait_for(draw(*what, is_accepted=True))
     work = partial(_compare, images, order.render, shown)
     small = order.size <= SMALL_PICTURE
     verdict = work() if small else await context.run_in_time(context.encoders, work, deadline)
-    return Done(_result(verdict, recipe), decode_s, timing)
+    return Done(_result(verdict, order.recipe), decode_s, timing)
 
 
 def _pixels(context: RouteContext, order: Order) -> Steps[list[UInt8] | ServiceError]:

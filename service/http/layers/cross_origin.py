@@ -14,6 +14,7 @@ from service.http.requests.responses import BytesResponse
 ANY = "*"
 EXPOSED = (
     *("X-Seed", "X-First-Index", "X-Bundle", "X-Request-ID", "ETag", "Retry-After", "Server-Timing"),
+    "X-Acceptance-Rate",
     *("RateLimit", "RateLimit-Policy", "Content-Disposition", "Inference-Header-Content-Length"),
 )
 # What every preflight is told. Also of a path or method that does not exist, so that the page can read our 404 or 405.

@@ -93,7 +93,7 @@ BODIES: dict[str, Any] = {
     },
     "DiscriminateRequest": {"images": [PIXEL]},
     "DiscriminateReply": {**_BUNDLE, "results": [{"probability_real": 0.93, "logit": 2.59, "label": "7"}]},
-    "EncodeReply": {**_BUNDLE, "results": [{"latent": [0.25, -1.5], "error": 12.5, "image": PIXEL}]},
+    "EncodeReply": {**_BUNDLE, "results": [{"latent": [0.25, -1.5], "error": 0.0125, "label": "7", "image": PIXEL}]},
     "VerifyRequest": {"images": [PIXEL]},
     "VerifyReply": {
         "results": [

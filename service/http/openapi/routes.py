@@ -129,6 +129,7 @@ _SAMPLE_HEADERS = {
     "X-First-Index": _header("Index, within the seed, of the first image.", "integer"),
     "X-Bundle": _header("name@version of the bundle that made them."),
     "Server-Timing": _header("Milliseconds spent in the queue, in computing and in encoding."),
+    "X-Acceptance-Rate": _header("With select=discriminator: the share of candidates that passed.", "number"),
     "Content-Disposition": _header("A file's name, of npy and zip: of the bundle, the seed and the images' indices."),
 }
 _CACHE_HEADERS = {
@@ -332,7 +333,12 @@ VERIFY = _route(
 )
 ENCODE = _route(
     "Find the latents of images",
-    _json_reply("One result for each image, in order.", EncodeReply),
+    _json_reply("One result for each image, in order.", EncodeReply)
+    | {
+        "headers": {
+            "Server-Timing": _header("Milliseconds spent in decoding, in the queue, in computing, in encoding.")
+        }
+    },
     *_WORK,
     NoEncoder,
     *_UPLOAD,

@@ -11,12 +11,12 @@ from torch import nn
 from models.bundle import Bundle, read_bundle
 from models.inference import onnx_nets
 from models.inference.bfloat16 import HalfLayer, in_bfloat16
-from models.inference.fast_nets import Verdicts, fast_discriminator, fast_generator
+from models.inference.fast_nets import Verdicts, fast_discriminator, fast_encoder, fast_generator
 from models.inference.noise import draw_latents
 from models.inference.onnx_nets import discriminator_graph, generator_graph
 from models.inference.pixels import grey_levels
-from models.networks import Discriminator, Generator, build_networks
-from models.spec import PRESETS, ImageSpec
+from models.networks import Discriminator, Encoder, Generator, build_networks
+from models.spec import PRESETS, EncoderSpec, ImageSpec
 
 EMBEDDED = Path(__file__).parents[3] / "bundles"
 Kind = tuple[str, ImageSpec, int]  # preset, images, classes
@@ -101,6 +101,28 @@ def test_a_discriminator_of_any_family_says_the_same(nets: Nets, rows: Rows) -> 
     asked = None if labels is None else labels.where(torch.arange(ROWS) % 2 == 0, -1)
     said, plain = fast_discriminator(discriminator)(pixels, asked), Verdicts(discriminator)(pixels, asked)
     torch.testing.assert_close(said, plain, rtol=1e-4, atol=1e-4)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("shape", "classes"), [((1, 28, 28), 10), ((3, 6, 10), 0), ((4, 37, 15), 2), ((1, 1, 1), 0)], ids=str
+)
+def test_an_encoder_finds_the_same_codes(
+    shape: tuple[int, int, int], classes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For images of any shape, with classes and without, and in parts where its values would be too many."""
+    torch.manual_seed(0)
+    channels, height, width = shape
+    image = ImageSpec.model_validate({"channels": channels, "height": height, "width": width})
+    net = Encoder(EncoderSpec(width=4, hidden=16), image, 5, classes)
+    pixels = torch.rand(ROWS, *shape)
+    codes = net(pixels)
+    assert codes.shape == (ROWS, 5 + classes)
+    torch.testing.assert_close(fast_encoder(net)(pixels), codes, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr("models.inference.fast_nets.MOST_NUMBERS", 3 * net.largest)
+    torch.testing.assert_close(fast_encoder(net)(pixels), codes, rtol=1e-4, atol=1e-5)
+    monkeypatch.setattr(onnx_nets, "MOST_WEIGHT_BYTES", 0)
+    torch.testing.assert_close(fast_encoder(net)(pixels), codes)
 
 
 @torch.inference_mode()

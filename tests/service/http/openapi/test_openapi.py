@@ -164,7 +164,7 @@ async def test_a_query_may_hold_what_the_document_says_and_nothing_else(
     np.save(array := io.BytesIO(), np.zeros((1, 8, 8), np.uint8))
     tried = 0
     for method, path, needed, body in (
-        ("get", "/sample", {}, b""),
+        ("get", "/sample", {"bundle": "rgb"}, b""),  # whose discriminator can choose
         ("get", "/interpolate", {"seed_from": 1, "seed_to": 2, "bundle": "cond"}, b""),
         ("post", "/discriminate", {}, array.getvalue()),
         ("post", "/verify", {}, array.getvalue()),
