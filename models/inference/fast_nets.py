@@ -76,7 +76,7 @@ def fast_encoder(net: Encoder) -> FastEncoder:
         def run(pixels: Tensor) -> Tensor:
             return _run(session, "codes", _fed("pixels", pixels, None))
 
-    most_rows = _most_rows(net)
+    most_rows = most_rows_of(net)
 
     def encode(pixels: Tensor, labels: Tensor | None = None) -> Tensor:
         return _in_parts(lambda rows, _: run(rows), most_rows, pixels, labels)

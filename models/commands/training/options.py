@@ -49,7 +49,7 @@ def add_options(train: argparse.ArgumentParser) -> None:
     train.add_argument("--name", type=_bundle_name, help="the bundle's name (default: DATA-PRESET)")
     train.add_argument("--steps", type=int, help="generator updates")
     train.add_argument("--init", type=Path, metavar="BUNDLE", help="begin with a bundle's weights instead of random "
-                       "ones: the same nets and images; classes may be added. Or the bundle that an encoder is for")  # fmt: skip
+                       "ones: the same nets and images; classes may be added. Or the encoder's bundle")  # fmt: skip
     train.add_argument("--checkpoint-every", type=int, default=1_000, metavar="N",
                        help="steps between two checkpoints, beside those before each score (default 1000)")  # fmt: skip
     train.add_argument("--augment", choices=get_args(AugmentName), help="change images at random before D sees them, "
