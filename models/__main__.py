@@ -14,8 +14,8 @@ from models.data.load import DataError
 from models.exchange.bulk.plan import BulkError
 from models.signing import SigningError
 from models.training.health import HealthError
-from models.training.ranks import RanksError
 from models.training.run_folder import RunError
+from models.training.torchrun.ranks import RanksError
 from models.training.trainer import DivergedError, TrainingError
 
 COMMANDS = (

@@ -20,7 +20,7 @@ from benchmarks.tools.report import finish, table
 from benchmarks.training.step import CPU, WARM_STEPS, spread, steps_of, timed
 from models.data.load import Dataset, load_dataset
 from models.spec import PRESETS
-from models.training.ranks import Alone, joined
+from models.training.torchrun.ranks import Alone, joined
 from models.training.trainer import State
 
 

@@ -39,10 +39,10 @@ from models.training import publishing, trainer
 from models.training.cost import count_numbers
 from models.training.fine_tuning import begin_with
 from models.training.health import HealthError
-from models.training.ranks import Alone, Ranks, joined
 from models.training.run_folder import RunDir, RunError, environment
 from models.training.snapshots import Snapshots
 from models.training.tensorboard import TensorBoard
+from models.training.torchrun.ranks import Alone, Ranks, joined
 
 ACKNOWLEDGED = "Stopping, with the work saved. Once more ends at once, without saving."
 FAILED, ALARMED = 1, 4

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from models.spec import AugmentName
-from models.training.ranks import Alone
+from models.training.torchrun.ranks import Alone
 
 FLIPPED = 0.25  # share of images
 SHIFT, CUTOUT = 1 / 8, 1 / 2  # DiffAugment's, of a side

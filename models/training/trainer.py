@@ -41,7 +41,7 @@ from models.networks import (
 from models.spec import AdamSpec, ImageSpec, LatentSpec, SGDSpec, TrainingOptions, half_cosine
 from models.training.augmentation import Augmentation
 from models.training.losses import LOSSES, gradient_penalty
-from models.training.ranks import Alone
+from models.training.torchrun.ranks import Alone
 
 Optimiser = torch.optim.SGD | torch.optim.Adam
 

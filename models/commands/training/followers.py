@@ -20,8 +20,8 @@ from models.data.load import Dataset, load_dataset
 from models.spec import TrainingOptions
 from models.training import trainer
 from models.training.cost import measure_step
-from models.training.ranks import Alone, Ended, Ranks
 from models.training.run_folder import RunError, environment
+from models.training.torchrun.ranks import Alone, Ended, Ranks
 
 ALIKE = ("device", "instruction_set", "torch")  # what decides an update's last bits: weights would drift apart
 

@@ -17,8 +17,8 @@ from models.spec import PRESETS, AugmentName, TrainingOptions
 from models.training import augmentation
 from models.training.augmentation import MOST, RISE_IMAGES, TARGET, Augmentation, Draws
 from models.training.health import HealthMonitor, TrainingHealth
-from models.training.ranks import Alone
 from models.training.run_folder import RunDir
+from models.training.torchrun.ranks import Alone
 from models.training.trainer import State, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread", "small_preset")

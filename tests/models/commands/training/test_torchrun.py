@@ -21,8 +21,8 @@ from models.__main__ import main
 from models.bundle import read_bundle
 from models.commands.training.followers import own_device
 from models.spec import PRESETS
-from models.training.ranks import Alone
 from models.training.run_folder import RunDir, RunError
+from models.training.torchrun.ranks import Alone
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -30,7 +30,7 @@ from torch import distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from models.training.heartbeat import STORE_TIMEOUT, Heartbeat, Stop
+from models.training.torchrun.heartbeat import STORE_TIMEOUT, Heartbeat, Stop
 
 START_TIMEOUT = timedelta(minutes=5)  # until all ranks have come
 FOREVER = timedelta(days=365)

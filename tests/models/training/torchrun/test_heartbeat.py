@@ -4,7 +4,7 @@ import threading
 
 import torch.distributed as dist
 
-from models.training.heartbeat import BEAT_S, SILENT_BEATS, Heartbeat
+from models.training.torchrun.heartbeat import BEAT_S, SILENT_BEATS, Heartbeat
 
 
 def hearts(size: int) -> list[Heartbeat]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from models.data.dataset import Dataset, Split, divide
 from models.data.load import load_dataset
 from models.spec import PRESETS, AdamSpec, SGDSpec
-from models.training.ranks import Alone, Ranks, RanksError, joined
+from models.training.torchrun.ranks import Alone, Ranks, RanksError, joined
 from models.training.trainer import State, TrainingError, train_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
