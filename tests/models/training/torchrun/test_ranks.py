@@ -27,7 +27,7 @@ from models.training.trainer import State, TrainingError, train_step
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[4]
 CONVOLUTIONAL = ("conv-ns", "conv-hinge", "conv-r3")
 FIGURES = ("d_loss", "g_loss", "d_real", "d_fake")
 
