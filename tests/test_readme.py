@@ -81,7 +81,7 @@ def test_the_embedded_digits_have_the_brightness_of_real_ones(embedded: Any) -> 
 def test_the_make_targets_are_there(target: str) -> None:
     """Each target that the README names runs what it says."""
     assert any(f"make {target}" in block for block in BLOCKS)
-    installed = "[train,export,tensorboard,otlp,bulk,test]"
+    installed = "[train,export,import,tensorboard,otlp,bulk,test]"
     expected = {"serve": "python -m service", "test": "python -m pytest", "install": installed}
     assert expected[target] in run(f"make --dry-run --always-make {target}", ROOT)
 
