@@ -34,7 +34,8 @@ import os, sys
 from pathlib import Path
 from models.__main__ import main
 from models.spec import PRESETS, TrainingOptions
-from models.training import heartbeat, health, publishing, ranks, report, trainer
+from models.training import health, publishing, report, trainer
+from models.training.torchrun import heartbeat, ranks
 small = TrainingOptions.model_validate_json(Path(__file__).with_name("small.json").read_text())
 PRESETS["small"] = small
 report.page = lambda _: ""
